@@ -103,9 +103,11 @@ class DataConfig(Section):
     )
     path: str | None = Field(None, description="text_files: a glob of UTF-8 files; shards: a directory or URL with index.json")
     cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
-    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, chosen by their hash")
+    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
-    on_bad_shard: Literal["fail", "skip"] = Field("fail", description="a shard that is missing or damaged: fail, or skip and record it")
+    on_bad_shard: Literal["fail", "skip"] = Field(
+        "fail", description="a missing or damaged shard: fail, or skip it and record that"
+    )
 
     @model_validator(mode="after")
     def _path(self) -> Self:
@@ -160,7 +162,9 @@ class LayoutConfig(Section):
         "auto", description="reference: plain PyTorch, one device; deepspeed: ZeRO; auto: reference on one device"
     )
     dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: every device of the cluster")
-    zero_stage: Literal[1, 2, 3] | None = Field(None, description="what ZeRO shards: 1 optimiser states, 2 gradients too, 3 weights too")
+    zero_stage: Literal[1, 2, 3] | None = Field(
+        None, description="ZeRO shards 1: optimiser states; 2: gradients too; 3: weights too"
+    )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
     activation_checkpointing: Literal["none", "full"] | None = Field(None, description="full: recompute every block in backward")
 
@@ -177,9 +181,9 @@ class DeviceConfig(Section):
 
     kind: Literal["cpu", "gpu"]
     name: str = Field(description="as the vendor names it")
-    memory_gb: float | None = Field(gt=0, description="memory of one device, GB (10^9); null: asked of this machine")
+    memory_gb: float | None = Field(gt=0, description="GB (10^9) of one device; null: asked of this machine")
     peak_tflops_bf16: float | None = Field(None, gt=0, description="dense peak; null: unknown, and MFU is not reported")
-    peak_tflops_fp32: float | None = Field(None, gt=0, description="dense peak of fp32 matrix products (TF32 where the device has it)")
+    peak_tflops_fp32: float | None = Field(None, gt=0, description="dense peak in fp32 (TF32 where there is one)")
     memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
     power_w: float | None = Field(None, gt=0, description="board power limit")
 
@@ -188,7 +192,9 @@ class ClusterConfig(Section):
     """What the planner and the launcher must know of the machines."""
 
     name: str
-    kind: Literal["embedded", "existing"] = Field(description="embedded: Ray is started here; existing: joined at cluster.address")
+    kind: Literal["embedded", "existing"] = Field(
+        description="embedded: Ray is started here; existing: joined at cluster.address"
+    )
     address: str | None = Field(None, description="existing: address of the Ray head, or auto")
     n_nodes: int = Field(1, gt=0, description="machines")
     devices_per_node: int | None = Field(None, gt=0, description="devices in each; null: asked of this machine")
@@ -263,7 +269,7 @@ class RunConfig(Section):
     def _cross(self) -> Self:
         vocab, entries = self.vocab_size, self.tokenizer.vocab_size
         if vocab < entries:
-            raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null, or raise it")
+            raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null")
         if self.position.kind == "rope" and self.model.head_width % 2:
             raise ValueError(f"position=rope rotates pairs, but the heads are {self.model.head_width} wide; make d_head even")
         return self
