@@ -1,0 +1,1 @@
+"""Transformers: families, each a page, on shared blocks."""

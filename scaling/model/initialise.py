@@ -1,0 +1,47 @@
+"""Initial weights, of which each depends on its own name and shape and on the seed alone.
+
+So they do not change with the order in which modules are built, the layers built beside them, the device or the rank:
+a pipeline stage that holds blocks 4 to 7 gives them the values that one process would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scaling.config import ModelConfig
+
+RESIDUAL_OUTPUTS = ("attention.o", "feed_forward.down")
+"""The linears whose output is added to the residual stream."""
+
+
+def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
+    """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
+
+    Norms 1, biases 0, all else normal(init_std); the residual outputs are narrower by sqrt(2 n_layers), the number of
+    terms that the residual stream sums (Radford et al. 2019, section 2.3).
+    """
+    module, _, kind = name.rpartition(".")
+    if kind == "bias":
+        return torch.zeros(*shape)
+    if module.endswith("norm"):
+        return torch.ones(*shape)
+    std = config.init_std
+    if module.endswith(RESIDUAL_OUTPUTS):
+        std /= math.sqrt(2 * config.n_layers)
+    digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.empty(*shape).normal_(0.0, std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Fill every parameter of `model` (which has its ModelConfig as `config`), on whatever device, in whatever dtype."""
+    config = model.config
+    assert isinstance(config, ModelConfig)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(initial_values(name, parameter.shape, config, seed))

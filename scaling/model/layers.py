@@ -1,0 +1,92 @@
+"""Norms, feed-forward layers and embeddings that every family is built of.
+
+Shapes: B batch, T positions, D d_model, F d_ff, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from scaling.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dim, computed in fp32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if x_BTD.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _RMSNormOnCPU.apply(x_BTD.float(), self.weight.float(), self.eps).to(x_BTD.dtype)
+        return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight.to(x_BTD.dtype), self.eps)
+
+
+class _RMSNormOnCPU(torch.autograd.Function):
+    """F.rms_norm is fused on GPUs, but on CPUs its backward is a chain of elementwise passes.
+
+    Measured, 2048 x 384 fp32, one thread (EPYC, torch 2.13), forward and backward: F.rms_norm 3.5 ms, this 0.5 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (x * rstd).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        # The layernorm kernel with a mean of zero is ours but for one term, -rstd * mean(grad * weight); add it back.
+        x, weight, rstd = ctx.saved_tensors
+        d_model, mean = x.shape[-1], torch.zeros_like(rstd)
+        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, [d_model], mean, rstd, weight, None, [True, True, False]
+        )
+        grad_x.add_((grad @ weight).unsqueeze(-1).div_(d_model).mul_(rstd))
+        return grad_x, grad_weight, None
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """`config.norm` of width d_model; layernorm has a bias where the model has biases."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.bias)
+
+
+class GeluFeedForward(nn.Module):
+    """down(gelu(up(x))), GELU in its tanh form, as in GPT-2 and BERT's first code (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = F.gelu(self.up(x_BTD), approximate="tanh")
+        return self.down(h_BTF)
+
+
+class SwigluFeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(h_BTF)
+
+
+FEED_FORWARDS: dict[str, type[nn.Module]] = {"gelu": GeluFeedForward, "swiglu": SwigluFeedForward}

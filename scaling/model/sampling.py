@@ -1,0 +1,68 @@
+"""Text from a model, one token at a time.
+
+Shapes: B = 1 text, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scaling.model.base import LanguageModel
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompt_ids: Sequence[int],
+    n_tokens: int,
+    *,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    seed: int,
+    context_limit: int,
+) -> list[int]:
+    """Up to `n_tokens` tokens that follow the prompt, without it; fewer when `eos_id` is drawn, which is not returned.
+
+    temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose probabilities reach p (Holtzman
+    et al. 2020); both may be given. The same seed draws the same text on the same device. The model sees at most
+    `context_limit` tokens: when the cache is full, the latest half of them is encoded anew. Raises ValueError for an
+    empty prompt, and puts the model back into the mode it was in.
+    """
+    if not prompt_ids:
+        raise ValueError("generation needs a prompt of at least one token, such as the end-of-text token")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    tokens, new = list(prompt_ids), list(prompt_ids)[-context_limit:]
+    caches, was_training = model.new_caches(context_limit), model.training
+    model.eval()
+    try:
+        while len(tokens) < len(prompt_ids) + n_tokens:
+            if caches[0].length + len(new) > context_limit:
+                caches, new = model.new_caches(context_limit), tokens[-max(1, context_limit // 2) :]
+            logits_V = model(torch.tensor([new], device=device), caches)[0, -1]
+            token = pick(logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            if token == eos_id:
+                break
+            tokens.append(token)
+            new = [token]
+    finally:
+        model.train(was_training)
+    return tokens[len(prompt_ids) :]
+
+
+def pick(logits_V: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:
+    """One token by its logits, drawn on the CPU in fp32."""
+    logits_V = logits_V.float().cpu()
+    if temperature == 0:
+        return int(logits_V.argmax())
+    logits_V, token_V = (logits_V / temperature).sort(descending=True, stable=True)
+    probability_V = logits_V[:top_k].softmax(dim=-1)
+    if top_p is not None:
+        before_V = probability_V.cumsum(dim=-1) - probability_V
+        probability_V = probability_V.masked_fill(before_V >= top_p, 0.0)
+    return int(token_V[torch.multinomial(probability_V, 1, generator=generator)])
