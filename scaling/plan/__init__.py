@@ -1,0 +1,1 @@
+"""From a configuration to a layout and its predictions: parameters, memory, time, cost. Needs no torch."""

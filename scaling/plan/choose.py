@@ -1,0 +1,191 @@
+"""Check or choose a layout: the rules first, then the cheapest that fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from itertools import product
+from typing import Literal, TypeVar
+
+from scaling.config import RunConfig
+from scaling.errors import PlanError
+from scaling.plan.degrees import Layout
+from scaling.plan.machine import n_devices
+from scaling.plan.memory import MemoryEstimate, estimate_memory
+from scaling.units import format_bytes
+
+USABLE_MEMORY = 0.9
+"""Part of a device's memory that a plan may fill, the rest being for what the estimate misses: assumption."""
+
+T = TypeVar("T")
+STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
+CHECKPOINTINGS: tuple[Literal["none", "full"], ...] = ("none", "full")
+
+
+def choose_layout(config: RunConfig) -> Layout:
+    """The layout of `config.layout`, with what it leaves open chosen.
+
+    dp is the largest number of devices that divides the global batch. Then, without checkpointing if anything fits
+    so: the lowest ZeRO stage, and with it the largest micro-batch, that fits in 90 % of a device's memory.
+    Raises PlanError when a rule is broken or nothing fits.
+    """
+    dp = _data_parallel(config)
+    engine = _engine(config, dp)
+    candidates = list(_candidates(config, dp, engine))
+    for layout in candidates:
+        if fits(config, layout):
+            return layout
+    raise _nothing_fits(config, candidates)
+
+
+def fits(config: RunConfig, layout: Layout) -> bool:
+    return estimate_memory(config, layout).total <= usable_bytes(config)
+
+
+def usable_bytes(config: RunConfig) -> int:
+    """Bytes of one device that a plan may fill."""
+    memory_gb = config.cluster.device.memory_gb
+    assert memory_gb is not None, "resolve_cluster(config) comes first"
+    return int(USABLE_MEMORY * memory_gb * 1e9)
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n > 0, ascending."""
+    low = [i for i in range(1, int(n**0.5) + 1) if n % i == 0]
+    return sorted({*low, *(n // i for i in low)})
+
+
+def _where(config: RunConfig, key: str) -> str:
+    return f"model={config.model.name}, cluster={config.cluster.name}, {key}"
+
+
+def _data_parallel(config: RunConfig) -> int:
+    devices, batch, wanted = n_devices(config), config.train.global_batch_size, config.layout.dp
+    legal = [dp for dp in divisors(batch) if dp <= devices]
+    if config.layout.engine == "reference":
+        if wanted not in (None, 1):
+            raise PlanError(
+                f"layout.engine=reference runs on one device, but layout.dp={wanted}",
+                _where(config, "layout.engine"),
+                "Use layout.dp=1, or layout.engine=deepspeed.",
+            )
+        return 1
+    if wanted is None:
+        return legal[-1]
+    if wanted > devices:
+        raise PlanError(
+            f"layout.dp={wanted} needs {wanted} devices, and the cluster has {devices}",
+            _where(config, "layout.dp"),
+            f"Use dp from {_set(legal)}, or a larger cluster.",
+        )
+    if batch % wanted:
+        raise PlanError(
+            f"layout.dp={wanted} does not divide train.global_batch_size={batch}",
+            _where(config, "layout.dp"),
+            f"Use dp from {_set(legal)}, or a global batch that is a multiple of {wanted}, such as {_multiple(batch, wanted)}.",
+        )
+    return wanted
+
+
+def _engine(config: RunConfig, dp: int) -> Literal["reference", "deepspeed"]:
+    """auto is reference on one device, where ZeRO has nothing to shard, unless a stage above 1 was asked for."""
+    engine, stage = config.layout.engine, config.layout.zero_stage or 1
+    if engine == "auto":
+        return "reference" if dp == 1 and stage == 1 else "deepspeed"
+    if engine == "reference" and stage > 1:
+        raise PlanError(
+            f"layout.engine=reference has no ZeRO, but layout.zero_stage={stage}",
+            _where(config, "layout.zero_stage"),
+            "Leave zero_stage null, or use layout.engine=deepspeed.",
+        )
+    return engine
+
+
+def _candidates(config: RunConfig, dp: int, engine: Literal["reference", "deepspeed"]) -> Iterator[Layout]:
+    """Every legal layout of `config.layout` with this dp, the preferred one first."""
+    layout, share = config.layout, config.train.global_batch_size // dp
+    wanted = layout.micro_batch_size
+    if wanted is not None and share % wanted:
+        raise PlanError(
+            f"layout.micro_batch_size={wanted} does not divide the {share} sequences of a rank "
+            f"(train.global_batch_size={config.train.global_batch_size} over dp={dp})",
+            _where(config, "layout.micro_batch_size"),
+            f"Use micro_batch_size from {_set(divisors(share))}.",
+        )
+    checkpointings = _one_or(layout.activation_checkpointing, CHECKPOINTINGS)
+    stages = _one_or(layout.zero_stage, STAGES if engine == "deepspeed" and dp > 1 else STAGES[:1])
+    micro_batches = _one_or(wanted, reversed(divisors(share)))
+    for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
+        yield Layout(dp, 1, 1, stage, micro, share // micro, checkpointing, engine)
+
+
+def _one_or(given: T | None, choices: Iterable[T]) -> list[T]:
+    return list(choices) if given is None else [given]
+
+
+def _nothing_fits(config: RunConfig, candidates: list[Layout]) -> PlanError:
+    """The error that says how far off the smallest layout is, and what would help."""
+    smallest = min(candidates, key=lambda layout: estimate_memory(config, layout).total)
+    memory, device = estimate_memory(config, smallest), config.cluster.device
+    what = (
+        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(memory.total)} on each device "
+        f"({describe(smallest)}: {parts(memory)}), and {format_bytes(usable_bytes(config))} may be used, "
+        f"{USABLE_MEMORY:.0%} of the {device.memory_gb:.4g} GB of {device.name}"
+    )
+    return PlanError(what, _where(config, "layout"), " ".join(_remedies(config, smallest)))
+
+
+def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
+    open_layout = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None, "engine": "deepspeed"}
+    relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
+    fitting = (layout for layout in _candidates(relaxed, smallest.dp, "deepspeed") if fits(config, layout))
+    needed = _devices_needed(config, smallest)
+    if (layout := next(fitting, None)) is not None:
+        yield f"With the same dp this fits: {describe(layout)}."
+    if needed is not None:
+        yield f"It would fit on {needed} such devices (dp={needed}, zero_stage=3); the cluster has {n_devices(config)}."
+    else:
+        yield "No number of such devices is enough with data parallelism alone; it takes devices with more memory."
+    memory = estimate_memory(config, smallest)
+    if memory.activations + memory.logits > memory.total / 2:
+        yield f"A train.seq_len shorter than {config.train.seq_len} helps too."
+    else:
+        yield "A smaller model helps too."
+
+
+def _devices_needed(config: RunConfig, smallest: Layout) -> int | None:
+    """Fewest ranks that divide the batch and hold the model at ZeRO-3 with full checkpointing and micro-batches of one."""
+    batch = config.train.global_batch_size
+    for dp in divisors(batch):
+        layout = Layout(dp, 1, 1, 3, 1, batch // dp, "full", "deepspeed")
+        if dp > smallest.dp and fits(config, layout):
+            return dp
+    return None
+
+
+def describe(layout: Layout) -> str:
+    """dp=8, zero_stage=2, micro_batch_size=4 x 16, activation_checkpointing=none."""
+    degrees = [f"dp={layout.dp}", *(f"{name}={n}" for name, n in (("tp", layout.tp), ("pp", layout.pp)) if n > 1)]
+    return ", ".join(
+        [
+            *degrees,
+            f"zero_stage={layout.zero_stage}",
+            f"micro_batch_size={layout.micro_batch_size}",
+            f"activation_checkpointing={layout.activation_checkpointing}",
+        ]
+    )
+
+
+def parts(memory: MemoryEstimate) -> str:
+    """weights 1 GB, gradients 1 GB, ..."""
+    return ", ".join(f"{field.name} {format_bytes(getattr(memory, field.name))}" for field in fields(memory))
+
+
+def _set(values: list[int], most: int = 12) -> str:
+    """{1, 2, 4}; of a long list the first ones."""
+    shown = ", ".join(map(str, values[:most]))
+    return "{" + shown + (", ..." if len(values) > most else "") + "}"
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of

@@ -1,0 +1,84 @@
+"""Config + cluster -> RunPlan: what will be run, how, and what that is predicted to take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scaling.config import RunConfig
+from scaling.plan.budget import schedule_tokens, token_budget, tokens_per_step
+from scaling.plan.choose import choose_layout
+from scaling.plan.counts import ModelCounts, count
+from scaling.plan.degrees import Layout
+from scaling.plan.machine import n_devices
+from scaling.plan.memory import MemoryEstimate, estimate_memory
+from scaling.plan.time import TimeEstimate, estimate_time
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that follows from a configuration. Predictions (memory, time, hours, usd, kwh) are estimates; None is unknown.
+
+    n_tokens         of the whole run, n_steps x tokens_per_step
+    decay_tokens     of the final decay of schedule=wsd, else 0
+    flops            of the whole run, without recomputation
+    usd, kwh         of all devices of the cluster, used or not; kwh at the board power limit, without host or cooling
+    """
+
+    layout: Layout
+    counts: ModelCounts
+    n_tokens: int
+    tokens_per_step: int
+    n_steps: int
+    warmup_tokens: int
+    decay_tokens: int
+    flops: int
+    memory: MemoryEstimate
+    device_memory_bytes: int
+    time: TimeEstimate | None
+    hours: float | None
+    usd: float | None
+    kwh: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, nested as the fields are; memory also has its total."""
+        plan = asdict(self)
+        plan["memory"]["total"] = self.memory.total
+        plan["layout"]["world_size"] = self.layout.world_size
+        return plan
+
+
+def make_plan(config: RunConfig) -> RunPlan:
+    """Plan the run of a configuration whose cluster is resolved (`machine.resolve_cluster`). Takes nothing and starts nothing.
+
+    Raises PlanError when no legal layout fits, an explicit one breaks a rule, or the schedule is longer than the run.
+    """
+    warmup, decay = schedule_tokens(config)
+    layout, counts, n_tokens = choose_layout(config), count(config), token_budget(config)
+    n_steps = n_tokens // tokens_per_step(config)
+    time = estimate_time(config, layout)
+    hours = n_steps * time.step_time_s / 3600 if time is not None else None
+    cluster = config.cluster
+    return RunPlan(
+        layout=layout,
+        counts=counts,
+        n_tokens=n_tokens,
+        tokens_per_step=tokens_per_step(config),
+        n_steps=n_steps,
+        warmup_tokens=warmup,
+        decay_tokens=decay,
+        flops=n_tokens * counts.flops_per_token,
+        memory=estimate_memory(config, layout),
+        device_memory_bytes=round((cluster.device.memory_gb or 0) * 1e9),
+        time=time,
+        hours=hours,
+        usd=_of_cluster(config, hours, cluster.usd_per_device_hour),
+        kwh=_of_cluster(config, hours, cluster.device.power_w, scale=1e-3),
+    )
+
+
+def _of_cluster(config: RunConfig, hours: float | None, per_device_hour: float | None, scale: float = 1.0) -> float | None:
+    """`per_device_hour` over the whole run and cluster; None where either is unknown."""
+    if hours is None or per_device_hour is None:
+        return None
+    return hours * n_devices(config) * per_device_hour * scale

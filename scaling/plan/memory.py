@@ -1,0 +1,112 @@
+"""Bytes that one device holds at the peak of a training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from scaling.config import ModelConfig, RunConfig
+from scaling.plan.counts import block_params, count
+from scaling.plan.degrees import Layout
+
+GPU_CONTEXT_BYTES = 1_000_000_000
+"""CUDA context, cuBLAS and NCCL workspaces, and the allocator's fragments: assumption."""
+
+CPU_PROCESS_BYTES = 600_000_000
+"""A worker process that has imported torch, DeepSpeed and Ray: assumption."""
+
+BUCKET_ELEMENTS = 500_000_000
+"""Gradients gathered before they are sent: DeepSpeed's default reduce_bucket_size; one bucket at a time: assumption."""
+
+GATHERED_BLOCKS = 2
+"""Blocks whose weights ZeRO-3 holds whole at once, the running and the next one: assumption."""
+
+LOGIT_COPIES = 3
+"""fp32 arrays of the logits' size alive at once in the backward of cross-entropy: log-probabilities, their gradient, and
+the gradient of the logits (read off its autograd graph; a loss in chunks needs less)."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device, by what they hold."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate_memory(config: RunConfig, layout: Layout) -> MemoryEstimate:
+    """Model states after Rajbhandari et al. 2020 (arXiv:1910.02054, section 5), activations after Korthikanti et al. 2022.
+
+    fp32 holds 4 + 4 + 8 bytes a parameter (weight, gradient, two moments). bf16 holds 2 + 2 + 12: the optimiser's part
+    then includes the fp32 weights. The dp ranks share the optimiser's part from stage 1 on, the gradients from 2, the
+    weights at 3.
+    """
+    n_params, width = count(config).n_params, dtype_bytes(config)
+    moments = 8 if width == 4 else 12
+    shard = [-(-n_params // layout.dp) if layout.zero_stage >= stage else n_params for stage in (1, 2, 3)]
+    tokens = layout.micro_batch_size * config.train.seq_len
+    return MemoryEstimate(
+        weights=width * shard[2],
+        gradients=width * shard[1],
+        optimizer=moments * shard[0],
+        activations=_activation_bytes(config, layout),
+        logits=4 * LOGIT_COPIES * tokens * config.vocab_size,
+        overhead=_overhead_bytes(config, layout, n_params),
+    )
+
+
+def dtype_bytes(config: RunConfig) -> int:
+    """Bytes of an activation or a working weight."""
+    return 4 if config.dtype == "fp32" else 2
+
+
+def _activation_bytes(config: RunConfig, layout: Layout) -> int:
+    """What the forward keeps for the backward on one device, logits apart.
+
+    Every block, or with full checkpointing every block's input and the whole of the one that is recomputed; then the
+    input and output of the final norm.
+    """
+    model, width = config.model, dtype_bytes(config)
+    tokens = layout.micro_batch_size * config.train.seq_len
+    block = _block_bytes_per_token(model, width)
+    if layout.activation_checkpointing == "full":
+        blocks = model.n_layers * width * model.d_model + block
+    else:
+        blocks = model.n_layers * block
+    return tokens * (blocks + 2 * width * model.d_model)
+
+
+def _block_bytes_per_token(model: ModelConfig, width: int) -> int:
+    """Bytes that one block keeps per token, `width` bytes a value.
+
+    Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2, summed over its parts: without the term 5as/h, since fused attention
+    keeps no T x T matrix but one fp32 log-sum a head; with the widths of grouped queries; with four values of d_ff for
+    swiglu (gate, its silu, up, their product) in place of two; with masks only where there is dropout.
+    With width=2, GELU, dropout and full heads it is 34 d_model + 4 n_heads, the paper's 34sbh.
+    """
+    q_width, kv_width = model.n_heads * model.head_width, model.kv_heads * model.head_width
+    norms = 2 * model.d_model
+    attention = model.d_model + q_width + 2 * kv_width + q_width
+    feed_forward = model.d_model + (4 if model.activation == "swiglu" else 2) * model.ff_width
+    masks = 2 * model.d_model if model.dropout > 0 else 0
+    return width * (norms + attention + feed_forward) + masks + 4 * model.n_heads
+
+
+def _overhead_bytes(config: RunConfig, layout: Layout, n_params: int) -> int:
+    """The process or device context, and DeepSpeed's buffers where there is something to communicate."""
+    context = GPU_CONTEXT_BYTES if config.cluster.device.kind == "gpu" else CPU_PROCESS_BYTES
+    if layout.dp == 1:
+        return context
+    width = dtype_bytes(config)
+    buffers = width * min(n_params, BUCKET_ELEMENTS)
+    if layout.zero_stage == 3:
+        elsewhere = n_params - -(-n_params // layout.dp)
+        buffers += width * min(elsewhere, GATHERED_BLOCKS * block_params(config.model))
+    return context + buffers

@@ -1,0 +1,99 @@
+"""The plan, for the person who waits: one table of plain words, units and the word "estimated" where it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.config import RunConfig
+from scaling.plan.choose import parts
+from scaling.plan.layout import RunPlan
+from scaling.plan.machine import n_devices
+from scaling.units import format_bytes, format_count, format_duration, format_flops
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = tuple[str, str]
+
+
+def plan_table(config: RunConfig, plan: RunPlan, run_dir: str | Path) -> Table:
+    """The rich table that `python -m scaling.run` prints first; wraps at any width, plain where there is no terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.HORIZONTALS, show_header=False, title=f"Plan of {config.name}", title_justify="left", title_style="bold"
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in (_model(config, plan), _training(config, plan), _execution(config, plan), _prediction(config, plan)):
+        for name, value in section:
+            table.add_row(name, Text(value))
+        table.add_section()
+    table.add_row("run directory", Text(str(run_dir)))
+    return table
+
+
+def _model(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    model, counts = config.model, plan.counts
+    heads = f"{model.n_heads} heads of {model.head_width}"
+    if model.kv_heads != model.n_heads:
+        heads += f" ({model.kv_heads} for keys and values)"
+    yield "model", f"{model.name}: {model.n_layers} layers, d_model {model.d_model}, {heads}, d_ff {model.ff_width}"
+    style = f"{model.activation}, {model.norm}, {config.position.kind} positions, {config.attention.kind} attention"
+    yield "", f"{style}, {'tied' if model.tie_embeddings else 'untied'} embeddings"
+    without = format_count(counts.n_params_non_embedding)
+    yield "parameters", f"{format_count(counts.n_params)} with embeddings, {without} without"
+
+
+def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    train, schedule = config.train, config.schedule
+    ratio = plan.n_tokens / plan.counts.n_params
+    yield "tokens", f"{format_count(plan.n_tokens)}, {ratio:.3g} per parameter"
+    batch = f"{train.global_batch_size} sequences of {train.seq_len} = {plan.tokens_per_step} tokens"
+    yield "steps", f"{plan.n_steps}, each of {batch}"
+    warmup = f"warm-up {format_count(plan.warmup_tokens)} tokens"
+    decay = f", decay {format_count(plan.decay_tokens)} tokens" if plan.decay_tokens else ""
+    yield "learning rate", f"{config.optim.lr:g}, {schedule.kind}, {warmup}{decay}"
+    yield "compute", f"{format_flops(plan.flops)}, {format_flops(plan.counts.flops_per_token)} a token"
+    source = config.data.kind + (f" {config.data.path}" if config.data.path else "")
+    yield "corpus", f"{source}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries"
+
+
+def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    cluster, layout = config.cluster, plan.layout
+    devices = n_devices(config)
+    nodes = f" in {cluster.n_nodes} nodes" if cluster.n_nodes > 1 else ""
+    noun = " worker" + ("s" if devices > 1 else "") + " on" if cluster.device.kind == "cpu" else " x"
+    spot = ", preemptible" if cluster.preemptible else ""
+    yield "cluster", f"{cluster.name}: {devices}{noun} {cluster.device.name}{nodes}{spot}"
+    zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
+    yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}, {layout.engine} engine{zero}, {config.dtype}"
+    if layout.world_size < devices:
+        batch = config.train.global_batch_size
+        yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"
+    recompute = {"none": "no activation checkpointing", "full": "full activation checkpointing"}
+    yield (
+        "micro-batch",
+        f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute[layout.activation_checkpointing]}",
+    )
+
+
+def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    memory = f"{format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device"
+    yield "memory (estimated)", memory
+    yield "", parts(plan.memory)
+    if plan.time is None or plan.hours is None:
+        yield "time (estimated)", "unknown: no peak FLOP/s or link speed is known of these devices"
+    else:
+        time = plan.time
+        whole = format_duration(plan.hours * 3600)
+        yield "time (estimated)", f"{whole}; {format_duration(time.step_time_s)} a step"
+        yield "", f"{format_count(time.tokens_per_s)} tokens/s, MFU {time.mfu:.0%}"
+    price = config.cluster.usd_per_device_hour
+    unpriced = "unknown: set cluster.usd_per_device_hour" if price is None else "unknown"
+    yield "cost (estimated)", unpriced if plan.usd is None else f"{plan.usd:,.0f} USD at {price:g} USD a device-hour"
+    yield "energy (estimated)", "unknown" if plan.kwh is None else f"{plan.kwh:,.0f} kWh at the devices' power limit"
