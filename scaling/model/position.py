@@ -1,6 +1,6 @@
 """How a model knows the order of its tokens: added to the input, or applied in every attention.
 
-Shapes: B batch, T positions, D d_model, H heads, K d_head.
+Shapes: B batch, T positions, D d_model, H heads, K d_head, P = K/2 pairs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from scaling.config import RunConfig
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles of T positions, (T, K/2) each, fp32."""
+    """Of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a), T x 1 x K each, fp32."""
 
-    cos: Tensor
-    sin: Tensor
+    cos_T1K: Tensor
+    sin_T1K: Tensor
 
 
 class Position(nn.Module):
@@ -61,18 +61,18 @@ class RotaryPosition(Position):
         self.d_head, self.theta = config.model.head_width, config.position.theta
 
     def rotation(self, start: int, length: int, device: torch.device) -> Rotation:
-        half = torch.arange(0, self.d_head, 2, dtype=torch.float32, device=device)
-        angles = torch.outer(
-            torch.arange(start, start + length, dtype=torch.float32, device=device), self.theta ** (-half / self.d_head)
-        )
-        return Rotation(angles.cos(), angles.sin())
+        pair_P = torch.arange(0, self.d_head, 2, dtype=torch.float32, device=device)
+        position_T = torch.arange(start, start + length, dtype=torch.float32, device=device)
+        angle_T1P = torch.outer(position_T, self.theta ** (-pair_P / self.d_head)).unsqueeze(1)
+        cos_T1P, sin_T1P = angle_T1P.cos(), angle_T1P.sin()
+        return Rotation(torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1))
 
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Turn every pair of every head by its position's angle, in fp32; the dtype of x is kept."""
-    cos_T1K, sin_T1K = rotation.cos[:, None], rotation.sin[:, None]
-    a, b = x_BTHK.float().chunk(2, dim=-1)
-    return torch.cat((a * cos_T1K - b * sin_T1K, b * cos_T1K + a * sin_T1K), dim=-1).to(x_BTHK.dtype)
+    x = x_BTHK.float()
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return (x * rotation.cos_T1K + swapped * rotation.sin_T1K).to(x_BTHK.dtype)
 
 
 POSITIONS: dict[str, type[Position]] = {"none": Position, "learned": LearnedPosition, "rope": RotaryPosition}
