@@ -12,7 +12,8 @@ GPU_CONTEXT_BYTES = 1_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces, and the allocator's fragments: assumption."""
 
 CPU_PROCESS_BYTES = 600_000_000
-"""A worker process that has imported torch, DeepSpeed and Ray: assumption."""
+"""A worker process before it holds a model. Measured 0.40 GB resident after importing torch 2.13.0, deepspeed 0.19.8,
+ray.train 2.60.0 and webdataset 1.0.2 on Linux; the rest, for loader, buffers and allocator, is an assumption."""
 
 BUCKET_ELEMENTS = 500_000_000
 """Gradients gathered before they are sent: DeepSpeed's default reduce_bucket_size; one bucket at a time: assumption."""

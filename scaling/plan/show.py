@@ -24,9 +24,8 @@ def plan_table(config: RunConfig, plan: RunPlan, run_dir: str | Path) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.HORIZONTALS, show_header=False, title=f"Plan of {config.name}", title_justify="left", title_style="bold"
-    )
+    title = f"Plan of {config.name}"
+    table = Table(box=box.HORIZONTALS, show_header=False, title=title, title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for section in (_model(config, plan), _training(config, plan), _execution(config, plan), _prediction(config, plan)):
@@ -75,25 +74,30 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     if layout.world_size < devices:
         batch = config.train.global_batch_size
         yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"
-    recompute = {"none": "no activation checkpointing", "full": "full activation checkpointing"}
-    yield (
-        "micro-batch",
-        f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute[layout.activation_checkpointing]}",
-    )
+    recompute = {"none": "no activation checkpointing", "full": "full activation checkpointing"}[layout.activation_checkpointing]
+    yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute}"
 
 
 def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
-    memory = f"{format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device"
-    yield "memory (estimated)", memory
+    yield "memory", f"estimated {format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device:"
     yield "", parts(plan.memory)
     if plan.time is None or plan.hours is None:
-        yield "time (estimated)", "unknown: no peak FLOP/s or link speed is known of these devices"
+        yield "time", "unknown: these devices' peak FLOP/s or link speed is not known"
     else:
-        time = plan.time
-        whole = format_duration(plan.hours * 3600)
-        yield "time (estimated)", f"{whole}; {format_duration(time.step_time_s)} a step"
-        yield "", f"{format_count(time.tokens_per_s)} tokens/s, MFU {time.mfu:.0%}"
+        yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
+        yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
     price = config.cluster.usd_per_device_hour
-    unpriced = "unknown: set cluster.usd_per_device_hour" if price is None else "unknown"
-    yield "cost (estimated)", unpriced if plan.usd is None else f"{plan.usd:,.0f} USD at {price:g} USD a device-hour"
-    yield "energy (estimated)", "unknown" if plan.kwh is None else f"{plan.kwh:,.0f} kWh at the devices' power limit"
+    if plan.usd is not None:
+        yield "cost", f"estimated {_amount(plan.usd)} USD at {price:g} USD a device-hour"
+    else:
+        yield "cost", "unknown" if price is not None else "unknown: set cluster.usd_per_device_hour"
+    at_limit = "kWh at the devices' power limit"
+    yield "energy", "unknown" if plan.kwh is None else f"estimated {_amount(plan.kwh)} {at_limit}"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value < 1 else format_duration(value)
