@@ -1,0 +1,160 @@
+"""Files that are complete or absent: atomic writes, whole appended lines, and errors that name the disk's trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import RunDirError
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_FIXES = {
+    errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; nothing that was complete is lost",
+    errno.EDQUOT: "Your quota is used up: free some space, or choose another disk with run.root=DIR",
+    errno.EROFS: "The file system is read-only: choose a writable directory with run.root=DIR",
+    errno.EACCES: "Give yourself write permission there, or choose another directory with run.root=DIR",
+    errno.EPERM: "Give yourself write permission there, or choose another directory with run.root=DIR",
+    errno.ENOTDIR: "A part of this path is a file: move it away, or choose another directory with run.root=DIR",
+    errno.EEXIST: "A file stands where a directory is needed: move it away, or choose another with run.root=DIR",
+    errno.ENAMETOOLONG: "Choose a shorter run.name or run.root",
+}
+
+
+def disk_error(action: str, path: Path, error: OSError) -> RunDirError:
+    """The error to raise for an operation on `path` that the system refused: what, where, and what would work."""
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    fix = _FIXES.get(error.errno or 0, "Choose another directory with run.root=DIR")
+    return RunDirError(f"cannot {action} {path}: {error.strerror or error} ({name})", "under run.root", fix + ".")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that a reader, or a crash, sees all of it or what was there before.
+
+    A temporary file beside it is written, synced and renamed, and the directory is synced. Raises RunDirError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise disk_error("write", path, error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Raises RunDirError; a NaN or infinity is a ValueError."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
+    """The JSON object at `path`; None where there is none.
+
+    A file that cannot be read or is no object raises RunDirError, or is None too when not `strict`.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if strict:
+            raise disk_error("read", path, error) from error
+        return None
+    except ValueError:
+        found = None
+    if strict and not isinstance(found, dict):
+        fix = "It is written atomically, so something else wrote it: restore it, or delete it and run the same command again."
+        raise RunDirError(f"{path} is damaged: it holds no JSON object", fix=fix)
+    return found if isinstance(found, dict) else None
+
+
+def append_line(path: Path, text: str, *, sync: bool = False) -> None:
+    """Append one line to `path` in one write, after mending an end that an earlier crash tore.
+
+    On a full disk the file is cut back to what it was. `sync` waits until the line is on the disk. Raises RunDirError.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            with _locked(fd):
+                size = _mend_end(fd)
+                _write_or_cut(fd, text.encode() + b"\n", size)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise disk_error("append to", path, error) from error
+
+
+def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """The whole lines of a JSON-lines file, and the torn end ("" where there is none).
+
+    A last line without its newline is whole when it parses: JSON objects have no proper prefix that does.
+    """
+    *lines, end = content.split(b"\n")
+    if end and _parses(end):
+        lines, end = [*lines, end], b""
+    return lines, end
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _mend_end(fd: int) -> int:
+    """Finish or cut off a last line that lacks its newline; returns the size of the file in bytes."""
+    size = os.fstat(fd).st_size
+    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    content = os.pread(fd, size, 0)
+    _, torn = split_lines(content)
+    if torn:
+        size -= len(torn)
+        os.ftruncate(fd, size)
+        return size
+    return size + os.write(fd, b"\n")
+
+
+def _write_or_cut(fd: int, line: bytes, size: int) -> None:
+    try:
+        done = 0
+        while done < len(line):
+            done += os.write(fd, line[done:])
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    """Keep other processes' appends out for the moment of ours, where the file system has locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    yield
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,148 @@
+"""metrics.jsonl, the record of a run: one JSON object a line, appended, and read back exactly.
+
+Floats are written as the shortest text that reads back as the same float. JSON has no NaN and no infinities: they are
+the strings "NaN", "Infinity" and "-Infinity" in the file, and floats again when read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import RunDirError
+from scaling.files import append_line, disk_error, split_lines, write_atomic
+from scaling.metrics import names
+from scaling.metrics.sinks import Sink
+
+Record = dict[str, float]
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricLog:
+    """Appends records to `path` and passes each on to the sinks, the views of the record."""
+
+    def __init__(self, path: Path, sinks: Iterable[Sink] = ()) -> None:
+        self.path = Path(path)
+        self._sinks = list(sinks)
+        self._last_step = -1
+        self._kinds: set[str] = set()
+
+    def record(self, step: int, n_tokens: int, flops: float, wall_s: float, values: Mapping[str, float]) -> None:
+        """Write one line: where the run stands (totals since its beginning), and what was measured there.
+
+        A step may have several records of different kinds; a kind is the first part of the first name (train, val,
+        eval). No (step, kind) repeats and no step goes back, which is asserted. Raises RunDirError.
+        """
+        kind = next(iter(values), "").split("/")[0]
+        if step != self._last_step:
+            assert step > self._last_step, f"step {step} recorded after step {self._last_step}"
+            self._last_step, self._kinds = step, set()
+        assert kind not in self._kinds, f"a second {kind} record of step {step}"
+        self._kinds.add(kind)
+        position = dict(zip(names.POSITION, (step, n_tokens, flops, wall_s), strict=True))
+        record = {name: _plain(value) for name, value in (position | dict(values)).items()}
+        append_line(self.path, _encode(record))
+        for sink in self._sinks:
+            sink.log(record)
+
+    def resume(self, step: int | None) -> float:
+        """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that is left, or 0.0.
+
+        `step` is the checkpoint's; None, where there is no checkpoint, drops all. Raises RunDirError for a damaged line
+        before the end.
+        """
+        last_step = -1 if step is None else step
+        content = _read(self.path)
+        lines, _ = split_lines(content)
+        records = _decode_lines(self.path, lines)
+        kept = [(line, record) for line, record in zip(lines, records, strict=True) if record[names.STEP] <= last_step]
+        whole = b"".join(line + b"\n" for line, _ in kept)
+        if whole != content:
+            write_atomic(self.path, whole)
+        self._last_step, self._kinds = last_step, {_kind(record) for _, record in kept if record[names.STEP] == last_step}
+        return kept[-1][1][names.WALL_S] if kept else 0.0
+
+    def close(self) -> None:
+        """Close every sink, the last ones too when an earlier one fails."""
+        while self._sinks:
+            try:
+                self._sinks.pop(0).close()
+            except BaseException:
+                self.close()
+                raise
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All records, in order; a torn last line, as a crash leaves it, is passed over.
+
+    Raises RunDirError where there is no such file, and for a damaged line before the end, which it names.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise disk_error("read", path, error) from error
+    lines, _ = split_lines(content)
+    return _decode_lines(path, lines)
+
+
+def _kind(record: Mapping[str, float]) -> str:
+    return next((name for name in record if name not in names.POSITION), "").split("/")[0]
+
+
+def _plain(value: Any) -> float:
+    """An int stays one; anything else that is a number (a NumPy or torch scalar) becomes a float."""
+    return value if type(value) is int else float(value)
+
+
+def _encode(record: Mapping[str, float]) -> str:
+    def portable(value: float) -> float | str:
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+    return json.dumps({name: portable(value) for name, value in record.items()}, allow_nan=False, separators=(",", ":"))
+
+
+def _decode(line: bytes) -> Record:
+    """One record. Raises ValueError when the line is no record."""
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    for name in names.POSITION:
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+    record: Record = {}
+    for name, value in found.items():
+        number = _SPECIAL.get(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} is {value!r}, not a number")
+        record[name] = number
+    return record
+
+
+def _decode_lines(path: Path, lines: list[bytes]) -> list[Record]:
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_decode(line))
+        except ValueError as error:
+            raise RunDirError(
+                f"line {number} of {path} is damaged: {error}",
+                f"it begins {line[:60].decode(errors='replace')!r}",
+                "A crash tears only the last line, so something else wrote here: restore the file, or delete that line.",
+            ) from error
+    return records
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise disk_error("read", path, error) from error

@@ -1,0 +1,225 @@
+"""W&B's view. metrics.jsonl stays the record: what W&B lost to a crash is replayed from it when the run resumes.
+
+Only this module imports wandb, and only when a W&B sink is opened. wandb 0.31 keeps up to its flush interval in memory
+and its service ends with our process, so after a SIGKILL W&B holds fewer steps than metrics.jsonl (measured: none of
+seven steps at the default of 15 s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from scaling.files import disk_error, write_atomic
+from scaling.metrics import names
+from scaling.redact import redact, redact_tree
+
+if TYPE_CHECKING:
+    from scaling.config import RunConfig
+
+Mode = Literal["online", "offline", "disabled"]
+
+_CONNECT_TIMEOUT_S = 3.0  # assumption: a server that takes longer to answer is not worth a wait at every start
+_INIT_TIMEOUT_S = 30.0  # assumption
+_FINISH_TIMEOUT_S = 60.0  # assumption; what is not uploaded by then stays on disk for `wandb sync`
+_READ_TIMEOUT_S = 60.0  # assumption: reading back the files of earlier starts
+_FLUSH_INTERVAL_S = 2.0  # assumption; wandb's own 15 s make `wandb leet` and crashes see an old run
+
+
+class WandbSink:
+    """Logs to an open W&B run. A step up to `last_step`, which W&B has already, is passed over.
+
+    Trouble with W&B ends the view, said once through `notice`, and never the run.
+    """
+
+    def __init__(self, run: Any, last_step: int, notice: Callable[[str], None]) -> None:
+        self._run: Any | None = run
+        self._last_step = last_step
+        self._notice = notice
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Log the record at its step; W&B merges the records of one step, and plots all against train/tokens."""
+        step = int(record[names.STEP])
+        if self._run is None or step <= self._last_step:
+            return
+        values = {name: value for name, value in record.items() if name not in (names.STEP, names.N_TOKENS)}
+        with self._ending_on_trouble():
+            self._run.log(values | {names.TRAIN_TOKENS: record[names.N_TOKENS]}, step=step)
+
+    def close(self) -> None:
+        """Finish the W&B run, waiting a bounded time for its upload; more than once does no harm."""
+        run, self._run = self._run, None
+        if run is not None:
+            with self._ending_on_trouble():
+                run.finish()
+
+    @contextlib.contextmanager
+    def _ending_on_trouble(self) -> Iterator[None]:
+        import wandb
+
+        try:
+            yield
+        except (wandb.Error, OSError) as error:
+            self._run = None
+            self._notice(f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, and a resumed run tries again")
+
+
+def open_wandb_sink(
+    config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]
+) -> WandbSink | None:
+    """Start, or continue under the same id, the W&B run of `run_dir`; None when WANDB_MODE=disabled.
+
+    Offline, said once, when WANDB_MODE says so and where there is no key or no network. Replays from metrics.jsonl the
+    steps up to `resumed_step` that W&B lacks. Raises RunDirError when `run_dir` cannot be written to.
+    """
+    # wandb reads this when it is imported: no error reports of a training job to its maker, unless the user wants them.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    mode, reason = _choose_mode(wandb)
+    if mode == "disabled":
+        notice("W&B: not used, since WANDB_MODE=disabled")
+        return None
+    run_id = _run_id(config, run_dir)
+    last_step = _last_step_on_disk(run_dir, run_id, unknown=-1 if resumed_step is None else resumed_step)
+    arguments = _init_arguments(wandb, config, run_dir, run_id)
+    run = None
+    if mode == "online":
+        run, reason = _try_init(wandb, run_dir, mode="online", **arguments)
+    if run is not None:
+        last_step = run.step - 1 if run.resumed else -1
+        notice(f"W&B: {run.url}")
+    else:
+        run, trouble = _try_init(wandb, run_dir, mode="offline", **arguments)
+        if run is None:
+            notice(f"W&B: not used, since {trouble}")
+            return None
+        notice(f"W&B: offline, since {reason}; send it later with: wandb sync {run_dir / 'wandb'}/*run-*-{run_id}")
+    run.define_metric("*", step_metric=names.TRAIN_TOKENS)
+    sink = WandbSink(run, last_step, notice)
+    if resumed_step is not None:
+        _replay(run_dir / "metrics.jsonl", sink, resumed_step)
+    return sink
+
+
+def _init_arguments(wandb: Any, config: RunConfig, run_dir: Path, run_id: str) -> dict[str, Any]:
+    logger = config.logger
+    return {
+        "dir": str(run_dir), "id": run_id, "resume": "allow", "name": run_dir.name,
+        "project": logger.project, "entity": logger.entity, "group": logger.group,
+        "config": redact_tree(config.semantic()), "settings": _settings(wandb),
+    }  # fmt: skip
+
+
+def _try_init(wandb: Any, run_dir: Path, **arguments: Any) -> tuple[Any | None, str]:
+    """A W&B run; or None, and why W&B refused. Raises RunDirError when its files cannot be written."""
+    try:
+        return wandb.init(**arguments), ""
+    except (wandb.Error, ConnectionError, TimeoutError) as error:
+        return None, f"it cannot be used ({redact(str(error))})"
+    except OSError as error:
+        raise disk_error("start W&B in", run_dir, error) from error
+
+
+def _settings(wandb: Any) -> Any:
+    """Nothing printed, captured, sampled or collected but what is logged; nothing that waits without a bound."""
+    return wandb.Settings(
+        silent=True, console="off", symlink=False, reinit="create_new",
+        x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
+        disable_git=True, disable_code=True, save_code=False,
+        init_timeout=_INIT_TIMEOUT_S, finish_timeout=_FINISH_TIMEOUT_S,
+        x_transaction_log_flush_interval=_FLUSH_INTERVAL_S,
+    )  # fmt: skip
+
+
+def _choose_mode(wandb: Any) -> tuple[Mode, str]:
+    """The mode, and for "offline" the reason. Settings files, WANDB_MODE and keys are read by wandb itself."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import authenticate_session
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if settings.mode in ("disabled", "offline", "dryrun"):
+        mode: Mode = "disabled" if settings.mode == "disabled" else "offline"
+        return mode, f"WANDB_MODE={settings.mode}"
+    try:
+        key = authenticate_session(host=settings.base_url, source="scaling", prompt=False, update_session=False)
+    except AuthenticationError as error:
+        return "offline", f"the API key is not usable ({redact(str(error))})"
+    if key is None:
+        return "offline", "there is no API key (set WANDB_API_KEY, or run `wandb login`)"
+    if not reachable(settings.base_url):
+        return "offline", f"{settings.base_url} does not answer within {_CONNECT_TIMEOUT_S:.0f} s"
+    return "online", ""
+
+
+def reachable(url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
+    """Whether the host of `url`, or the proxy that leads to it, accepts a connection within `timeout_s` seconds."""
+    target = urlsplit(url)
+    proxy = urllib.request.getproxies().get(target.scheme)
+    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+        target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = target.port or (443 if target.scheme == "https" else 80)
+    answered = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((target.hostname or "", port), timeout=timeout_s):
+            answered.set()
+
+    # In a thread, since looking up a name has a time-out of its own that no caller can set.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return answered.is_set()
+
+
+def _run_id(config: RunConfig, run_dir: Path) -> str:
+    """The W&B id kept in `run_dir`, made at the first start; never shared with an equal run in another directory."""
+    path = run_dir / "wandb_id"
+    try:
+        if run_id := path.read_text(encoding="utf-8").strip():
+            return run_id
+    except FileNotFoundError:
+        pass  # the first start
+    except OSError as error:
+        raise disk_error("read", path, error) from error
+    run_id = f"{config.run_id}-{secrets.token_hex(4)}"
+    write_atomic(path, f"{run_id}\n".encode())
+    return run_id
+
+
+def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
+    """The last step in the files of earlier starts, by wandb's own reader; -1 where there is none.
+
+    `unknown` when they cannot be read: then nothing is replayed, and nothing is logged twice.
+    """
+    last_step = -1
+    for path in sorted((run_dir / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        try:
+            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_READ_TIMEOUT_S).stdout
+            entries = [json.loads(line) for line in output.splitlines()]
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return unknown
+        steps = [int(entry["history"]["step"]["num"]) for entry in entries if entry["type"] == "history"]
+        last_step = max([last_step, *steps])
+    return last_step
+
+
+def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> None:
+    from scaling.metrics.record import read_metrics
+
+    if metrics.exists():
+        for record in read_metrics(metrics):
+            if record[names.STEP] <= resumed_step:
+                sink.log(record)

@@ -1,0 +1,73 @@
+"""Keep secrets out of what is written down: command lines, and configurations that are sent away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+HIDDEN = "<redacted>"
+
+_WORDS = {"password", "passwd", "passphrase", "secret", "token", "credential", "credentials", "apikey", "auth", "signature"}
+_COMPOUNDS = ("api_key", "access_key", "secret_key", "private_key", "account_key", "access_key_id", "key_id", "sig")
+# Published shapes of keys: Hugging Face, OpenAI and Anthropic, GitHub, AWS, Google, W&B (40 or 86 characters), JSON web tokens.
+_SHAPES = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
+    r"|wandb_v1_[A-Za-z0-9_]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\",\])}]+")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a value called `name` should never be shown: logger.api_key and HF_TOKEN are, train.n_tokens is not."""
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()) if word]
+    joined = "_".join(words)
+    return not _WORDS.isdisjoint(words) or any(f"_{joined}_".find(f"_{compound}_") >= 0 for compound in _COMPOUNDS)
+
+
+def redact(text: str) -> str:
+    """`text` without passwords in URLs, secret query parameters and keys of a known shape."""
+    return _SHAPES.sub(HIDDEN, _URL.sub(lambda match: _redact_url(match.group()), text))
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """A command line in which the values of secret names (NAME=VALUE, --NAME VALUE) are hidden."""
+    shown, hide_next = [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if hide_next and not word.startswith("-"):
+            shown.append(HIDDEN)
+        elif equals and value and is_secret_name(name) and "://" not in name:
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(redact(word))
+        hide_next = word.startswith("-") and not equals and is_secret_name(word)
+    return shown
+
+
+def redact_tree(value: Any, name: str = "") -> Any:
+    """A copy of nested dicts and lists in which secret values are hidden."""
+    if isinstance(value, dict):
+        return {key: redact_tree(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_tree(inner, name) for inner in value]
+    if isinstance(value, str):
+        return HIDDEN if value and is_secret_name(name) else redact(value)
+    return value
+
+
+def _redact_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return HIDDEN
+    host = parts.netloc.rpartition("@")
+    netloc = f"{HIDDEN}@{host[2]}" if host[1] else parts.netloc
+    query = "&".join(_redact_parameter(part) for part in parts.query.split("&"))
+    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+
+
+def _redact_parameter(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    return f"{name}={HIDDEN}" if equals and value and is_secret_name(name) else parameter

@@ -1,0 +1,198 @@
+"""The run directory: where it is, who drives it, and its small files.
+
+    NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl checkpoints/ summary.json driver.lock
+
+Every JSON file is complete or absent (`files.py`). Nothing here needs torch, Ray or DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from scaling.config import RunConfig
+from scaling.driver_lock import DriverLock, Owner
+from scaling.errors import ConfigError, RunDirError
+from scaling.files import append_line, disk_error, read_object, split_lines, write_atomic, write_json
+from scaling.provenance import describe_attempt
+
+EventKind = Literal["start", "resume", "preempted", "failed", "checkpoint_committed", "checkpoint_damaged", "finished"]
+State = Literal["new", "begun", "preempted", "failed", "finished"]
+
+
+class RunDir:
+    """One run's directory at `path`, an absolute path. Creating the object touches no disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = _local_path(str(path))
+
+    @classmethod
+    def for_config(cls, config: RunConfig) -> Self:
+        """<run.root>/<name>-<run_id>. Raises ConfigError for a run.root or run.name that makes no directory here."""
+        if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name.startswith("."):
+            raise ConfigError(
+                f"run.name={config.name!r} cannot be part of a directory's name", "run.name",
+                "Use letters, digits, '-', '_' and '.', beginning with a letter or digit.",
+            )  # fmt: skip
+        return cls(_local_path(config.run.root) / f"{config.name}-{config.run_id}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def create(self) -> Self:
+        """Make the directory and its checkpoints/, where they are not there yet. Raises RunDirError."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error("create", self.path, error) from error
+        return self
+
+    # Who drives it.
+
+    @property
+    def _lock(self) -> DriverLock:
+        return DriverLock(self.path / "driver.lock")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the run's one driver while the context lasts. Raises RunDirError when another is it."""
+        return self._lock.hold()
+
+    def owner(self) -> Owner | None:
+        """Who drives the run, or drove it when killed: host, pid, started. Never waits; None when nobody is named."""
+        return self._lock.owner()
+
+    def is_driven(self) -> bool | None:
+        """Whether a living driver holds the lock; None where this cannot be told. Never waits."""
+        return self._lock.is_held()
+
+    # Its small files.
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml once; later, check that it describes the same mathematics. Raises RunDirError when not."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            write_atomic(path, text.encode())
+            return
+        written = self.read_config()
+        if written.semantic_hash != config.semantic_hash:
+            changes = _differences(written.semantic(), config.semantic())
+            raise RunDirError(
+                f"{self.path} holds another run: {'; '.join(changes)}", str(path),
+                "Give the new run its own directory with run.name=NAME, or repeat the values that this one began with.",
+            )  # fmt: skip
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run began with. Raises RunDirError when config.yaml is absent or damaged."""
+        path = self.path / "config.yaml"
+        try:
+            return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise disk_error("read", path, error) from error
+        except (yaml.YAMLError, ValueError) as error:
+            fix = "Restore the file, or begin anew with run.name=NAME."
+            raise RunDirError(f"{path} is no configuration of this version: {error}", fix=fix) from error
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        write_json(self.path / "plan.json", plan)
+
+    def read_plan(self) -> dict[str, Any] | None:
+        return read_object(self.path / "plan.json")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        return read_object(self.path / "summary.json")
+
+    def write_provenance(self, devices: Sequence[str] | None = None) -> None:
+        """Add this attempt to provenance.json: code, packages, host, command line. `devices` as the vendor names them."""
+        path = self.path / "provenance.json"
+        attempts = (read_object(path) or {"attempts": []})["attempts"]
+        write_json(path, {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]})
+
+    # What happened to it.
+
+    def event(self, kind: EventKind, *, step: int | None = None, world_size: int | None = None, **fields: Any) -> None:
+        """Append to events.jsonl what happened, and when; it is on the disk when this returns. Raises RunDirError."""
+        assert kind in get_args(EventKind), kind
+        now_s = time.time()
+        known = {"step": step, "world_size": world_size, **fields}
+        entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {k: v for k, v in known.items() if v is not None}
+        append_line(self.events, json.dumps(entry, allow_nan=False), sync=True)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """All events, in order; a torn last line is passed over. Raises RunDirError for a damaged one before it."""
+        try:
+            lines, _ = split_lines(self.events.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise disk_error("read", self.events, error) from error
+        return [_parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)]
+
+    def state(self) -> State:
+        """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""
+        kinds = [event["kind"] for event in self.read_events() if not event["kind"].startswith("checkpoint_")]
+        if not kinds:
+            return "new"
+        return kinds[-1] if kinds[-1] in ("preempted", "failed", "finished") else "begun"
+
+
+def _local_path(text: str) -> Path:
+    """An absolute path with ~ expanded. Raises ConfigError for a URL."""
+    if not text.strip():
+        raise ConfigError("run.root is empty", "run.root", "Give a directory: run.root=runs.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ConfigError(
+            f"run.root={text} is a URL, and run directories are kept on local or shared file systems only", "run.root",
+            "Give a directory that every node mounts, such as run.root=/shared/runs.",
+        )  # fmt: skip
+    return Path(text).expanduser().absolute()
+
+
+def _iso(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
+
+
+def _parse_event(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "kind" not in event:
+        fix = "A crash tears only the last line, so something else wrote here: restore the file, or delete that line."
+        raise RunDirError(f"line {number} of {path} is damaged: it is no event", fix=fix)
+    return event
+
+
+def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, inner in tree.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, tree
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each leaf that differs, as "optim.lr was 0.001 and is 0.002 now"."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name} was {old.get(name)} and is {new.get(name)} now" for name in names]
