@@ -1,1 +1,30 @@
 """Transformers: families, each a page, on shared blocks."""
+
+from __future__ import annotations
+
+import torch
+
+from scaling.config import RunConfig
+from scaling.model.base import LanguageModel
+from scaling.model.gpt import GPT
+from scaling.model.initialise import initialise
+
+__all__ = ["FAMILIES", "LanguageModel", "build_model", "initialise"]
+
+FAMILIES: dict[str, type[LanguageModel]] = {"gpt": GPT}
+
+
+def build_model(config: RunConfig, device: torch.device | str | None = None) -> LanguageModel:
+    """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given: `initialise` or load them.
+
+    Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at all.
+    """
+    with torch.device("meta"):
+        model = FAMILIES[config.model.family](config)
+    target = torch.device(device or "cpu")
+    if target.type != "meta":
+        model.to_empty(device=target)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(torch.nan)
+    return model

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from scaling.config import RunConfig, ScheduleConfig
-from scaling.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +22,9 @@ def lr_at(
       constant: peak;
       cosine:   peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and Hutter 2017);
       wsd:      peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al. 2024).
-    Raises ConfigError when the parts are longer than the run.
     """
     decaying = {"constant": 0, "cosine": n_tokens - warmup_tokens, "wsd": decay_tokens}[schedule.kind]
-    if warmup_tokens + max(decaying, 0) > n_tokens:
-        parts = f"warmup_tokens={warmup_tokens}" + (f" and decay_tokens={decay_tokens}" if schedule.kind == "wsd" else "")
-        raise ConfigError(f"{parts} do not fit into a run of {n_tokens} tokens", f"schedule={schedule.kind}", "Shorten them")
+    assert 0 <= decaying <= n_tokens - warmup_tokens, "the plan refuses a schedule longer than its run"
     if n_tokens_seen < warmup_tokens:
         return peak_lr * n_tokens_seen / warmup_tokens
     start, end_lr = n_tokens - decaying, schedule.min_lr_ratio * peak_lr
