@@ -21,9 +21,8 @@ BUCKET_ELEMENTS = 500_000_000
 GATHERED_BLOCKS = 2
 """Blocks whose weights ZeRO-3 holds whole at once, the running and the next one: assumption."""
 
-LOGIT_COPIES = 3
-"""fp32 arrays of the logits' size alive at once in the backward of cross-entropy: log-probabilities, their gradient, and
-the gradient of the logits (read off its autograd graph; a loss in chunks needs less)."""
+LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
+"""Tokens whose logits are held at once: those of scaling/model/loss.py, with which a test compares them."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,30 @@ class MemoryEstimate:
 def estimate_memory(config: RunConfig, layout: Layout) -> MemoryEstimate:
     """Model states after Rajbhandari et al. 2020 (arXiv:1910.02054, section 5), activations after Korthikanti et al. 2022.
 
-    fp32 holds 4 + 4 + 8 bytes a parameter (weight, gradient, two moments). bf16 holds 2 + 2 + 12: the optimiser's part
-    then includes the fp32 weights. The dp ranks share the optimiser's part from stage 1 on, the gradients from 2, the
-    weights at 3.
+    The dp ranks share the optimiser's part from stage 1 on, the gradients from 2, the weights at 3.
     """
-    n_params, width = count(config).n_params, dtype_bytes(config)
-    moments = 8 if width == 4 else 12
+    n_params = count(config).n_params
     shard = [-(-n_params // layout.dp) if layout.zero_stage >= stage else n_params for stage in (1, 2, 3)]
-    tokens = layout.micro_batch_size * config.train.seq_len
+    weight, gradient, optimizer = _state_bytes(config, layout)
     return MemoryEstimate(
-        weights=width * shard[2],
-        gradients=width * shard[1],
-        optimizer=moments * shard[0],
+        weights=weight * shard[2],
+        gradients=gradient * shard[1],
+        optimizer=optimizer * shard[0],
         activations=_activation_bytes(config, layout),
-        logits=4 * LOGIT_COPIES * tokens * config.vocab_size,
+        logits=_logit_bytes(config, layout),
         overhead=_overhead_bytes(config, layout, n_params),
     )
+
+
+def _state_bytes(config: RunConfig, layout: Layout) -> tuple[int, int, int]:
+    """Bytes a parameter of weights, gradients and optimiser.
+
+    DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
+    them). The reference engine has fp32 weights alone, and in bf16 the copies that autocast makes of them.
+    """
+    if layout.engine == "deepspeed":
+        return dtype_bytes(config), dtype_bytes(config), 12
+    return 4 if config.dtype == "fp32" else 6, 4, 8
 
 
 def dtype_bytes(config: RunConfig) -> int:
@@ -69,35 +76,51 @@ def dtype_bytes(config: RunConfig) -> int:
 
 
 def _activation_bytes(config: RunConfig, layout: Layout) -> int:
-    """What the forward keeps for the backward on one device, logits apart.
+    """What the forward keeps for the backward on one device, the loss apart.
 
     Every block, or with full checkpointing every block's input and the whole of the one that is recomputed; then the
     input and output of the final norm.
     """
     model, width = config.model, dtype_bytes(config)
+    residual_width = 4 if layout.engine == "reference" else width
     tokens = layout.micro_batch_size * config.train.seq_len
-    block = _block_bytes_per_token(model, width)
+    block = _block_bytes_per_token(model, width, residual_width)
     if layout.activation_checkpointing == "full":
-        blocks = model.n_layers * width * model.d_model + block
+        blocks = model.n_layers * residual_width * model.d_model + block
     else:
         blocks = model.n_layers * block
-    return tokens * (blocks + 2 * width * model.d_model)
+    return tokens * (blocks + 2 * residual_width * model.d_model)
 
 
-def _block_bytes_per_token(model: ModelConfig, width: int) -> int:
-    """Bytes that one block keeps per token, `width` bytes a value.
+def _block_bytes_per_token(model: ModelConfig, width: int, residual_width: int) -> int:
+    """Bytes that one block keeps per token: `width` a value, `residual_width` a value of the residual stream.
 
     Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2, summed over its parts: without the term 5as/h, since fused attention
     keeps no T x T matrix but one fp32 log-sum a head; with the widths of grouped queries; with four values of d_ff for
     swiglu (gate, its silu, up, their product) in place of two; with masks only where there is dropout.
-    With width=2, GELU, dropout and full heads it is 34 d_model + 4 n_heads, the paper's 34sbh.
+    With both widths 2, GELU, dropout and full heads it is 34 d_model + 4 n_heads, the paper's 34sbh. Where the widths
+    differ (autocast), each linear that reads the residual stream keeps its own cast of it.
     """
     q_width, kv_width = model.n_heads * model.head_width, model.kv_heads * model.head_width
+    n_wide, kept_ff = (2, 4) if model.activation == "swiglu" else (1, 2)
+    n_inputs = 3 + n_wide if width != residual_width else 2
     norms = 2 * model.d_model
-    attention = model.d_model + q_width + 2 * kv_width + q_width
-    feed_forward = model.d_model + (4 if model.activation == "swiglu" else 2) * model.ff_width
+    attention = q_width + 2 * kv_width + q_width
+    feed_forward = kept_ff * model.ff_width
     masks = 2 * model.d_model if model.dropout > 0 else 0
-    return width * (norms + attention + feed_forward) + masks + 4 * model.n_heads
+    return residual_width * norms + width * (n_inputs * model.d_model + attention + feed_forward) + masks + 4 * model.n_heads
+
+
+def _logit_bytes(config: RunConfig, layout: Layout) -> int:
+    """The peak of the loss, which makes its gradients chunk by chunk in the forward.
+
+    Of a chunk: log-probabilities in fp32, and the logits before or their gradient after them. Of all: the gradient of the
+    head's V x D matrix in fp32, one chunk's part of it, and the gradient of the head's input.
+    """
+    width, d_model = dtype_bytes(config), config.model.d_model
+    tokens = layout.micro_batch_size * config.train.seq_len
+    rows = min(tokens, LOSS_CHUNK_ROWS[config.cluster.device.kind])
+    return (4 + width) * config.vocab_size * (rows + d_model) + width * tokens * d_model
 
 
 def _overhead_bytes(config: RunConfig, layout: Layout, n_params: int) -> int:
