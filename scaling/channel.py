@@ -1,0 +1,103 @@
+"""What a worker and its driver tell each other while a run goes on: progress and notices up, a wish to stop down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from scaling import errors
+from scaling.errors import ScalingError
+
+
+class Channel(Protocol):
+    """One rank's end. Messages are plain JSON, so that nothing is unpickled on the other side."""
+
+    def send(self, kind: str, message: dict[str, Any]) -> None:
+        """Tell the driver. Of kind "progress" it sees the latest only, of every other kind each one."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """True once the driver wants the run to be checkpointed and ended."""
+        ...
+
+
+class LocalChannel:
+    """Both ends in one process: the worker runs in a thread of the driver."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._messages: list[tuple[str, dict[str, Any]]] = []
+        self._progress: dict[str, Any] | None = None
+        self._stop = threading.Event()
+
+    def send(self, kind: str, message: dict[str, Any]) -> None:
+        with self._lock:
+            if kind == "progress":
+                self._progress = message
+            else:
+                self._messages.append((kind, message))
+
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+        """Everything new since the last call, in order, progress last."""
+        with self._lock:
+            found, self._messages = self._messages, []
+            if self._progress is not None:
+                found.append(("progress", self._progress))
+                self._progress = None
+        return found
+
+
+class Heartbeat:
+    """On the first rank: a thread that sends the latest progress and watches for the wish to stop, twice a second.
+
+    The training loop itself never waits for the driver.
+    """
+
+    def __init__(self, channel: Channel, interval_s: float = 0.5) -> None:
+        self._channel = channel
+        self._interval_s = interval_s
+        self._progress: dict[str, Any] | None = None
+        self._stop = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def progress(self, **fields: Any) -> None:
+        self._progress = fields
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def _beat(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            self._channel.send("progress", progress)
+        self._stop = self._stop or self._channel.stop_requested()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._interval_s):
+            self._beat()
+
+    def close(self) -> None:
+        """Send what is left and end the thread."""
+        self._done.set()
+        self._thread.join()
+        self._beat()
+
+
+def encode_error(error: ScalingError) -> dict[str, Any]:
+    return {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+
+
+def decode_error(message: dict[str, Any]) -> ScalingError:
+    """The error that a worker reported; one of a kind this version does not know becomes a plain ScalingError."""
+    kind: Callable[..., Any] = getattr(errors, message["type"], ScalingError)
+    return kind(message["what"], message["where"], message["fix"])

@@ -1,0 +1,68 @@
+"""What the commands share: Hydra around a task, errors as one message, documented exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from scaling.config import RunConfig
+from scaling.errors import ScalingError
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+
+
+def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
+    """Compose the configuration of `argv` through Hydra and run `task` on it; returns the exit code.
+
+    task: validated RunConfig -> exit code. Errors that a user can mend are printed as one message.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from scaling.compose import COMPOSITION_ERRORS, conf_dir, explain, validate
+
+    codes: list[int] = []
+    overrides = [word for word in argv if not word.startswith("-")]
+
+    @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
+    def main(composed: DictConfig) -> None:
+        with reported(codes, debug="scaling.debug=true" in overrides):
+            given = list(HydraConfig.get().overrides.task)
+            codes.append(task(validate(composed, given)))
+
+    with reported(codes, debug="scaling.debug=true" in overrides), _full_errors():
+        try:
+            main()
+        except COMPOSITION_ERRORS as error:
+            raise explain(error, overrides) from error
+    return max(codes, default=EXIT_FINISHED)
+
+
+@contextlib.contextmanager
+def reported(codes: list[int], *, debug: bool) -> Iterator[None]:
+    """Print a ScalingError as its message, with the traceback in debugging, and note its exit code."""
+    try:
+        yield
+    except ScalingError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        codes.append(error.exit_code)
+
+
+@contextlib.contextmanager
+def _full_errors() -> Iterator[None]:
+    """Have Hydra raise its errors to us instead of printing them and leaving."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

@@ -1,0 +1,144 @@
+"""Hydra's composition -> a validated RunConfig; every mistake becomes a ConfigError with the key, its origin and a way out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scaling.config import RunConfig
+from scaling.errors import ConfigError
+from scaling.plan.budget import token_budget
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
+
+
+def conf_dir() -> Path:
+    """The groups: conf/ beside the package in a checkout, inside the package in a wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "config.yaml").is_file() else package / "conf"
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that these Hydra overrides make. Raises ConfigError."""
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return validate(hydra_compose("config", overrides=list(overrides)), overrides)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+
+
+def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
+    """Check a composed configuration and resolve its token budget. Raises ConfigError."""
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        values.pop("hydra", None)
+        config = RunConfig.model_validate(values)
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+    train = config.train.model_copy(update={"n_tokens": token_budget(config)})
+    return config.model_copy(update={"train": train})
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """The ConfigError that says what an error of composition means to the person who typed the overrides."""
+    if isinstance(error, ValidationError):
+        return _explain_values(error, overrides)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_option(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or "a key"
+        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=...")
+    text = str(error)
+    match = re.search(r"Could not (?:override|append|delete)[^'\"]*['\"]([^'\"]+)['\"]", text)
+    if match:
+        key = match.group(1).lstrip("+~").split("=")[0].split("@")[0]
+        return _unknown_key(key, _where(key, overrides))
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return ConfigError(" ".join(line.strip() for line in lines), "while composing the configuration", "See --help")
+
+
+def _explain_option(error: MissingConfigException) -> ConfigError:
+    group, _, option = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
+    options = sorted(error.options or [])
+    nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
+    fix = (f"Did you mean {' or '.join(nearest)}? " if nearest else "") + f"There are: {', '.join(options)}."
+    return ConfigError(f"{group}={option} is not an option of {group}", "from the command line", fix)
+
+
+def _explain_values(error: ValidationError, overrides: Sequence[str]) -> ConfigError:
+    problems = [_describe(problem, overrides) for problem in error.errors()]
+    first = problems[0]
+    more = f" ({len(problems) - 1} more: {'; '.join(p.what for p in problems[1:])})" if len(problems) > 1 else ""
+    return ConfigError(first.what + more, first.where, first.fix)
+
+
+def _describe(problem: ErrorDetails, overrides: Sequence[str]) -> ConfigError:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(key, _where(key, overrides))
+    if problem["type"] == "missing":
+        return ConfigError(f"{key} has no value", None, f"Give one: {key}=...")
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not key or isinstance(problem["input"], Mapping):
+        return ConfigError(message, _where(key, overrides) if key else None)
+    return ConfigError(f"{key}={problem['input']}: {message}", _where(key, overrides), _meaning(key))
+
+
+def _unknown_key(key: str, where: str | None) -> ConfigError:
+    known = list(_keys(RunConfig))
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if not near:
+        last = key.rpartition(".")[2]
+        near = [
+            k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(last, [n.rpartition(".")[2] for n in known])
+        ]
+    section = key.split(".")[0]
+    inside = [k for k in known if k.startswith(section + ".")]
+    fix = f"Did you mean {' or '.join(near[:3])}? " if near else ""
+    fix += f"{section} has: {', '.join(inside)}." if inside else "--help lists every group and key."
+    return ConfigError(f"there is no key {key!r}", where, fix)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every group and key of a configuration model, dotted."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def _meaning(key: str) -> str | None:
+    model: Any = RunConfig
+    field = None
+    for part in key.split("."):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            break
+        field = model.model_fields[part]
+        model = field.annotation
+    return f"{key} is: {field.description}." if field is not None and field.description else None
+
+
+def _where(key: str, overrides: Sequence[str]) -> str | None:
+    """Who set `key`: the command line, or the file of its group that was chosen."""
+    for override in overrides:
+        name, _, value = override.lstrip("+~").partition("=")
+        if name == key:
+            return f"from the command line: {override}"
+        if name == key.split(".")[0]:
+            return f"from conf/{name}/{value}.yaml, chosen on the command line"
+    section = key.split(".")[0]
+    return f"from conf/{section}/ or conf/config.yaml" if section else None

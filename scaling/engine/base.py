@@ -1,0 +1,77 @@
+"""The engine contract: all that the training loop knows of how a step is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from scaling.data.objective import Batch
+from scaling.model.base import LanguageModel
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step tells: 0-dim fp32 tensors on the engine's device, equal on every rank.
+
+    loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm before
+    clipping. skipped: 1 where the update was left out because the gradients were not finite, else 0.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    skipped: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Sums over the held-out targets of every rank: nats, and targets scored."""
+
+    nats: float
+    n_targets: int
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per target."""
+        return self.nats / self.n_targets
+
+
+class Engine(Protocol):
+    """One rank's share of a model, its optimiser and the collectives between the ranks.
+
+    Every method is collective: all ranks call it, in the same order.
+    """
+
+    device: torch.device
+    model: LanguageModel
+
+    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        """One optimiser update on this rank's part of the global batch, at learning rate `lr`."""
+        ...
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        """Sum the loss over this rank's batches (each rank has equally many) and over the ranks, without gradients."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of the weights and optimiser states into `directory`, as files of its own."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises CheckpointError."""
+        ...
+
+
+class LossModule(nn.Module):
+    """A model seen as its loss: forward(tokens_BT, targets_BT) -> (sum of nats, number of targets)."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.loss(tokens_BT, targets_BT)

@@ -1,0 +1,101 @@
+"""Plain PyTorch on one device: the oracle of every parity test, and the fast path for a single device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from scaling.config import RunConfig
+from scaling.data.objective import Batch
+from scaling.engine.base import EvalResult, StepResult
+from scaling.fragments import Fragment, FragmentReader, write_fragments
+from scaling.model import build_model, initialise
+from scaling.plan.degrees import Layout
+from scaling.train.optim import build_optimizer
+
+
+class ReferenceEngine:
+    """fp32 weights; products in bf16 under autocast where the run asks for it."""
+
+    def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
+        self.device = device
+        self.model = build_model(config, device=device)
+        initialise(self.model, config.train.seed)
+        self.model.set_activation_checkpointing(layout.activation_checkpointing)
+        if config.train.compile:
+            self.model.compile_blocks()
+        self._optimizer = build_optimizer(config, self.model)
+        self._parameters = list(self.model.parameters())
+        self._grad_clip = config.optim.grad_clip
+        self._autocast_bf16 = config.dtype == "bf16"
+        self._optimizer_step = 0
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast_bf16 else nullcontext()
+
+    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        self.model.train()
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        loss = torch.zeros((), device=self.device)
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            with self._precision():
+                nats, _ = self.model.loss(batch.tokens_BT, batch.targets_BT)
+            mean = nats / n_targets
+            mean.backward()
+            loss += mean.detach()
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        finite = bool(torch.isfinite(grad_norm))
+        if finite:
+            if self._grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+            self._optimizer_step += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss, grad_norm, torch.tensor(float(not finite)))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        self.model.eval()
+        nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        n_targets = 0
+        for batch in batches:
+            batch = batch.to(self.device)
+            with self._precision():
+                part, count = self.model.loss(batch.tokens_BT, batch.targets_BT)
+            nats += part.double()
+            n_targets += int(count)
+        return EvalResult(float(nats), n_targets)
+
+    def save(self, directory: Path) -> None:
+        state = self._optimizer.state
+
+        def fragments() -> Iterable[Fragment]:
+            for name, param in self.model.named_parameters():
+                moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
+                yield Fragment(name, tuple(param.shape), 0, {"param": param, **moments})
+
+        write_fragments(directory / "rank-00000.safetensors", fragments(), optimizer_step=self._optimizer_step)
+
+    @torch.no_grad()
+    def load(self, directory: Path) -> None:
+        reader = FragmentReader(directory)
+        named = dict(self.model.named_parameters())
+        reader.check({name: tuple(p.shape) for name, p in named.items()})
+        fused = bool(self._optimizer.param_groups[0].get("fused"))
+        for name, param in named.items():
+            param.copy_(reader.read("param", name, 0, param.numel()).view_as(param))
+            if reader.optimizer_step:
+                self._optimizer.state[param] = {
+                    "step": torch.tensor(float(reader.optimizer_step), device=self.device if fused else "cpu"),
+                    **{
+                        k: reader.read(k, name, 0, param.numel()).view_as(param).to(self.device)
+                        for k in ("exp_avg", "exp_avg_sq")
+                    },
+                }
+        self._optimizer_step = reader.optimizer_step

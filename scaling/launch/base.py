@@ -1,0 +1,96 @@
+"""What the driver sees of running workers, wherever they run."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from scaling.channel import Channel, LocalChannel, encode_error
+from scaling.errors import LaunchError, ScalingError
+from scaling.parallel.grid import Ranks
+
+WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]
+"""(spec, ranks, channel, rendezvous) -> result. A module-level function: other processes import it by name."""
+
+
+class Launch(Protocol):
+    """Workers on their way. Used as a context manager: leaving it takes every process and temporary file away."""
+
+    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+        """Messages of the workers that are new since the last call."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the workers to write a checkpoint and end."""
+        ...
+
+    def done(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` for the workers' end."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """What the first rank returned, once done. Raises what ended the workers otherwise."""
+        ...
+
+    def __enter__(self) -> Launch: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def guarded(worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str) -> dict[str, Any]:
+    """Run a worker; its error reaches the driver as a message, and its traceback a file of the run directory."""
+    try:
+        return worker_fn(spec, ranks, channel, rendezvous)
+    except ScalingError as error:
+        channel.send("fatal", encode_error(error) | {"rank": ranks.rank})
+        raise
+    except Exception as error:
+        path = Path(spec["run_dir"]) / "errors" / f"rank-{ranks.rank:05d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(traceback.format_exc())
+        summary = "".join(traceback.format_exception_only(error)).strip()
+        channel.send("crashed", {"rank": ranks.rank, "error": summary, "traceback": str(path)})
+        raise
+
+
+class InProcessLaunch:
+    """A single worker in a thread of the driver: no Ray, no second process, the first step two seconds after the start."""
+
+    def __init__(self, worker_fn: WorkerFn, spec: dict[str, Any]) -> None:
+        self._channel = LocalChannel()
+        self._result: dict[str, Any] | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(worker_fn, spec), name="worker", daemon=True)
+
+    def _run(self, worker_fn: WorkerFn, spec: dict[str, Any]) -> None:
+        try:
+            self._result = guarded(worker_fn, spec, Ranks(rank=0, world_size=1, local_rank=0), self._channel, "")
+        except BaseException as error:
+            self._error = error
+
+    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+        return self._channel.receive()
+
+    def request_stop(self) -> None:
+        self._channel.request_stop()
+
+    def done(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def result(self) -> dict[str, Any]:
+        if isinstance(self._error, ScalingError):
+            raise self._error
+        if self._result is None:
+            raise LaunchError(f"the worker failed: {self._error!r}") from self._error
+        return self._result
+
+    def __enter__(self) -> InProcessLaunch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing is left to take away: the thread ends with its worker, or with the process."""

@@ -1,0 +1,161 @@
+"""One run from its configuration to its summary: what the process at the user's terminal does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scaling.channel import decode_error
+from scaling.checkpoint import remove_partials
+from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
+from scaling.config import RunConfig
+from scaling.data.corpus import ensure_corpus
+from scaling.data.shards import CorpusIndex
+from scaling.data.stream import check_shards
+from scaling.errors import DataError, LaunchError, RunDirError, ScalingError
+from scaling.launch.base import InProcessLaunch, Launch
+from scaling.launch.console import ProgressLine
+from scaling.launch.signals import StopSignals
+from scaling.launch.summary import finish, print_summary
+from scaling.plan.layout import RunPlan, make_plan
+from scaling.plan.machine import check_available, resolve_cluster
+from scaling.plan.show import plan_table
+from scaling.rundir import RunDir
+
+_POLL_S = 0.2
+
+
+def drive(config: RunConfig) -> int:
+    """Plan, and unless `dry_run`, train until the end or until asked to stop. Returns the exit code; raises ScalingError."""
+    console = Console()
+    config = resolve_cluster(config)
+    plan = make_plan(config)
+    run_dir = RunDir.for_config(config)
+    console.print(plan_table(config, plan, run_dir.path))
+    if config.dry_run:
+        return EXIT_FINISHED
+    check_available(config)
+    run_dir.create()
+    with run_dir.lock():
+        summary = run_dir.read_summary()
+        if run_dir.state() == "finished" and summary is not None:
+            console.print("This run is finished; nothing is left to do.", highlight=False)
+            print_summary(console, run_dir, summary)
+            return EXIT_FINISHED
+        _open(run_dir, config, plan)
+        try:
+            return _train(config, plan, run_dir, console)
+        except ScalingError as error:
+            run_dir.event("failed", reason=str(error))
+            raise
+
+
+def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
+    if config.run.resume == "never" and run_dir.state() != "new":
+        raise RunDirError(
+            f"{run_dir.path} holds a run that has begun",
+            "run.resume=never",
+            "Continue it with run.resume=auto, or begin another with run.name=NAME.",
+        )
+    run_dir.write_config(config)
+    run_dir.write_plan(plan.to_dict())
+    run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
+    remove_partials(run_dir.checkpoints)
+
+
+def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) -> int:
+    with ExitStack() as cleanup:
+        signals = cleanup.enter_context(StopSignals())
+        corpus_dir, skipped = _corpus(config, run_dir, console)
+        spec = {
+            "config": config.model_dump(),
+            "run_dir": str(run_dir.path),
+            "corpus_dir": str(corpus_dir),
+            "skipped_shards": skipped,
+        }
+        progress = cleanup.enter_context(ProgressLine(console))
+        launch = cleanup.enter_context(_launch(config, plan, spec))
+        result = _watch(launch, signals, progress)
+    if not result["finished"]:
+        run_dir.event("preempted", step=result["step"], reason=signals.received)
+        console.print(
+            f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
+        )  # fmt: skip
+        return EXIT_STOPPED
+    summary = finish(config, plan, run_dir, Path(corpus_dir), result)
+    print_summary(console, run_dir, summary)
+    return EXIT_FINISHED
+
+
+def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path, list[str]]:
+    """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
+    directory = ensure_corpus(config.data, config.tokenizer, lambda text, share: console.print(text, highlight=False))
+    bad = check_shards(directory, CorpusIndex.load(directory), "train")
+    bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
+    if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
+        first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
+        raise DataError(
+            f"{count} shards of {directory} are missing or damaged, first {first.name}: {first.reason}",
+            f"data={config.data.kind}",
+            "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
+        )
+    for shard in bad:
+        run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)
+        console.print(f"Training without shard {shard.name}: {shard.reason}", highlight=False)
+    return directory, [shard.name for shard in bad]
+
+
+def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
+    from scaling.launch.entry import worker_entry
+
+    if plan.layout.world_size == 1 and config.cluster.kind == "embedded":
+        return InProcessLaunch(worker_entry, spec)
+    from scaling.launch.ray_train import RayLaunch
+
+    return RayLaunch(worker_entry, spec, config.cluster, plan.layout.world_size, debug=config.scaling.debug)
+
+
+def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict[str, Any]:
+    """Show what the workers say and pass on the wish to stop, until they end. Raises the first error among them."""
+    told = False
+    crashes: list[dict[str, Any]] = []
+    progress.waiting("starting workers ...")
+    while True:
+        over = launch.done(_POLL_S)
+        for kind, message in launch.receive():
+            if kind == "progress":
+                progress.show(message)
+            elif kind == "fatal":
+                raise decode_error(message)
+            elif kind == "crashed":
+                crashes.append(message)
+                progress.say(f"rank {message['rank']} failed: {message['error']}")
+            else:
+                _say(progress, kind, message)
+        if signals.received and not told:
+            told = True
+            launch.request_stop()
+            progress.say(f"{signals.received}: writing a checkpoint and stopping; Ctrl-C (again) leaves at once.")
+        if over:
+            break
+    try:
+        return launch.result()
+    except LaunchError as error:
+        if not crashes:
+            raise
+        first = crashes[0]
+        fix = f"Its traceback is in {first['traceback']}; the same command resumes from the last checkpoint."
+        raise LaunchError(f"rank {first['rank']} failed first: {first['error']}", None, fix) from error
+
+
+def _say(progress: ProgressLine, kind: str, message: dict[str, Any]) -> None:
+    if kind == "began":
+        step = message["step"]
+        progress.say(f"Resuming after step {step}." if step else "Training begins.")
+    elif kind == "notice":
+        progress.say(message["text"])
+    elif kind == "checkpoint_damaged":
+        progress.say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

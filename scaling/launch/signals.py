@@ -1,0 +1,34 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: the first asks for a checkpoint and an end, a second Ctrl-C leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from scaling.cli import EXIT_STOPPED
+
+
+class StopSignals:
+    """While entered, signals set `received` to their name instead of ending the process. For the main thread."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in self._SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(EXIT_STOPPED)
+        self.received = signal.Signals(number).name

@@ -1,0 +1,58 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from scaling.data.objective import Batch
+from scaling.engine.base import Engine
+from scaling.train.checkpointing import Checkpointer
+from scaling.train.preempt import Stop
+from scaling.train.recorder import Recorder
+from scaling.train.state import TrainState
+
+
+class Batches(Protocol):
+    """Steps of this rank: (micro-batches, data position after the step). `last_wait_s`: seconds the last one kept us waiting."""
+
+    last_wait_s: float
+
+    def __iter__(self) -> Iterator[tuple[Sequence[Batch], int]]: ...
+
+
+def train(
+    engine: Engine,
+    batches: Batches,
+    state: TrainState,
+    *,
+    n_steps: int,
+    tokens_per_step: int,
+    lr_after: Callable[[int], float],
+    begin_step: Callable[[int], None],
+    evaluate: Callable[[TrainState], None],
+    checkpoints: Checkpointer,
+    recorder: Recorder,
+    stop: Stop,
+) -> TrainState:
+    """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
+
+    lr_after: tokens seen after a step -> its learning rate. begin_step: seeds the random generators of a step.
+    """
+    steps = iter(batches)
+    while state.step < n_steps and not stop.requested:
+        begun_s = time.perf_counter()
+        micro_batches, next_sequence = next(steps)
+        begin_step(state.step)
+        lr = lr_after(state.n_tokens + tokens_per_step)
+        result = engine.step(micro_batches, lr)
+        state = state.advance(next_sequence=next_sequence, n_tokens=tokens_per_step)
+        step_time_s = time.perf_counter() - begun_s
+        state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
+        evaluate(state)
+        if checkpoints.due(state):
+            recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+    if checkpoints.last_step != state.step:
+        recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+    return state

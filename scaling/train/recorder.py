@@ -1,0 +1,116 @@
+"""From steps to records: means over an interval, throughput, and progress for the person waiting."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from scaling.channel import Heartbeat
+from scaling.engine.base import EvalResult, StepResult
+from scaling.metrics import names
+from scaling.metrics.record import MetricLog
+from scaling.metrics.throughput import ThroughputMeter
+from scaling.plan.layout import RunPlan
+from scaling.train.state import TrainState
+
+
+class Recorder:
+    """What the loop tells about its steps; this one, for every rank but the first, lets it pass."""
+
+    def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
+        """Take note of a step that led to `state`; returns the state with the interval's sums."""
+        return state
+
+    def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
+        """Take note of an evaluation of `n_bytes` bytes of held-out text."""
+
+    def checkpoint(self, state: TrainState, stall_s: float) -> None:
+        """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
+
+    def settle(self, state: TrainState) -> TrainState:
+        """`state` with what is still on the device written into it, as a checkpoint needs it."""
+        return state
+
+
+class FirstRankRecorder(Recorder):
+    """Writes metrics.jsonl and feeds the heartbeat. Losses stay on the device until a record or a checkpoint wants them."""
+
+    def __init__(
+        self, log: MetricLog, meter: ThroughputMeter, heartbeat: Heartbeat, plan: RunPlan, *, log_every: int, wall_s: float
+    ) -> None:
+        self._log, self._meter, self._heartbeat, self._plan = log, meter, heartbeat, plan
+        self._log_every = log_every
+        self._started_s = time.monotonic() - wall_s
+        self._sums: torch.Tensor | None = None
+        self._pending = 0
+        self._stall_s = 0.0
+        self._rates: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
+
+    def _position(self, state: TrainState) -> tuple[int, int, float, float]:
+        flops = self._plan.counts.flops_per_token * state.n_tokens
+        return state.step, state.n_tokens, flops, time.monotonic() - self._started_s
+
+    def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
+        part = torch.stack([result.loss.double(), result.grad_norm.to(result.loss.device).double(), result.skipped.double()])
+        self._sums = part if self._sums is None else self._sums + part
+        self._pending += 1
+        self._meter.step(self._plan.tokens_per_step, step_time_s, data_wait_s)
+        if state.step % self._log_every == 0 or state.step == self._plan.n_steps:
+            state = self._record(self.settle(state), lr)
+        plan = self._plan
+        where = {"step": state.step, "n_steps": plan.n_steps, "n_tokens": state.n_tokens, "n_tokens_total": plan.n_tokens}
+        self._heartbeat.progress(**where, lr=lr, **self._shown)
+        return state
+
+    def settle(self, state: TrainState) -> TrainState:
+        if self._sums is None:
+            return state
+        loss, grad_norm, skipped = self._sums.tolist()
+        pending, self._sums, self._pending = self._pending, None, 0
+        return replace(
+            state,
+            loss_sum=state.loss_sum + loss,
+            grad_norm_sum=state.grad_norm_sum + grad_norm,
+            n_logged=state.n_logged + pending,
+            skipped_steps=state.skipped_steps + int(skipped),
+        )
+
+    def _record(self, state: TrainState, lr: float) -> TrainState:
+        loss = state.loss_sum / state.n_logged
+        rates = self._meter.take()
+        values = {
+            names.TRAIN_LOSS: loss,
+            names.TRAIN_LR: lr,
+            names.TRAIN_GRAD_NORM: state.grad_norm_sum / state.n_logged,
+            names.TRAIN_TOKENS: state.n_tokens,
+            names.TRAIN_SKIPPED_STEPS: state.skipped_steps,
+            **rates,
+            names.MEMORY_PEAK_GB: peak_memory_bytes() / 1e9,
+        }
+        if self._stall_s:
+            values[names.CHECKPOINT_STALL_S], self._stall_s = self._stall_s, 0.0
+        self._log.record(*self._position(state), values)
+        self._shown = {"loss": loss, **{k: v for k, v in rates.items() if k in (names.TOKENS_PER_S, names.DEVICE_MFU)}}
+        return replace(state, loss_sum=0.0, grad_norm_sum=0.0, n_logged=0)
+
+    def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
+        values = {names.VAL_LOSS: result.loss, names.VAL_PPL: math.exp(min(result.loss, 700.0))}
+        if n_bytes:
+            values[names.VAL_BITS_PER_BYTE] = result.nats / math.log(2) / n_bytes
+        self._log.record(*self._position(state), values)
+
+    def checkpoint(self, state: TrainState, stall_s: float) -> None:
+        self._stall_s += stall_s
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held: of the GPU's allocator where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,43 @@
+"""All that resuming needs beside weights and optimiser states: step, tokens, and the data position.
+
+There is no random state to save: every step seeds its own generators from (seed, step, rank), so dropout after a
+resume is that of the run that never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands between two steps.
+
+    next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the interval since the last
+    record, so that a record's means do not depend on where the run was interrupted. skipped_steps: since the start.
+    """
+
+    step: int = 0
+    n_tokens: int = 0
+    next_sequence: int = 0
+    loss_sum: float = 0.0
+    grad_norm_sum: float = 0.0
+    n_logged: int = 0
+    skipped_steps: int = 0
+
+    def advance(self, *, next_sequence: int, n_tokens: int) -> TrainState:
+        """The state after one more step of `n_tokens` tokens."""
+        return replace(self, step=self.step + 1, n_tokens=self.n_tokens + n_tokens, next_sequence=next_sequence)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators (dropout) for one rank's part of one step."""
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

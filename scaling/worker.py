@@ -1,0 +1,283 @@
+"""What one rank does: assemble stream, engine, checkpoints and records, and hand them to the loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from scaling.channel import Channel, Heartbeat
+from scaling.config import RunConfig
+from scaling.data.objective import IGNORED, Batch, make_batch_for
+from scaling.data.shards import CorpusIndex
+from scaling.data.stream import Loader, SequenceStream
+from scaling.data.tokenizer import Tokenizer, load_tokenizer
+from scaling.engine.base import Engine
+from scaling.metrics.record import MetricLog
+from scaling.metrics.sinks import make_sinks
+from scaling.metrics.throughput import ThroughputMeter
+from scaling.model.sampling import generate
+from scaling.parallel.grid import Ranks
+from scaling.plan.degrees import Layout
+from scaling.plan.layout import RunPlan, make_plan
+from scaling.rundir import RunDir
+from scaling.train.checkpointing import Checkpointer
+from scaling.train.loop import train
+from scaling.train.optim import lr_at
+from scaling.train.preempt import Stop
+from scaling.train.recorder import FirstRankRecorder, Recorder
+from scaling.train.state import TrainState, seed_step
+
+EVAL_SPLIT = "val"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved."""
+
+    config: RunConfig
+    run_dir: str
+    corpus_dir: str
+    skipped_shards: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"config": self.config.model_dump()}
+
+    @staticmethod
+    def from_dict(spec: dict[str, Any]) -> WorkerSpec:
+        config = RunConfig.model_validate(spec["config"])
+        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], tuple(spec["skipped_shards"]))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The shards that a run reads, and their tokenizer."""
+
+    directory: str
+    index: CorpusIndex
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def open(spec: WorkerSpec) -> Corpus:
+        index = CorpusIndex.load(spec.corpus_dir).without("train", spec.skipped_shards)
+        return Corpus(spec.corpus_dir, index, load_tokenizer(spec.corpus_dir, index))
+
+    def stream(self, config: RunConfig, split: str) -> SequenceStream:
+        train = split != EVAL_SPLIT
+        return SequenceStream(
+            self.directory, self.index, split, seq_len=config.train.seq_len, seed=config.train.seed, shuffle=train
+        )  # fmt: skip
+
+
+def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
+    """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
+
+    rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank. Returns what the driver
+    reports: {"finished", "step", "sample", "first_step_s"}, the same on every rank but for the sample, the first's only.
+    Raises ScalingError for what a user can mend.
+    """
+    config = spec.config
+    plan = make_plan(config)
+    with ExitStack() as cleanup:
+        device = _prepare_device(config, ranks)
+        group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
+        corpus = Corpus.open(spec)
+        engine = _build_engine(config, plan.layout, ranks, device)
+        run_dir = RunDir(spec.run_dir)
+        checkpoints = Checkpointer(
+            run_dir.checkpoints,
+            config,
+            plan.layout,
+            corpus_fingerprint=corpus.index.fingerprint,
+            ranks=ranks,
+            group=group,
+            on_event=_event_reporter(run_dir, channel, ranks),
+        )
+        restored = checkpoints.restore(engine)
+        state = restored or TrainState()
+        heartbeat = _open_heartbeat(channel, ranks, cleanup)
+        recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
+        stream = cleanup.enter_context(corpus.stream(config, "train"))
+        loader = cleanup.enter_context(_open_loader(config, plan, stream, ranks, state))
+        state = train(
+            engine,
+            loader,
+            state,
+            n_steps=plan.n_steps,
+            tokens_per_step=plan.tokens_per_step,
+            lr_after=_schedule(config, plan),
+            begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank),
+            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
+            checkpoints=checkpoints,
+            recorder=recorder,
+            stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
+        )
+        finished = state.step >= plan.n_steps
+        sample = _sample(config, corpus, engine) if finished else None
+        return {"finished": finished, "step": state.step, "sample": sample}
+
+
+def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
+    if config.cluster.device.kind == "gpu":
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        return device
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _process_group(config: RunConfig, ranks: Ranks, device: torch.device, rendezvous: str) -> Iterator[dist.ProcessGroup | None]:
+    """The default process group, and a gloo group for decisions and small objects; None for a single rank."""
+    if ranks.world_size == 1:
+        yield None
+        return
+    timeout = timedelta(seconds=config.cluster.timeout_s)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=rendezvous,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timeout,
+    )
+    try:
+        yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def _build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:
+    if layout.engine == "reference":
+        from scaling.engine.reference import ReferenceEngine
+
+        return ReferenceEngine(config, layout, device)
+    from scaling.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, layout, ranks, device)
+
+
+def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable[..., None]:
+    def report(kind: Any, **fields: Any) -> None:
+        run_dir.event(kind, world_size=ranks.world_size, **fields)
+        channel.send(kind, fields)
+
+    return report
+
+
+def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heartbeat | None:
+    if not ranks.is_first:
+        return None
+    heartbeat = Heartbeat(channel)
+    cleanup.callback(heartbeat.close)
+    return heartbeat
+
+
+def _open_recorder(
+    spec: WorkerSpec,
+    plan: RunPlan,
+    restored: TrainState | None,
+    heartbeat: Heartbeat | None,
+    channel: Channel,
+    cleanup: ExitStack,
+) -> Recorder:
+    if heartbeat is None:
+        return Recorder()
+    config, run_dir = spec.config, RunDir(spec.run_dir)
+    step = restored.step if restored else None
+    sinks = make_sinks(config, run_dir.path, step, lambda text: channel.send("notice", {"text": text}))
+    log = MetricLog(run_dir.metrics, sinks)
+    cleanup.callback(log.close)
+    wall_s = log.resume(step or 0)
+    run_dir.event("resume" if restored else "start", step=step or 0, world_size=plan.layout.world_size)
+    channel.send("began", {"step": step or 0})
+    device = config.cluster.device
+    peak_tflops = device.peak_tflops_bf16 if config.dtype == "bf16" else device.peak_tflops_fp32
+    meter = ThroughputMeter(
+        plan.counts.flops_per_token, plan.layout.world_size, peak_tflops * 1e12 if peak_tflops is not None else None
+    )
+    return FirstRankRecorder(log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s)
+
+
+def _open_loader(config: RunConfig, plan: RunPlan, stream: SequenceStream, ranks: Ranks, state: TrainState) -> Loader:
+    return Loader(
+        stream,
+        make_batch=make_batch_for(config.objective),
+        global_batch_size=config.train.global_batch_size,
+        dp_rank=ranks.dp_rank,
+        dp=ranks.dp,
+        micro_batch_size=plan.layout.micro_batch_size,
+        start_sequence=state.next_sequence,
+    )
+
+
+def _schedule(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
+    def lr_after(n_tokens_seen: int) -> float:
+        return lr_at(
+            config.schedule,
+            peak_lr=config.optim.lr,
+            n_tokens_seen=n_tokens_seen,
+            n_tokens=plan.n_tokens,
+            warmup_tokens=plan.warmup_tokens,
+            decay_tokens=plan.decay_tokens,
+        )
+
+    return lr_after
+
+
+def _evaluator(
+    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder
+) -> Callable[[TrainState], None]:
+    """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
+    stream = corpus.stream(config, EVAL_SPLIT)
+    n_sequences = min(config.train.eval_sequences, stream.n_sequences)
+    sequences_NS = stream.read(np.arange(n_sequences))
+    n_bytes = int(corpus.tokenizer.token_bytes[sequences_NS[:, 1:]].sum())
+    batches = _eval_batches(sequences_NS, make_batch_for(config.objective), ranks, plan.layout.micro_batch_size)
+    every = config.train.eval_every
+
+    def evaluate(state: TrainState) -> None:
+        if state.step == plan.n_steps or (every is not None and state.step % every == 0):
+            recorder.evaluation(state, engine.evaluate(batches), n_bytes)
+
+    return evaluate
+
+
+def _eval_batches(
+    sequences_NS: np.ndarray, make_batch: Callable[[np.ndarray], Batch], ranks: Ranks, micro_batch_size: int
+) -> list[Batch]:
+    """This rank's batches, as many and as large as every other rank's: rows that fill up the last ones have no targets."""
+    n_sequences = len(sequences_NS)
+    micro_batch_size = min(micro_batch_size, -(-n_sequences // ranks.dp))
+    per_rank = -(-n_sequences // (ranks.dp * micro_batch_size)) * micro_batch_size
+    batches = []
+    for start in range(ranks.dp_rank * per_rank, (ranks.dp_rank + 1) * per_rank, micro_batch_size):
+        rows = np.arange(start, start + micro_batch_size)
+        batch = make_batch(sequences_NS[np.minimum(rows, n_sequences - 1)])
+        batch.targets_BT[torch.from_numpy(rows >= n_sequences)] = IGNORED
+        batches.append(batch)
+    return batches
+
+
+def _sample(config: RunConfig, corpus: Corpus, engine: Engine) -> str | None:
+    """Text after the prompt. Every rank generates the same tokens: under ZeRO-3 each forward is collective."""
+    if not config.train.sample_tokens:
+        return None
+    prompt = corpus.tokenizer.encode_batch([config.train.sample_prompt])[0].tolist() or [corpus.tokenizer.eot_id]
+    engine.model.eval()
+    tokens = generate(
+        engine.model,
+        prompt,
+        config.train.sample_tokens,
+        seed=config.train.seed,
+        context_limit=config.train.seq_len,
+        eos_id=corpus.tokenizer.eot_id,
+    )
+    return corpus.tokenizer.decode(tokens)

@@ -1,0 +1,109 @@
+"""Every engine and ZeRO stage follows the loss curve of the one-process reference, and opens the others' checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from scaling.compose import compose
+from scaling.config import RunConfig
+from scaling.data.objective import causal_lm
+from scaling.parallel.grid import Ranks
+from scaling.plan.layout import make_plan
+from scaling.plan.machine import resolve_cluster
+
+G, T, V = 8, 16, 257
+N_STEPS = 6
+FP32_RTOL = 2e-5  # sums over ranks and micro-batches in another order
+
+
+def tiny(*overrides: str) -> RunConfig:
+    config = compose(
+        [
+            "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "tokenizer=byte", f"train.seq_len={T}",
+            f"train.global_batch_size={G}", "train.n_tokens=100_000", "layout=manual", *overrides,
+        ]
+    )  # fmt: skip
+    return resolve_cluster(config)
+
+
+def rows_of(step: int, ranks: Ranks) -> np.ndarray:
+    rows = np.random.default_rng(step).integers(0, V, size=(G, T + 1))
+    share = G // ranks.dp
+    return rows[ranks.dp_rank * share : (ranks.dp_rank + 1) * share]
+
+
+def train(
+    ranks: Ranks, config: RunConfig, first: int, last: int, load: Path | None = None, save: Path | None = None
+) -> list[tuple[float, float]]:
+    """Losses and gradient norms of steps [first, last), from a checkpoint and to one."""
+    layout = make_plan(config).layout
+    engine: Any
+    if layout.engine == "reference":
+        from scaling.engine.reference import ReferenceEngine
+
+        engine = ReferenceEngine(config, layout, torch.device("cpu"))
+    else:
+        from scaling.engine.deepspeed import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(config, layout, ranks, torch.device("cpu"))
+    if load is not None:
+        engine.load(load)
+    curve = []
+    for step in range(first, last):
+        rows = rows_of(step, ranks)
+        size = layout.micro_batch_size
+        result = engine.step([causal_lm(rows[at : at + size]) for at in range(0, len(rows), size)], lr=1e-2 / (1 + step))
+        curve.append((float(result.loss), float(result.grad_norm)))
+    evaluation = engine.evaluate([causal_lm(rows_of(999, ranks))])
+    curve.append((evaluation.loss, float(evaluation.n_targets)))
+    if save is not None:
+        save.mkdir(exist_ok=True)
+        engine.save(save)
+    return curve
+
+
+def reference(last: int = N_STEPS, *overrides: str) -> list[tuple[float, float]]:
+    return run_ranks(train, 1, tiny("layout.dp=1", *overrides), 0, last)[0]
+
+
+def deepspeed(stage: int, dp: int, micro: int, *overrides: str) -> RunConfig:
+    return tiny(
+        f"layout.dp={dp}", f"layout.zero_stage={stage}", f"layout.micro_batch_size={micro}", "layout.engine=deepspeed",
+        f"cluster.devices_per_node={dp}", *overrides,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "dp", "micro"), [(1, 2, 4), (1, 2, 2), (2, 2, 2), (3, 2, 4), (1, 1, 4)])
+def test_zero_follows_the_reference(stage: int, dp: int, micro: int) -> None:
+    expected = reference()
+    for curve in run_ranks(train, dp, deepspeed(stage, dp, micro), 0, N_STEPS):
+        np.testing.assert_allclose(curve, expected, rtol=FP32_RTOL)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_resuming_on_the_same_layout_is_bit_identical(stage: int, tmp_path: Path) -> None:
+    config = deepspeed(stage, 2, 2)
+    unbroken = run_ranks(train, 2, config, 0, N_STEPS)[0]
+    first = run_ranks(train, 2, config, 0, 3, None, tmp_path)[0]
+    second = run_ranks(train, 2, config, 3, N_STEPS, tmp_path)[0]
+    assert first[:3] + second == unbroken
+
+
+@pytest.mark.parametrize(("written", "read"), [("reference", 1), (1, 3), (3, "reference"), (2, 1)])
+def test_a_checkpoint_opens_under_another_layout(written: int | str, read: int | str, tmp_path: Path) -> None:
+    expected = reference()
+
+    def half(kind: int | str, *args: Any) -> list[tuple[float, float]]:
+        if kind == "reference":
+            return run_ranks(train, 1, tiny("layout.dp=1"), *args)[0]
+        return run_ranks(train, 2, deepspeed(int(kind), 2, 4), *args)[0]
+
+    first = half(written, 0, 3, None, tmp_path)
+    second = half(read, 3, N_STEPS, tmp_path)
+    np.testing.assert_allclose(first[:3] + second, expected, rtol=FP32_RTOL)
