@@ -83,10 +83,29 @@ def open_wandb_sink(
     Offline, said once, when WANDB_MODE says so and where there is no key or no network. Replays from metrics.jsonl the
     steps up to `resumed_step` that W&B lacks. Raises RunDirError when `run_dir` cannot be written to.
     """
-    # wandb reads this when it is imported: no error reports of a training job to its maker, unless the user wants them.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    with _environment(run_dir):
+        import wandb
 
+        return _open(wandb, config, run_dir, resumed_step, notice)
+
+
+@contextlib.contextmanager
+def _environment(run_dir: Path) -> Iterator[None]:
+    """What wandb and its service read when they start, unless the user has set it: no error reports of a training job to
+    their maker, and no logs in the home directory."""
+    wanted = {"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(run_dir / "wandb" / "cache")}
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _open(
+    wandb: Any, config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]
+) -> WandbSink | None:
     mode, reason = _choose_mode(wandb)
     if mode == "disabled":
         notice("W&B: not used, since WANDB_MODE=disabled")
@@ -97,6 +116,8 @@ def open_wandb_sink(
     run = None
     if mode == "online":
         run, reason = _try_init(wandb, run_dir, mode="online", **arguments)
+        if run is None:
+            wandb.teardown()  # its service keeps the id of a run that failed to start, and refuses it again
     if run is not None:
         last_step = run.step - 1 if run.resumed else -1
         notice(f"W&B: {run.url}")
@@ -203,12 +224,12 @@ def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
 
     `unknown` when they cannot be read: then nothing is replayed, and nothing is logged twice.
     """
-    last_step = -1
+    last_step, environment = -1, os.environ | {"WANDB_MODE": "offline"}
     for path in sorted((run_dir / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         try:
-            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_READ_TIMEOUT_S).stdout
-            entries = [json.loads(line) for line in output.splitlines()]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=_READ_TIMEOUT_S)
+            entries = [json.loads(line) for line in done.stdout.splitlines()]
         except (OSError, subprocess.SubprocessError, ValueError):
             return unknown
         steps = [int(entry["history"]["step"]["num"]) for entry in entries if entry["type"] == "history"]
