@@ -91,7 +91,7 @@ def test_a_block_keeps_what_autograd_keeps(shape: tuple[str, ...], precision: st
 def test_the_chunk_is_the_losss() -> None:
     from scaling.model.loss import CHUNK_ROWS, DEFAULT_CHUNK_ROWS
 
-    assert LOSS_CHUNK_ROWS == {"cpu": CHUNK_ROWS["cpu"], "gpu": DEFAULT_CHUNK_ROWS}
+    assert {"cpu": CHUNK_ROWS["cpu"], "gpu": DEFAULT_CHUNK_ROWS} == LOSS_CHUNK_ROWS
 
 
 LAYOUTS = st.builds(
@@ -100,7 +100,9 @@ LAYOUTS = st.builds(
     micro_batch_size=st.integers(1, 64), grad_accum_steps=st.just(1),
     activation_checkpointing=st.sampled_from(("none", "full")), engine=st.just("deepspeed"),
 )  # fmt: skip
-CONFIGS = st.sampled_from(["gpt_nano", "gpt_10m", "gpt_7b", "gpt_70b"]).map(lambda name: composed(f"model={name}", "cluster=8xA100"))
+CONFIGS = st.sampled_from(["gpt_nano", "gpt_10m", "gpt_7b", "gpt_70b"]).map(
+    lambda name: composed(f"model={name}", "cluster=8xA100")
+)
 
 
 @given(CONFIGS, LAYOUTS)

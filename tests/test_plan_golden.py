@@ -1,0 +1,51 @@
+"""Whole plans of a few settings, one value a line, so that a changed assumption shows as the lines that it moves.
+
+Rewrite tests/golden/plans.txt with SCALING_REWRITE_GOLDEN=1, in a commit that says why the numbers changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plan_config import composed
+
+from scaling.plan.layout import make_plan
+
+GOLDEN = Path(__file__).parent / "golden" / "plans.txt"
+SETTINGS = [
+    (),
+    ("model=gpt_10m", "cluster=1xA100"),
+    ("model=gpt_1b", "cluster=8xA100"),
+    ("model=gpt_13b", "cluster=4x8xA100", "cluster.usd_per_device_hour=2"),
+    ("model=gpt_70b", "cluster=8x8xH100", "schedule=wsd"),
+]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield f"{prefix} = {value:.12g}" if isinstance(value, float) else f"{prefix} = {value}"
+
+
+def _plans() -> str:
+    sections = []
+    for overrides in SETTINGS:
+        lines = _flat(make_plan(composed(*overrides)).to_dict())
+        sections.append("\n".join([f"[{' '.join(overrides) or 'default run'}]", *lines, ""]))
+    return "\n".join(sections)
+
+
+def test_plans_are_those_of_the_golden_file() -> None:
+    plans = _plans()
+    if os.environ.get("SCALING_REWRITE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(plans)
+    assert plans == GOLDEN.read_text(), (
+        "The plans have moved. If a formula, an assumption or a file in conf/ was meant to change, "
+        "rewrite them with SCALING_REWRITE_GOLDEN=1; if not, this is a mistake."
+    )
