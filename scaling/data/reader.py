@@ -1,0 +1,90 @@
+"""One shard: tar -> token stream, every claim of the index checked before a token is used.
+
+webdataset walks the tar; the members are decoded here, from an allow-list of one raw extension. Nothing is unpickled,
+and member names are never used as paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scaling.data.fetch import fetch, join
+from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo
+from scaling.errors import DataError
+
+FIX = "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves damaged shards of the train split out."
+
+
+def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> np.ndarray:
+    """Token stream of a shard: its documents, each followed by end-of-text; (n_tokens,) of index.dtype.
+
+    Raises DataError, naming the shard, when it is missing or not what the index says.
+    """
+    location = join(directory, shard.name)
+    try:
+        content = fetch(location, max_bytes=shard.size_bytes + 1)
+        _check_content(content, shard)
+        documents = list(_documents(content, DTYPES[index.dtype]))
+        tokens = _join(documents, index)
+        _check_tokens(tokens, len(documents), shard, index)
+    except (_Damaged, DataError) as error:
+        reason = error.what if isinstance(error, DataError) else str(error)
+        raise DataError(f"shard {shard.name} is missing or damaged: {reason}", where=location, fix=FIX) from error
+    return tokens
+
+
+class _Damaged(Exception):
+    """A shard that is not what the index says: what was found, and what was expected."""
+
+
+def _check_content(content: bytes, shard: ShardInfo) -> None:
+    if len(content) != shard.size_bytes:
+        more = "more than " if len(content) > shard.size_bytes else ""
+        found = min(len(content), shard.size_bytes)
+        raise _Damaged(f"it has {more}{found} bytes, and the index says {shard.size_bytes}")
+    found_hash = hashlib.sha256(content).hexdigest()
+    if found_hash != shard.sha256:
+        raise _Damaged(f"its sha256 is {found_hash[:16]}..., and the index says {shard.sha256[:16]}...")
+
+
+def _documents(content: bytes, extension: str) -> Iterator[bytes]:
+    """The raw tokens of each document of an uncompressed tar, in order."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    if content[257:262].strip(b"\0") not in (b"", b"ustar"):
+        raise _Damaged("it is not an uncompressed tar file")
+    source = {"url": "", "stream": io.BytesIO(content)}
+    try:
+        for sample in group_by_keys(tar_file_expander([source])):
+            key, members = sample["__key__"], sample.keys() - {"__key__", "__url__"}
+            if not key.isdecimal() or members != {extension}:
+                names = ", ".join(f"{key}.{member}" for member in sorted(members))
+                raise _Damaged(f"it holds {names!r}; a document is one member NUMBER.{extension}, and nothing else is read")
+            yield sample[extension]
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise _Damaged(f"it is not a readable tar file: {error.args[0] if error.args else error}") from error
+
+
+def _join(documents: list[bytes], index: CorpusIndex) -> np.ndarray:
+    dtype = np.dtype(index.dtype).newbyteorder("<")
+    for number, document in enumerate(documents):
+        if len(document) % dtype.itemsize:
+            raise _Damaged(f"document {number} has {len(document)} bytes, not a multiple of {dtype.itemsize}")
+    eot = np.array([index.tokenizer.eot_id], dtype=dtype).tobytes()
+    stream = b"".join(part for document in documents for part in (document, eot))
+    return np.frombuffer(stream, dtype=dtype).astype(index.dtype, copy=False)
+
+
+def _check_tokens(tokens: np.ndarray, n_documents: int, shard: ShardInfo, index: CorpusIndex) -> None:
+    if (n_documents, len(tokens)) != (shard.n_documents, shard.n_tokens):
+        found, expected = f"{n_documents} documents of {len(tokens)} tokens", f"{shard.n_documents} of {shard.n_tokens}"
+        raise _Damaged(f"it holds {found}, and the index says {expected}")
+    largest = int(tokens.max(initial=0))
+    if largest >= index.tokenizer.vocab_size:
+        raise _Damaged(f"it holds token id {largest}, and the vocabulary has {index.tokenizer.vocab_size} entries")
