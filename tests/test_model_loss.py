@@ -60,13 +60,14 @@ def test_evaluation_and_frozen_weights() -> None:
 
 
 def test_bf16_weight_gradient_is_summed_in_fp32() -> None:
-    # 64 chunks of one row: a bf16 sum would lose 1 part in 2^9 at every one of them.
-    x, weight, targets = inputs(64, 7, 11, 5)
+    # 2000 chunks of one row: a bf16 sum stands still once it is 2^8 times a term, and is off by 19 % here.
+    x, weight, targets = inputs(2000, 7, 11, 5)
+    x = x.detach().abs().requires_grad_()
     exact = torch.autograd.grad(plain(x, weight, targets), weight)[0]
     low = weight.detach().bfloat16().requires_grad_()
     grad = torch.autograd.grad(linear_cross_entropy(x.detach().bfloat16(), low, targets, chunk_rows=1), low)[0]
     assert grad.dtype == torch.bfloat16
-    assert float((grad.float() - exact).norm() / exact.norm()) < 8e-3
+    assert float((grad.float() - exact).norm() / exact.norm()) < 4e-3
 
 
 @pytest.mark.parametrize("shape", [(3, 48), (2, 5, 48)])

@@ -36,6 +36,9 @@ def test_a_seed_repeats_and_another_differs(model: LanguageModel) -> None:
 def test_text_goes_on_past_the_context_limit_and_sees_only_the_latest(model: LanguageModel) -> None:
     long = generate(model, list(range(40)), 50, temperature=0, seed=0, context_limit=16)
     assert len(long) == 50
+    assert long[0] == int(model(torch.arange(24, 40)[None])[0, -1].argmax())
+    # The cache is full after 16 positions; the next token is drawn from the latest 8.
+    assert long[1] == int(model(torch.tensor([[*range(33, 40), long[0]]]))[0, -1].argmax())
     assert long == generate(model, list(range(24, 40)), 50, temperature=0, seed=0, context_limit=16)
 
 

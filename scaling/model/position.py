@@ -70,9 +70,8 @@ class RotaryPosition(Position):
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Turn every pair of every head by its position's angle, in fp32; the dtype of x is kept."""
-    x = x_BTHK.float()
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    return (x * rotation.cos_T1K + swapped * rotation.sin_T1K).to(x_BTHK.dtype)
+    swapped_BTHK = x_BTHK.roll(x_BTHK.shape[-1] // 2, dims=-1)
+    return (x_BTHK * rotation.cos_T1K + swapped_BTHK * rotation.sin_T1K).to(x_BTHK.dtype)
 
 
 POSITIONS: dict[str, type[Position]] = {"none": Position, "learned": LearnedPosition, "rope": RotaryPosition}
