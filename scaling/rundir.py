@@ -24,7 +24,9 @@ from scaling.errors import ConfigError, RunDirError
 from scaling.files import append_line, disk_error, read_object, split_lines, write_atomic, write_json
 from scaling.provenance import describe_attempt
 
-EventKind = Literal["start", "resume", "preempted", "failed", "checkpoint_committed", "checkpoint_damaged", "finished"]
+EventKind = Literal[
+    "start", "resume", "preempted", "failed", "checkpoint_committed", "checkpoint_damaged", "shard_skipped", "finished"
+]
 State = Literal["new", "begun", "preempted", "failed", "finished"]
 
 

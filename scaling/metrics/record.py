@@ -99,16 +99,19 @@ def _plain(value: Any) -> float:
     return value if type(value) is int else float(value)
 
 
+def portable_number(value: float) -> float | str:
+    """`value` as JSON can hold it: NaN and the infinities as strings."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
 def _encode(record: Mapping[str, float]) -> str:
-    def portable(value: float) -> float | str:
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-    return json.dumps({name: portable(value) for name, value in record.items()}, allow_nan=False, separators=(",", ":"))
+    portable = {name: portable_number(value) for name, value in record.items()}
+    return json.dumps(portable, allow_nan=False, separators=(",", ":"))
 
 
-def _decode(line: bytes) -> Record:
+def decode_record(line: bytes) -> Record:
     """One record. Raises ValueError when the line is no record."""
     found = json.loads(line)
     if not isinstance(found, dict):
@@ -129,7 +132,7 @@ def _decode_lines(path: Path, lines: list[bytes]) -> list[Record]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_decode(line))
+            records.append(decode_record(line))
         except ValueError as error:
             raise RunDirError(
                 f"line {number} of {path} is damaged: {error}",

@@ -1,0 +1,237 @@
+"""python -m scaling.status: the runs under a directory, how they stand, and when they will be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaling.errors import ConfigError, RunDirError, ScalingError
+from scaling.files import read_object, split_lines
+from scaling.metrics import names
+from scaling.metrics.record import Record, decode_record, portable_number
+from scaling.rundir import RunDir
+from scaling.units import format_count, format_duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+USAGE = """\
+Usage: python -m scaling.status [run.root=DIR | DIR ...] [--json]
+
+Shows every run under a directory of runs (default: runs), or the runs named.
+  run.root=DIR   the directory of run directories, as for python -m scaling.run
+  DIR ...        directories of runs, or single run directories
+  --json         one JSON object a run, for programs; what is not known is null
+  --help         this text"""
+
+DEFAULT_ROOT = "runs"  # run.root in conf/config.yaml
+_TAIL_BYTES = 1 << 20  # about 4000 records: the newest of every kind, without reading a long run whole
+_COLOURS = {"running": "green", "finished": "blue", "failed": "bold red", "interrupted": "yellow", "damaged": "bold red"}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One row. None is unknown. `state` is running, finished, failed, preempted, interrupted, begun, new or damaged:
+    interrupted has begun and has no living driver; begun is one of the two where locks cannot tell."""
+
+    name: str
+    path: str
+    state: str
+    step: int | None = None
+    n_steps: int | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_s: float | None = None
+    restarts: int | None = None
+    eta_s: float | None = None
+    age_s: float | None = None
+    trouble: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in words or "-h" in words:
+        print(USAGE)
+        return 0
+    try:
+        roots, as_json = _arguments(words)
+        statuses = [status_of(path, root) for root in roots for path in find_runs(root)]
+    except ScalingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    if as_json:
+        for status in statuses:
+            print(json.dumps(_portable(status)))
+    elif statuses:
+        _print_table(statuses)
+    else:
+        places = ", ".join(str(root) for root in roots)
+        print(f"No runs under {places}. Start one with: python -m scaling.run\nOr look elsewhere with: run.root=DIR")
+    return 0
+
+
+def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
+    """Where to look, and whether to print JSON. Raises ConfigError."""
+    roots: list[Path] = []
+    for word in words:
+        if word == "--json":
+            continue
+        if word.startswith("-") or ("=" in word and not word.startswith("run.root=") and not Path(word).exists()):
+            raise ConfigError(f"unknown argument {word!r}", "scaling.status", "Use run.root=DIR, directories, --json or --help.")
+        roots.append(RunDir(word.removeprefix("run.root=")).path)
+    for root in roots:
+        if not root.is_dir():
+            raise ConfigError(f"there is no directory {root}", "scaling.status", "Give the run.root that the runs were given.")
+    return roots or [Path(DEFAULT_ROOT).absolute()], "--json" in words
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Run directories at `root`, in it, or one level down (the runs of a study), by name. Raises RunDirError."""
+    if is_run(root):
+        yield root
+        return
+    for path in _subdirectories(root):
+        if is_run(path):
+            yield path
+        else:
+            yield from (inner for inner in _subdirectories(path) if is_run(inner))
+
+
+def is_run(path: Path) -> bool:
+    return (path / "events.jsonl").is_file() or (path / "config.yaml").is_file()
+
+
+def _subdirectories(root: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunDirError(f"cannot list {root}: {error.strerror}", fix="Choose another directory with run.root=DIR.") from error
+
+
+def status_of(path: Path, root: Path) -> RunStatus:
+    """The row of one run, named as seen from `root`. A damaged run is a row that says so and does not hide the others."""
+    run_dir, name = RunDir(path), path.name if path == root else str(path.relative_to(root))
+    try:
+        events, plan = run_dir.read_events(), read_object(path / "plan.json") or {}
+        newest = newest_values(run_dir.metrics)
+        state = _state(run_dir)
+    except ScalingError as error:
+        return RunStatus(name, str(path), "damaged", trouble=str(error))
+    tokens_per_s = newest.get(names.TOKENS_PER_S)
+    running = state in ("running", "begun")
+    step = newest.get(names.STEP)
+    return RunStatus(
+        name=name,
+        path=str(path),
+        state=state,
+        step=int(step) if step is not None else None,
+        n_steps=plan.get("n_steps"),
+        loss=newest.get(names.TRAIN_LOSS),
+        val_loss=newest.get(names.VAL_LOSS),
+        tokens_per_s=tokens_per_s,
+        restarts=sum(event["kind"] == "resume" for event in events),
+        eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s) if running else None,
+        age_s=_age_s(run_dir),
+        trouble=next((str(event["reason"]) for event in events[-1:] if event["kind"] == "failed" and "reason" in event), None),
+    )
+
+
+def _state(run_dir: RunDir) -> str:
+    state, driven = run_dir.state(), run_dir.is_driven()
+    if driven and state != "finished":
+        return "running"
+    if state == "begun" and driven is False:
+        return "interrupted"
+    return state
+
+
+def newest_values(metrics: Path) -> Record:
+    """The newest value of every metric in the last part of metrics.jsonl; step and n_tokens are the last record's."""
+    try:
+        with metrics.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            file.seek(start)
+            content = file.read()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise RunDirError(f"cannot read {metrics}: {error.strerror}", fix="Give yourself permission to read it.") from error
+    lines, _ = split_lines(content)
+    newest: Record = {}
+    for line in lines[1:] if start else lines:
+        try:
+            newest.update(decode_record(line))
+        except ValueError as error:
+            fix = "Restore the file, or delete that line."
+            raise RunDirError(f"{metrics} is damaged: {error} in {line[:60].decode(errors='replace')!r}", fix=fix) from error
+    return newest
+
+
+def _eta_s(n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: float | None) -> float | None:
+    if n_tokens_total is None or n_tokens is None or not tokens_per_s:
+        return None
+    return max(0.0, (n_tokens_total - n_tokens) / tokens_per_s)
+
+
+def _age_s(run_dir: RunDir) -> float | None:
+    """Seconds since the last record or event was written."""
+    written_s = [path.stat().st_mtime for path in (run_dir.metrics, run_dir.events) if path.exists()]
+    return max(0.0, time.time() - max(written_s)) if written_s else None
+
+
+def _portable(status: RunStatus) -> dict[str, object]:
+    return {k: portable_number(v) if isinstance(v, float) else v for k, v in asdict(status).items()}
+
+
+def _print_table(statuses: Sequence[RunStatus]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a file or a pipe has no width to keep to
+    console.print(_table(statuses))
+    for status in statuses:
+        if status.trouble:
+            console.print(f"{status.name}: {status.trouble}", markup=False)
+
+
+def _table(statuses: Sequence[RunStatus]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("run", no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("state", no_wrap=True)
+    for heading in ("step", "loss", "val loss", "tokens/s", "restarts", "ETA", "last record"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for s in statuses:
+        table.add_row(
+            s.name,
+            Text(s.state, style=_COLOURS.get(s.state, "")),
+            _shown(s.step, "{}") + (f" / {s.n_steps}" if s.n_steps else ""),
+            _shown(s.loss, "{:.3f}"),
+            _shown(s.val_loss, "{:.3f}"),
+            format_count(s.tokens_per_s) if s.tokens_per_s is not None else "-",
+            _shown(s.restarts, "{}"),
+            format_duration(s.eta_s) if s.eta_s is not None else "-",
+            f"{format_duration(s.age_s)} ago" if s.age_s is not None else "-",
+        )
+    return table
+
+
+def _shown(value: float | None, style: str) -> str:
+    return "-" if value is None else style.format(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
