@@ -161,7 +161,7 @@ class LayoutConfig(Section):
     engine: Literal["auto", "reference", "deepspeed"] = Field(
         "auto", description="reference: plain PyTorch, one device; deepspeed: ZeRO; auto: reference on one device"
     )
-    dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: every device of the cluster")
+    dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
     zero_stage: Literal[1, 2, 3] | None = Field(
         None, description="ZeRO shards 1: optimiser states; 2: gradients too; 3: weights too"
     )

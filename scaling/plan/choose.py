@@ -139,10 +139,9 @@ def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
     open_layout = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None, "engine": "deepspeed"}
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
     fitting = (layout for layout in _candidates(relaxed, smallest.dp, "deepspeed") if fits(config, layout))
-    needed = _devices_needed(config, smallest)
     if (layout := next(fitting, None)) is not None:
         yield f"With the same dp this fits: {describe(layout)}."
-    if needed is not None:
+    elif (needed := _devices_needed(config)) is not None:
         yield f"It would fit on {needed} such devices (dp={needed}, zero_stage=3); the cluster has {n_devices(config)}."
     else:
         yield "No number of such devices is enough with data parallelism alone; it takes devices with more memory."
@@ -153,12 +152,12 @@ def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
         yield "A smaller model helps too."
 
 
-def _devices_needed(config: RunConfig, smallest: Layout) -> int | None:
+def _devices_needed(config: RunConfig) -> int | None:
     """Fewest ranks that divide the batch and hold the model at ZeRO-3 with full checkpointing and micro-batches of one."""
     batch = config.train.global_batch_size
     for dp in divisors(batch):
         layout = Layout(dp, 1, 1, 3, 1, batch // dp, "full", "deepspeed")
-        if dp > smallest.dp and fits(config, layout):
+        if fits(config, layout):
             return dp
     return None
 

@@ -86,7 +86,7 @@ def visible_gpus() -> list[Gpu]:
     Raises ConfigError when there is a driver that does not answer.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
+    if visible is not None and not visible.strip():
         return []
     try:
         import pynvml
