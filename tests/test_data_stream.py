@@ -1,0 +1,293 @@
+"""Reading shards: what is read is what was written, and every disagreement with the index names the shard."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_corpora import EOT, VOCAB_SIZE, document_members, random_documents, tar_bytes, with_shard, write_corpus, write_shard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling.data import fetch
+from scaling.data.shards import CorpusIndex
+from scaling.data.stream import BadShard, SequenceStream, check_shards
+from scaling.errors import DataError
+
+SHARD = "train-000001.tar"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return tmp_path, write_corpus(tmp_path, random_documents(0))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """URL of an HTTP server over tmp_path, on loopback."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Keep the test's output clean."""
+
+
+def open_stream(directory, index, **options):
+    return SequenceStream(directory, index, "train", seq_len=16, seed=5, **options)
+
+
+def read_all(directory, index):
+    stream = open_stream(directory, index, shuffle=False)
+    return stream.read(np.arange(stream.n_sequences))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), max_resident_shards=st.integers(1, 4), shuffle=st.booleans())
+def test_reads_the_documents_joined_by_end_of_text(tmp_path_factory, seed, max_resident_shards, shuffle):
+    directory = tmp_path_factory.mktemp("corpus")
+    documents = random_documents(seed)
+    index = write_corpus(directory, documents)
+    streams = [np.concatenate([np.append(document, EOT) for document in shard]) for shard in documents]
+    stream = open_stream(directory, index, max_resident_shards=max_resident_shards, shuffle=shuffle)
+    ks = np.random.default_rng(seed).integers(0, 3 * stream.n_sequences, 40)
+    rows = stream.read(ks)
+    assert rows.dtype == np.int64
+    for row, shard, offset in zip(rows, *stream.order.locate(ks), strict=True):
+        np.testing.assert_array_equal(row, streams[shard][offset : offset + 17])
+
+
+def test_keeps_no_more_shards_than_it_may(corpus):
+    directory, index = corpus
+    stream = open_stream(directory, index, max_resident_shards=2)
+    stream.read(np.arange(stream.n_sequences))
+    assert len(stream._resident) == 2
+
+
+def test_url_and_directory_hold_the_same_corpus(corpus, server):
+    directory, index = corpus
+    expected = read_all(directory, index)
+    for place in (server, server + "/", directory.as_uri(), str(directory)):
+        found = CorpusIndex.load(place)
+        assert found == index
+        assert found.fingerprint == index.fingerprint
+        assert check_shards(place, found, "train", full=True) == []
+        np.testing.assert_array_equal(read_all(place, found), expected)
+
+
+def refused(directory, index, match: str) -> None:
+    """Reading names the damaged shard, the cause and the way out."""
+    with pytest.raises(DataError, match=match) as caught:
+        read_all(directory, index)
+    assert f"shard {SHARD} is missing or damaged" in str(caught.value)
+    assert "data.on_bad_shard=skip" in str(caught.value)
+
+
+def test_missing_shard(corpus):
+    directory, index = corpus
+    (directory / SHARD).unlink()
+    refused(directory, index, "no such file")
+    (bad,) = check_shards(directory, index, "train")
+    assert bad == BadShard(SHARD, f"{directory / SHARD} cannot be read: no such file")
+
+
+def test_http_404_is_not_retried(corpus, server, monkeypatch):
+    directory, index = corpus
+    (directory / SHARD).unlink()
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: pytest.fail("waited to ask again"))
+    refused(server, index, "HTTP 404 File not found")
+    assert [bad.name for bad in check_shards(server, index, "train")] == [SHARD]
+
+
+def test_server_that_is_down_is_asked_again(corpus, monkeypatch):
+    _, index = corpus
+    waits = []
+    monkeypatch.setattr(fetch.time, "sleep", waits.append)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(DataError, match="Connection refused"):
+        read_all("http://127.0.0.1:9", index)
+    assert waits == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_truncated_shard(corpus, full):
+    directory, index = corpus
+    size = index.split("train")[1].size_bytes
+    os.truncate(directory / SHARD, size - 1024)
+    refused(directory, index, f"it has {size - 1024} bytes, and the index says {size}")
+    assert [bad.name for bad in check_shards(directory, index, "train", full=full)] == [SHARD]
+
+
+def test_longer_shard(corpus):
+    directory, index = corpus
+    with (directory / SHARD).open("ab") as file:
+        file.write(b"x" * 512)
+    refused(directory, index, "it has more than")
+
+
+def test_flipped_bit(corpus):
+    directory, index = corpus
+    content = bytearray((directory / SHARD).read_bytes())
+    content[600] ^= 1
+    (directory / SHARD).write_bytes(content)
+    refused(directory, index, "its sha256 is .*, and the index says")
+    assert check_shards(directory, index, "train") == []
+    assert [bad.name for bad in check_shards(directory, index, "train", full=True)] == [SHARD]
+
+
+def replace_shard(directory: Path, index: CorpusIndex, members: dict[str, bytes] | bytes) -> CorpusIndex:
+    """Another tar in the shard's place, with size and checksum that agree with the index: only its inside is wrong."""
+    old = index.split("train")[1]
+    content = members if isinstance(members, bytes) else tar_bytes(members)
+    return with_shard(index, write_shard(directory, SHARD, content, old.n_documents, old.n_tokens))
+
+
+def test_empty_tar(corpus):
+    directory, index = corpus
+    refused(directory, replace_shard(directory, index, {}), "it holds 0 documents of 0 tokens, and the index says 5 of")
+    refused(directory, replace_shard(directory, index, b""), "damaged")
+
+
+def test_wrong_counts(corpus):
+    directory, index = corpus
+    old = index.split("train")[1]
+    refused(
+        directory, with_shard(index, replace(old, n_documents=6)), r"it holds 5 documents of \d+ tokens, and the index says 6"
+    )
+    refused(directory, with_shard(index, replace(old, n_tokens=old.n_tokens + 1)), f"says 5 of {old.n_tokens + 1}")
+
+
+def test_token_beyond_the_vocabulary(corpus):
+    directory, index = corpus
+    documents = [np.full(20, 7)] * 4 + [np.full(20, VOCAB_SIZE)]
+    index = replace_shard(directory, index, document_members(documents))
+    index = with_shard(index, replace(index.split("train")[1], n_documents=5, n_tokens=105))
+    refused(directory, index, f"it holds token id {VOCAB_SIZE}, and the vocabulary has {VOCAB_SIZE} entries")
+
+
+class _Bomb:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["000000000.pickle", "000000000.pyd", "000000000.u32", "../../etc/1.u16", "/tmp/1.u16", "..u16", "name.u16", "1.tar.u16"],
+)
+def test_only_numbered_raw_members_are_read(corpus, member):
+    directory, index = corpus
+    index = replace_shard(directory, index, {member: pickle.dumps(_Bomb(directory / "unpickled"))})
+    before = {path.name for path in directory.iterdir()}
+    refused(directory, index, "nothing else is read|it holds 0 documents")
+    assert {path.name for path in directory.iterdir()} == before
+
+
+def test_member_beside_the_tokens(corpus):
+    directory, index = corpus
+    index = replace_shard(directory, index, {"000000000.u16": b"\1\0", "000000000.pth": b"x"})
+    refused(directory, index, "it holds '000000000.pth, 000000000.u16'; a document is one member NUMBER.u16")
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"\x1f\x8b" + b"x" * 600, "not an uncompressed tar"),
+    (b"x" * 600, "not an uncompressed tar"),
+    (tar_bytes({"000000000.u16": bytes(2000)})[:1000], "not a readable tar file: unexpected end of data"),
+    (tar_bytes({"000000000.u16": b"odd"}), "document 0 has 3 bytes, not a multiple of 2"),
+])  # fmt: skip
+def test_malformed_tars_whose_checksum_agrees(corpus, content, reason):
+    directory, index = corpus
+    refused(directory, replace_shard(directory, index, content), reason)
+
+
+@pytest.mark.parametrize("location", ["pipe:cat /etc/passwd", "ftp://host/dir", "javascript:1"])
+def test_schemes_that_are_not_opened(location):
+    with pytest.raises(DataError, match="is not allowed"):
+        CorpusIndex.load(location)
+
+
+def test_other_schemes_go_to_webdataset_without_a_shell(corpus, monkeypatch):
+    from webdataset.gopen import gopen_schemes
+
+    directory, index = corpus
+    opened = []
+
+    def open_bucket(url, mode, bufsize):
+        opened.append(url)
+        return (directory / url.removeprefix("gs://bucket/")).open(mode)
+
+    monkeypatch.setitem(gopen_schemes, "gs", open_bucket)
+    np.testing.assert_array_equal(read_all("gs://bucket", CorpusIndex.load("gs://bucket")), read_all(directory, index))
+    assert opened[0] == "gs://bucket/index.json"
+
+
+@pytest.mark.parametrize(("edit", "reason"), [
+    (("train-000001.tar", "../train-000001.tar"), "'../train-000001.tar' is not the plain name"),
+    (("train-000001.tar", "pipe:id"), "'pipe:id' is not the plain name"),
+    (('"dtype": "uint16"', '"dtype": "object"'), "dtype is 'object'"),
+    (('"format_version": 1', '"format_version": 99'), "format_version is 99, this version reads 1"),
+    (('"eot_id"', '"eot"'), "unexpected keyword argument 'eot'"),
+    (('"nsamples": 5', '"nsamples": -5'), "count that is not a whole number"),
+    (('"sha256": "', '"sha256": "0'), "its fingerprint is"),
+    (('"splits"', '"parts"'), "key 'splits' is missing"),
+    (("{", ""), "is not a corpus index"),
+])  # fmt: skip
+def test_index_that_is_not_one(corpus, edit, reason):
+    directory, _ = corpus
+    path = directory / "index.json"
+    path.write_text(path.read_text().replace(*edit))
+    with pytest.raises(DataError, match=reason):
+        CorpusIndex.load(directory)
+
+
+def test_missing_index_and_split(corpus):
+    directory, index = corpus
+    with pytest.raises(DataError, match=r"nowhere.index.json cannot be read: no such file"):
+        CorpusIndex.load(directory / "nowhere")
+    with pytest.raises(DataError, match=r"has no shards in split val(.|\n)*Its splits are: train"):
+        SequenceStream(directory, index, "val", 16, 0)
+
+
+def test_skipping_shards_makes_another_corpus(corpus):
+    directory, index = corpus
+    (directory / SHARD).unlink()
+    rest = index.without("train", [bad.name for bad in check_shards(directory, index, "train")])
+    assert [shard.name for shard in rest.split("train")] == ["train-000000.tar", "train-000002.tar"]
+    assert rest.fingerprint != index.fingerprint
+    assert len(read_all(directory, rest)) > 0
+    assert index.without("train", []).fingerprint == index.fingerprint
+    with pytest.raises(DataError, match="all 3 shards of split train"):
+        index.without("train", [shard.name for shard in index.split("train")])
+
+
+def test_fingerprint_depends_on_content_alone(corpus, tmp_path_factory):
+    _, index = corpus
+    elsewhere = write_corpus(tmp_path_factory.mktemp("elsewhere"), random_documents(0))
+    assert replace(elsewhere, name="other name").fingerprint == index.fingerprint
+    assert write_corpus(tmp_path_factory.mktemp("other"), random_documents(1)).fingerprint != index.fingerprint
+
+
+def test_importing_the_stream_imports_nothing_heavy():
+    heavy = "torch webdataset tokenizers ray"
+    code = f"import sys, scaling.data.stream, scaling.data.corpus; print(set('{heavy}'.split()) & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
