@@ -215,6 +215,33 @@ def test_trouble_in_wandb_ends_the_view_and_not_the_run(tmp_path):
     assert "service gone" in notices[0]
 
 
+class OnlineRun:
+    """A W&B run that the server has up to step 4."""
+
+    url, resumed, step = "https://wandb.example/run", True, 5
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, values, step):
+        self.steps.append(step)
+
+
+def test_an_online_run_is_filled_up_from_where_the_server_stands(tmp_path, monkeypatch):
+    run, notices = OnlineRun(), []
+    monkeypatch.setattr(wandb_sink, "_choose_mode", lambda wandb: ("online", ""))
+    monkeypatch.setattr(wandb_sink, "_try_init", lambda wandb, run_dir, **arguments: (run, ""))
+    record_steps(MetricLog(tmp_path / "metrics.jsonl"), range(1, 9))
+    log = MetricLog(tmp_path / "metrics.jsonl", make_sinks(wandb_config(), tmp_path, 6, notices.append))
+    log.resume(6)
+    record_steps(log, range(7, 9))
+    assert run.steps == [5, 5, 6, 7, 8]  # step 5 has a train and a val record
+    assert notices == ["W&B: https://wandb.example/run"]
+
+
 def test_secrets_are_not_sent_with_the_configuration(tmp_path):
     import wandb
 

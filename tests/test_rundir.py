@@ -1,6 +1,7 @@
 """The run directory: identity, one driver, atomic files, and errors that say what to do."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -167,6 +168,19 @@ def test_events_of_two_processes_do_not_mix(run_dir):
     assert sorted(event["step"] for event in run_dir.read_events()) == sorted([*range(40), *range(40)])
 
 
+def test_an_append_waits_for_one_that_is_under_way(run_dir):
+    run_dir.event("start")
+    with run_dir.events.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=run_dir.event, args=("resume",))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        other.write('{"kind": "preempted"}\n')
+    thread.join()
+    assert [event["kind"] for event in run_dir.read_events()] == ["start", "preempted", "resume"]
+
+
 def test_provenance_lists_attempts_and_no_secret(run_dir, monkeypatch):
     secret = "hunter2hunter2"
     monkeypatch.setenv("WANDB_API_KEY", secret)
@@ -197,6 +211,7 @@ def test_provenance_lists_attempts_and_no_secret(run_dir, monkeypatch):
 def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_it(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "Someone's own"], check=True)
     package = tmp_path / "site-packages" / "scaling"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

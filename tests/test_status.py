@@ -60,7 +60,7 @@ def test_a_row_says_how_the_run_stands(tmp_path, capsys):
     ],
 )
 def test_states_without_a_driver(tmp_path, capsys, kinds, state):
-    make_run(tmp_path / "a", *kinds).write_plan({})
+    make_run(tmp_path / "a", *kinds)
     (tmp_path / "a" / "config.yaml").touch()
     row = rows(capsys, str(tmp_path))["a"]
     assert (row["state"], row["eta_s"]) == (state, None)
@@ -153,7 +153,9 @@ def test_the_curve_is_a_complete_png(tmp_path):
     run_dir = make_run(tmp_path / "a", "start", n_steps=200)
     MetricLog(run_dir.metrics).record(201, 201_000, 1e9, 3.0, {names.TRAIN_LOSS: math.inf})
     png = tmp_path / "curve.png"
-    plot_loss_curve(run_dir.metrics, png, baselines={"unigram": 6.0, "bigram": 4.0}, title="a $run_with_dollars$")
+    plot_loss_curve(
+        run_dir.metrics, png, baselines={"unigram": 6.0, "bigram": 4.0}, title=r"a run called $\frac$, which is no formula"
+    )
     from PIL import Image
 
     with Image.open(png) as image:
