@@ -25,9 +25,13 @@ from scaling.files import append_line, disk_error, read_object, split_lines, wri
 from scaling.provenance import describe_attempt
 
 EventKind = Literal[
-    "start", "resume", "preempted", "failed", "checkpoint_committed", "checkpoint_damaged", "shard_skipped", "finished"
-]
+    "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped"
+]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "finished"]
+
+_STATE_AFTER: dict[str, State] = {
+    "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "finished": "finished"
+}  # fmt: skip
 
 
 class RunDir:
@@ -152,10 +156,9 @@ class RunDir:
 
     def state(self) -> State:
         """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""
-        kinds = [event["kind"] for event in self.read_events() if not event["kind"].startswith("checkpoint_")]
-        if not kinds:
-            return "new"
-        return kinds[-1] if kinds[-1] in ("preempted", "failed", "finished") else "begun"
+        kinds = [event["kind"] for event in self.read_events()]
+        states = [_STATE_AFTER[kind] for kind in kinds if kind in _STATE_AFTER]
+        return states[-1] if states else "new"
 
 
 def _local_path(text: str) -> Path:
