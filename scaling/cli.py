@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, conf_dir
 from scaling.errors import ScalingError
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
@@ -23,7 +23,7 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from scaling.compose import COMPOSITION_ERRORS, conf_dir, explain, validate
+    from scaling.compose import COMPOSITION_ERRORS, explain, validate
 
     codes: list[int] = []
     overrides = [word for word in argv if not word.startswith("-")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -16,18 +15,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
-
-
-def conf_dir() -> Path:
-    """The groups: conf/ beside the package in a checkout, inside the package in a wheel."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return checkout if (checkout / "config.yaml").is_file() else package / "conf"
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -72,7 +64,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
 
 def _explain_option(error: MissingConfigException) -> ConfigError:
     group, _, option = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
-    options = sorted(error.options or [])
+    options = sorted(name for name in error.options or [] if not name.startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     fix = (f"Did you mean {' or '.join(nearest)}? " if nearest else "") + f"There are: {', '.join(options)}."
     return ConfigError(f"{group}={option} is not an option of {group}", "from the command line", fix)

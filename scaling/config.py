@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from scaling.units import parse_count, parse_share
+
+
+def conf_dir() -> Path:
+    """The groups: conf/ beside the package in a checkout, inside the package in a wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "config.yaml").is_file() else package / "conf"
+
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from scaling.compose import compose, conf_dir
-from scaling.config import RunConfig
+from scaling.compose import compose
+from scaling.config import RunConfig, conf_dir
 
 _INTRO = """\
 python -m scaling.run [GROUP=OPTION] [KEY=VALUE] ...

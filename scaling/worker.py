@@ -30,9 +30,9 @@ from scaling.plan.layout import RunPlan, make_plan
 from scaling.rundir import RunDir
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.loop import train
-from scaling.train.optim import lr_at
 from scaling.train.preempt import Stop
 from scaling.train.recorder import FirstRankRecorder, Recorder
+from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 
 EVAL_SPLIT = "val"
@@ -195,7 +195,7 @@ def _open_recorder(
     sinks = make_sinks(config, run_dir.path, step, lambda text: channel.send("notice", {"text": text}))
     log = MetricLog(run_dir.metrics, sinks)
     cleanup.callback(log.close)
-    wall_s = log.resume(step or 0)
+    wall_s = log.resume(step)
     run_dir.event("resume" if restored else "start", step=step or 0, world_size=plan.layout.world_size)
     channel.send("began", {"step": step or 0})
     device = config.cluster.device

@@ -8,7 +8,7 @@ from scaling.compose import compose, conf_dir
 from scaling.config import RunConfig
 
 BASES = {"gpt", "gpt3"}
-MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem not in BASES)
+MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("[!_]*.yaml") if path.stem not in BASES)
 CPU = ("cluster.devices_per_node=2", "cluster.device.name=test CPU", "cluster.device.memory_gb=12")
 
 

@@ -49,7 +49,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
             started.append((process, receiver))
         results = []
         try:
-            for process, receiver in started:
+            for _, receiver in started:
                 assert receiver.poll(timeout_s), f"a rank did not answer within {timeout_s} s"
                 good, value = receiver.recv()
                 assert good, value

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from plan_config import composed
 
 from scaling.config import ScheduleConfig
+from scaling.engine.optim import build_optimizer, parameter_groups
 from scaling.model import build_model, initialise
-from scaling.train.optim import build_optimizer, lr_at, parameter_groups
+from scaling.train.schedule import lr_at
 
 SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
 PEAK = 3e-4
@@ -96,7 +97,7 @@ def test_a_schedule_longer_than_the_run_is_a_bug() -> None:
 
 
 def test_schedules_need_no_torch() -> None:
-    code = "import sys, scaling.train.optim; assert 'torch' not in sys.modules"
+    code = "import sys, scaling.train.schedule; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from scaling.config import RunConfig
 from scaling.data.objective import Batch
 from scaling.engine.base import EvalResult, LossModule, StepResult
+from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
 from scaling.model import build_model, initialise
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
-from scaling.train.optim import build_optimizer
 
 _MODULE_PREFIX = "model."
 """What LossModule puts before the model's own parameter names."""

@@ -11,10 +11,10 @@ import torch
 from scaling.config import RunConfig
 from scaling.data.objective import Batch
 from scaling.engine.base import EvalResult, StepResult
+from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
 from scaling.model import build_model, initialise
 from scaling.plan.degrees import Layout
-from scaling.train.optim import build_optimizer
 
 
 class ReferenceEngine:

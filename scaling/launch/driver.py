@@ -85,12 +85,12 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) 
             f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
         )  # fmt: skip
         return EXIT_STOPPED
-    summary = finish(config, plan, run_dir, Path(corpus_dir), result)
+    summary = finish(config, plan, run_dir, corpus_dir, result)
     print_summary(console, run_dir, summary)
     return EXIT_FINISHED
 
 
-def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path, list[str]]:
+def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, lambda text, share: console.print(text, highlight=False))
     bad = check_shards(directory, CorpusIndex.load(directory), "train")

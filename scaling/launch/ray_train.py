@@ -35,10 +35,10 @@ _EMBEDDED_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
     "GLOO_SOCKET_IFNAME": "lo",
-    # Ray says by a warning that token authentication is on, which is what we want.
-    "RAY_LOG_TO_STDERR": "0",
+    # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-_LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
 _RENDEZVOUS = "SCALING_RENDEZVOUS"
@@ -123,14 +123,17 @@ class RayLaunch:
         self._connected = threading.Event()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="ray-train", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
         self._stop_wanted = False
+        self._over = threading.Event()
+        self._release = threading.Event()
 
     def __enter__(self) -> RayLaunch:
         self._thread.start()
         return self
 
     def _run(self) -> None:
+        """The life of the cluster. One thread from start to shutdown: Ray's servers die with the thread that started them."""
         try:
             imports = threading.Thread(target=_import_ray_train, daemon=True)
             imports.start()
@@ -140,6 +143,19 @@ class RayLaunch:
             self._result = self._fit()
         except BaseException as error:
             self._error = error
+        finally:
+            self._over.set()
+            self._release.wait()
+            self._connected.clear()
+            self._shutdown()
+
+    def _shutdown(self) -> None:
+        import ray
+
+        ray.shutdown()
+        remove_tree(self._storage)
+        if self._session is not None:
+            remove_tree(self._session)
 
     def _connect(self) -> None:
         os.environ.update(_ENVIRONMENT)
@@ -159,10 +175,12 @@ class RayLaunch:
             num_gpus=self._world_size if self._cluster.device.kind == "gpu" else 0,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address=_LOOPBACK,
             _temp_dir=str(self._session),
             **options,
         )
+        # The servers have them, and so will the workers; sent along with each worker they would cost an agent's start.
+        for name in [name for name in os.environ if name.startswith("RAY_TRAIN_")]:
+            del os.environ[name]
 
     def _fit(self) -> dict[str, Any]:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -204,8 +222,7 @@ class RayLaunch:
         self._stop_wanted = True
 
     def done(self, timeout_s: float) -> bool:
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self._over.wait(timeout_s)
 
     def result(self) -> dict[str, Any]:
         if self._result is None:
@@ -213,12 +230,8 @@ class RayLaunch:
         return self._result
 
     def __exit__(self, *exc: object) -> None:
-        import ray
-
-        ray.shutdown()
-        remove_tree(self._storage)
-        if self._session is not None:
-            remove_tree(self._session)
+        self._release.set()
+        self._thread.join()
 
 
 def _import_ray_train() -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.curve import plot_loss_curve
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
 from scaling.plan.layout import RunPlan
@@ -20,8 +19,10 @@ from scaling.units import format_count, format_duration, format_flops
 CURVE = "loss.png"
 
 
-def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
+    from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
+
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, title=f"{config.name}-{config.run_id}")
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["energy_kwh"] = _energy_kwh(config, summary["device_s"])

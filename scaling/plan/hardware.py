@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import scaling
+from scaling.config import conf_dir
 
 _DRIVER_NAMES = {
     "A100-SXM4-40GB": ("A100-40GB", 300.0),
@@ -34,12 +33,6 @@ def known_gpu(driver_name: str) -> KnownGpu | None:
     from omegaconf import OmegaConf
 
     name, nvlink = entry
-    device = OmegaConf.to_container(OmegaConf.load(_device_dir() / f"{name}.yaml"))
+    device = OmegaConf.to_container(OmegaConf.load(conf_dir() / "cluster" / "device" / f"{name}.yaml"))
     assert isinstance(device, dict)
     return KnownGpu({str(key): value for key, value in device.items()}, nvlink)
-
-
-def _device_dir() -> Path:
-    """conf/cluster/device, beside the package in a checkout and inside it in a wheel."""
-    package = Path(scaling.__file__).resolve().parent
-    return next(path for root in (package.parent, package) if (path := root / "conf" / "cluster" / "device").is_dir())
