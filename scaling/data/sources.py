@@ -57,7 +57,8 @@ def _stdlib_files(root: Path) -> Iterator[Path]:
     """Python sources of the standard library, without its tests and what is installed beside it, in sorted order."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - _NOT_LIBRARY - _TESTS)
-        yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
+        paths = (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
+        yield from (path for path in paths if path.is_file())  # distributions link some, not always to a file
 
 
 def read_document(path: Path, strict: bool) -> str | None:
