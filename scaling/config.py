@@ -237,7 +237,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, description="of the initial weights, the data order and dropout")
     log_every: int = Field(10, gt=0, description="steps between records in metrics.jsonl")
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
-    eval_sequences: int = Field(64, gt=0, description="held-out sequences of an evaluation, at most")
+    eval_sequences: int = Field(512, gt=0, description="held-out sequences of an evaluation, at most")
     compile: bool = Field(False, description="torch.compile each block")
     sample_prompt: str = Field("", description="prompt of the text generated at the end")
     sample_tokens: int = Field(0, ge=0, description="tokens generated at the end; 0: none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) 
 
 def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
-    directory = ensure_corpus(config.data, config.tokenizer, lambda text, share: console.print(text, highlight=False))
+    directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
     bad = check_shards(directory, CorpusIndex.load(directory), "train")
     bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
@@ -106,6 +107,18 @@ def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path 
         run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)
         console.print(f"Training without shard {shard.name}: {shard.reason}", highlight=False)
     return directory, [shard.name for shard in bad]
+
+
+def _corpus_reporter(console: Console) -> Callable[[str, float | None], None]:
+    """Print each stage of the corpus's preparation once, however often its share is reported."""
+    seen: set[str] = set()
+
+    def report(text: str, share: float | None) -> None:
+        if text not in seen:
+            seen.add(text)
+            console.print(f"Corpus: {text}", highlight=False)
+
+    return report
 
 
 def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
