@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from scaling.channel import Channel, Heartbeat
 from scaling.config import RunConfig
-from scaling.data.objective import IGNORED, Batch, make_batch_for
+from scaling.data.objective import make_batch_for
 from scaling.data.shards import CorpusIndex
 from scaling.data.stream import Loader, SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
@@ -23,6 +23,7 @@ from scaling.engine.base import Engine
 from scaling.metrics.record import MetricLog
 from scaling.metrics.sinks import make_sinks
 from scaling.metrics.throughput import ThroughputMeter
+from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
@@ -238,9 +239,10 @@ def _evaluator(
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
     stream = corpus.stream(config, EVAL_SPLIT)
     n_sequences = min(config.train.eval_sequences, stream.n_sequences)
-    sequences_NS = stream.read(np.arange(n_sequences))
-    n_bytes = int(corpus.tokenizer.token_bytes[sequences_NS[:, 1:]].sum())
-    batches = _eval_batches(sequences_NS, make_batch_for(config.objective), ranks, plan.layout.micro_batch_size)
+    ks_N = np.arange(n_sequences)
+    whole = make_batch_for(config.objective)(stream.read(ks_N), ks_N)
+    n_bytes = int(corpus.tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
+    batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every
 
     def evaluate(state: TrainState) -> None:
@@ -250,17 +252,15 @@ def _evaluator(
     return evaluate
 
 
-def _eval_batches(
-    sequences_NS: np.ndarray, make_batch: Callable[[np.ndarray], Batch], ranks: Ranks, micro_batch_size: int
-) -> list[Batch]:
+def _eval_batches(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Batch]:
     """This rank's batches, as many and as large as every other rank's: rows that fill up the last ones have no targets."""
-    n_sequences = len(sequences_NS)
+    n_sequences = len(whole.tokens_BT)
     micro_batch_size = min(micro_batch_size, -(-n_sequences // ranks.dp))
     per_rank = -(-n_sequences // (ranks.dp * micro_batch_size)) * micro_batch_size
     batches = []
     for start in range(ranks.dp_rank * per_rank, (ranks.dp_rank + 1) * per_rank, micro_batch_size):
         rows = np.arange(start, start + micro_batch_size)
-        batch = make_batch(sequences_NS[np.minimum(rows, n_sequences - 1)])
+        batch = whole.rows(torch.from_numpy(np.minimum(rows, n_sequences - 1)))
         batch.targets_BT[torch.from_numpy(rows >= n_sequences)] = IGNORED
         batches.append(batch)
     return batches

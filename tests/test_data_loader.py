@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.config import ObjectiveConfig
-from scaling.data.objective import IGNORED, Batch, causal_lm, make_batch_for
+from scaling.data.objective import causal_lm, make_batch_for
 from scaling.data.stream import Loader, SequenceStream
 from scaling.errors import ConfigError, DataError, PlanError
+from scaling.model.batch import IGNORED, Batch
 
 
 class Numbers:
@@ -152,7 +153,7 @@ from types import SimpleNamespace
 from scaling.data.stream import Loader
 numbers = SimpleNamespace(read=lambda ks: ks)
 loader = Loader(
-    numbers, make_batch=list, global_batch_size=2, dp_rank=0, dp=1, micro_batch_size=1, start_sequence=0
+    numbers, make_batch=lambda rows, ks: rows, global_batch_size=2, dp_rank=0, dp=1, micro_batch_size=1, start_sequence=0
 )
 next(loader)
 print("end")
@@ -162,7 +163,7 @@ print("end")
 
 
 def test_causal_lm_predicts_the_next_token():
-    batch = causal_lm(np.array([[1, 2, 3], [4, 5, 6]]))
+    batch = causal_lm(np.array([[1, 2, 3], [4, 5, 6]]), np.arange(2))
     assert batch.tokens_BT.tolist() == [[1, 2], [4, 5]]
     assert batch.targets_BT.tolist() == [[2, 3], [5, 6]]
     assert batch.tokens_BT.dtype == batch.targets_BT.dtype == torch.int64

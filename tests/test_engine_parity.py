@@ -58,9 +58,11 @@ def train(
     for step in range(first, last):
         rows = rows_of(step, ranks)
         size = layout.micro_batch_size
-        result = engine.step([causal_lm(rows[at : at + size]) for at in range(0, len(rows), size)], lr=1e-2 / (1 + step))
+        result = engine.step(
+            [causal_lm(rows[at : at + size], np.arange(size)) for at in range(0, len(rows), size)], lr=1e-2 / (1 + step)
+        )
         curve.append((float(result.loss), float(result.grad_norm)))
-    evaluation = engine.evaluate([causal_lm(rows_of(999, ranks))])
+    evaluation = engine.evaluate([causal_lm(rows_of(999, ranks), np.arange(G // ranks.dp))])
     curve.append((evaluation.loss, float(evaluation.n_targets)))
     if save is not None:
         save.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from plan_config import MODELS, composed
 
 from scaling.config import RunConfig
 from scaling.model import LanguageModel, build_model, initialise
+from scaling.model.batch import Batch
 
 SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
 ARRANGEMENTS = {
@@ -89,7 +90,7 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
     model = build(config_of("llama")).eval()
     tokens, targets = tokens_of(2, 32), tokens_of(2, 32, seed=1)
     targets[0, :5] = -100
-    loss, count = model.loss(tokens, targets)
+    loss, count, _ = model.loss(Batch(tokens, targets))
     expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
     assert loss.dtype == torch.float32
     assert count.dtype == torch.int64
@@ -100,7 +101,7 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
 def gradients(model: LanguageModel, *, seed: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
-    loss, count = model.loss(tokens_of(2, 32), tokens_of(2, 32, seed=1))
+    loss, count, _ = model.loss(Batch(tokens_of(2, 32), tokens_of(2, 32, seed=1)))
     (loss / count).backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -137,7 +138,7 @@ def test_bf16_by_autocast_and_by_casting_stay_near_fp32(name: str) -> None:
     model = build(config_of(name), std=0.05)
     exact_loss, exact = gradients(model)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = model.loss(tokens_of(2, 32), tokens_of(2, 32, seed=1))
+        loss, _, _ = model.loss(Batch(tokens_of(2, 32), tokens_of(2, 32, seed=1)))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact_loss, rel=2e-3)
     cast_loss, cast = gradients(model.bfloat16())

@@ -11,6 +11,7 @@ from plan_config import composed
 from torch import Tensor, nn
 
 from scaling.model import LanguageModel, build_model
+from scaling.model.batch import Batch
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,7 +85,7 @@ def test_logits_and_loss_equal_transformers(name: str) -> None:
     targets[:, -1] = -100
     expected = theirs(tokens, labels=tokens)
     torch.testing.assert_close(ours(tokens), expected.logits, atol=1e-5, rtol=1e-5)
-    loss, count = ours.loss(tokens, targets)
+    loss, count, _ = ours.loss(Batch(tokens, targets))
     assert int(count) == 3 * 31
     assert float(loss / count) == pytest.approx(float(expected.loss), rel=1e-6)
 
@@ -95,7 +96,7 @@ def test_gradients_equal_transformers(name: str) -> None:
     tokens = torch.randint(0, 300, (2, 32))
     targets = tokens.roll(-1, dims=1)
     targets[:, -1] = -100
-    loss, count = ours.loss(tokens, targets)
+    loss, count, _ = ours.loss(Batch(tokens, targets))
     (loss / count).backward()
     theirs(tokens, labels=tokens).loss.backward()
     with torch.no_grad():

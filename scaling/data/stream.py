@@ -27,7 +27,8 @@ from scaling.data.shards import WINDOW_SHARDS, CorpusIndex, SequenceOrder, Shard
 from scaling.errors import DataError, PlanError
 
 if TYPE_CHECKING:
-    from scaling.data.objective import Batch, MakeBatch
+    from scaling.data.objective import MakeBatch
+    from scaling.model.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ class _Cut:
         rows = self.global_batch_size // self.dp
         return np.arange(rows, dtype=np.int64) + next_sequence + self.dp_rank * rows
 
-    def micro_batches(self, sequences_BS: np.ndarray) -> list[np.ndarray]:
-        return np.split(sequences_BS, len(sequences_BS) // self.micro_batch_size)
+    def micro_batches(self, rows_B: np.ndarray) -> list[np.ndarray]:
+        return np.split(rows_B, len(rows_B) // self.micro_batch_size)
 
 
 Step = tuple[list["Batch"], int]
@@ -206,8 +207,9 @@ class Loader:
 
 def _steps(stream: SequenceStream, make_batch: MakeBatch, cut: _Cut, next_sequence: int) -> Iterator[Step]:
     while True:
-        sequences_BS = stream.read(cut.sequences(next_sequence))
-        micro_batches = [make_batch(part_BS) for part_BS in cut.micro_batches(sequences_BS)]
+        ks_B = cut.sequences(next_sequence)
+        parts = zip(cut.micro_batches(stream.read(ks_B)), cut.micro_batches(ks_B), strict=True)
+        micro_batches = [make_batch(sequences_BS, ks) for sequences_BS, ks in parts]
         next_sequence += cut.global_batch_size
         yield micro_batches, next_sequence
 

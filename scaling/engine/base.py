@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from scaling.data.objective import Batch
 from scaling.model.base import LanguageModel
+from scaling.model.batch import Batch, Loss
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Engine(Protocol):
 
 
 class LossModule(nn.Module):
-    """A model seen as its loss: forward(tokens_BT, targets_BT) -> (sum of nats, number of targets)."""
+    """A model seen as its loss. It takes the tensors of a Batch one by one, as engines that look at inputs expect."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.loss(tokens_BT, targets_BT)
+    def forward(self, *tensors: torch.Tensor | None) -> Loss:
+        return self.model.loss(Batch._make(tensors))

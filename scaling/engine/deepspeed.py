@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from scaling.config import RunConfig
-from scaling.data.objective import Batch
 from scaling.engine.base import EvalResult, LossModule, StepResult
 from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
 from scaling.model import build_model, initialise
+from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 
@@ -91,11 +91,10 @@ class DeepSpeedEngine:
         skipped = engine.skipped_steps
         for batch in micro_batches:
             batch = batch.to(self.device)
-            nats, _ = engine(batch.tokens_BT, batch.targets_BT)
-            mean = nats / n_targets[0]
+            nats, _, objective = engine(*batch)
             # ZeRO averages gradients over the ranks; the sum over all targets wants the sum.
-            engine.backward(mean * self._dp, scale_wrt_gas=False)
-            loss += mean.detach()
+            engine.backward(objective / n_targets[0] * self._dp, scale_wrt_gas=False)
+            loss += nats.detach() / n_targets[0]
             engine.step()
         dist.all_reduce(loss)
         grad_norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
@@ -107,7 +106,7 @@ class DeepSpeedEngine:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
             batch = batch.to(self.device)
-            nats, count = self._engine(batch.tokens_BT, batch.targets_BT)
+            nats, count, _ = self._engine(*batch)
             sums[0] += nats.double()
             sums[1] += count
         dist.all_reduce(sums)

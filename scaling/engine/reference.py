@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from scaling.config import RunConfig
-from scaling.data.objective import Batch
 from scaling.engine.base import EvalResult, StepResult
 from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
 from scaling.model import build_model, initialise
+from scaling.model.batch import Batch
 from scaling.plan.degrees import Layout
 
 
@@ -43,10 +43,9 @@ class ReferenceEngine:
         for batch in micro_batches:
             batch = batch.to(self.device)
             with self._precision():
-                nats, _ = self.model.loss(batch.tokens_BT, batch.targets_BT)
-            mean = nats / n_targets
-            mean.backward()
-            loss += mean.detach()
+                nats, _, objective = self.model.loss(batch)
+            (objective / n_targets).backward()
+            loss += nats.detach() / n_targets
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         finite = bool(torch.isfinite(grad_norm))
         if finite:
@@ -67,7 +66,7 @@ class ReferenceEngine:
         for batch in batches:
             batch = batch.to(self.device)
             with self._precision():
-                part, count = self.model.loss(batch.tokens_BT, batch.targets_BT)
+                part, count, _ = self.model.loss(batch)
             nats += part.double()
             n_targets += int(count)
         return EvalResult(float(nats), n_targets)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scaling.config import ModelConfig
 from scaling.model.attention.cache import KVCache
+from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack
 
 
@@ -26,8 +27,8 @@ class LanguageModel(nn.Module, ABC):
         """logits_BTV; with caches, of the tokens that follow those already in them."""
 
     @abstractmethod
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats summed over the targets that are not -100 (fp32), and how many they are (int64)."""
+    def loss(self, batch: Batch) -> Loss:
+        """Sums over the scored targets of a batch."""
 
     @abstractmethod
     def new_caches(self, capacity: int) -> list[KVCache]:

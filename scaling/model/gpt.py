@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scaling.config import RunConfig
 from scaling.model.attention.cache import KVCache
 from scaling.model.base import LanguageModel
+from scaling.model.batch import IGNORED, Batch, Loss
 from scaling.model.block import BlockStack
 from scaling.model.layers import build_norm
 from scaling.model.loss import linear_cross_entropy
@@ -36,9 +37,10 @@ class GPT(LanguageModel):
     def forward(self, tokens_BT: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        x_ND, targets_N = self.hidden(tokens_BT).flatten(0, 1), targets_BT.flatten()
-        return linear_cross_entropy(x_ND, self.head_weight, targets_N), (targets_N != -100).sum()
+    def loss(self, batch: Batch) -> Loss:
+        x_ND, targets_N = self.hidden(batch.tokens_BT).flatten(0, 1), batch.targets_BT.flatten()
+        nats = linear_cross_entropy(x_ND, self.head_weight, targets_N)
+        return Loss(nats, (targets_N != IGNORED).sum(), nats)
 
     def hidden(self, tokens_BT: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """x_BTD after the final norm: what the head multiplies."""

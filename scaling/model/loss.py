@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
-"""A target that is not predicted (PyTorch's own convention)."""
+from scaling.model.batch import IGNORED
 
 CHUNK_ROWS = {"cpu": 256}
 """Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
@@ -22,7 +21,7 @@ DEFAULT_CHUNK_ROWS = 4096
 
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_rows: int | None = None) -> Tensor:
-    """Sum over the targets that are not IGNORE of -log softmax(x W^T)[target], in fp32.
+    """Sum over the targets that are not IGNORED of -log softmax(x W^T)[target], in fp32.
 
     Products run in the dtype of x, or autocast's where it is on; log-softmax and sums in fp32. The gradients are made
     in the forward pass, chunk by chunk, while the logits are at hand (as in Liger-Kernel, Hsu et al. 2024,
@@ -52,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             w_VD = weight_VD.to(dtype)
             for start in range(0, len(x_ND), rows):
                 x_nD, targets_n = x_ND[start : start + rows].to(dtype), targets_N[start : start + rows]
-                valid_n1 = (targets_n != IGNORE).unsqueeze(1)
+                valid_n1 = (targets_n != IGNORED).unsqueeze(1)
                 index_n1 = targets_n.unsqueeze(1).where(valid_n1, 0)
                 log_p_nV = F.log_softmax(x_nD @ w_VD.T, dim=-1, dtype=torch.float32)
                 loss -= log_p_nV.gather(1, index_n1).mul_(valid_n1).sum()
