@@ -19,6 +19,7 @@ from scaling.errors import LaunchError
 from scaling.launch.base import WorkerFn, guarded
 from scaling.launch.tempdir import remove_tree, session_directory
 from scaling.parallel.grid import Ranks
+from scaling.startup import mark
 
 _ENVIRONMENT = {
     # No reports to the vendor, no dashboards, no print patching. The controller looks at its workers every 0.3 s instead
@@ -140,6 +141,7 @@ class RayLaunch:
             self._connect()
             imports.join()
             self._connected.set()
+            mark(self._train_config["spec"]["startup"], "cluster_ready")
             self._result = self._fit()
         except BaseException as error:
             self._error = error
@@ -166,6 +168,8 @@ class RayLaunch:
         logging.getLogger("ray").setLevel(logging.WARNING if self._debug else logging.CRITICAL)
         options: dict[str, Any] = {"log_to_driver": self._debug, "logging_level": "warning" if self._debug else "critical"}
         if not self._embedded:
+            if _has_token():
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
             ray.init(address=self._cluster.address or "auto", **options)
             return
         cpus = self._world_size * self._cluster.threads_per_worker
@@ -232,6 +236,12 @@ class RayLaunch:
     def __exit__(self, *exc: object) -> None:
         self._release.set()
         self._thread.join()
+
+
+def _has_token() -> bool:
+    """Whether there is a token to show to a cluster; Ray sends it to one that stands only when asked to."""
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(given) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _import_ray_train() -> None:
