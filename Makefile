@@ -1,0 +1,41 @@
+# `make run` trains the default configuration, `make test` runs the tests; both make .venv first where it is absent or outdated.
+# Further arguments of a run: make run ARGS="model=gpt_tiny train.n_tokens=5M". Another interpreter: make PYTHON=python3.12 run.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+# One thread a process: the tests and the workers are processes of their own, and two cores are all that they may count on.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: run test test-slow check format install clean
+
+run: $(STAMP)
+	$(BIN)/python -m scaling.run $(ARGS)
+
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-slow: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
