@@ -25,7 +25,8 @@ from scaling.files import append_line, disk_error, read_object, split_lines, wri
 from scaling.provenance import describe_attempt
 
 EventKind = Literal[
-    "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped"
+    "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
+    "first_step",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "finished"]
 

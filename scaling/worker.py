@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +29,7 @@ from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.rundir import RunDir
+from scaling.startup import Marks, begin, mark, since_command
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.loop import train
 from scaling.train.preempt import Stop
@@ -47,6 +48,7 @@ class WorkerSpec:
     run_dir: str
     corpus_dir: str
     skipped_shards: tuple[str, ...] = ()
+    startup: Marks = field(default_factory=begin)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"config": self.config.model_dump()}
@@ -54,7 +56,7 @@ class WorkerSpec:
     @staticmethod
     def from_dict(spec: dict[str, Any]) -> WorkerSpec:
         config = RunConfig.model_validate(spec["config"])
-        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], tuple(spec["skipped_shards"]))
+        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], tuple(spec["skipped_shards"]), spec["startup"])
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
 
     rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank. Returns what the driver
-    reports: {"finished", "step", "sample", "first_step_s"}, the same on every rank but for the sample, the first's only.
+    reports: {"finished", "step", "sample"}, the same on every rank but for the sample, the first's only.
     Raises ScalingError for what a user can mend.
     """
     config = spec.config
@@ -91,6 +93,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
         engine = _build_engine(config, plan.layout, ranks, device)
+        mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
         checkpoints = Checkpointer(
             run_dir.checkpoints,
@@ -204,7 +207,14 @@ def _open_recorder(
     meter = ThroughputMeter(
         plan.counts.flops_per_token, plan.layout.world_size, peak_tflops * 1e12 if peak_tflops is not None else None
     )
-    return FirstRankRecorder(log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s)
+
+    def on_first_step(state: TrainState) -> None:
+        mark(spec.startup, "first_step")
+        run_dir.event("first_step", step=state.step, startup_s=since_command(spec.startup))
+
+    return FirstRankRecorder(
+        log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s, on_first_step=on_first_step
+    )
 
 
 def _open_loader(config: RunConfig, plan: RunPlan, stream: SequenceStream, ranks: Ranks, state: TrainState) -> Loader:

@@ -25,12 +25,15 @@ from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import check_available, resolve_cluster
 from scaling.plan.show import plan_table
 from scaling.rundir import RunDir
+from scaling.startup import Marks, begin, mark
 
 _POLL_S = 0.2
 
 
 def drive(config: RunConfig) -> int:
     """Plan, and unless `dry_run`, train until the end or until asked to stop. Returns the exit code; raises ScalingError."""
+    marks = begin()
+    mark(marks, "composed")
     console = Console()
     config = resolve_cluster(config)
     plan = make_plan(config)
@@ -48,7 +51,7 @@ def drive(config: RunConfig) -> int:
             return EXIT_FINISHED
         _open(run_dir, config, plan)
         try:
-            return _train(config, plan, run_dir, console)
+            return _train(config, plan, run_dir, console, marks)
         except ScalingError as error:
             run_dir.event("failed", reason=str(error))
             raise
@@ -67,7 +70,7 @@ def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     remove_partials(run_dir.checkpoints)
 
 
-def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) -> int:
+def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:
     with ExitStack() as cleanup:
         signals = cleanup.enter_context(StopSignals())
         corpus_dir, skipped = _corpus(config, run_dir, console)
@@ -76,7 +79,9 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) 
             "run_dir": str(run_dir.path),
             "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped,
+            "startup": marks,
         }
+        mark(marks, "prepared")
         progress = cleanup.enter_context(ProgressLine(console))
         launch = cleanup.enter_context(_launch(config, plan, spec))
         result = _watch(launch, signals, progress)
@@ -133,7 +138,7 @@ def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
 
 def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict[str, Any]:
     """Show what the workers say and pass on the wish to stop, until they end. Raises the first error among them."""
-    told = False
+    told = began = False
     crashes: list[dict[str, Any]] = []
     progress.waiting("starting workers ...")
     while True:
@@ -147,7 +152,10 @@ def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict
                 crashes.append(message)
                 progress.say(f"rank {message['rank']} failed: {message['error']}")
             else:
+                began = began or kind == "began"
                 _say(progress, kind, message)
+        if signals.received and not began:
+            return {"finished": False, "step": None}
         if signals.received and not told:
             told = True
             launch.request_stop()

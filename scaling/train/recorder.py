@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -39,10 +40,19 @@ class FirstRankRecorder(Recorder):
     """Writes metrics.jsonl and feeds the heartbeat. Losses stay on the device until a record or a checkpoint wants them."""
 
     def __init__(
-        self, log: MetricLog, meter: ThroughputMeter, heartbeat: Heartbeat, plan: RunPlan, *, log_every: int, wall_s: float
+        self,
+        log: MetricLog,
+        meter: ThroughputMeter,
+        heartbeat: Heartbeat,
+        plan: RunPlan,
+        *,
+        log_every: int,
+        wall_s: float,
+        on_first_step: Callable[[TrainState], None],
     ) -> None:
         self._log, self._meter, self._heartbeat, self._plan = log, meter, heartbeat, plan
         self._log_every = log_every
+        self._on_first_step: Callable[[TrainState], None] | None = on_first_step
         self._started_s = time.monotonic() - wall_s
         self._sums: torch.Tensor | None = None
         self._pending = 0
@@ -57,6 +67,10 @@ class FirstRankRecorder(Recorder):
     def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
         part = torch.stack([result.loss.double(), result.grad_norm.to(result.loss.device).double(), result.skipped.double()])
         self._sums = part if self._sums is None else self._sums + part
+        if self._on_first_step is not None:
+            result.loss.item()  # the step itself is over only when the device has done it
+            self._on_first_step(state)
+            self._on_first_step = None
         self._pending += 1
         self._meter.step(self._plan.tokens_per_step, step_time_s, data_wait_s)
         if state.step % self._log_every == 0 or state.step == self._plan.n_steps:
