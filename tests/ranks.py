@@ -1,9 +1,15 @@
-"""Runs a function on several gloo ranks in fresh processes, quickly: a forkserver that has torch and DeepSpeed loaded."""
+"""Runs functions on several gloo ranks, quickly: processes that have torch and DeepSpeed loaded, kept for the next call.
+
+The first import of all that `deepspeed.initialize` and a first optimiser step want takes three seconds a process, an
+engine of a tiny model a quarter of one. So a forkserver imports once, and the ranks of each world size stay until the
+end of the tests. What DeepSpeed keeps process-wide is put back after every call.
+"""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
-import multiprocessing.connection
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -15,48 +21,104 @@ from typing import Any
 from scaling.parallel.grid import Ranks
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "scaling.engine.deepspeed"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed",
+        "torch._dynamo",
+        "torch._inductor",
+        "deepspeed",
+        "deepspeed.runtime.zero.muon",
+        "scaling.worker",
+    ]
+)
+_COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 
 
-def _main(function: Callable[..., Any], ranks: Ranks, rendezvous: str, args: tuple[Any, ...], out: Connection) -> None:
+def _serve(ranks: Ranks, rendezvous: str, pipe: Connection) -> None:
+    """One rank's life: answer (function, args) with (True, result) or (False, traceback) until None comes."""
     import torch
     import torch.distributed as dist
 
+    linear = torch.nn.functional.linear
     torch.set_num_threads(1)
-    try:
-        if ranks.world_size > 1 or rendezvous:
-            dist.init_process_group(
-                "gloo", init_method=rendezvous, rank=ranks.rank, world_size=ranks.world_size, timeout=timedelta(seconds=60)
-            )
-        out.send((True, function(ranks, *args)))
-    except BaseException:
-        out.send((False, traceback.format_exc()))
-    finally:
-        out.close()
+    dist.init_process_group(
+        "gloo", init_method=rendezvous, rank=ranks.rank, world_size=ranks.world_size, timeout=_COLLECTIVE_TIMEOUT
+    )
+    while (call := pipe.recv()) is not None:
+        function, args = call
+        try:
+            pipe.send((True, function(ranks, *args)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+        _forget_engines()
+        assert torch.nn.functional.linear is linear, "an engine has left F.linear patched"
+
+
+def _forget_engines() -> None:
+    """Put back what DeepSpeed keeps process-wide about a layout."""
+    from deepspeed.module_inject.layers import set_autotp_mode
+    from deepspeed.utils import groups
+
+    groups.mpu = None
+    groups.mesh_device = None
+    set_autotp_mode(False)
+    gc.collect()
+
+
+class _Pool:
+    """The ranks of one world size."""
+
+    def __init__(self, world_size: int) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        rendezvous = f"file://{Path(self._directory.name) / 'rendezvous'}"
+        self._ranks = []
+        for rank in range(world_size):
+            ours, theirs = _CONTEXT.Pipe()
+            place = Ranks(rank=rank, world_size=world_size, local_rank=rank)
+            process = _CONTEXT.Process(target=_serve, args=(place, rendezvous, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> list[Any]:
+        for _, pipe in self._ranks:
+            pipe.send((function, args))
+        results = []
+        for _, pipe in self._ranks:
+            assert pipe.poll(timeout_s), f"a rank did not answer within {timeout_s} s"
+            good, value = pipe.recv()
+            assert good, value
+            results.append(value)
+        return results
+
+    def close(self) -> None:
+        for process, pipe in self._ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._directory.cleanup()
+
+
+_POOLS: dict[int, _Pool] = {}
+
+
+@atexit.register
+def _close_all() -> None:
+    while _POOLS:
+        _POOLS.popitem()[1].close()
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:
-    """function(ranks, *args) on every rank, a module-level function; returns the ranks' results, raises the first error."""
-    with tempfile.TemporaryDirectory() as directory:
-        rendezvous = f"file://{Path(directory) / 'rendezvous'}"
-        started = []
-        for rank in range(world_size):
-            receiver, sender = _CONTEXT.Pipe(duplex=False)
-            place = Ranks(rank=rank, world_size=world_size, local_rank=rank)
-            process = _CONTEXT.Process(target=_main, args=(function, place, rendezvous, args, sender), daemon=True)
-            process.start()
-            sender.close()
-            started.append((process, receiver))
-        results = []
-        try:
-            for _, receiver in started:
-                assert receiver.poll(timeout_s), f"a rank did not answer within {timeout_s} s"
-                good, value = receiver.recv()
-                assert good, value
-                results.append(value)
-        finally:
-            for process, _ in started:
-                process.join(10)
-                if process.is_alive():
-                    process.kill()
-        return results
+    """function(ranks, *args) on every rank, a module-level function; returns the ranks' results, raises the first error.
+
+    An error takes the processes with it: the next call begins with fresh ones.
+    """
+    pool = _POOLS.get(world_size)
+    if pool is None:
+        pool = _POOLS[world_size] = _Pool(world_size)
+    try:
+        return pool.call(function, args, timeout_s)
+    except BaseException:
+        _POOLS.pop(world_size).close()
+        raise

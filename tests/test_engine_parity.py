@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from scaling.data.objective import causal_lm
 from scaling.parallel.grid import Ranks
 from scaling.plan.layout import make_plan
 from scaling.plan.machine import resolve_cluster
+from scaling.train.state import seed_step
+
+# One worker of the test runner has the ranks; another would start its own.
+pytestmark = pytest.mark.xdist_group("ranks")
 
 G, T, V = 8, 16, 257
 N_STEPS = 6
 FP32_RTOL = 2e-5  # sums over ranks and micro-batches in another order
+# DeepSpeed keeps bf16 weights, the reference fp32 ones under autocast: the curves differ by roundings of 2^-9 in each weight.
+BF16_LOSS_RTOL, BF16_NORM_RTOL = 5e-4, 1e-2
 
 
 def tiny(*overrides: str) -> RunConfig:
@@ -56,6 +63,7 @@ def train(
         engine.load(load)
     curve = []
     for step in range(first, last):
+        seed_step(config.train.seed, step, ranks.rank)
         rows = rows_of(step, ranks)
         size = layout.micro_batch_size
         result = engine.step(
@@ -70,8 +78,10 @@ def train(
     return curve
 
 
-def reference(last: int = N_STEPS, *overrides: str) -> list[tuple[float, float]]:
-    return run_ranks(train, 1, tiny("layout.dp=1", *overrides), 0, last)[0]
+@cache
+def reference(*overrides: str) -> list[tuple[float, float]]:
+    """The curve of one plain process, which every layout is held against; callers must not change it."""
+    return run_ranks(train, 1, tiny("layout.dp=1", *overrides), 0, N_STEPS)[0]
 
 
 def deepspeed(stage: int, dp: int, micro: int, *overrides: str) -> RunConfig:
@@ -86,6 +96,36 @@ def test_zero_follows_the_reference(stage: int, dp: int, micro: int) -> None:
     expected = reference()
     for curve in run_ranks(train, dp, deepspeed(stage, dp, micro), 0, N_STEPS):
         np.testing.assert_allclose(curve, expected, rtol=FP32_RTOL)
+
+
+@pytest.mark.parametrize(("stage", "micro"), [(1, 4), (2, 2), (3, 4)])
+def test_clipping_uses_the_norm_over_all_ranks(stage: int, micro: int) -> None:
+    # Adam forgets the gradients' scale but for eps: a large one lets the clipping factor show.
+    free, clipped = ("optim.eps=1e-3", "optim.grad_clip=0"), ("optim.eps=1e-3", "optim.grad_clip=0.25")
+    expected = reference(*clipped)
+    assert min(norm for _, norm in expected[:-1]) > 0.25, "the clipping never acts"
+    differences = np.array(expected[1:]) / np.array(reference(*free)[1:]) - 1
+    assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
+    for curve in run_ranks(train, 2, deepspeed(stage, 2, micro, *clipped), 0, N_STEPS):
+        np.testing.assert_allclose(curve, expected, rtol=FP32_RTOL)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_stays_within_its_roundings(stage: int) -> None:
+    expected = np.array(reference("precision=bf16"))
+    assert abs(expected - np.array(reference())).max() > 1e-5, "bf16 is not on"
+    curve = np.array(run_ranks(train, 2, deepspeed(stage, 2, 4, "precision=bf16"), 0, N_STEPS)[0])
+    np.testing.assert_allclose(curve[:, 0], expected[:, 0], rtol=BF16_LOSS_RTOL)
+    np.testing.assert_allclose(curve[:, 1], expected[:, 1], rtol=BF16_NORM_RTOL)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_dropout_is_repeated_and_continued_bit_for_bit(stage: int, tmp_path: Path) -> None:
+    config = deepspeed(stage, 2, 2, "model.dropout=0.3", "attention.dropout=0.2")
+    unbroken = run_ranks(train, 2, config, 0, N_STEPS)[0]
+    assert unbroken[0] != run_ranks(train, 2, deepspeed(stage, 2, 2), 0, 1)[0][0], "dropout is not on"
+    first = run_ranks(train, 2, config, 0, 3, None, tmp_path)[0]
+    assert first[:3] + run_ranks(train, 2, config, 3, N_STEPS, tmp_path)[0] == unbroken
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
