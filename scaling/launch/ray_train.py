@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import threading
 import time
 import uuid
@@ -42,6 +43,9 @@ _EMBEDDED_ENVIRONMENT = {
 }
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
+_CONNECT_S = 10.0
+_SHUTDOWN_S = 30.0
+"""Assumptions: longest waits for the head of a standing cluster to answer, and for Ray to end."""
 _RENDEZVOUS = "SCALING_RENDEZVOUS"
 
 
@@ -114,6 +118,7 @@ class RayLaunch:
         self, worker_fn: WorkerFn, spec: dict[str, Any], cluster: ClusterConfig, world_size: int, *, debug: bool = False
     ) -> None:
         self._prefix = f"scaling/{uuid.uuid4().hex}"
+        self._spec = spec
         self._train_config = {"worker_fn": worker_fn, "spec": spec, "prefix": self._prefix}
         self._cluster = cluster
         self._world_size = world_size
@@ -136,12 +141,13 @@ class RayLaunch:
     def _run(self) -> None:
         """The life of the cluster. One thread from start to shutdown: Ray's servers die with the thread that started them."""
         try:
+            self._set_environment()
             imports = threading.Thread(target=_import_ray_train, daemon=True)
             imports.start()
             self._connect()
             imports.join()
             self._connected.set()
-            mark(self._train_config["spec"]["startup"], "cluster_ready")
+            mark(self._spec["startup"], "cluster_ready")
             self._result = self._fit()
         except BaseException as error:
             self._error = error
@@ -159,18 +165,23 @@ class RayLaunch:
         if self._session is not None:
             remove_tree(self._session)
 
-    def _connect(self) -> None:
+    def _set_environment(self) -> None:
+        """Ray reads these when it is imported."""
         os.environ.update(_ENVIRONMENT)
         if self._embedded:
             os.environ.update(_EMBEDDED_ENVIRONMENT)
+        elif _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    def _connect(self) -> None:
         import ray
 
         logging.getLogger("ray").setLevel(logging.WARNING if self._debug else logging.CRITICAL)
         options: dict[str, Any] = {"log_to_driver": self._debug, "logging_level": "warning" if self._debug else "critical"}
         if not self._embedded:
-            if _has_token():
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
-            ray.init(address=self._cluster.address or "auto", **options)
+            address = self._cluster.address or "auto"
+            _require_answer(address)
+            ray.init(address=address, **options)
             return
         cpus = self._world_size * self._cluster.threads_per_worker
         ray.init(
@@ -229,13 +240,30 @@ class RayLaunch:
         return self._over.wait(timeout_s)
 
     def result(self) -> dict[str, Any]:
+        if isinstance(self._error, LaunchError):
+            raise self._error
         if self._result is None:
             raise LaunchError(_reason(self._error)) from self._error
         return self._result
 
     def __exit__(self, *exc: object) -> None:
         self._release.set()
-        self._thread.join()
+        self._thread.join(_SHUTDOWN_S)
+
+
+def _require_answer(address: str) -> None:
+    """Raise LaunchError unless something listens at HOST:PORT; Ray itself would wait for it without end."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise LaunchError(
+            f"no Ray cluster answers at {address}: {error}",
+            "cluster.address",
+            "Start it (see cluster/README.md), or mend the address.",
+        ) from error
 
 
 def _has_token() -> bool:
@@ -249,19 +277,13 @@ def _import_ray_train() -> None:
 
 
 def _trainer_class(embedded: bool) -> Callable[..., Any]:
+    if embedded:
+        from scaling.launch.embedded import EmbeddedTrainer
+
+        return EmbeddedTrainer
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    if not embedded:
-        return DataParallelTrainer
-
-    class EmbeddedTrainer(DataParallelTrainer):
-        """Without the actor that frees resources after a dead controller: this cluster ends with its driver (1 s saved)."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
-
-    return EmbeddedTrainer
+    return DataParallelTrainer
 
 
 def _reason(error: BaseException | None) -> str:
