@@ -101,16 +101,39 @@ class PositionConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    kind: Literal["causal_lm"] = Field(description="causal_lm: predict the next token")
+    kind: Literal["causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq"] = Field(
+        description="causal_lm: the next token; masked_lm: hidden tokens; span_corruption: hidden spans, in a decoder; "
+        "prefix_lm: the rest of a text, in a decoder; seq2seq: the target of a text pair"
+    )
+    mask_fraction: float = Field(0.15, gt=0, lt=1, description="masked_lm, span_corruption: part of the tokens to predict")
+    whole_words: bool = Field(False, description="masked_lm: hide all pieces of a word or none (tokenizer=wordpiece)")
+    sentence_order: bool = Field(False, description="masked_lm: also tell whether two segments stand in their order")
+    mean_span: float = Field(3.0, ge=1, description="span_corruption: tokens of a hidden span, on average")
+    separate_documents: bool = Field(
+        False, description="causal_lm, masked_lm: positions attend to their own document only, where several share a sequence"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over the vocabulary, in training only")
+
+    @property
+    def has_decoder_and_encoder(self) -> bool:
+        """Whether a model needs both an encoder and a decoder for it."""
+        return self.kind in ("span_corruption", "prefix_lm", "seq2seq")
 
 
 class DataConfig(Section):
     """Where text comes from, and where its shards are kept."""
 
-    kind: Literal["python_stdlib", "text_files", "shards"] = Field(
-        description="python_stdlib: sources of this interpreter's standard library; text_files: a glob; shards: prepared before"
+    kind: Literal["python_stdlib", "text_files", "text_pairs", "shards"] = Field(
+        description="python_stdlib: sources of this interpreter's standard library; text_files: a glob; text_pairs: lines of "
+        "source TAB target; shards: prepared before"
     )
-    path: str | None = Field(None, description="text_files: a glob of UTF-8 files; shards: a directory or URL with index.json")
+    path: str | None = Field(
+        None, description="text_files, text_pairs: a glob of UTF-8 files; shards: a directory or URL with index.json"
+    )
+    target_path: str | None = Field(
+        None,
+        description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
+    )
     cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
     val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
@@ -122,19 +145,37 @@ class DataConfig(Section):
     def _path(self) -> Self:
         if self.kind != "python_stdlib" and not self.path:
             raise ValueError(f"data={self.kind} needs data.path")
+        if self.target_path and self.kind != "text_pairs":
+            raise ValueError(f"data.target_path is set, but only data=text_pairs reads it, and this is data={self.kind}")
         return self
 
 
 class TokenizerConfig(Section):
-    kind: Literal["bpe", "byte"] = Field(description="bpe: byte-level BPE trained on the corpus; byte: one token a byte")
+    kind: Literal["bpe", "byte", "wordpiece", "unigram"] = Field(
+        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; byte: one token a byte"
+    )
     vocab_size: Count = Field(gt=0, description="entries of the vocabulary, special tokens included")
+    special_tokens: Literal["eot", "all"] = Field(
+        "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
+    )
+    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
+
+    @property
+    def n_special(self) -> int:
+        """Special tokens: end-of-text, with special_tokens=all four more, and the sentinels."""
+        return (5 if self.special_tokens == "all" else 1) + self.n_sentinels
 
     @model_validator(mode="after")
     def _size(self) -> Self:
-        if self.vocab_size < 257:
-            raise ValueError(f"vocab_size={self.vocab_size} is too small: 256 bytes and the end-of-text token need 257")
-        if self.kind == "byte" and self.vocab_size != 257:
-            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly 257 entries")
+        alphabet = 512 if self.kind == "wordpiece" else 256
+        least = alphabet + self.n_special
+        if self.vocab_size < least:
+            what = "256 bytes, at the start and inside of a word," if self.kind == "wordpiece" else "256 bytes"
+            raise ValueError(
+                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
+            )
+        if self.kind == "byte" and self.vocab_size != least:
+            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries")
         return self
 
 

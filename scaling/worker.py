@@ -28,6 +28,7 @@ from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
+from scaling.plan.lengths import lengths
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark, since_command
 from scaling.train.checkpointing import Checkpointer
@@ -73,9 +74,10 @@ class Corpus:
         return Corpus(spec.corpus_dir, index, load_tokenizer(spec.corpus_dir, index))
 
     def stream(self, config: RunConfig, split: str) -> SequenceStream:
-        train = split != EVAL_SPLIT
+        train, shape = split != EVAL_SPLIT, lengths(config)
         return SequenceStream(
-            self.directory, self.index, split, seq_len=config.train.seq_len, seed=config.train.seed, shuffle=train
+            self.directory, self.index, split,
+            seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed, shuffle=train,
         )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
         recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        loader = cleanup.enter_context(_open_loader(config, plan, stream, ranks, state))
+        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state))
         state = train(
             engine,
             loader,
@@ -217,10 +219,12 @@ def _open_recorder(
     )
 
 
-def _open_loader(config: RunConfig, plan: RunPlan, stream: SequenceStream, ranks: Ranks, state: TrainState) -> Loader:
+def _open_loader(
+    config: RunConfig, plan: RunPlan, corpus: Corpus, stream: SequenceStream, ranks: Ranks, state: TrainState
+) -> Loader:
     return Loader(
         stream,
-        make_batch=make_batch_for(config.objective),
+        make_batch=make_batch_for(config, corpus.tokenizer),
         global_batch_size=config.train.global_batch_size,
         dp_rank=ranks.dp_rank,
         dp=ranks.dp,
@@ -250,7 +254,7 @@ def _evaluator(
     stream = corpus.stream(config, EVAL_SPLIT)
     n_sequences = min(config.train.eval_sequences, stream.n_sequences)
     ks_N = np.arange(n_sequences)
-    whole = make_batch_for(config.objective)(stream.read(ks_N), ks_N)
+    whole = make_batch_for(config, corpus.tokenizer)(stream.read(ks_N), ks_N)
     n_bytes = int(corpus.tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
     batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every

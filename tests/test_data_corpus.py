@@ -196,7 +196,7 @@ def test_sources_without_documents(tmp_path):
     with pytest.raises(ConfigError, match=r"data.path='nothing/\*' matches no file \(seen from"):
         ensure_corpus(text_config("nothing/*", tmp_path / "cache"), BYTE)
     pattern = write_texts(tmp_path / "one", n_files=1)
-    with pytest.raises(ConfigError, match="1 distinct non-empty file"):
+    with pytest.raises(ConfigError, match="1 distinct non-empty document"):
         ensure_corpus(text_config(pattern, tmp_path / "cache"), BYTE)
 
 

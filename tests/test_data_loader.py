@@ -16,10 +16,9 @@ from data_corpora import random_documents, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.config import ObjectiveConfig
-from scaling.data.objective import causal_lm, make_batch_for
+from scaling.data.objective import causal_lm
 from scaling.data.stream import Loader, SequenceStream
-from scaling.errors import ConfigError, DataError, PlanError
+from scaling.errors import DataError, PlanError
 from scaling.model.batch import IGNORED, Batch
 
 
@@ -170,9 +169,3 @@ def test_causal_lm_predicts_the_next_token():
     assert batch.n_targets == 4
     batch.targets_BT[0, 0] = IGNORED
     assert batch.to("cpu").n_targets == 3
-
-
-def test_objectives_are_found_by_name():
-    assert make_batch_for(ObjectiveConfig(kind="causal_lm")) is causal_lm
-    with pytest.raises(ConfigError, match=r"objective.kind=nonsense is unknown(.|\n)*causal_lm"):
-        make_batch_for(ObjectiveConfig.model_construct(kind="nonsense"))

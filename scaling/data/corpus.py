@@ -72,7 +72,7 @@ def _directory_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:
     """Kind and a hash of all that the corpus is made of."""
     identity = {
         "source": find_source(data).identity(),
-        "tokenizer": tokenizer.model_dump(),
+        "tokenizer": tokenizer.model_dump(exclude_defaults=True),
         "val_fraction": data.val_fraction,
         "shard_tokens": data.shard_tokens,
         "format": [FORMAT_VERSION, _BUILDER_VERSION],

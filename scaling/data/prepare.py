@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling.config import DataConfig, TokenizerConfig
 from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.sources import Source, find_source, read_document
+from scaling.data.sources import Source, find_source, read_document, read_pairs
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.errors import ConfigError, DataError
 from scaling.units import format_bytes, format_count
@@ -32,11 +32,12 @@ _BATCH_BYTES = 1 << 20  # text encoded at once; assumption: enough to occupy the
 
 @dataclass(frozen=True)
 class Document:
-    """A file of a source, and what it held when it was first read."""
+    """A file of a source and what it held when it was first read, or a text pair, which is kept (`text`)."""
 
     path: Path
     digest: bytes
     n_bytes: int
+    text: str | None = None
 
 
 def build_corpus(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, report: Report) -> CorpusIndex:
@@ -46,7 +47,8 @@ def build_corpus(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, 
     splits = split_documents(scan(source, report), data.val_fraction)
     train_bytes = sum(document.n_bytes for document in splits["train"])
     report(f"training the tokenizer on {format_bytes(train_bytes)}", None)
-    trained = train_tokenizer(tokenizer, _texts(splits["train"], source))
+    texts = _texts(splits["train"], source)
+    trained = train_tokenizer(tokenizer, _sides(texts) if source.pairs else texts)
     trained.save(directory / TOKENIZER_FILE)
     dtype = "uint16" if trained.vocab_size <= 1 << 16 else "uint32"
     shards = {}
@@ -69,14 +71,14 @@ def scan(source: Source, report: Report) -> list[Document]:
     """Every file once, in the order of content hashes: without empty, duplicate and (unless strict) undecodable ones."""
     found: dict[bytes, Document] = {}
     n_undecodable = 0
-    for path in source.files:
-        text = read_document(path, source.strict)
+    texts = read_pairs(source) if source.pairs else ((path, read_document(path, source.strict)) for path in source.files)
+    for path, text in texts:
         if text is None:
             n_undecodable += 1
         elif text:
             content = text.encode()
             digest = hashlib.sha256(content).digest()
-            found.setdefault(digest, Document(path, digest, len(content)))
+            found.setdefault(digest, Document(path, digest, len(content), text if source.pairs else None))
     if n_undecodable:
         report(f"left out {n_undecodable} files that are not UTF-8", None)
     return [found[digest] for digest in sorted(found)]
@@ -89,9 +91,9 @@ def split_documents(documents: Sequence[Document], val_fraction: float) -> dict[
     """
     if len(documents) < 2:
         raise ConfigError(
-            f"the source has {len(documents)} distinct non-empty file(s), and a train and a held-out part need two",
+            f"the source has {len(documents)} distinct non-empty document(s), and a train and a held-out part need two",
             where="data.path",
-            fix="Give more files, or cut the file into several (a file is held out as a whole or not at all).",
+            fix="Give more, or cut a file into several (a document is held out as a whole or not at all).",
         )
     low = sum(int.from_bytes(document.digest[:8], "big") < val_fraction * 2**64 for document in documents)
     n_val = min(max(low, 1), len(documents) - 1)
@@ -100,10 +102,25 @@ def split_documents(documents: Sequence[Document], val_fraction: float) -> dict[
 
 def _texts(documents: Iterable[Document], source: Source) -> Iterator[str]:
     for document in documents:
+        if document.text is not None:
+            yield document.text
+            continue
         text = read_document(document.path, source.strict)
         if text is None or hashlib.sha256(text.encode()).digest() != document.digest:
             raise DataError(f"{document.path} changed while the corpus was built", fix="Run the same command again.")
         yield text
+
+
+def _sides(pairs: Iterable[str]) -> Iterator[str]:
+    """Source and target of each pair."""
+    for pair in pairs:
+        yield from pair.split("\t")
+
+
+def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[str]) -> list[np.ndarray]:
+    """Of each pair: source, separator, target."""
+    sides, separator = tokenizer.encode_batch(list(_sides(pairs))), [tokenizer.special("sep")]
+    return [np.concatenate([one, separator, other]) for one, other in zip(sides[::2], sides[1::2], strict=True)]
 
 
 def _encoded(
@@ -117,7 +134,8 @@ def _encoded(
         batch.append(text)
         pending += documents[end - 1].n_bytes
         if pending >= _BATCH_BYTES or end == len(documents):
-            yield from zip(documents[begin:end], tokenizer.encode_batch(batch), strict=True)
+            encoded = _encode_pairs(tokenizer, batch) if source.pairs else tokenizer.encode_batch(batch)
+            yield from zip(documents[begin:end], encoded, strict=True)
             done += pending
             batch, begin, pending = [], end, 0
             report(f"writing the {split} shards", done / total)

@@ -166,8 +166,8 @@ def _shard_from(entry: dict[str, Any]) -> ShardInfo:
 class SequenceOrder:
     """Sequence number k -> the shard and the token where it starts.
 
-    The token stream of each shard (its documents joined, each followed by end-of-text) is cut into sequences of seq_len + 1
-    tokens with stride seq_len; what is left at the end of the shard is dropped. An epoch takes every sequence once:
+    The token stream of each shard (its documents joined, each followed by end-of-text) is cut into sequences of seq_len +
+    overlap tokens with stride seq_len; what is left at the end of the shard is dropped. An epoch takes every sequence once:
     shards in a permuted order, in windows of `window_shards`, and the sequences of a window permuted. Every epoch
     (k // n_sequences) permutes anew. shuffle=False keeps the order of the index, in every epoch.
     """
@@ -178,16 +178,18 @@ class SequenceOrder:
         seq_len: int,
         seed: int,
         *,
+        overlap: int = 1,
         window_shards: int = WINDOW_SHARDS,
         shuffle: bool = True,
     ) -> None:
         assert min(seq_len, window_shards) > 0
-        self.shards, self.seq_len, self.seed = shards, seq_len, seed
+        assert overlap >= 0
+        self.shards, self.seq_len, self.overlap, self.seed = shards, seq_len, overlap, seed
         self.window_shards, self.shuffle = window_shards, shuffle
         tokens_S = np.array([shard.n_tokens for shard in shards], dtype=np.int64)
-        self.sequences_S = np.maximum(tokens_S - 1, 0) // seq_len
+        self.sequences_S = np.maximum(tokens_S - overlap, 0) // seq_len
         self.n_sequences = int(self.sequences_S.sum())
-        kept_S = np.where(self.sequences_S > 0, self.sequences_S * seq_len + 1, 0)
+        kept_S = np.where(self.sequences_S > 0, self.sequences_S * seq_len + overlap, 0)
         self.n_tokens_kept = int(kept_S.sum())
         self.n_tokens_dropped = int((tokens_S - kept_S).sum())
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -202,7 +204,8 @@ class SequenceOrder:
         if self.n_sequences == 0:
             longest = max((shard.n_tokens for shard in self.shards), default=0)
             raise DataError(
-                f"no shard holds a sequence of {self.seq_len + 1} tokens: the longest of {len(self.shards)} has {longest}",
+                f"no shard holds a sequence of {self.seq_len + self.overlap} tokens: "
+                f"the longest of {len(self.shards)} has {longest}",
                 where=f"train.seq_len={self.seq_len}",
                 fix="Use a shorter train.seq_len, a larger data.shard_tokens or more text.",
             )

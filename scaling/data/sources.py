@@ -19,15 +19,21 @@ _TESTS = frozenset({"test", "tests", "idle_test"})
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one document each, sorted. `strict`: one that is not UTF-8 is an error; otherwise it is left out."""
+    """Files, sorted, and what a document is in them.
+
+    Each file is one, or each line (`pairs`): source TAB target, or with a `target_file` the line of the same number of each.
+    `strict`: a file that is not UTF-8 is an error; otherwise it is left out.
+    """
 
     files: tuple[Path, ...]
     strict: bool
+    pairs: bool = False
+    target_file: Path | None = None
 
     def identity(self) -> str:
         """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed."""
         digest = hashlib.sha256()
-        for path in self.files:
+        for path in (*self.files, *([self.target_file] if self.target_file else [])):
             try:
                 status = path.stat()
             except OSError as error:
@@ -40,7 +46,7 @@ def find_source(data: DataConfig) -> Source:
     """The files that data.kind and data.path name. Raises ConfigError when there are none."""
     if data.kind == "python_stdlib":
         return Source(tuple(_stdlib_files(Path(sysconfig.get_path("stdlib")))), strict=False)
-    assert data.kind == "text_files"
+    assert data.kind in ("text_files", "text_pairs")
     assert data.path is not None
     matches = glob.glob(os.path.expanduser(data.path), recursive=True)
     files = sorted(path for path in map(Path, map(os.path.abspath, matches)) if path.is_file())
@@ -50,7 +56,10 @@ def find_source(data: DataConfig) -> Source:
             where=f"seen from {Path.cwd()}",
             fix="Give a glob of UTF-8 text files, such as data.path='books/**/*.txt'.",
         )
-    return Source(tuple(files), strict=True)
+    if data.target_path and len(files) > 1:
+        raise ConfigError(f"data.path={data.path!r} is {len(files)} files, and data.target_path one", fix="Give one of each.")
+    target_file = Path(data.target_path).expanduser().absolute() if data.target_path else None
+    return Source(tuple(files), strict=True, pairs=data.kind == "text_pairs", target_file=target_file)
 
 
 def _stdlib_files(root: Path) -> Iterator[Path]:
@@ -74,6 +83,37 @@ def read_document(path: Path, strict: bool) -> str | None:
         raise DataError(
             f"{path} is not UTF-8 text: byte {byte:#04x} at {error.start}", fix="Convert the file, or leave it out of data.path."
         ) from error
+
+
+def read_pairs(source: Source) -> Iterator[tuple[Path, str]]:
+    """Every pair as one line, source TAB target, with its file; empty lines are passed over.
+
+    Raises DataError for a line with another number of TABs than one, and for parallel files of unequal length.
+    """
+    for path in source.files:
+        lines = _lines(path)
+        if source.target_file is not None:
+            targets = _lines(source.target_file)
+            if len(lines) != len(targets):
+                raise DataError(
+                    f"{path} has {len(lines)} lines, and {source.target_file} has {len(targets)}",
+                    fix="Line n of one is the translation of line n of the other: give files of equal length.",
+                )
+            lines = [f"{one}\t{other}" if one.strip() or other.strip() else "" for one, other in zip(lines, targets, strict=True)]
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            if line.count("\t") != 1:
+                raise DataError(
+                    f"line {number} of {path} has {line.count(chr(9))} TABs", fix="Every line is: source, one TAB, target."
+                )
+            yield path, line
+
+
+def _lines(path: Path) -> list[str]:
+    text = read_document(path, strict=True)
+    assert text is not None
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

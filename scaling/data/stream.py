@@ -76,21 +76,22 @@ class SequenceStream:
         seed: int,
         max_resident_shards: int = WINDOW_SHARDS,
         shuffle: bool = True,
+        overlap: int = 1,
     ) -> None:
         assert max_resident_shards > 0
-        self.directory, self.index, self.seq_len = directory_or_url, index, seq_len
-        self.order = SequenceOrder(index.split(split), seq_len, seed, shuffle=shuffle)
+        self.directory, self.index, self.n_read = directory_or_url, index, seq_len + overlap
+        self.order = SequenceOrder(index.split(split), seq_len, seed, overlap=overlap, shuffle=shuffle)
         self.n_sequences = self.order.n_sequences
         self._max_resident = max_resident_shards
         self._resident: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows: int64 (len(ks), seq_len + 1). Raises DataError for a shard that is not as indexed."""
+        """Sequences number `ks` as rows: int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
         shards, offsets = self.order.locate(ks)
-        rows = np.empty((len(ks), self.seq_len + 1), dtype=np.int64)
+        rows = np.empty((len(ks), self.n_read), dtype=np.int64)
         for shard in np.unique(shards):
             chosen = np.flatnonzero(shards == shard)
-            rows[chosen] = self._tokens(int(shard))[offsets[chosen, None] + np.arange(self.seq_len + 1)]
+            rows[chosen] = self._tokens(int(shard))[offsets[chosen, None] + np.arange(self.n_read)]
         return rows
 
     def _tokens(self, shard: int) -> np.ndarray:

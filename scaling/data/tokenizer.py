@@ -1,7 +1,8 @@
 """Byte-level tokenizers: text -> token ids and back, without loss.
 
-BPE after Sennrich et al. 2016 over bytes as in Radford et al. 2019, trained by the `tokenizers` library. It runs on all
-cores unless the environment says TOKENIZERS_PARALLELISM=false; the result does not depend on that.
+BPE (Sennrich et al. 2016), WordPiece (Schuster and Nakajima 2012) and Unigram (Kudo 2018), all over bytes as in Radford et
+al. 2019, so that none needs an unknown token; trained by the `tokenizers` library. It runs on all cores unless the
+environment says TOKENIZERS_PARALLELISM=false; the result does not depend on that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
 EOT = "<|endoftext|>"
+SPECIAL = ("pad", "cls", "sep", "mask")
+"""Written <|pad|> and so on; with tokenizer.special_tokens=all they follow end-of-text in the vocabulary, in this order."""
+INSIDE = "▁"
+"""What WordPiece puts before a piece that does not begin a word; BERT's ## could be text, this is not in the alphabet."""
+LONGEST_WORD = 64  # bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
 
 
 class Tokenizer:
@@ -36,6 +42,32 @@ class Tokenizer:
             raise ValueError(f"it has no token {EOT}")
         self.eot_id: int = eot_id
         self.vocab_size: int = hf.get_vocab_size()
+
+    def special(self, name: str) -> int:
+        """Id of pad, cls, sep or mask. Raises DataError when the vocabulary was made without it."""
+        token_id = self._hf.token_to_id(f"<|{name}|>")
+        if token_id is None:
+            raise DataError(f"the tokenizer has no token <|{name}|>", fix="Prepare the text with tokenizer.special_tokens=all.")
+        return int(token_id)
+
+    @functools.cached_property
+    def sentinel_ids(self) -> list[int]:
+        """Ids of the tokens that stand for the first, second, ... hidden span."""
+        ids: list[int] = []
+        while (token_id := self._hf.token_to_id(sentinel(len(ids)))) is not None:
+            ids.append(token_id)
+        return ids
+
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """Ids of all that stands for text, int64 ascending."""
+        special = self._hf.get_added_tokens_decoder()
+        return np.array([i for i in range(self.vocab_size) if i not in special], dtype=np.int64)
+
+    @functools.cached_property
+    def begins_word(self) -> np.ndarray:
+        """Of each token of a WordPiece vocabulary: whether it begins a word; bool of length vocab_size."""
+        return np.array([not (self._hf.id_to_token(i) or "").startswith(INSIDE) for i in range(self.vocab_size)])
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Tokenizer:
@@ -61,7 +93,8 @@ class Tokenizer:
         """UTF-8 bytes that each token stands for, int32 of length vocab_size; 0 for special tokens."""
         special = self._hf.get_added_tokens_decoder()
         # A character of the byte-level alphabet stands for one byte.
-        lengths = [0 if i in special else len(self._hf.id_to_token(i) or "") for i in range(self.vocab_size)]
+        pieces = [(self._hf.id_to_token(i) or "").removeprefix(INSIDE) for i in range(self.vocab_size)]
+        lengths = [0 if i in special else len(piece) for i, piece in enumerate(pieces)]
         return np.array(lengths, dtype=np.int32)
 
     def save(self, path: Path) -> None:
@@ -89,51 +122,113 @@ def load_tokenizer(directory: str | Path, index: CorpusIndex) -> Tokenizer:
     return tokenizer
 
 
+def sentinel(number: int) -> str:
+    """The token that stands for hidden span `number`, from 0."""
+    return f"<|span_{number}|>"
+
+
+def special_tokens(config: TokenizerConfig) -> list[str]:
+    """End-of-text and what else the configuration asks for, in the order of the vocabulary."""
+    others = [f"<|{name}|>" for name in SPECIAL] if config.special_tokens == "all" else []
+    return [EOT, *others, *(sentinel(number) for number in range(config.n_sentinels))]
+
+
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn the vocabulary from texts; the same texts give the same one. Raises ConfigError when they are too few for it."""
-    return _byte_tokenizer() if config.kind == "byte" else _train_bpe(config.vocab_size, texts)
+    """Learn the vocabulary from texts; the same texts give the same one. Raises ConfigError when they are too few for it.
+
+    Special tokens come first in the vocabulary; with kind=byte last, so that token i is byte i.
+    """
+    if config.kind == "byte":
+        return _byte_tokenizer(config)
+    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[config.kind](config)
+    hf.train_from_iterator(texts, trainer)
+    found = hf.get_vocab_size()
+    if found != config.vocab_size:
+        raise ConfigError(
+            f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all of it gives {found} entries",
+            fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
+        )
+    if config.kind == "wordpiece":
+        _complete_wordpiece(hf, special_tokens(config))
+    return Tokenizer(hf)
 
 
-def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+def _bpe(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     hf = HFTokenizer(models.BPE())
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     hf.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+    return hf, trainers.BpeTrainer(**_training(config), initial_alphabet=_alphabet())
+
+
+def _wordpiece(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    hf = HFTokenizer(models.WordPiece(max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    hf.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
+    hf.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
+    trainer = trainers.WordPieceTrainer(**_training(config), initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE)
+    return hf, trainer
+
+
+def _complete_wordpiece(hf: HFTokenizer, special: list[str]) -> None:
+    """Order the vocabulary: special tokens, every byte, every byte inside a word, and the pieces that were learnt first.
+
+    The trainer knows only the bytes that it met inside of words, so the last pieces learnt make room for the others.
+    """
+    from tokenizers import models
+
+    vocab = hf.get_vocab()
+    learnt = sorted(vocab, key=lambda piece: vocab[piece])
+    first = [*special, *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
+    rest = [piece for piece in learnt if piece not in set(first)]
+    pieces = [*first, *rest][: len(learnt)]
+    hf.model = models.WordPiece(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        max_input_chars_per_word=LONGEST_WORD,
+        continuing_subword_prefix=INSIDE,
     )
-    hf.train_from_iterator(texts, trainer)
-    found = hf.get_vocab_size()
-    if found != vocab_size:
-        raise ConfigError(
-            f"the text is too short for tokenizer.vocab_size={vocab_size}: merging all of it gives {found} entries",
-            fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
-        )
-    return Tokenizer(hf)
 
 
-def _byte_tokenizer() -> Tokenizer:
-    """Token i is byte i; end-of-text is 256."""
+def _unigram(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    hf = HFTokenizer(models.Unigram())
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    hf.decoder = decoders.ByteLevel()
+    return hf, trainers.UnigramTrainer(**_training(config), initial_alphabet=_alphabet())
+
+
+def _training(config: TokenizerConfig) -> dict[str, Any]:
+    return {"vocab_size": config.vocab_size, "special_tokens": special_tokens(config), "show_progress": False}
+
+
+def _alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _byte_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Token i is byte i; end-of-text is 256, and other special tokens follow it."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer
 
     hf = HFTokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     hf.decoder = decoders.ByteLevel()
-    hf.add_special_tokens([AddedToken(EOT, special=True)])
+    hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
     return Tokenizer(hf)
 
 
 def _byte_alphabet() -> list[str]:
     """The printable character that stands for each byte: itself where it is one, else the next from U+0100 on (GPT-2)."""
-    from tokenizers import pre_tokenizers
-
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    characters = _alphabet()
     printable = {ord(char) for char in characters if ord(char) < 256}
     others = iter(char for char in characters if ord(char) >= 256)
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]

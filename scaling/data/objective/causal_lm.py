@@ -1,0 +1,32 @@
+"""Predict every next token (Radford et al. 2018).
+
+Shapes: B sequences, T positions (seq_len), S = T + 1 tokens of a stored sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from scaling.config import RunConfig
+from scaling.data.tokenizer import Tokenizer
+from scaling.model.batch import Batch
+
+
+def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
+    """End-of-text is predicted, and after it the first token of the next document."""
+    sequences = torch.from_numpy(np.ascontiguousarray(sequences_BS, dtype=np.int64))
+    return Batch(sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous())
+
+
+class CausalLM:
+    """With objective.separate_documents, positions know their document: end-of-text is the first of the one it precedes."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
+        self._separate, self._eot_id = config.objective.separate_documents, tokenizer.eot_id
+
+    def __call__(self, sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
+        batch = causal_lm(sequences_BS, ks_B)
+        if not self._separate:
+            return batch
+        return batch._replace(documents_BT=(batch.tokens_BT == self._eot_id).cumsum(dim=1))
