@@ -12,7 +12,7 @@ from torch import Tensor
 from scaling.model.attention import ATTENTIONS
 from scaling.model.attention.cache import KVCache
 from scaling.model.attention.full import FullAttention
-from scaling.model.position import RotaryPosition, rotate
+from scaling.model.position import Context, RotaryPosition, rotate
 
 SHAPE = ("model.d_model=48", "model.n_heads=6", "train.seq_len=32")
 
@@ -46,7 +46,7 @@ def test_equals_the_definition_forward_and_backward(n_kv_heads: int, bias: str) 
     x = torch.randn(2, 9, 48, requires_grad=True)
     inputs = [x, *module.parameters()]
     upstream = torch.randn(2, 9, 48)
-    ours, expected = module(x, None), naive(module, x)
+    ours, expected = module(x, Context()), naive(module, x)
     torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
     for got, want in zip(
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
@@ -57,15 +57,15 @@ def test_equals_the_definition_forward_and_backward(n_kv_heads: int, bias: str) 
 @pytest.mark.parametrize("n_kv_heads", [6, 2])
 def test_runs_the_fused_kernel(n_kv_heads: int) -> None:
     q, kv = torch.randn(1, 6, 8, 8, requires_grad=True), torch.randn(1, n_kv_heads, 8, 8)
-    out = attention(n_kv_heads).attend(q, kv, kv)
+    out = attention(n_kv_heads).attend(q, kv, kv, Context())
     assert "FlashAttention" in type(out.grad_fn).__name__
 
 
 def test_dropout_acts_in_training_only() -> None:
     module, x = attention(6, "attention.dropout=0.5"), torch.randn(2, 9, 48)
-    assert not torch.equal(module(x, None), module(x, None))
+    assert not torch.equal(module(x, Context()), module(x, Context()))
     module.eval()
-    torch.testing.assert_close(module(x, None), naive(module, x), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(module(x, Context()), naive(module, x), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 5], [5, 1, 1, 2]])
@@ -74,10 +74,10 @@ def test_pieces_through_the_cache_equal_the_whole(pieces: list[int]) -> None:
     position = RotaryPosition(composed(*SHAPE))
     cache, parts, start = module.new_cache(12), [], 0
     for length in pieces:
-        rotation = position.rotation(start, length, x.device)
-        parts.append(module(x[:, start : start + length], rotation, cache))
+        context = Context(position.rotation(start, length, x.device))
+        parts.append(module(x[:, start : start + length], context, cache))
         start += length
-    whole = module(x, position.rotation(0, 9, x.device))
+    whole = module(x, Context(position.rotation(0, 9, x.device)))
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-6, rtol=1e-5)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from scaling.config import ModelConfig
-from scaling.model.attention.cache import KVCache
+from scaling.model.attention.cache import Cache
 from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack
 
@@ -23,7 +23,7 @@ class LanguageModel(nn.Module, ABC):
     config: ModelConfig
 
     @abstractmethod
-    def forward(self, tokens_BT: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
         """logits_BTV; with caches, of the tokens that follow those already in them."""
 
     @abstractmethod
@@ -31,7 +31,7 @@ class LanguageModel(nn.Module, ABC):
         """Sums over the scored targets of a batch."""
 
     @abstractmethod
-    def new_caches(self, capacity: int) -> list[KVCache]:
+    def new_caches(self, capacity: int) -> list[Cache]:
         """An empty cache for each block, with room for `capacity` positions."""
 
     def set_activation_checkpointing(self, kind: Literal["none", "full"]) -> None:

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from scaling.config import RunConfig
 from scaling.model.attention import ATTENTIONS
-from scaling.model.attention.cache import KVCache
+from scaling.model.attention.cache import Cache
 from scaling.model.layers import FEED_FORWARDS, build_norm
-from scaling.model.position import Rotation
+from scaling.model.position import Context
 
 
 class Block(nn.Module):
@@ -30,8 +30,8 @@ class Block(nn.Module):
         self.feed_forward = FEED_FORWARDS[model.activation](model)
         self.dropout = nn.Dropout(model.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KVCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache))
+    def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), context, cache))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
@@ -42,15 +42,15 @@ class BlockStack(nn.ModuleList):
         super().__init__(Block(config) for _ in range(config.model.n_layers))
         self.checkpointing: Literal["none", "full"] = "none"
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, caches: Sequence[Cache] | None = None) -> Tensor:
         for index, block in enumerate(self):
             if self.checkpointing == "full" and self.training:
-                x_BTD = cast(Tensor, checkpoint(block, x_BTD, rotation, use_reentrant=False))
+                x_BTD = cast(Tensor, checkpoint(block, x_BTD, context, use_reentrant=False))
             else:
-                x_BTD = block(x_BTD, rotation, caches[index] if caches is not None else None)
+                x_BTD = block(x_BTD, context, caches[index] if caches is not None else None)
         return x_BTD
 
-    def new_caches(self, capacity: int) -> list[KVCache]:
+    def new_caches(self, capacity: int) -> list[Cache]:
         return [cast(Block, block).attention.new_cache(capacity) for block in self]
 
     def compile_blocks(self) -> None:

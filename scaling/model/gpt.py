@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.config import RunConfig
-from scaling.model.attention.cache import KVCache
+from scaling.model.attention.cache import Cache
 from scaling.model.base import LanguageModel
 from scaling.model.batch import IGNORED, Batch, Loss
 from scaling.model.block import BlockStack
@@ -34,24 +34,23 @@ class GPT(LanguageModel):
         self.final_norm = build_norm(model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
 
-    def forward(self, tokens_BT: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
         return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
 
     def loss(self, batch: Batch) -> Loss:
-        x_ND, targets_N = self.hidden(batch.tokens_BT).flatten(0, 1), batch.targets_BT.flatten()
+        x_ND, targets_N = self.hidden(batch.tokens_BT, documents_BT=batch.documents_BT).flatten(0, 1), batch.targets_BT.flatten()
         nats = linear_cross_entropy(x_ND, self.head_weight, targets_N)
         return Loss(nats, (targets_N != IGNORED).sum(), nats)
 
-    def hidden(self, tokens_BT: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """x_BTD after the final norm: what the head multiplies."""
         start = caches[0].length if caches else 0
         x_BTD = self.dropout(self.position.embed(self.embedding(tokens_BT), start))
-        rotation = self.position.rotation(start, tokens_BT.shape[1], tokens_BT.device)
-        return self.final_norm(self.blocks(x_BTD, rotation, caches))
+        return self.final_norm(self.blocks(x_BTD, self.position.context(start, x_BTD, documents_BT), caches))
 
     @property
     def head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def new_caches(self, capacity: int) -> list[KVCache]:
+    def new_caches(self, capacity: int) -> list[Cache]:
         return self.blocks.new_caches(capacity)

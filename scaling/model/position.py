@@ -1,10 +1,11 @@
 """How a model knows the order of its tokens: added to the input, or applied in every attention.
 
-Shapes: B batch, T positions, D d_model, H heads, K d_head, P = K/2 pairs.
+Shapes: B batch, T positions, S keys, D d_model, H heads, K d_head, P = K/2 pairs, R relative positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,32 @@ class Rotation(NamedTuple):
     sin_T1K: Tensor
 
 
+BiasAt = Callable[[Tensor], Tensor]
+"""From relative positions (key's minus query's) of any shape (...) to what every head's score gets added: (H, ...), fp32."""
+
+
+class Context(NamedTuple):
+    """What all layers of a stack share in a forward, beside x.
+
+    rotation      turns queries and keys of the T positions; None: nothing does
+    bias          is added to scores; None: nothing is
+    documents_BT  number of each position's document: it looks at positions with the same number only. The positions of a
+                  document are neighbours; padding is a document of its own (PADDING in scaling/model/batch.py).
+                  None: a row is one document
+    """
+
+    rotation: Rotation | None = None
+    bias: BiasAt | None = None
+    documents_BT: Tensor | None = None
+
+
+def bias_grid(bias: BiasAt, q_start: int, n_q: int, k_start: int, n_k: int, device: torch.device) -> Tensor:
+    """bias_HTS of n_q queries from position q_start and n_k keys from k_start: one value a distance, laid out."""
+    first = k_start - (q_start + n_q - 1)
+    by_distance_HR = bias(torch.arange(first, first + n_q + n_k - 1, device=device))
+    return by_distance_HR.unfold(1, n_k, 1).flip(1)
+
+
 class Position(nn.Module):
     """No position at all: only the causal mask tells the order. The others override what they add."""
 
@@ -33,6 +60,15 @@ class Position(nn.Module):
     def rotation(self, start: int, length: int, device: torch.device) -> Rotation | None:
         """What turns queries and keys, if anything."""
         return None
+
+    @property
+    def bias(self) -> BiasAt | None:
+        """What is added to scores, if anything."""
+        return None
+
+    def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
+        """For a stack of which x_BTD is the input, from position `start` on."""
+        return Context(self.rotation(start, x_BTD.shape[1], x_BTD.device), self.bias, documents_BT)
 
 
 class LearnedPosition(Position):

@@ -1,0 +1,84 @@
+"""What every kind of self-attention is to a block, and what of it the kinds share.
+
+Shapes: B batch, T new positions, D d_model, H query heads, G key/value heads, K d_head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from scaling.config import RunConfig
+from scaling.model.attention.cache import Cache
+from scaling.model.position import Context, Rotation, rotate
+
+
+class Attention(nn.Module, ABC):
+    """Queries, keys and values of x, what a kind makes of them, and the projection of that back to d_model.
+
+    `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 / sqrt(K).
+    Head counts are read from the tensors, so a rank that holds a slice of the heads runs the same code.
+    """
+
+    def __init__(self, config: RunConfig, *, causal: bool = True, scale: float | None = None) -> None:
+        super().__init__()
+        model = config.model
+        self.d_head, self.dropout = model.head_width, config.attention.dropout
+        self.causal, self.scale = causal, scale
+        q_width, kv_width = model.n_heads * self.d_head, model.kv_heads * self.d_head
+        self.q = nn.Linear(model.d_model, q_width, bias=model.bias)
+        self.k = nn.Linear(model.d_model, kv_width, bias=model.bias)
+        self.v = nn.Linear(model.d_model, kv_width, bias=model.bias)
+        self.o = nn.Linear(q_width, model.d_model, bias=model.bias)
+
+    def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
+        """What each position gathers; with a cache, of T positions that follow those already in it."""
+        B, T, _ = x_BTD.shape
+        q_BTHK = self.q(x_BTD).view(B, T, -1, self.d_head)
+        k_BTGK = self.k(x_BTD).view(B, T, -1, self.d_head)
+        v_BTGK = self.v(x_BTD).view(B, T, -1, self.d_head)
+        if context.rotation is not None:
+            q_BTHK, k_BTGK = self.turn(q_BTHK, context.rotation), self.turn(k_BTGK, context.rotation)
+        q_BHTK, k_BGTK, v_BGTK = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+        if cache is None:
+            y_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, context)
+        else:
+            self._check_cached(context)
+            y_BHTK = self.decode(q_BHTK, k_BGTK, v_BGTK, context, cache)
+        return self.o(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+
+    @abstractmethod
+    def attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context) -> Tensor:
+        """y_BHTK of a whole sequence."""
+
+    @abstractmethod
+    def new_cache(self, capacity: int) -> Cache:
+        """Room for `capacity` positions of this layer."""
+
+    def step(self, q_BH1K: Tensor, k_BG1K: Tensor, v_BG1K: Tensor, context: Context, cache: Cache) -> Tensor:
+        """y_BH1K of the next position, whose key and value the cache takes in."""
+        raise NotImplementedError
+
+    def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
+        """y_BHTK of the next T positions: one after the other."""
+        position_T = range(q_BHTK.shape[2])
+        parts = [
+            self.step(*(x[:, :, t : t + 1] for x in (q_BHTK, k_BGTK, v_BGTK)), context=context, cache=cache) for t in position_T
+        ]
+        return torch.cat(parts, dim=2)
+
+    def turn(self, x_BTHK: Tensor, rotation: Rotation) -> Tensor:
+        """Rotary positions, where they act on queries and keys."""
+        return rotate(x_BTHK, rotation)
+
+    def _check_cached(self, context: Context) -> None:
+        if not self.causal:
+            raise ValueError("a bidirectional layer has no past to keep: the whole sequence is needed at once")
+        if context.documents_BT is not None:
+            raise ValueError("generation takes one document a row, without padding: a cache holds no document numbers")
+
+    @property
+    def dropout_p(self) -> float:
+        return self.dropout if self.training else 0.0

@@ -1,0 +1,87 @@
+"""Softmax attention with biases or documents, whose scores are masked piece by piece of the queries.
+
+A mask of all T x S pairs would take more memory than all else in a layer, so one of a piece's queries is made, used
+and, where there are more pieces, made again in backward. Causal pieces look at no later keys, which halves the work.
+
+Shapes: B batch, T queries, S keys, t queries of a piece, s keys that they may see, H query heads, G key/value heads, K d_head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from scaling.model.position import BiasAt, bias_grid
+
+PIECE = 512
+"""Queries of a piece: assumption, enough rows for a matrix product to be efficient."""
+
+
+def sdpa(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, scale: float | None, dropout_p: float,
+    is_causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to the scores."""
+    grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    if grouped and q_BHTK.is_cuda and q_BHTK.dtype == torch.float32:
+        # In fp32 the only fused CUDA kernel is the memory-efficient one, and it takes no groups.
+        repeats, grouped = q_BHTK.shape[1] // k_BGSK.shape[1], False
+        k_BGSK, v_BGSK = (t.repeat_interleave(repeats, dim=1) for t in (k_BGSK, v_BGSK))
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q_BHTK.dtype)
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, scale=scale, enable_gqa=grouped
+    )
+
+
+def attend_in_pieces(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    *,
+    causal: bool,
+    bias: BiasAt | None = None,
+    documents_BT: Tensor | None = None,
+    source_documents_BS: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """y_BHTK; causal queries are the last T of the S positions. A query that may see nothing gets zeros."""
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    offset = S - T if causal else 0
+
+    def piece(start: int, end: int, q_BHtK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+        s = end + offset if causal else S
+        mask = _mask(start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device)
+        return sdpa(q_BHtK, k_BGSK[:, :, :s], v_BGSK[:, :, :s], mask, scale, dropout_p)
+
+    if T <= PIECE:
+        return piece(0, T, q_BHTK, k_BGSK, v_BGSK)
+    parts = []
+    for start, q_BHtK in zip(range(0, T, PIECE), q_BHTK.split(PIECE, dim=2), strict=True):
+        arguments = (start, start + q_BHtK.shape[2], q_BHtK, k_BGSK, v_BGSK)
+        parts.append(
+            checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=dropout_p > 0)
+            if torch.is_grad_enabled()
+            else piece(*arguments)
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _mask(
+    start: int, end: int, s: int, offset: int, causal: bool, bias: BiasAt | None,
+    documents_BT: Tensor | None, source_documents_BS: Tensor | None, device: torch.device,
+) -> Tensor | None:  # fmt: skip
+    """Of queries start to end and the first s keys: boolean, or with biases added to the scores; None: all may be seen."""
+    seen = None
+    if causal and (s > 1 or end - start > 1):
+        seen = torch.ones(end - start, s, dtype=torch.bool, device=device).tril(diagonal=start + offset)
+    if documents_BT is not None and source_documents_BS is not None:
+        same_B1ts = (documents_BT[:, start:end, None] == source_documents_BS[:, None, :s]).unsqueeze(1)
+        seen = same_B1ts if seen is None else same_B1ts & seen
+    if bias is None:
+        return seen
+    bias_Hts = bias_grid(bias, start + offset, end - start, 0, s, device)
+    return bias_Hts if seen is None else bias_Hts.masked_fill(~seen, float("-inf"))
