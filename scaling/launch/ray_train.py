@@ -33,8 +33,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _EMBEDDED_ENVIRONMENT = {
-    # Workers are started for the run; idle ones started ahead would only cost their imports.
-    "RAY_prestart_worker_first_driver": "0",
+    # What the controller would otherwise be sent by Ray Train, in an environment of its own.
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    # Processes are started ahead with the cluster, as many as its CPUs, and none later on a guess.
     "RAY_enable_worker_prestart": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
@@ -43,6 +44,8 @@ _EMBEDDED_ENVIRONMENT = {
 }
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
+_HELPERS = 2
+"""Ray Train's controller and its actor for synchronisation. They take no CPU, but so many processes more are started ahead."""
 _CONNECT_S = 10.0
 _SHUTDOWN_S = 30.0
 """Assumptions: longest waits for the head of a standing cluster to answer, and for Ray to end."""
@@ -186,16 +189,13 @@ class RayLaunch:
         cpus = self._world_size * self._cluster.threads_per_worker
         ray.init(
             address="local",
-            num_cpus=cpus,
+            num_cpus=cpus + _HELPERS,
             num_gpus=self._world_size if self._cluster.device.kind == "gpu" else 0,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(self._session),
             **options,
         )
-        # The servers have them, and so will the workers; sent along with each worker they would cost an agent's start.
-        for name in [name for name in os.environ if name.startswith("RAY_TRAIN_")]:
-            del os.environ[name]
 
     def _fit(self) -> dict[str, Any]:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
