@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,20 @@ def _import_deepspeed() -> Any:
     logger.setLevel(logging.ERROR)
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """torch.compile as a decorator does nothing here: on a function of Muon, which is not ours, it would import Inductor (0.9 s)."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
@@ -75,9 +90,10 @@ class DeepSpeedEngine:
         module = LossModule(self.model)
         optimizer = build_optimizer(config, self.model)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(config, layout), dist_init_required=False
-        )
+        with _nothing_compiled():
+            self._engine, _, _, _ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=deepspeed_config(config, layout), dist_init_required=False
+            )
         self._fused = bool(optimizer.param_groups[0].get("fused"))
 
     def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
