@@ -12,8 +12,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
+from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
+from scaling.section import Section
 from scaling.units import parse_count, parse_share
 
 
@@ -36,33 +38,37 @@ Share = Annotated[int | float | str, BeforeValidator(_check_share)]
 """A count of tokens, or a percentage of the run's tokens such as "2%"."""
 
 
-class Section(BaseModel):
-    """A group of the configuration: frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class ModelConfig(Section):
     """Shape of the Transformer (names of Vaswani et al. 2017 and Brown et al. 2020, table 2.1)."""
 
     name: str = Field(description="name of the shape, family_size")
-    family: Literal["gpt"] = Field(description="gpt: causal decoder, pre-norm")
-    n_layers: int = Field(gt=0, description="blocks")
+    family: Literal["gpt", "bert", "t5", "transformer"] = Field(
+        description="gpt: causal decoder; bert: bidirectional encoder; t5, transformer: encoder and decoder"
+    )
+    n_layers: int = Field(gt=0, description="blocks; of the encoder and of the decoder, where there are both")
     d_model: int = Field(gt=0, description="width of the residual stream")
     n_heads: int = Field(gt=0, description="query heads")
     n_kv_heads: int | None = Field(None, gt=0, description="key and value heads; null: as many as n_heads")
     d_head: int | None = Field(None, gt=0, description="width of a head; null: d_model / n_heads")
     d_ff: int | None = Field(
-        None, gt=0, description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) for swiglu"
+        None, gt=0, description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) where gated"
     )
     vocab_size: Count | None = Field(None, gt=0, description="rows of the embedding; null: the tokenizer's")
-    activation: Literal["gelu", "swiglu"] = Field(description="feed-forward non-linearity")
+    d_embedding: int | None = Field(None, gt=0, description="width of the token embedding, then projected; null: d_model")
+    activation: Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"] = Field(
+        description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu and geglu are gated"
+    )
     norm: Literal["layernorm", "rmsnorm"] = Field(description="normalisation")
+    norm_position: Literal["pre", "post"] = Field("pre", description="before each sublayer, or after its sum with the residual")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance")
     bias: bool = Field(description="biases in linear layers and layernorm")
     tie_embeddings: bool = Field(description="one matrix for the input embedding and the output head")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the embedding and after every sublayer")
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    share_layers: bool = Field(False, description="all blocks of a stack are one and the same (Lan et al. 2020)")
+    n_experts: int = Field(1, gt=0, description="feed-forward layers of a block, of which each token takes some; 1: no mixture")
+    experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
+    balance_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss of experts (Fedus et al. 2021)")
 
     @model_validator(mode="after")
     def _heads(self) -> Self:
@@ -70,6 +76,8 @@ class ModelConfig(Section):
             raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; change one, or give d_head")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads={self.kv_heads} does not divide n_heads={self.n_heads}")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token}, but there are only n_experts={self.n_experts}")
         return self
 
     @property
@@ -85,19 +93,20 @@ class ModelConfig(Section):
         if self.d_ff is not None:
             return self.d_ff
         # Shazeer 2020 (arXiv:2002.05202): two thirds of 4 d_model keep the parameter count with a third matrix.
-        return 4 * self.d_model if self.activation == "gelu" else -(-8 * self.d_model // 3 // 64) * 64
+        return -(-8 * self.d_model // 3 // 64) * 64 if self.gated else 4 * self.d_model
 
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a third matrix, whose output multiplies the second's."""
+        return self.activation in ("swiglu", "geglu")
 
-class AttentionConfig(Section):
-    kind: Literal["full"] = Field(description="full: every earlier position, through fused scaled-dot-product attention")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
+    @property
+    def embedding_width(self) -> int:
+        return self.d_embedding or self.d_model
 
-
-class PositionConfig(Section):
-    kind: Literal["rope", "learned", "none"] = Field(
-        description="rope: rotary (Su et al. 2021); learned: one vector a position; none: the causal mask alone"
-    )
-    theta: float = Field(10000.0, gt=1, description="rope: base of the wavelengths")
+    @property
+    def has_encoder_and_decoder(self) -> bool:
+        return self.family in ("t5", "transformer")
 
 
 class ObjectiveConfig(Section):
@@ -315,13 +324,24 @@ class RunConfig(Section):
     scaling: ProgramSection
     dry_run: bool = Field(False, description="print the plan and stop")
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _kv_heads(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """With attention=gqa or mqa, the model's key/value heads are those of the attention."""
+        config = handler(values)
+        model = config.model
+        n_kv_heads = config.attention.kv_heads_for(model.n_heads, model.n_kv_heads)
+        return config.model_copy(update={"model": model.model_copy(update={"n_kv_heads": n_kv_heads})})
+
     @model_validator(mode="after")
     def _cross(self) -> Self:
         vocab, entries = self.vocab_size, self.tokenizer.vocab_size
         if vocab < entries:
             raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null")
-        if self.position.kind == "rope" and self.model.head_width % 2:
-            raise ValueError(f"position=rope rotates pairs, but the heads are {self.model.head_width} wide; make d_head even")
+        check_combination(
+            self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width,
+            has_cross_attention=self.model.family in ("t5", "transformer"),
+        )  # fmt: skip
         return self
 
     @property
@@ -343,6 +363,8 @@ class RunConfig(Section):
         """All that the mathematics of the run depends on, as a plain dict with null values resolved."""
         sections = ("model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule")
         out: dict[str, Any] = {name: getattr(self, name).model_dump() for name in sections}
+        for name in ("attention", "position"):  # a key that a kind does not read is null
+            out[name] = {key: value for key, value in out[name].items() if value is not None}
         for key in ("cache_dir", "on_bad_shard"):
             del out["data"][key]
         model = self.model

@@ -63,9 +63,9 @@ class Attention(nn.Module, ABC):
 
     def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
         """y_BHTK of the next T positions: one after the other."""
-        position_T = range(q_BHTK.shape[2])
         parts = [
-            self.step(*(x[:, :, t : t + 1] for x in (q_BHTK, k_BGTK, v_BGTK)), context=context, cache=cache) for t in position_T
+            self.step(q_BHTK[:, :, t : t + 1], k_BGTK[:, :, t : t + 1], v_BGTK[:, :, t : t + 1], context, cache)
+            for t in range(q_BHTK.shape[2])
         ]
         return torch.cat(parts, dim=2)
 
