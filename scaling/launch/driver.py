@@ -143,6 +143,7 @@ def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict
     progress.waiting("starting workers ...")
     while True:
         over = launch.done(_POLL_S)
+        signals.renew()
         for kind, message in launch.receive():
             if kind == "progress":
                 progress.show(message)

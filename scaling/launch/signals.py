@@ -28,7 +28,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def renew(self) -> None:
+        """Take the signals back from whoever took them since.
+
+        Ray's C++ core does when it connects: its SIGTERM handler prints a stack and sets an alarm that aborts the
+        process three seconds later, be the checkpoint written or not.
+        """
+        for number in self._SIGNALS:
+            signal.signal(number, self._handle)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             os._exit(EXIT_STOPPED)
+        signal.alarm(0)  # the signal may have come through Ray's handler: see `renew`
         self.received = signal.Signals(number).name
