@@ -41,7 +41,7 @@ def _import_deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """torch.compile as a decorator does nothing here: on a function of Muon, which is not ours, it would import Inductor (0.9 s)."""
+    """torch.compile as a decorator does nothing: on a function of Muon, which is not ours, it would import Inductor (0.9 s)."""
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
