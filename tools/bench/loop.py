@@ -8,7 +8,7 @@ Sides, each in processes of its own that sleep while the others run:
   main 2             the same with two workers of one thread: DeepSpeed, ZeRO-1
 All begin from the same weights, read the same sequences, and must show the same loss. A round compares its neighbours
 in time, so the median of the rounds' ratios holds on a machine that others use too; CPU seconds say what a side
-costs where its wall time is disturbed.
+costs where its wall time is disturbed. Each round waits up to half a minute for a quiet machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
@@ -186,6 +187,7 @@ def measure(dtype: str, rounds: int, steps: int) -> dict[str, list[Segment]]:
         for side in sides.values():
             side.turn(steps, keep=False)
         for index in range(rounds):
+            wait_for_quiet(30.0)
             for side in list(sides.values())[:: 1 if index % 2 == 0 else -1]:
                 side.turn(steps)
         for side in sides.values():

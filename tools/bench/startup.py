@@ -4,7 +4,8 @@ Usage: python tools/bench/startup.py [REPEATS]      default 5
 
 Runs `python -m scaling.run` (gpt_nano, two steps, each time in a fresh run directory, the corpus cached) with the embedded
 default of two workers under Ray and DeepSpeed, and with one in-process worker, by turns. What each run notes in
-events.jsonl is read back; shown are the medians of the stages, and of the whole with its range.
+events.jsonl is read back; shown are the medians of the stages, and of the whole with its range. Each run waits up to a
+minute for a quiet machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +35,7 @@ def start(root: Path, n_workers: int) -> dict[str, float]:
         "model=gpt_nano", "cluster=local", f"cluster.devices_per_node={n_workers}", f"train.n_tokens={TOKENS}",
         "train.sample_tokens=0", "train.eval_sequences=1", f"run.root={root}",
     ]  # fmt: skip
+    wait_for_quiet()
     done = subprocess.run(
         [sys.executable, "-m", "scaling.run", *overrides], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
