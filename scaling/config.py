@@ -123,11 +123,6 @@ class ObjectiveConfig(Section):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over the vocabulary, in training only")
 
-    @property
-    def has_decoder_and_encoder(self) -> bool:
-        """Whether a model needs both an encoder and a decoder for it."""
-        return self.kind in ("span_corruption", "prefix_lm", "seq2seq")
-
 
 class DataConfig(Section):
     """Where text comes from, and where its shards are kept."""
@@ -199,12 +194,19 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    kind: Literal["cosine", "wsd", "constant"] = Field(
-        description="cosine: to the end of the run; wsd: warm-up, stable, decay; constant: after warm-up"
+    kind: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = Field(
+        description="cosine: to the end of the run; wsd: warm-up, stable, decay; constant: after warm-up; "
+        "inverse_sqrt: falling as 1 / sqrt(tokens) after warm-up"
     )
     warmup_tokens: Share = Field(description="linear warm-up, as tokens or as a share of the run (2%)")
     decay_tokens: Share = Field("20%", description="wsd: length of the final linear decay")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
+
+    @model_validator(mode="after")
+    def _warmup(self) -> Self:
+        if self.kind == "inverse_sqrt" and not parse_share(self.warmup_tokens, 10**9):
+            raise ValueError("schedule=inverse_sqrt starts to fall from schedule.warmup_tokens, so that cannot be 0")
+        return self
 
 
 class PrecisionConfig(Section):
@@ -299,6 +301,22 @@ class RunSection(Section):
     resume: Literal["auto", "never"] = Field("auto", description="auto: continue what is there; never: refuse to")
 
 
+OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
+    "gpt": ("causal_lm",),
+    "bert": ("masked_lm",),
+    "t5": ("span_corruption", "prefix_lm", "seq2seq"),
+    "transformer": ("seq2seq", "span_corruption", "prefix_lm"),
+}
+"""Objectives that a family can learn, its own first."""
+
+WHAT_IT_IS = {
+    "gpt": "sees earlier tokens only",
+    "bert": "sees the tokens that it would have to predict",
+    "t5": "has an encoder that needs an input of its own",
+    "transformer": "has an encoder that needs an input of its own",
+}
+
+
 class ProgramSection(Section):
     debug: bool = Field(False, description="show tracebacks")
 
@@ -335,6 +353,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cross(self) -> Self:
+        self._check_objective()
         vocab, entries = self.vocab_size, self.tokenizer.vocab_size
         if vocab < entries:
             raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null")
@@ -343,6 +362,22 @@ class RunConfig(Section):
             has_cross_attention=self.model.family in ("t5", "transformer"),
         )  # fmt: skip
         return self
+
+    def _check_objective(self) -> None:
+        """What is learnt must suit the model, the tokenizer and the data. Raises ValueError that says what would."""
+        kind, family, tokenizer = self.objective.kind, self.model.family, self.tokenizer
+        fitting = OBJECTIVES_OF[family]
+        if kind not in fitting:
+            raise ValueError(
+                f"objective={kind} does not fit model.family={family}, which {WHAT_IT_IS[family]}; use {' or '.join(fitting)}"
+            )
+        if (kind == "seq2seq") != (self.data.kind == "text_pairs") and self.data.kind != "shards":
+            wanted = "needs data=text_pairs data.path=..." if kind == "seq2seq" else "has no use for data=text_pairs"
+            raise ValueError(f"objective={kind} {wanted}, and this is data={self.data.kind}")
+        if kind != "causal_lm" and tokenizer.special_tokens != "all":
+            raise ValueError(f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all")
+        if self.objective.whole_words and tokenizer.kind != "wordpiece":
+            raise ValueError(f"objective.whole_words=true needs tokenizer=wordpiece; those of {tokenizer.kind} do not tell words")
 
     @property
     def vocab_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from scaling.channel import Channel, Heartbeat
+from scaling.complete import complete
 from scaling.config import RunConfig
 from scaling.data.objective import make_batch_for
 from scaling.data.shards import CorpusIndex
@@ -23,6 +24,7 @@ from scaling.engine.base import Engine
 from scaling.metrics.record import MetricLog
 from scaling.metrics.sinks import make_sinks
 from scaling.metrics.throughput import ThroughputMeter
+from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
@@ -281,17 +283,16 @@ def _eval_batches(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Bat
 
 
 def _sample(config: RunConfig, corpus: Corpus, engine: Engine) -> str | None:
-    """Text after the prompt. Every rank generates the same tokens: under ZeRO-3 each forward is collective."""
-    if not config.train.sample_tokens:
+    """What the model makes of the prompt. Every rank generates the same tokens: under ZeRO-3 each forward is collective."""
+    train = config.train
+    if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
         return None
-    prompt = corpus.tokenizer.encode_batch([config.train.sample_prompt])[0].tolist() or [corpus.tokenizer.eot_id]
+
+    def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
+        return generate(
+            model, prompt, train.sample_tokens, source_ids=source,
+            seed=train.seed, context_limit=train.seq_len, eos_id=corpus.tokenizer.eot_id,
+        )  # fmt: skip
+
     engine.model.eval()
-    tokens = generate(
-        engine.model,
-        prompt,
-        config.train.sample_tokens,
-        seed=config.train.seed,
-        context_limit=config.train.seq_len,
-        eos_id=corpus.tokenizer.eot_id,
-    )
-    return corpus.tokenizer.decode(tokens)
+    return complete(config, engine.model, corpus.tokenizer, train.sample_prompt, sampled)

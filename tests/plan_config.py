@@ -14,6 +14,8 @@ CPU = ("cluster.devices_per_node=2", "cluster.device.name=test CPU", "cluster.de
 
 @cache
 def composed(*overrides: str) -> RunConfig:
-    """The configuration of `overrides`; a cluster that is not named is two CPU workers of 12 GB."""
+    """The configuration of `overrides`; a cluster that is not named is two CPU workers of 12 GB, text pairs are unread."""
+    if any(text.startswith("model=transformer") for text in overrides) and not any(text.startswith("data") for text in overrides):
+        overrides = ("data=text_pairs", "data.path=unread.tsv", *overrides)
     described = any(text.startswith("cluster") for text in overrides)
     return compose(overrides if described else (*overrides, *CPU))

@@ -61,6 +61,15 @@ VARIANTS = [
     ("model.norm=layernorm",),
     ("model.norm=layernorm", "model.bias=true", "model.activation=gelu", "position=learned"),
     ("model.tie_embeddings=false", "model.n_kv_heads=2", "position=none"),
+    ("model.norm_position=post", "model.d_embedding=32", "model.share_layers=true"),
+    ("model.d_embedding=32", "model.tie_embeddings=false", "model.activation=relu"),
+    ("model.n_experts=4", "model.experts_per_token=2", "model.bias=true", "model.activation=geglu"),
+    ("model=bert_tiny", "objective.sentence_order=true", "model.d_embedding=64", "model.bias=false"),
+    ("model=bert_tiny", "model.tie_embeddings=false", "model.norm_position=pre"),
+    ("model=bert_tiny", "model.share_layers=true", "model.n_experts=2", "model.norm=rmsnorm"),
+    ("model=t5_tiny", "model.tie_embeddings=true", "model.n_kv_heads=2", "model.share_layers=true"),
+    ("model=t5_tiny", "model.n_experts=3", "objective=prefix_lm", "position=learned"),
+    ("model=transformer_base", "model.d_embedding=128", "model.norm_position=pre"),
 ]
 
 
@@ -68,13 +77,39 @@ VARIANTS = [
 def test_counts_equal_the_real_module(overrides: tuple[str, ...]) -> None:
     import torch
 
-    from scaling.model.gpt import GPT
+    from scaling.model import build_model
 
     config = composed(*overrides)
-    with torch.device("meta"):
-        module = GPT(config)
+    module = build_model(config, torch.device("meta"))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    embedding = sum(size for name, size in sizes.items() if not name.startswith(("blocks.", "final_norm.")))
+    outside = ("embedding.", "segments.", "position.", "encoder.position.", "decoder.position.", "head.", "decoder.weight")
+    embedding = sum(size for name, size in sizes.items() if name.startswith(outside))
     counts = count(config)
     assert sum(sizes.values()) == counts.n_params
     assert embedding == counts.n_params_embedding
+
+
+def test_published_encoders_and_encoder_decoders_have_their_sizes() -> None:
+    # bert-base-uncased for masked LM, t5-v1_1-small; and 65M and 213M of Vaswani et al. 2017, table 3.
+    assert count(composed("model=bert_base", "tokenizer.vocab_size=30522")).n_params == 109_514_298
+    assert count(composed("model=t5_small")).n_params == pytest.approx(76_961_152, abs=0)
+    for name, size in (("base", 65e6), ("big", 213e6)):
+        config = composed(f"model=transformer_{name}", "tokenizer.vocab_size=37000")
+        assert count(config).n_params == pytest.approx(size, rel=0.035), name
+
+
+def test_flops_of_an_encoder_decoder_by_hand() -> None:
+    # Encoder 128 positions, decoder 29; d 192, d_ff 512 gated, 4 heads of 48, vocabulary 4096, 3 layers each.
+    config = composed("model=t5_tiny")
+    block, d = 4 * 192**2 + 3 * 192 * 512, 192
+    encoder, decoder = 128 * 3 * block, 29 * 3 * block
+    cross, head = 3 * (2 * d * d * 29 + 2 * d * d * 128), 29 * d * 4096
+    attention = 12 * 3 * d * (128**2 + 29**2 + 128 * 29)
+    assert count(config).flops_per_token == round((6 * (encoder + decoder + cross + head) + attention) / 128)
+
+
+def test_only_the_experts_that_a_token_takes_cost_flops() -> None:
+    dense = count(composed())
+    moe = count(composed("model.n_experts=8", "model.experts_per_token=1"))
+    assert moe.flops_per_token - dense.flops_per_token == 6 * 4 * 128 * 8
+    assert moe.n_params - dense.n_params == 4 * (7 * 3 * 128 * 384 + 8 * 128)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 
 from scaling.config import RunConfig
-from scaling.model.base import LanguageModel
+from scaling.model.base import GenerativeModel, LanguageModel
+from scaling.model.bert import BERT
 from scaling.model.gpt import GPT
 from scaling.model.initialise import initialise
+from scaling.model.t5 import T5
+from scaling.model.transformer import Transformer
 
-__all__ = ["FAMILIES", "LanguageModel", "build_model", "initialise"]
+__all__ = ["BERT", "FAMILIES", "GenerativeModel", "LanguageModel", "build_model", "initialise"]
 
-FAMILIES: dict[str, type[LanguageModel]] = {"gpt": GPT}
+FAMILIES: dict[str, type[LanguageModel]] = {"gpt": GPT, "bert": BERT, "t5": T5, "transformer": Transformer}
 
 
 def build_model(config: RunConfig, device: torch.device | str | None = None) -> LanguageModel:

@@ -1,57 +1,130 @@
-"""The block of which the families are stacks: attention and feed-forward, each normalised before and added after.
+"""The block of which the families are stacks: attention, in a decoder beside an encoder also to that, and feed-forward.
 
-Shapes: B batch, T positions, D d_model.
+Shapes: B batch, T positions, S positions of the encoder, D d_model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling.config import RunConfig
-from scaling.model.attention import ATTENTIONS
+from scaling.model.attention import ATTENTIONS, CrossAttention
 from scaling.model.attention.cache import Cache
-from scaling.model.layers import FEED_FORWARDS, build_norm
+from scaling.model.attention.full import KeyValues
+from scaling.model.layers import FeedForward, build_norm
+from scaling.model.moe import MixtureOfExperts
 from scaling.model.position import Context
 
 
-class Block(nn.Module):
-    """Pre-norm block (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745)."""
+class Source(NamedTuple):
+    """What an encoder made of its tokens, and the document of each (None: a row is one)."""
 
-    def __init__(self, config: RunConfig) -> None:
+    x_BSD: Tensor
+    documents_BS: Tensor | None = None
+
+
+class CrossCache(Cache):
+    """One block's memory in a decoder: of its own positions, and of the source, which is projected once."""
+
+    def __init__(self, own: Cache) -> None:
+        self.own = own
+        self.source: KeyValues | None = None
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.own.length
+
+    def select(self, index_B: Tensor) -> None:
+        self.own.select(index_B)
+        if self.source is not None:
+            self.source = self.source.select(index_B)
+
+
+class Block(nn.Module):
+    """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), or norm(x + f(x)) (Vaswani et al. 2017)."""
+
+    def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
         super().__init__()
         model = config.model
+        self.pre_norm = model.norm_position == "pre"
         self.attention_norm = build_norm(model)
-        self.attention = ATTENTIONS[config.attention.kind](config)
+        self.attention = ATTENTIONS[config.attention.kind](config, causal=causal, scale=scale)
+        self.cross_attention_norm = build_norm(model) if cross else None
+        self.cross_attention = CrossAttention(config, scale=scale) if cross else None
         self.feed_forward_norm = build_norm(model)
-        self.feed_forward = FEED_FORWARDS[model.activation](model)
+        self.feed_forward = MixtureOfExperts(model) if model.n_experts > 1 else FeedForward(model)
         self.dropout = nn.Dropout(model.dropout)
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), context, cache))
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    def forward(
+        self, x_BTD: Tensor, context: Context, cache: Cache | None = None, source: Source | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_BTD, and the balance_B of experts where there are any."""
+        own = cache.own if isinstance(cache, CrossCache) else cache
+        h_BTD = self.attention(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, context, own)
+        x_BTD = self._add(x_BTD, h_BTD, self.attention_norm)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            assert source is not None
+            h_BTD = self.cross_attention_norm(x_BTD) if self.pre_norm else x_BTD
+            keys = self._source_keys(self.cross_attention, source, cache)
+            h_BTD = self.cross_attention(h_BTD, keys, context.documents_BT, source.documents_BS)
+            x_BTD = self._add(x_BTD, h_BTD, self.cross_attention_norm)
+        balance_B = None
+        h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if self.pre_norm else x_BTD)
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            h_BTD, balance_B = h_BTD
+        return self._add(x_BTD, h_BTD, self.feed_forward_norm), balance_B
+
+    def _add(self, x_BTD: Tensor, h_BTD: Tensor, norm: nn.Module) -> Tensor:
+        x_BTD = x_BTD + self.dropout(h_BTD)
+        return x_BTD if self.pre_norm else norm(x_BTD)
+
+    @staticmethod
+    def _source_keys(cross_attention: CrossAttention, source: Source, cache: Cache | None) -> KeyValues:
+        if not isinstance(cache, CrossCache):
+            return cross_attention.source(source.x_BSD)
+        if cache.source is None:
+            cache.source = cross_attention.source(source.x_BSD)
+        return cache.source
+
+    def new_cache(self, capacity: int) -> Cache:
+        own = self.attention.new_cache(capacity)
+        return own if self.cross_attention is None else CrossCache(own)
 
 
 class BlockStack(nn.ModuleList):
-    """`n_layers` blocks in a row, and how they are executed."""
+    """`n_layers` blocks in a row, or one that is run so many times (`model.share_layers`), and how they are executed."""
 
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(Block(config) for _ in range(config.model.n_layers))
+    def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
+        model = config.model
+        n_blocks = 1 if model.share_layers else model.n_layers
+        super().__init__(Block(config, causal=causal, cross=cross, scale=scale) for _ in range(n_blocks))
+        self.n_layers = model.n_layers
         self.checkpointing: Literal["none", "full"] = "none"
 
-    def forward(self, x_BTD: Tensor, context: Context, caches: Sequence[Cache] | None = None) -> Tensor:
-        for index, block in enumerate(self):
+    def forward(
+        self, x_BTD: Tensor, context: Context, caches: Sequence[Cache] | None = None, source: Source | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_BTD, and the balance_B of experts, summed over the blocks."""
+        total_B = None
+        for index, block in enumerate(self._in_order()):
             if self.checkpointing == "full" and self.training:
-                x_BTD = cast(Tensor, checkpoint(block, x_BTD, context, use_reentrant=False))
+                x_BTD, balance_B = checkpoint(block, x_BTD, context, None, source, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, context, caches[index] if caches is not None else None)
-        return x_BTD
+                x_BTD, balance_B = block(x_BTD, context, caches[index] if caches is not None else None, source)
+            if balance_B is not None:
+                total_B = balance_B if total_B is None else total_B + balance_B
+        return x_BTD, total_B
+
+    def _in_order(self) -> Iterator[Block]:
+        for index in range(self.n_layers):
+            yield cast(Block, self[index % len(self)])
 
     def new_caches(self, capacity: int) -> list[Cache]:
-        return [cast(Block, block).attention.new_cache(capacity) for block in self]
+        return [block.new_cache(capacity) for block in self._in_order()]
 
     def compile_blocks(self) -> None:
         for block in self:

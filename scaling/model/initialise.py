@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from scaling.config import ModelConfig
 
-RESIDUAL_OUTPUTS = ("attention.o", "feed_forward.down")
-"""The linears whose output is added to the residual stream."""
+RESIDUAL_OUTPUTS = ("attention.o", ".down")
+"""The linears whose output is added to the residual stream: of attention, and of the feed-forward layer or its experts."""
 
 
 def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
 
     Norms 1, biases 0, all else normal(init_std); the residual outputs are narrower by sqrt(2 n_layers), the number of
-    terms that the residual stream sums (Radford et al. 2019, section 2.3).
+    terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head), by
+    which it does not divide scores.
     """
     module, _, kind = name.rpartition(".")
     if kind == "bias":
@@ -33,6 +34,8 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     std = config.init_std
     if module.endswith(RESIDUAL_OUTPUTS):
         std /= math.sqrt(2 * config.n_layers)
+    if config.family == "t5" and module.endswith("attention.q"):
+        std /= math.sqrt(config.head_width)
     digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.empty(*shape).normal_(0.0, std, generator=generator)

@@ -1,10 +1,12 @@
 """Norms, feed-forward layers and embeddings that every family is built of.
 
-Shapes: B batch, T positions, D d_model, F d_ff, V vocabulary.
+Shapes: B batch, T positions, D d_model, E width of the embedding.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,38 +57,58 @@ class _RMSNormOnCPU(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-def build_norm(config: ModelConfig) -> nn.Module:
-    """`config.norm` of width d_model; layernorm has a bias where the model has biases."""
+def build_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
+    """`config.norm` of a width (null: d_model); layernorm has a bias where the model has biases."""
+    width = width or config.d_model
     if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps)
-    return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.bias)
+        return RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
 
 
-class GeluFeedForward(nn.Module):
-    """down(gelu(up(x))), GELU in its tanh form, as in GPT-2 and BERT's first code (Hendrycks and Gimpel 2016)."""
+def build_final_norm(config: ModelConfig) -> nn.Module:
+    """What follows the last block: with post-norm nothing, for that ends in a norm."""
+    return build_norm(config) if config.norm_position == "pre" else nn.Identity()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_exact": F.gelu,
+    "relu": F.relu,
+    "swiglu": F.silu,
+    "geglu": functools.partial(F.gelu, approximate="tanh"),
+}
+"""Of the feed-forward layer, or of its gate. GELU: Hendrycks and Gimpel 2016; its tanh form in GPT-2 and T5 1.1, the exact one
+in BERT."""
+
+
+class FeedForward(nn.Module):
+    """down(f(up(x))) (Vaswani et al. 2017), or gated, down(f(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
         self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = F.gelu(self.up(x_BTD), approximate="tanh")
-        return self.down(h_BTF)
+        if self.gate is None:
+            return self.down(self.activation(self.up(x_BTD)))
+        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
 
 
-class SwigluFeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+class TokenEmbedding(nn.Embedding):
+    """A vector for each token; narrower than d_model it is projected (factorised embeddings: Lan et al. 2020, ALBERT)."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__(vocab_size, config.embedding_width)
+        narrow = config.embedding_width != config.d_model
+        self.projection = nn.Linear(config.embedding_width, config.d_model, bias=False) if narrow else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTF = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
-        return self.down(h_BTF)
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTE = super().forward(tokens_BT)
+        return x_BTE if self.projection is None else self.projection(x_BTE)
 
-
-FEED_FORWARDS: dict[str, type[nn.Module]] = {"gelu": GeluFeedForward, "swiglu": SwigluFeedForward}
+    def back(self, x_BTD: Tensor) -> Tensor:
+        """To the width of the embedding, where it serves as the head."""
+        return x_BTD if self.projection is None else F.linear(x_BTD, self.projection.weight.T)

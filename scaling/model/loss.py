@@ -12,12 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaling.model.batch import IGNORED
+from scaling.model.batch import IGNORED, Loss
 
 CHUNK_ROWS = {"cpu": 256}
 """Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
 DEFAULT_CHUNK_ROWS = 4096
 """On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for 100k entries."""
+
+
+def head_loss(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None, smoothing: float = 0.0
+) -> Loss:
+    """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is the smoothed one."""
+    nats, objective = _cross_entropies(x_ND, weight_VD, targets_N, bias_V, smoothing, None)
+    return Loss(nats.detach() if smoothing else nats, (targets_N != IGNORED).sum(), objective)
 
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_rows: int | None = None) -> Tensor:
@@ -33,17 +41,29 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, 
       32768  fp32   2379             3113                    1983
       32768  bf16   1230             1179                    957
     """
+    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows)[1]
+
+
+def _cross_entropies(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None, smoothing: float, chunk_rows: int | None
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy, and the smoothed one, which alone can be differentiated; without smoothing they are one."""
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = chunk_rows or CHUNK_ROWS.get(device, DEFAULT_CHUNK_ROWS)
-    return _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, dtype, rows)
+    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, rows, smoothing)
+    return (nats if smoothing else objective), objective
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, dtype: torch.dtype, rows: int,
+        smoothing: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         differentiate = any(ctx.needs_input_grad)
-        loss = x_ND.new_zeros((), dtype=torch.float32)
+        grad_b_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        nats, smoothed = x_ND.new_zeros(2, dtype=torch.float32).unbind()
         if differentiate:
             grad_x_ND = torch.empty_like(x_ND)
             grad_w_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -53,18 +73,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 x_nD, targets_n = x_ND[start : start + rows].to(dtype), targets_N[start : start + rows]
                 valid_n1 = (targets_n != IGNORED).unsqueeze(1)
                 index_n1 = targets_n.unsqueeze(1).where(valid_n1, 0)
-                log_p_nV = F.log_softmax(x_nD @ w_VD.T, dim=-1, dtype=torch.float32)
-                loss -= log_p_nV.gather(1, index_n1).mul_(valid_n1).sum()
-                if differentiate:  # of the logits: softmax minus one-hot
-                    g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, log_p_nV.new_full((), -1.0).expand_as(index_n1)).to(dtype)
+                logits_nV = x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(dtype)
+                log_p_nV = F.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
+                nats -= log_p_nV.gather(1, index_n1).mul_(valid_n1).sum()
+                if smoothing:
+                    smoothed -= log_p_nV.mean(dim=1, keepdim=True).mul_(valid_n1).sum()
+                if differentiate:  # of the logits: softmax minus one-hot, of which smoothing spreads a part
+                    one_hot = log_p_nV.new_full((), smoothing - 1.0).expand_as(index_n1)
+                    g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, one_hot)
+                    g_nV = (g_nV.sub_(smoothing / len(w_VD)) if smoothing else g_nV).to(dtype)
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
+                    if grad_b_V is not None:
+                        grad_b_V += (g_nV * valid_n1).sum(dim=0, dtype=torch.float32)
         if differentiate:
-            ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype))
-        return loss
+            grad_b_V = None if grad_b_V is None else grad_b_V.to(weight_VD.dtype)
+            ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype), grad_b_V)
+        ctx.mark_non_differentiable(nats)
+        return (1 - smoothing) * nats + smoothing * smoothed, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_x_ND, grad_w_VD = ctx.saved_tensors
-        return grad_x_ND * grad, grad_w_VD * grad, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x_ND, grad_w_VD, grad_b_V = ctx.saved_tensors
+        grad_b_V = None if grad_b_V is None else grad_b_V * grad
+        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scaling.model.base import LanguageModel
+from scaling.model.base import GenerativeModel
 
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel,
+    model: GenerativeModel,
     prompt_ids: Sequence[int],
     n_tokens: int,
     *,
+    source_ids: Sequence[int] | None = None,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -28,6 +29,7 @@ def generate(
 ) -> list[int]:
     """Up to `n_tokens` tokens that follow the prompt, without it; fewer when `eos_id` is drawn, which is not returned.
 
+    source_ids are what an encoder reads; the prompt of its decoder is the token with which that begins.
     temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose probabilities reach p (Holtzman
     et al. 2020); both may be given. The same seed draws the same text on the same device. The model sees at most
     `context_limit` tokens: when the cache is full, the latest half of them is encoded anew. Raises ValueError for an
@@ -41,10 +43,11 @@ def generate(
     caches, was_training = model.new_caches(context_limit), model.training
     model.eval()
     try:
+        source = None if source_ids is None else model.encode(torch.tensor([list(source_ids)], device=device))
         while len(tokens) < len(prompt_ids) + n_tokens:
             if caches[0].length + len(new) > context_limit:
                 caches, new = model.new_caches(context_limit), tokens[-max(1, context_limit // 2) :]
-            logits_V = model(torch.tensor([new], device=device), caches)[0, -1]
+            logits_V = model(torch.tensor([new], device=device), caches, source)[0, -1]
             token = pick(logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             if token == eos_id:
                 break

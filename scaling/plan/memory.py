@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from scaling.config import ModelConfig, RunConfig
-from scaling.plan.counts import block_params, count
+from scaling.plan.counts import block_params, count, head_positions
 from scaling.plan.degrees import Layout
+from scaling.plan.lengths import lengths
 
 GPU_CONTEXT_BYTES = 1_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces, and the allocator's fragments: assumption."""
@@ -79,17 +80,23 @@ def _activation_bytes(config: RunConfig, layout: Layout) -> int:
     """What the forward keeps for the backward on one device, the loss apart.
 
     Every block, or with full checkpointing every block's input and the whole of the one that is recomputed; then the
-    input and output of the final norm.
+    input and output of the final norm. A decoder beside an encoder also has cross-attention: at its own positions what
+    self-attention keeps and a norm, without keys and values, which are kept at the encoder's.
     """
-    model, width = config.model, dtype_bytes(config)
+    model, width, shape = config.model, dtype_bytes(config), lengths(config)
     residual_width = 4 if layout.engine == "reference" else width
-    tokens = layout.micro_batch_size * config.train.seq_len
-    block = _block_bytes_per_token(model, width, residual_width)
+    one = _block_bytes_per_token(model, width, residual_width)
+    q_width, kv_width = model.n_heads * model.head_width, model.kv_heads * model.head_width
+    cross = residual_width * 2 * model.d_model + width * 2 * q_width + (model.d_model if model.dropout > 0 else 0)
+    block = (shape.inputs + shape.targets) * one
+    if shape.targets:
+        block += shape.targets * cross + shape.inputs * width * 2 * kv_width
+    positions = shape.inputs + shape.targets
     if layout.activation_checkpointing == "full":
-        blocks = model.n_layers * residual_width * model.d_model + block
+        blocks = model.n_layers * positions * residual_width * model.d_model + block
     else:
         blocks = model.n_layers * block
-    return tokens * (blocks + 2 * residual_width * model.d_model)
+    return layout.micro_batch_size * (blocks + positions * 2 * residual_width * model.d_model)
 
 
 def _block_bytes_per_token(model: ModelConfig, width: int, residual_width: int) -> int:
@@ -102,11 +109,13 @@ def _block_bytes_per_token(model: ModelConfig, width: int, residual_width: int) 
     differ (autocast), each linear that reads the residual stream keeps its own cast of it.
     """
     q_width, kv_width = model.n_heads * model.head_width, model.kv_heads * model.head_width
-    n_wide, kept_ff = (2, 4) if model.activation == "swiglu" else (1, 2)
+    n_wide, kept_ff = (2, 4) if model.gated else (1, 2)
     n_inputs = 3 + n_wide if width != residual_width else 2
     norms = 2 * model.d_model
     attention = q_width + 2 * kv_width + q_width
-    feed_forward = kept_ff * model.ff_width
+    feed_forward = model.experts_per_token * kept_ff * model.ff_width
+    if model.n_experts > 1:  # each expert's part of the input and of the output, the latter in fp32 before and after its weight
+        feed_forward += model.experts_per_token * model.d_model * (1 + 8 // width)
     masks = 2 * model.d_model if model.dropout > 0 else 0
     return residual_width * norms + width * (n_inputs * model.d_model + attention + feed_forward) + masks + 4 * model.n_heads
 
@@ -118,7 +127,7 @@ def _logit_bytes(config: RunConfig, layout: Layout) -> int:
     head's V x D matrix in fp32, one chunk's part of it, and the gradient of the head's input.
     """
     width, d_model = dtype_bytes(config), config.model.d_model
-    tokens = layout.micro_batch_size * config.train.seq_len
+    tokens = layout.micro_batch_size * head_positions(config)
     rows = min(tokens, LOSS_CHUNK_ROWS[config.cluster.device.kind])
     return (4 + width) * config.vocab_size * (rows + d_model) + width * tokens * d_model
 

@@ -17,12 +17,16 @@ def lr_at(
     the peak at warmup_tokens. Then
       constant: peak;
       cosine:   peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and Hutter 2017);
+      inverse_sqrt: peak * sqrt(warmup_tokens / n_tokens_seen) (Vaswani et al. 2017, section 5.3, where
+                the peak follows from d_model);
       wsd:      peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al. 2024).
     """
-    decaying = {"constant": 0, "cosine": n_tokens - warmup_tokens, "wsd": decay_tokens}[schedule.kind]
+    decaying = {"constant": 0, "cosine": n_tokens - warmup_tokens, "wsd": decay_tokens, "inverse_sqrt": 0}[schedule.kind]
     assert 0 <= decaying <= n_tokens - warmup_tokens, "the plan refuses a schedule longer than its run"
     if n_tokens_seen < warmup_tokens:
         return peak_lr * n_tokens_seen / warmup_tokens
+    if schedule.kind == "inverse_sqrt":
+        return peak_lr * math.sqrt(warmup_tokens / n_tokens_seen)
     start, end_lr = n_tokens - decaying, schedule.min_lr_ratio * peak_lr
     if n_tokens_seen <= start or not decaying:
         return peak_lr

@@ -29,7 +29,7 @@ class PrefixLM:
         in_source_BT, in_target_BT = place_T < cut_B1, place_T < length - cut_B1
         targets_BT = text_BT.gather(1, (place_T + cut_B1).clamp(max=length - 1))
         return Batch(
-            shifted(targets_BT.where(in_target_BT, self._pad), self._pad),
+            shifted(targets_BT, self._pad).where(in_target_BT, self._pad),
             targets_BT.where(in_target_BT, IGNORED),
             text_BT.where(in_source_BT, self._pad),
             documents_BT=torch.zeros_like(text_BT).where(in_target_BT, PADDING),

@@ -1,0 +1,99 @@
+"""BERT: a bidirectional encoder that fills in hidden tokens (Devlin et al. 2019). With post-norm, learned positions, layernorm,
+biases and exact GELU it is the published arrangement; with shared layers and narrow embeddings ALBERT's (Lan et al. 2020).
+
+Shapes: B batch, T positions, N scored positions, D d_model, E width of the embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scaling.config import RunConfig
+from scaling.model.base import LanguageModel, add_sequence_term
+from scaling.model.batch import IGNORED, Batch, Loss
+from scaling.model.block import BlockStack
+from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
+from scaling.model.loss import head_loss
+from scaling.model.position import POSITIONS
+
+N_SEGMENTS = 2
+"""Sentence A and sentence B."""
+
+
+class MaskedHead(nn.Module):
+    """norm(f(dense(x))), which the embedding multiplies, and a bias for each token."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        model = config.model
+        self.dense = nn.Linear(model.d_model, model.embedding_width, bias=model.bias)
+        self.activation = ACTIVATIONS[model.activation]
+        self.norm = build_norm(model, model.embedding_width)
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x_ND)))
+
+
+class BERT(LanguageModel):
+    """Token, segment and position embeddings, norm, `n_layers` blocks, and a head on the scored positions alone.
+
+    With sentence order also a pooler, tanh(dense(first position)), and on it a classifier of two.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.config = model = config.model
+        self.smoothing = config.objective.label_smoothing
+        self.embedding = TokenEmbedding(model, config.vocab_size)
+        self.segments = nn.Embedding(N_SEGMENTS, model.d_model)
+        self.position = POSITIONS[config.position.kind](config, causal=False)
+        self.embedding_norm = build_norm(model)
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = BlockStack(config, causal=False)
+        self.final_norm = build_final_norm(model)
+        self.masked_head = MaskedHead(config)
+        self.decoder = None if model.tie_embeddings else nn.Linear(model.embedding_width, config.vocab_size, bias=False)
+        order = config.objective.sentence_order
+        self.pooler = nn.Linear(model.d_model, model.d_model, bias=model.bias) if order else None
+        self.order_head = nn.Linear(model.d_model, 2, bias=model.bias) if order else None
+
+    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
+        """logits_BTV of every position."""
+        x_BTD = self.hidden(tokens_BT, segments_BT, documents_BT)[0]
+        return F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
+
+    def loss(self, batch: Batch) -> Loss:
+        x_BTD, balance_B = self.hidden(batch.tokens_BT, batch.segments_BT, batch.documents_BT)
+        scored_BT = batch.targets_BT != IGNORED
+        loss = head_loss(
+            self.masked_head(x_BTD[scored_BT]), self.decoder_weight, batch.targets_BT[scored_BT],
+            bias_V=self.masked_head.bias, smoothing=self.smoothing,
+        )  # fmt: skip
+        loss = add_sequence_term(loss, balance_B, batch.targets_BT, self.config.balance_loss)
+        if self.order_head is None or batch.classes_B is None:
+            return loss
+        order_B = F.cross_entropy(self.order(x_BTD).float(), batch.classes_B, ignore_index=IGNORED, reduction="none")
+        return add_sequence_term(loss, order_B, batch.targets_BT)
+
+    def hidden(
+        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_BTD after the last block, and the balance_B of experts."""
+        segment_D = self.segments.weight[0] if segments_BT is None else self.segments(segments_BT)
+        x_BTD = self.position.embed(self.embedding(tokens_BT) + segment_D, 0)
+        x_BTD = self.dropout(self.embedding_norm(x_BTD))
+        x_BTD, balance_B = self.blocks(x_BTD, self.position.context(0, x_BTD, documents_BT))
+        return self.final_norm(x_BTD), balance_B
+
+    def order(self, x_BTD: Tensor) -> Tensor:
+        """logits_B2 of the segments standing in their order, or swapped."""
+        assert self.pooler is not None
+        assert self.order_head is not None
+        return self.order_head(torch.tanh(self.pooler(x_BTD[:, 0])))
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        return self.embedding.weight if self.decoder is None else self.decoder.weight
