@@ -5,13 +5,14 @@ Shapes: B batch, T positions, S keys, D d_model, H heads, K d_head, P = K/2 pair
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.config import PositionConfig, RunConfig
 
 
 class Rotation(NamedTuple):
@@ -50,7 +51,7 @@ def bias_grid(bias: BiasAt, q_start: int, n_q: int, k_start: int, n_k: int, devi
 class Position(nn.Module):
     """No position at all: only the causal mask tells the order. The others override what they add."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__()
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
@@ -71,10 +72,28 @@ class Position(nn.Module):
         return Context(self.rotation(start, x_BTD.shape[1], x_BTD.device), self.bias, documents_BT)
 
 
+class SinusoidalPosition(Position):
+    """sin(p theta^(-2i/D)) and its cosine at dims 2i and 2i + 1, added to the token's (Vaswani et al. 2017, section 3.5).
+
+    Unlike learned vectors they have no last position.
+    """
+
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
+        super().__init__(config)
+        self.theta = config.position.theta
+
+    def embed(self, x_BTD: Tensor, start: int) -> Tensor:
+        T, D = x_BTD.shape[1:]
+        even_P = torch.arange(0, D, 2, dtype=torch.float32, device=x_BTD.device)
+        position_T = torch.arange(start, start + T, dtype=torch.float32, device=x_BTD.device)
+        angle_TP = torch.outer(position_T, self.theta ** (-even_P / D))
+        return x_BTD + torch.stack((angle_TP.sin(), angle_TP.cos()), dim=-1).flatten(1).to(x_BTD.dtype)
+
+
 class LearnedPosition(Position):
     """One vector a position, of train.seq_len positions, added to the token's (Radford et al. 2019)."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
         self.table = nn.Embedding(config.train.seq_len, config.model.d_model)
 
@@ -92,16 +111,48 @@ class RotaryPosition(Position):
     the module to bf16, and 16k positions take less than a block does.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
-        self.d_head, self.theta = config.model.head_width, config.position.theta
+        self.d_head, self.position, self.seq_len = config.model.head_width, config.position, config.train.seq_len
+        # Scores grow with their temperature, 0.1 ln(s) + 1 on queries and on keys (Peng et al. 2023, eq. 15).
+        factor = self.position.scaling_factor or 1.0
+        self.amplitude = 0.1 * math.log(factor) + 1.0 if self.position.scaling == "yarn" else 1.0
 
     def rotation(self, start: int, length: int, device: torch.device) -> Rotation:
-        pair_P = torch.arange(0, self.d_head, 2, dtype=torch.float32, device=device)
+        frequency_P = rotary_frequencies(self.position, self.d_head, self.seq_len, device)
         position_T = torch.arange(start, start + length, dtype=torch.float32, device=device)
-        angle_T1P = torch.outer(position_T, self.theta ** (-pair_P / self.d_head)).unsqueeze(1)
+        angle_T1P = torch.outer(position_T, frequency_P).unsqueeze(1)
         cos_T1P, sin_T1P = angle_T1P.cos(), angle_T1P.sin()
+        if self.amplitude != 1.0:
+            cos_T1P, sin_T1P = self.amplitude * cos_T1P, self.amplitude * sin_T1P
         return Rotation(torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1))
+
+
+def rotary_frequencies(position: PositionConfig, d_head: int, seq_len: int, device: torch.device) -> Tensor:
+    """Radians a position of each pair, P of them, fp32.
+
+    linear  all divided by the factor s, so that s times the positions span the angles of training (Chen et al. 2023,
+            arXiv:2306.15595)
+    ntk     theta grows by s^(K/(K-2)): the slowest pair is divided by s, the fastest stays ("NTK-aware", bloc97 2023;
+            Peng et al. 2023, definition 1)
+    yarn    pairs that turn less than once in the original length are divided by s, those that turn more than 32 times
+            stay, and between the two runs a line over the pairs' indices (Peng et al. 2023, arXiv:2309.00071, section
+            3.2; its released code rounds the bounds to whole pairs, and so do we)
+    """
+    theta, factor = position.theta, position.scaling_factor or 1.0
+    if position.scaling == "ntk":
+        theta *= factor ** (d_head / (d_head - 2))
+    frequency_P = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32, device=device) / d_head)
+    if position.scaling == "linear":
+        return frequency_P / factor
+    if position.scaling != "yarn":
+        return frequency_P
+    original = position.original_seq_len or seq_len / factor
+    first, last = (d_head * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1))
+    first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
+    ramp_P = (torch.arange(d_head // 2, dtype=torch.float32, device=device) - first) / max(last - first, 1e-3)
+    stretched_P = ramp_P.clamp(0, 1)
+    return frequency_P * (1 - stretched_P) + frequency_P / factor * stretched_P
 
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
@@ -110,4 +161,71 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     return (x_BTHK * rotation.cos_T1K + swapped_BTHK * rotation.sin_T1K).to(x_BTHK.dtype)
 
 
-POSITIONS: dict[str, type[Position]] = {"none": Position, "learned": LearnedPosition, "rope": RotaryPosition}
+class AlibiPosition(Position):
+    """-m_h |distance| is added to the scores of head h, with fixed slopes m_h (Press et al. 2022, arXiv:2108.12409).
+
+    The paper is of causal models; for others, its authors' repository proposes the same slopes to both sides, as here.
+    """
+
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
+        super().__init__(config)
+        self.slopes_H = alibi_slopes(config.model.n_heads)
+
+    @property
+    def bias(self) -> BiasAt:
+        def at(relative: Tensor) -> Tensor:
+            slopes_H = torch.tensor(self.slopes_H, device=relative.device).view(-1, *[1] * relative.ndim)
+            return -slopes_H * relative.abs()
+
+        return at
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """2^(-8/n), 2^(-16/n), ... to 2^-8 for n heads, n a power of two; for others those of the next lower power, then every
+    other one of the next higher, as in the code of Press et al. 2022."""
+    lower = 2 ** int(math.log2(n_heads))
+    slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
+    return slopes + [2 ** (-4 * (2 * i + 1) / lower) for i in range(n_heads - lower)]
+
+
+class RelativeBiasPosition(Position):
+    """A learnt number a head and bucket of distances is added to scores, the same in all layers of a stack (Raffel et al. 2020).
+
+    The table is looked up once a distance, never once a pair of positions.
+    """
+
+    def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
+        super().__init__(config)
+        self.causal, self.position = causal, config.position
+        n_buckets = self.position.n_buckets
+        assert n_buckets is not None
+        self.table = nn.Embedding(n_buckets, config.model.n_heads)
+
+    @property
+    def bias(self) -> BiasAt:
+        return lambda relative: self.table(self.bucket(relative)).float().movedim(-1, 0)
+
+    def bucket(self, relative: Tensor) -> Tensor:
+        """0 to n_buckets - 1: causal ones of the distance to the past, else half of them for each direction. The first half
+        of a direction's buckets hold one distance each, the others grow by a constant ratio up to max_distance."""
+        n, max_distance = self.table.num_embeddings, self.position.max_distance
+        assert max_distance is not None
+        if self.causal:
+            side, distance = torch.zeros_like(relative), (-relative).clamp(min=0)
+        else:
+            n //= 2
+            side, distance = n * (relative > 0).long(), relative.abs()
+        exact = n // 2
+        ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+        far = (exact + ratio * (n - exact)).long().clamp(max=n - 1)
+        return side + torch.where(distance < exact, distance, far)
+
+
+POSITIONS: dict[str, type[Position]] = {
+    "none": Position,
+    "sinusoidal": SinusoidalPosition,
+    "learned": LearnedPosition,
+    "rope": RotaryPosition,
+    "alibi": AlibiPosition,
+    "relative_bias": RelativeBiasPosition,
+}

@@ -9,6 +9,28 @@ from __future__ import annotations
 
 from scaling.model.attention.base import Attention
 from scaling.model.attention.full import CrossAttention, FullAttention
+from scaling.model.attention.hierarchical import HierarchicalAttention
+from scaling.model.attention.linear import LinearAttention, LinearCrossAttention
+from scaling.model.attention.local import LocalAttention
+from scaling.model.attention.relative import RelativeAttention
+from scaling.model.attention.strided import StridedAttention
 
-ATTENTIONS: dict[str, type[Attention]] = {"full": FullAttention}
-CROSS_ATTENTIONS: dict[str, type[CrossAttention]] = {"full": CrossAttention}
+ATTENTIONS: dict[str, type[Attention]] = {
+    "full": FullAttention,
+    "gqa": FullAttention,
+    "mqa": FullAttention,
+    "relative": RelativeAttention,
+    "local": LocalAttention,
+    "strided": StridedAttention,
+    "linear": LinearAttention,
+    "hierarchical": HierarchicalAttention,
+}
+
+CROSS_ATTENTIONS: dict[str, type[CrossAttention]] = {
+    "full": CrossAttention,
+    "gqa": CrossAttention,
+    "mqa": CrossAttention,
+    "relative": CrossAttention,
+    "linear": LinearCrossAttention,
+}
+"""The others choose positions by their distance, and a target has none to its source."""

@@ -57,12 +57,19 @@ class Attention(nn.Module, ABC):
     def new_cache(self, capacity: int) -> Cache:
         """Room for `capacity` positions of this layer."""
 
+    def remember(self, k_BGTK: Tensor, v_BGTK: Tensor, cache: Cache) -> None:
+        """Put the first T positions into an empty cache."""
+        raise NotImplementedError
+
     def step(self, q_BH1K: Tensor, k_BG1K: Tensor, v_BG1K: Tensor, context: Context, cache: Cache) -> Tensor:
         """y_BH1K of the next position, whose key and value the cache takes in."""
         raise NotImplementedError
 
     def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
-        """y_BHTK of the next T positions: one after the other."""
+        """y_BHTK of the next T positions: the first at once, later ones one after the other."""
+        if cache.length == 0 and q_BHTK.shape[2] > 1:
+            self.remember(k_BGTK, v_BGTK, cache)
+            return self.attend(q_BHTK, k_BGTK, v_BGTK, context)
         parts = [
             self.step(q_BHTK[:, :, t : t + 1], k_BGTK[:, :, t : t + 1], v_BGTK[:, :, t : t + 1], context, cache)
             for t in range(q_BHTK.shape[2])

@@ -18,21 +18,28 @@ from scaling.model.attention.pieces import attend_in_pieces, sdpa
 from scaling.model.position import Context
 
 
+def attend_all(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context, causal: bool, scale: float | None, dropout_p: float
+) -> Tensor:  # fmt: skip
+    """y_BHTK of the last T of S positions, by the fused kernel; where nothing is added to scores, it needs no mask."""
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    if context.bias is not None or context.documents_BT is not None:
+        return attend_in_pieces(
+            q_BHTK, k_BGSK, v_BGSK, causal=causal, bias=context.bias, documents_BT=context.documents_BT,
+            source_documents_BS=context.documents_BT, scale=scale, dropout_p=dropout_p,
+        )  # fmt: skip
+    mask_TS = None
+    if causal and 1 < T < S:
+        mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(diagonal=S - T)
+    return sdpa(q_BHTK, k_BGSK, v_BGSK, mask_TS, scale, dropout_p, is_causal=causal and T == S)
+
+
 class FullAttention(Attention):
     """softmax(q k^T / sqrt(K) + bias) v (Vaswani et al. 2017); G < H shares keys and values (Ainslie et al. 2023)."""
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
         """With T < S the queries are the last T of S positions."""
-        T, S = q_BHTK.shape[2], k_BGSK.shape[2]
-        if context.bias is not None or context.documents_BT is not None:
-            return attend_in_pieces(
-                q_BHTK, k_BGSK, v_BGSK, causal=self.causal, bias=context.bias, documents_BT=context.documents_BT,
-                source_documents_BS=context.documents_BT, scale=self.scale, dropout_p=self.dropout_p,
-            )  # fmt: skip
-        mask_TS = None
-        if 1 < T < S:
-            mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(diagonal=S - T)
-        return sdpa(q_BHTK, k_BGSK, v_BGSK, mask_TS, self.scale, self.dropout_p, is_causal=self.causal and T == S)
+        return attend_all(q_BHTK, k_BGSK, v_BGSK, context, self.causal, self.scale, self.dropout_p)
 
     def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
         assert isinstance(cache, KVCache)
@@ -43,14 +50,16 @@ class FullAttention(Attention):
 
 
 class KeyValues(NamedTuple):
-    """A source as cross-attention sees it: made once, looked at by every position of the target."""
+    """A source as cross-attention sees it: made once, looked at by every position of the target. `sum_BGKV` is of linear
+    attention, which needs no more of a source."""
 
     k_BGSK: Tensor
     v_BGSK: Tensor
+    sum_BGKV: Tensor | None = None
 
     def select(self, index_B: Tensor) -> KeyValues:
         """These rows of the batch, in this order (beams)."""
-        return KeyValues(self.k_BGSK[index_B], self.v_BGSK[index_B])
+        return KeyValues._make(None if tensor is None else tensor[index_B] for tensor in self)
 
 
 class CrossAttention(nn.Module):
@@ -84,8 +93,17 @@ class CrossAttention(nn.Module):
         """What each position of the target gathers from the source; with documents, from those of its own only."""
         B, T, _ = x_BTD.shape
         q_BHTK = self.q(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
-        y_BHTK = attend_in_pieces(
-            q_BHTK, *source, causal=False, documents_BT=documents_BT, source_documents_BS=source_documents_BS,
-            scale=self.scale, dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
+        y_BHTK = self.attend(q_BHTK, source, documents_BT, source_documents_BS)
         return self.o(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+
+    def attend(
+        self, q_BHTK: Tensor, source: KeyValues, documents_BT: Tensor | None, source_documents_BS: Tensor | None
+    ) -> Tensor:
+        """y_BHTK of T queries."""
+        dropout_p = self.dropout if self.training else 0.0
+        if documents_BT is None or source_documents_BS is None:
+            return sdpa(q_BHTK, source.k_BGSK, source.v_BGSK, None, self.scale, dropout_p)
+        return attend_in_pieces(
+            q_BHTK, source.k_BGSK, source.v_BGSK, causal=False, documents_BT=documents_BT,
+            source_documents_BS=source_documents_BS, scale=self.scale, dropout_p=dropout_p,
+        )  # fmt: skip

@@ -54,7 +54,7 @@ def attend_in_pieces(
 
     def piece(start: int, end: int, q_BHtK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         s = end + offset if causal else S
-        mask = _mask(start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device)
+        mask = mask_of(start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device)
         return sdpa(q_BHtK, k_BGSK[:, :, :s], v_BGSK[:, :, :s], mask, scale, dropout_p)
 
     if T <= PIECE:
@@ -70,7 +70,7 @@ def attend_in_pieces(
     return torch.cat(parts, dim=2)
 
 
-def _mask(
+def mask_of(
     start: int, end: int, s: int, offset: int, causal: bool, bias: BiasAt | None,
     documents_BT: Tensor | None, source_documents_BS: Tensor | None, device: torch.device,
 ) -> Tensor | None:  # fmt: skip
