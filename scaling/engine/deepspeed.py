@@ -113,8 +113,8 @@ class DeepSpeedEngine:
             loss += nats.detach() / n_targets[0]
             engine.step()
         dist.all_reduce(loss)
-        grad_norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
-        return StepResult(loss[0], grad_norm, torch.tensor(float(engine.skipped_steps - skipped)))
+        grad_norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        return StepResult(loss[0], grad_norm, torch.tensor(float(engine.skipped_steps - skipped), device=self.device))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:

@@ -31,7 +31,6 @@ class ReferenceEngine:
         self._parameters = list(self.model.parameters())
         self._grad_clip = config.optim.grad_clip
         self._autocast_bf16 = config.dtype == "bf16"
-        self._optimizer_step = 0
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast_bf16 else nullcontext()
@@ -47,16 +46,16 @@ class ReferenceEngine:
             (objective / n_targets).backward()
             loss += nats.detach() / n_targets
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        finite = bool(torch.isfinite(grad_norm))
-        if finite:
-            if self._grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            self._optimizer.step()
-            self._optimizer_step += 1
+        if self._grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        skipped = (~torch.isfinite(grad_norm)).float()
+        # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody waits for the device.
+        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, grad_norm, torch.tensor(float(not finite)))
+        return StepResult(loss, grad_norm, skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
@@ -79,7 +78,8 @@ class ReferenceEngine:
                 moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
                 yield Fragment(name, tuple(param.shape), 0, {"param": param, **moments})
 
-        write_fragments(directory / "rank-00000.safetensors", fragments(), optimizer_step=self._optimizer_step)
+        optimizer_step = max((int(moments["step"]) for moments in state.values()), default=0)
+        write_fragments(directory / "rank-00000.safetensors", fragments(), optimizer_step=optimizer_step)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -97,4 +97,3 @@ class ReferenceEngine:
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }
-        self._optimizer_step = reader.optimizer_step

@@ -65,7 +65,7 @@ class FirstRankRecorder(Recorder):
         return state.step, state.n_tokens, flops, time.monotonic() - self._started_s
 
     def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
-        part = torch.stack([result.loss.double(), result.grad_norm.to(result.loss.device).double(), result.skipped.double()])
+        part = torch.stack([result.loss, result.grad_norm, result.skipped]).double()
         self._sums = part if self._sums is None else self._sums + part
         if self._on_first_step is not None:
             result.loss.item()  # the step itself is over only when the device has done it
