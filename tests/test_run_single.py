@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runs import N_STEPS, ONE_WORKER, Run, Workplace, curve, events
+from runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20
@@ -72,7 +72,7 @@ def test_a_second_driver_is_refused_and_harms_nothing(workplace: Workplace, sing
 
 
 def test_wandb_shows_a_stopped_run_as_one(workplace: Workplace) -> None:
-    root, options = workplace.root / "wandb", (*ONE_WORKER, "logger=wandb", "train.n_tokens=30_000")
+    root, options = workplace.root / "wandb", (*ONE_WORKER, "logger=wandb", "train.n_tokens=150_000")
     first = workplace.start(*options, root=root)
     stop(first, 12, signal.SIGTERM)
     assert first.wait() == 75, first.output
@@ -115,5 +115,5 @@ def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
 
 
 def test_a_run_ends_with_all_of_its_steps(single: Run) -> None:
-    assert single.records()[-1]["step"] == N_STEPS
+    assert single.records()[-1]["step"] == N_STEPS_ALONE
     assert single.leftovers() == []

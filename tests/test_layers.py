@@ -1,0 +1,121 @@
+"""Imports point downwards only, and each heavy library is imported in one place."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "scaling"
+
+LAYERS = [
+    {"errors", "units", "section"},
+    {"attention_config"},
+    {"config"},
+    {"redact", "files", "startup"},
+    {"driver_lock", "provenance"},
+    {"parallel"},
+    {"plan"},
+    {"compose"},
+    {"rundir"},
+    {"channel"},
+    {"metrics"},
+    {"checkpoint"},
+    {"model"},
+    {"data"},
+    {"fragments", "complete"},
+    {"engine"},
+    {"train"},
+    {"worker"},
+    {"cli", "help", "curve"},
+    {"launch"},
+    {"run", "status"},
+]
+"""From the bottom; a module imports from the layers below its own, and from its own package."""
+EXCEPTIONS: set[tuple[str, str]] = set()
+
+HOMES = {
+    "ray": {"launch/ray_train.py", "launch/embedded.py"},
+    "deepspeed": {"engine/deepspeed.py"},
+    "wandb": {"metrics/wandb_sink.py"},
+    "tensorboard": {"metrics/tensorboard_sink.py"},
+    "webdataset": {"data/reader.py", "data/fetch.py", "data/prepare.py"},
+    "matplotlib": {"curve.py"},
+    "pynvml": {"plan/machine.py"},
+}
+LIGHT = [
+    "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show", "scaling.metrics.record",
+    "scaling.status", "scaling.data.shards",
+]  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def top(name: str) -> str:
+    """scaling.plan.layout -> plan"""
+    return name.split(".")[1]
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(name of a module, line) of every import, those for type checking and those inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            assert node.module is not None
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "scaling" else [node.module]
+            yield from ((name, node.lineno) for name in submodules)
+
+
+def upward_arrows(layers: list[set[str]]) -> list[str]:
+    place = {name: number for number, layer in enumerate(layers) for name in layer}
+    arrows = []
+    for path in modules():
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for name, line in imports(ast.parse(path.read_text())):
+            if (
+                name.startswith("scaling.")
+                and (other := top(name)) != own
+                and (own, other) not in EXCEPTIONS
+                and place[other] >= place[own]
+            ):
+                arrows.append(f"{path.relative_to(ROOT)}:{line} imports {name}, which is not below {own}")
+    return arrows
+
+
+def test_every_module_has_its_layer() -> None:
+    named = {name for layer in LAYERS for name in layer}
+    assert {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in modules()} == named
+
+
+def test_imports_point_downwards() -> None:
+    assert upward_arrows(LAYERS) == []
+
+
+def test_an_upward_import_is_seen() -> None:
+    assert upward_arrows(LAYERS[::-1]), "upside down, almost every import points upwards"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_are_imported_in_one_place(library: str) -> None:
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        for name, _ in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] == library
+    }
+    assert found == HOMES[library]
+
+
+def test_planning_loads_neither_torch_nor_ray_nor_deepspeed() -> None:
+    code = f"import sys, {', '.join(LIGHT)}; print(sorted({{'torch', 'ray', 'deepspeed', 'wandb'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
