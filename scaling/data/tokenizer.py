@@ -142,14 +142,14 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         return _byte_tokenizer(config)
     hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[config.kind](config)
     hf.train_from_iterator(texts, trainer)
+    if config.kind == "wordpiece":
+        _complete_wordpiece(hf, config)
     found = hf.get_vocab_size()
     if found != config.vocab_size:
         raise ConfigError(
             f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all of it gives {found} entries",
             fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
         )
-    if config.kind == "wordpiece":
-        _complete_wordpiece(hf, special_tokens(config))
     return Tokenizer(hf)
 
 
@@ -175,7 +175,7 @@ def _wordpiece(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
     return hf, trainer
 
 
-def _complete_wordpiece(hf: HFTokenizer, special: list[str]) -> None:
+def _complete_wordpiece(hf: HFTokenizer, config: TokenizerConfig) -> None:
     """Order the vocabulary: special tokens, every byte, every byte inside a word, and the pieces that were learnt first.
 
     The trainer knows only the bytes that it met inside of words, so the last pieces learnt make room for the others.
@@ -184,9 +184,9 @@ def _complete_wordpiece(hf: HFTokenizer, special: list[str]) -> None:
 
     vocab = hf.get_vocab()
     learnt = sorted(vocab, key=lambda piece: vocab[piece])
-    first = [*special, *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
+    first = [*special_tokens(config), *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
     rest = [piece for piece in learnt if piece not in set(first)]
-    pieces = [*first, *rest][: len(learnt)]
+    pieces = [*first, *rest][: config.vocab_size]
     hf.model = models.WordPiece(
         vocab={piece: i for i, piece in enumerate(pieces)},
         max_input_chars_per_word=LONGEST_WORD,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import RunConfig
+from scaling.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ PAIR_ROOM = 0.75
 """Positions of encoder and of decoder for each token of a window of text pairs. Each side takes about half of them; the rest
 is room for pairs whose sides are not equal, and for the last pair, which reaches beyond the window. Assumption."""
 
+SHORTEST = 8
+"""Least seq_len but for causal LM: special tokens, and on each side of a cut something."""
+
 
 def lengths(config: RunConfig) -> Lengths:
     """What the objective makes of train.seq_len.
@@ -38,8 +42,12 @@ def lengths(config: RunConfig) -> Lengths:
     span_corruption  as much text as leaves seq_len inputs when its spans are hidden (Raffel et al. 2020)
     prefix_lm        seq_len tokens cut in two; either part may be the longer, so both sides have room for all
     seq2seq          the pairs that begin in seq_len tokens of source and target
+
+    Raises ConfigError when seq_len is too short, or has more hidden spans than the tokenizer has sentinels.
     """
     objective, seq_len = config.objective, config.train.seq_len
+    if objective.kind != "causal_lm" and seq_len < SHORTEST:
+        raise ConfigError(f"train.seq_len={seq_len} is too short for objective={objective.kind}", fix=f"Use {SHORTEST} or more.")
     if objective.kind == "causal_lm":
         return Lengths(seq_len, 1, seq_len, 0, seq_len)
     if objective.kind == "masked_lm":
@@ -48,6 +56,13 @@ def lengths(config: RunConfig) -> Lengths:
     if objective.kind == "span_corruption":
         text = corrupted_text(seq_len, objective.mask_fraction, objective.mean_span)
         hidden, spans = hidden_spans(text, objective.mask_fraction, objective.mean_span)
+        n_sentinels = config.tokenizer.n_sentinels
+        if spans > n_sentinels:
+            raise ConfigError(
+                f"objective=span_corruption hides {spans} spans a sequence, and tokenizer.n_sentinels={n_sentinels}",
+                where=f"train.seq_len={seq_len}, objective.mask_fraction={objective.mask_fraction}",
+                fix=f"Use tokenizer.n_sentinels={spans} or more, or a shorter train.seq_len.",
+            )
         return Lengths(text, 0, text - hidden + spans + 1, hidden + spans + 1, hidden + spans + 1)
     if objective.kind == "prefix_lm":
         return Lengths(seq_len, 0, seq_len, seq_len, seq_len // 2)
