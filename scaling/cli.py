@@ -26,10 +26,13 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
     from scaling.compose import COMPOSITION_ERRORS, explain, validate
 
     codes: list[int] = []
+    composed_once = False
     overrides = [word for word in argv if not word.startswith("-")]
 
     @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
     def main(composed: DictConfig) -> None:
+        nonlocal composed_once
+        composed_once = True
         with reported(codes, debug="scaling.debug=true" in overrides):
             given = list(HydraConfig.get().overrides.task)
             codes.append(task(validate(composed, given)))
@@ -38,6 +41,10 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
         try:
             main()
         except COMPOSITION_ERRORS as error:
+            raise explain(error, overrides) from error
+        except ValueError as error:
+            if composed_once:  # the task's, not Hydra's
+                raise
             raise explain(error, overrides) from error
     return max(codes, default=EXIT_FINISHED)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
@@ -18,7 +18,6 @@ from pydantic_core import ErrorDetails
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
-from scaling.plan.lengths import lengths
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
@@ -28,7 +27,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return validate(hydra_compose("config", overrides=list(overrides)), overrides)
-    except COMPOSITION_ERRORS as error:
+    except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
 
 
@@ -41,7 +40,6 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
-    lengths(config)  # refuses a length for which the objective or the tokenizer has no room
     train = config.train.model_copy(update={"n_tokens": token_budget(config)})
     return config.model_copy(update={"train": train})
 
@@ -51,25 +49,45 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, ValidationError):
         return _explain_values(error, overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _explain_option(error)
+        return _explain_option(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or "a key"
         return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=...")
+    if isinstance(error, OverrideParseException):
+        fix = (
+            "Write GROUP=OPTION or KEY=VALUE, and a value with blanks, commas or braces in quotes within quotes: 'key=\"a, b\"'."
+        )
+        return ConfigError(f"{error.override!r} cannot be read", "from the command line", fix)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}", _where(error.full_key, overrides))
     text = str(error)
     match = re.search(r"Could not (?:override|append|delete)[^'\"]*['\"]([^'\"]+)['\"]", text)
     if match:
         key = match.group(1).lstrip("+~").split("=")[0].split("@")[0]
         return _unknown_key(key, _where(key, overrides))
+    if isinstance(error, ValueError) and (option_error := _not_a_name(overrides)):
+        return option_error
     lines = text.strip().splitlines() or [type(error).__name__]
     return ConfigError(" ".join(line.strip() for line in lines), "while composing the configuration", "See --help")
 
 
-def _explain_option(error: MissingConfigException) -> ConfigError:
-    group, _, option = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
-    options = sorted(name for name in error.options or [] if not name.startswith("_"))
+def _explain_option(missing: str, available: Sequence[str]) -> ConfigError:
+    """missing: group/option, as Hydra names a file that is not there."""
+    group, _, option = missing.removesuffix(".yaml").rpartition("/")
+    options = sorted(name for name in available if not name.startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     fix = (f"Did you mean {' or '.join(nearest)}? " if nearest else "") + f"There are: {', '.join(options)}."
     return ConfigError(f"{group}={option} is not an option of {group}", "from the command line", fix)
+
+
+def _not_a_name(overrides: Sequence[str]) -> ConfigError | None:
+    """For an option of a group that is a number or a structure where its name belongs."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")] if group else []
+        if options and option not in options:
+            return _explain_option(f"{group}/{option}", options)
+    return None
 
 
 def _explain_values(error: ValidationError, overrides: Sequence[str]) -> ConfigError:
@@ -87,13 +105,13 @@ def _describe(problem: ErrorDetails, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"{key} has no value", None, f"Give one: {key}=...")
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if not key or isinstance(problem["input"], Mapping):
-        return ConfigError(message, _where(key, overrides) if key else None)
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):  # of a section, or of all
+        return ConfigError(message, _where(key, overrides) if key else _mentioned(message, overrides))
     return ConfigError(f"{key}={problem['input']}: {message}", _where(key, overrides), _meaning(key))
 
 
 def _unknown_key(key: str, where: str | None) -> ConfigError:
-    known = list(_keys(RunConfig))
+    known = [name for name in _keys(RunConfig) if ("." in name) == ("." in key)]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     if not near:
         last = key.rpartition(".")[2]
@@ -101,7 +119,7 @@ def _unknown_key(key: str, where: str | None) -> ConfigError:
             k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(last, [n.rpartition(".")[2] for n in known])
         ]
     section = key.split(".")[0]
-    inside = [k for k in known if k.startswith(section + ".")]
+    inside = [k for k in _keys(RunConfig) if k.startswith(section + ".")]
     fix = f"Did you mean {' or '.join(near[:3])}? " if near else ""
     fix += f"{section} has: {', '.join(inside)}." if inside else "--help lists every group and key."
     return ConfigError(f"there is no key {key!r}", where, fix)
@@ -126,13 +144,20 @@ def _meaning(key: str) -> str | None:
     return f"{key} is: {field.description}." if field is not None and field.description else None
 
 
+def _mentioned(message: str, overrides: Sequence[str]) -> str | None:
+    """The overrides whose keys a message about several sections names."""
+    own = [override for override in overrides if override.lstrip("+~").partition("=")[0] in message]
+    return f"from the command line: {' '.join(own)}" if own else None
+
+
 def _where(key: str, overrides: Sequence[str]) -> str | None:
     """Who set `key`: the command line, or the file of its group that was chosen."""
-    for override in overrides:
-        name, _, value = override.lstrip("+~").partition("=")
-        if name == key:
-            return f"from the command line: {override}"
-        if name == key.split(".")[0]:
-            return f"from conf/{name}/{value}.yaml, chosen on the command line"
     section = key.split(".")[0]
+    given = [(override.lstrip("+~").partition("=")[0], override) for override in overrides]
+    own = [override for name, override in given if name == key or name.startswith(key + ".")]
+    chosen = [override for name, override in given if name == section and name != key]
+    if own:
+        return f"from the command line: {' '.join(own)}"
+    if chosen:
+        return f"from conf/{section}/{chosen[-1].partition('=')[2]}.yaml, chosen on the command line"
     return f"from conf/{section}/ or conf/config.yaml" if section else None

@@ -16,6 +16,8 @@ def parse_count(text: str | int | float) -> int:
         return text
     if isinstance(text, float):
         value = text
+    elif not isinstance(text, str):
+        raise ValueError(f"{text!r} is not a count")
     else:
         match = _COUNT.match(text)
         if match is None:
