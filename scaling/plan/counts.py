@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import ModelConfig, RunConfig
+from scaling.plan.attention import attended, cross_pairs, relative_params
 from scaling.plan.lengths import lengths
 
 
@@ -65,7 +66,7 @@ def flops_per_sequence(config: RunConfig) -> int:
     arXiv:2204.02311, appendix B).
 
     Every position of a stack meets the matrices of its blocks (of experts, those it takes), attention every pair of
-    positions, not halved for causality. So for GPT, a token:
+    positions that it looks at, not halved for causality. So for GPT with full attention, a token:
     6 (n_layers block_matmul_params + V d_model) + 12 n_layers seq_len n_heads d_head.
     A decoder beside an encoder meets the queries and outputs of cross-attention at its own positions, keys and values at the
     encoder's. Heads are counted where they are computed, tied or not: BERT's at the scored positions. Padding counts as
@@ -77,7 +78,8 @@ def flops_per_sequence(config: RunConfig) -> int:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     multiplied = model.n_layers * active * (n_in + n_out)
-    pairs = n_in**2 + n_out**2 + n_in * n_out
+    pairs = n_in * attended(config, n_in, causal=model.family == "gpt") + n_out * attended(config, n_out, causal=True)
+    pairs += cross_pairs(config, n_out, n_in) if n_out else 0
     if n_out:
         multiplied += model.n_layers * 2 * model.d_model * (_q_width(model) * n_out + _kv_width(model) * n_in)
     multiplied += _head_matmul_params(config) * head_positions(config)
@@ -111,9 +113,9 @@ def _position_params(config: RunConfig) -> int:
 def _non_embedding_params(config: RunConfig) -> int:
     model = config.model
     n_blocks = 1 if model.share_layers else model.n_layers
-    blocks = n_blocks * block_params(model)
+    blocks = n_blocks * (block_params(model) + relative_params(config, causal=model.family == "gpt"))
     if model.has_encoder_and_decoder:
-        blocks += n_blocks * block_params(model, cross=True)
+        blocks += n_blocks * (block_params(model, cross=True) + relative_params(config, causal=True))
     final_norms = n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
     return blocks + final_norms + (_masked_head_params(config) if model.family == "bert" else 0)
 

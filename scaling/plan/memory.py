@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from scaling.config import ModelConfig, RunConfig
+from scaling.plan.attention import extra_bytes_per_token
 from scaling.plan.counts import block_params, count, head_positions
 from scaling.plan.degrees import Layout
 from scaling.plan.lengths import lengths
@@ -89,7 +90,9 @@ def _activation_bytes(config: RunConfig, layout: Layout) -> int:
     q_width, kv_width = model.n_heads * model.head_width, model.kv_heads * model.head_width
     cross = residual_width * 2 * model.d_model + width * 2 * q_width + (model.d_model if model.dropout > 0 else 0)
     block = (shape.inputs + shape.targets) * one
+    block += shape.inputs * extra_bytes_per_token(config, shape.inputs, width, causal=model.family == "gpt")
     if shape.targets:
+        block += shape.targets * extra_bytes_per_token(config, shape.targets, width, causal=True)
         block += shape.targets * cross + shape.inputs * width * 2 * kv_width
     positions = shape.inputs + shape.targets
     if layout.activation_checkpointing == "full":

@@ -23,7 +23,8 @@ def sdpa(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, scale: float | None, dropout_p: float,
     is_causal: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to the scores."""
+    """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to the scores; of two dims,
+    three (heads first) or four."""
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     if grouped and q_BHTK.is_cuda and q_BHTK.dtype == torch.float32:
         # In fp32 the only fused CUDA kernel is the memory-efficient one, and it takes no groups.
@@ -31,6 +32,8 @@ def sdpa(
         k_BGSK, v_BGSK = (t.repeat_interleave(repeats, dim=1) for t in (k_BGSK, v_BGSK))
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q_BHTK.dtype)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(0)  # fused kernels take two dims or four
     return F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, scale=scale, enable_gqa=grouped
     )
