@@ -22,8 +22,8 @@ RESIDUAL_OUTPUTS = ("attention.o", ".down")
 def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
 
-    Norms 1, biases 0, all else normal(init_std); the residual outputs are narrower by sqrt(2 n_layers), the number of
-    terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head), by
+    Norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by sqrt(2 n_layers), the
+    number of terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head), by
     which it does not divide scores.
     """
     module, _, kind = name.rpartition(".")
@@ -32,7 +32,7 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     if module.endswith("norm"):
         return torch.ones(*shape)
     std = config.init_std
-    if module.endswith(RESIDUAL_OUTPUTS):
+    if module.endswith(RESIDUAL_OUTPUTS) and config.norm_position == "pre":
         std /= math.sqrt(2 * config.n_layers)
     if config.family == "t5" and module.endswith("attention.q"):
         std /= math.sqrt(config.head_width)
