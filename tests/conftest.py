@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from runs import ONE_WORKER, Run, Workplace, write_text
+from whole_runs import ONE_WORKER, Run, Workplace, write_text
 
 # Before anything is imported that reads them: tests are the same on every machine, and so are the processes they start.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

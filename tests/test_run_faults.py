@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import ONE_WORKER, Run, Workplace, curve
+from whole_runs import ONE_WORKER, Run, Workplace, curve
 
 SHORT = (*ONE_WORKER, "train.n_tokens=10_000")
 

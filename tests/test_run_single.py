@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events
+from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import N_STEPS, TWO_WORKERS, Run, Workplace, curve, events, listening_beyond_loopback
+from whole_runs import N_STEPS, TWO_WORKERS, Run, Workplace, curve, events, listening_beyond_loopback
 
 # A start takes six to ten seconds: these share four, on one worker of the test runner.
 pytestmark = pytest.mark.xdist_group("runs")
