@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ScalingError
@@ -21,7 +22,7 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     from scaling.compose import COMPOSITION_ERRORS, explain, validate
 
@@ -34,8 +35,8 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
         nonlocal composed_once
         composed_once = True
         with reported(codes, debug="scaling.debug=true" in overrides):
-            given = list(HydraConfig.get().overrides.task)
-            codes.append(task(validate(composed, given)))
+            given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed, references unresolved
+            codes.append(task(validate(composed, cast(list[str], given))))
 
     with reported(codes, debug="scaling.debug=true" in overrides), _full_errors():
         try:

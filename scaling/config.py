@@ -240,7 +240,7 @@ class LayoutConfig(Section):
 class DeviceConfig(Section):
     """One accelerator, or one CPU worker."""
 
-    kind: Literal["cpu", "gpu"]
+    kind: Literal["cpu", "gpu"] = Field(description="gpu: NCCL, bf16 unless precision says otherwise; cpu: gloo, fp32")
     name: str = Field(description="as the vendor names it")
     memory_gb: float | None = Field(gt=0, description="GB (10^9) of one device; null: asked of this machine")
     peak_tflops_bf16: float | None = Field(None, gt=0, description="dense peak; null: unknown, and MFU is not reported")
@@ -252,7 +252,7 @@ class DeviceConfig(Section):
 class ClusterConfig(Section):
     """What the planner and the launcher must know of the machines."""
 
-    name: str
+    name: str = Field(description="as plans and errors call it")
     kind: Literal["embedded", "existing"] = Field(
         description="embedded: Ray is started here; existing: joined at cluster.address"
     )
@@ -286,7 +286,7 @@ class TrainConfig(Section):
     n_tokens: Count | None = Field(gt=0, description="token budget; null: 20 per parameter (Hoffmann et al. 2022)")
     global_batch_size: Count = Field(gt=0, description="sequences per optimiser step")
     seq_len: Count = Field(gt=1, description="tokens per sequence")
-    seed: int = Field(0, ge=0, description="of the initial weights, the data order and dropout")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
     log_every: int = Field(10, gt=0, description="steps between records in metrics.jsonl")
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
     eval_sequences: int = Field(512, gt=0, description="held-out sequences of an evaluation, at most")
