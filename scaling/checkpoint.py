@@ -71,6 +71,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
+def sealed(fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with a SHA-256 of their own under "sha256": a bit that falls over in the data position is a wrong run."""
+    return fields | {"sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
+
+
 def commit(directory: Path, manifest: Manifest) -> Path:
     """Write the manifest into the partial directory of its step and rename that into place: the checkpoint exists, or not.
 
@@ -79,7 +84,7 @@ def commit(directory: Path, manifest: Manifest) -> Path:
     """
     partial, final = partial_path(directory, manifest.step), directory / checkpoint_name(manifest.step)
     path = partial / MANIFEST
-    path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    path.write_text(json.dumps(sealed(asdict(manifest)), indent=1) + "\n")
     _fsync(path)
     _fsync(partial)
     if final.exists():
@@ -99,6 +104,9 @@ def _read_manifest(path: Path) -> Manifest:
         fields = json.loads((path / MANIFEST).read_text())
         if fields["format_version"] != FORMAT_VERSION:
             raise CheckpointError(f"{path} has format {fields['format_version']}; this version reads {FORMAT_VERSION}")
+        seal = fields.pop("sha256")
+        if sealed(fields)["sha256"] != seal:
+            raise CheckpointError(f"{path / MANIFEST} is damaged: it differs from its own SHA-256")
         return Manifest(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
