@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
+from scaling.plan.lengths import lengths
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
@@ -40,6 +41,7 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
+    lengths(config)  # refuses a length for which the objective or the tokenizer has no room
     train = config.train.model_copy(update={"n_tokens": token_budget(config)})
     return config.model_copy(update={"train": train})
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling.config import DataConfig, TokenizerConfig
 from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.sources import Source, find_source, read_document, read_pairs
+from scaling.data.sources import BETWEEN, Source, find_source, read_document, read_pairs
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.errors import ConfigError, DataError
 from scaling.units import format_bytes, format_count
@@ -114,7 +114,7 @@ def _texts(documents: Iterable[Document], source: Source) -> Iterator[str]:
 def _sides(pairs: Iterable[str]) -> Iterator[str]:
     """Source and target of each pair."""
     for pair in pairs:
-        yield from pair.split("\t")
+        yield from pair.split(BETWEEN)
 
 
 def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[str]) -> list[np.ndarray]:

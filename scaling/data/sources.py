@@ -14,6 +14,8 @@ from scaling.config import DataConfig
 from scaling.errors import ConfigError, DataError
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
+BETWEEN = "\x1e"
+"""Between source and target where a pair is one string: the record separator of ASCII, which text does not hold."""
 _TESTS = frozenset({"test", "tests", "idle_test"})
 
 
@@ -86,28 +88,36 @@ def read_document(path: Path, strict: bool) -> str | None:
 
 
 def read_pairs(source: Source) -> Iterator[tuple[Path, str]]:
-    """Every pair as one line, source TAB target, with its file; empty lines are passed over.
+    """Every pair as source, BETWEEN, target, with its file; pairs of two empty sides are passed over.
 
-    Raises DataError for a line with another number of TABs than one, and for parallel files of unequal length.
+    Raises DataError for a line with another number of TABs than one, for parallel files of unequal length, and for a side that
+    holds BETWEEN itself.
     """
     for path in source.files:
-        lines = _lines(path)
-        if source.target_file is not None:
-            targets = _lines(source.target_file)
-            if len(lines) != len(targets):
-                raise DataError(
-                    f"{path} has {len(lines)} lines, and {source.target_file} has {len(targets)}",
-                    fix="Line n of one is the translation of line n of the other: give files of equal length.",
-                )
-            lines = [f"{one}\t{other}" if one.strip() or other.strip() else "" for one, other in zip(lines, targets, strict=True)]
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if line.count("\t") != 1:
-                raise DataError(
-                    f"line {number} of {path} has {line.count(chr(9))} TABs", fix="Every line is: source, one TAB, target."
-                )
-            yield path, line
+        pairs = _columns(path) if source.target_file is None else _parallel(path, source.target_file)
+        for number, (one, other) in enumerate(pairs, start=1):
+            if BETWEEN in one + other:
+                raise DataError(f"pair {number} of {path} holds the control character {BETWEEN!r}", fix="Remove it.")
+            if one.strip() or other.strip():
+                yield path, one + BETWEEN + other
+
+
+def _columns(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(path), start=1):
+        sides = line.split("\t")
+        if line.strip() and len(sides) != 2:
+            raise DataError(f"line {number} of {path} has {len(sides) - 1} TABs", fix="Every line is: source, one TAB, target.")
+        yield sides[0], sides[-1]
+
+
+def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
+    lines, targets = _lines(path), _lines(target_path)
+    if len(lines) != len(targets):
+        raise DataError(
+            f"{path} has {len(lines)} lines, and {target_path} has {len(targets)}",
+            fix="Line n of one is the translation of line n of the other: give files of equal length.",
+        )
+    yield from zip(lines, targets, strict=True)
 
 
 def _lines(path: Path) -> list[str]:
