@@ -134,23 +134,23 @@ def special_tokens(config: TokenizerConfig) -> list[str]:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn the vocabulary from texts; the same texts give the same one. Raises ConfigError when they are too few for it.
+    """Learn the vocabulary from texts. Raises ConfigError when they are too few for it.
 
+    The same texts give the same one, except for unigram: the library's trainer sums in an order that changes from one process
+    to the next, so a corpus that two machines must share is prepared once and copied.
     Special tokens come first in the vocabulary; with kind=byte last, so that token i is byte i.
     """
     if config.kind == "byte":
         return _byte_tokenizer(config)
-    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[config.kind](config)
+    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece_pieces, "unigram": _unigram}[config.kind](config)
     hf.train_from_iterator(texts, trainer)
-    if config.kind == "wordpiece":
-        _complete_wordpiece(hf, config)
     found = hf.get_vocab_size()
     if found != config.vocab_size:
         raise ConfigError(
             f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all of it gives {found} entries",
             fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
         )
-    return Tokenizer(hf)
+    return Tokenizer(_wordpiece(hf.get_vocab(), config) if config.kind == "wordpiece" else hf)
 
 
 def _bpe(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
@@ -163,35 +163,39 @@ def _bpe(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
     return hf, trainers.BpeTrainer(**_training(config), initial_alphabet=_alphabet())
 
 
-def _wordpiece(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
-    from tokenizers import Tokenizer as HFTokenizer
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+def _wordpiece_pieces(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
+    """What learns the pieces.
 
-    hf = HFTokenizer(models.WordPiece(max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    hf.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
-    hf.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
-    trainer = trainers.WordPieceTrainer(**_training(config), initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE)
-    return hf, trainer
-
-
-def _complete_wordpiece(hf: HFTokenizer, config: TokenizerConfig) -> None:
-    """Order the vocabulary: special tokens, every byte, every byte inside a word, and the pieces that were learnt first.
-
-    The trainer knows only the bytes that it met inside of words, so the last pieces learnt make room for the others.
+    Every byte inside a word is given beforehand, as if it were special: the trainer would add those that it meets, in an
+    order that changes from one process to the next, and ties are decided by that order.
     """
-    from tokenizers import models
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import models, trainers
 
-    vocab = hf.get_vocab()
-    learnt = sorted(vocab, key=lambda piece: vocab[piece])
-    first = [*special_tokens(config), *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
-    rest = [piece for piece in learnt if piece not in set(first)]
-    pieces = [*first, *rest][: config.vocab_size]
-    hf.model = models.WordPiece(
-        vocab={piece: i for i, piece in enumerate(pieces)},
-        max_input_chars_per_word=LONGEST_WORD,
-        continuing_subword_prefix=INSIDE,
-    )
+    hf = HFTokenizer(models.WordPiece(continuing_subword_prefix=INSIDE))
+    hf.pre_tokenizer = _short_words()
+    training = _training(config)
+    training["special_tokens"] += [INSIDE + byte for byte in _alphabet()]
+    return hf, trainers.WordPieceTrainer(**training, initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE)
+
+
+def _wordpiece(vocab: dict[str, int], config: TokenizerConfig) -> HFTokenizer:
+    """The tokenizer of learnt pieces, in which only the special tokens are special."""
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as HFTokenizer
+
+    hf = HFTokenizer(models.WordPiece(vocab=vocab, max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE))
+    hf.pre_tokenizer = _short_words()
+    hf.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
+    hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
+    return hf
+
+
+def _short_words() -> Any:
+    from tokenizers import pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
 
 
 def _unigram(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
