@@ -23,8 +23,8 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
 
     Norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by sqrt(2 n_layers), the
-    number of terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head), by
-    which it does not divide scores.
+    number of terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head),
+    by which it does not divide scores.
     """
     module, _, kind = name.rpartition(".")
     if kind == "bias":
