@@ -19,7 +19,7 @@ WORKS = [(a, p) for a in ATTENTIONS for p in POSITIONS
          if not (a == "linear" and p in ("alibi", "relative_bias")) and (a, p) != ("relative", "rope")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "position"), WORKS, ids="-".join)
+@pytest.mark.parametrize(("kind", "position"), WORKS, ids=["-".join(pair) for pair in WORKS])
 def test_parameters_are_those_of_the_module(kind: str, position: str) -> None:
     config = composed(f"attention={kind}", f"position={position}", "model.bias=true", "model.n_layers=3")
     module = build_model(config, device="meta")
