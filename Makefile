@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 # One thread a process: the tests and the workers are processes of their own, and two cores are all that they may count on.
+# A file's tests share its runs and ranks, so files are dealt out whole, the longest first (tests/conftest.py).
 TEST_ENV := OMP_NUM_THREADS=1
 
 .PHONY: run test test-slow check format install clean
@@ -15,7 +16,7 @@ run: $(STAMP)
 	$(BIN)/python -m scaling.run $(ARGS)
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 from whole_runs import ONE_WORKER, Run, Workplace, write_text
 
@@ -12,6 +13,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith(("WANDB_", "RAY_", "HYDRA_"))]:
     del os.environ[_name]
+
+# A busy machine is no failure: how long an example takes is not what these tests are about.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
+LONGEST = ("test_run_workers.py", "test_run_single.py", "test_engine_parity.py", "test_run_faults.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: dealt out last, one of them would keep a single core busy at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

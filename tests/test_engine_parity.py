@@ -19,9 +19,6 @@ from scaling.plan.layout import make_plan
 from scaling.plan.machine import resolve_cluster
 from scaling.train.state import seed_step
 
-# One worker of the test runner has the ranks; another would start its own.
-pytestmark = pytest.mark.xdist_group("ranks")
-
 G, T, V = 8, 16, 257
 N_STEPS = 6
 FP32_RTOL = 2e-5  # sums over ranks and micro-batches in another order

@@ -19,7 +19,7 @@ N_STEPS, N_STEPS_ALONE = 200, 600
 TINY = (
     "data=text_files", "tokenizer=byte", "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "train.seq_len=64",
     "train.global_batch_size=8", f"train.n_tokens={N_STEPS * 512}", "optim.lr=2e-3", "train.log_every=1", "train.eval_every=20",
-    "train.sample_tokens=8", "schedule=constant", "schedule.warmup_tokens=5120", "checkpoint.every_steps=10",
+    "train.sample_tokens=8", "schedule=constant", "schedule.warmup_tokens=5120", "optim.lr=2e-3", "checkpoint.every_steps=10",
 )  # fmt: skip
 TWO_WORKERS = ("cluster.devices_per_node=2",)
 ONE_WORKER = ("layout=manual", "layout.dp=1", "layout.engine=reference", f"train.n_tokens={N_STEPS_ALONE * 512}")
