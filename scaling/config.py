@@ -10,13 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
-from scaling.section import Section
-from scaling.units import parse_count, parse_share
+from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig
+from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
+from scaling.section import Count, Section, Share
+from scaling.units import parse_share
+
+__all__ = [  # every section, wherever it is written
+    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
+    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PositionConfig", "PrecisionConfig", "RunConfig",
+    "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
+]  # fmt: skip
 
 
 def conf_dir() -> Path:
@@ -24,104 +32,6 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent / "conf"
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-
-
-def _check_share(value: Any) -> Any:
-    parse_share(value, 10**9)
-    return value
-
-
-Share = Annotated[int | float | str, BeforeValidator(_check_share)]
-"""A count of tokens, or a percentage of the run's tokens such as "2%"."""
-
-
-class ModelConfig(Section):
-    """Shape of the Transformer (names of Vaswani et al. 2017 and Brown et al. 2020, table 2.1)."""
-
-    name: str = Field(description="name of the shape, family_size")
-    family: Literal["gpt", "bert", "t5", "transformer"] = Field(
-        description="gpt: causal decoder; bert: bidirectional encoder; t5, transformer: encoder and decoder"
-    )
-    n_layers: int = Field(gt=0, description="blocks; of the encoder and of the decoder, where there are both")
-    d_model: int = Field(gt=0, description="width of the residual stream")
-    n_heads: int = Field(gt=0, description="query heads")
-    n_kv_heads: int | None = Field(None, gt=0, description="key and value heads; null: as many as n_heads")
-    d_head: int | None = Field(None, gt=0, description="width of a head; null: d_model / n_heads")
-    d_ff: int | None = Field(
-        None, gt=0, description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) where gated"
-    )
-    vocab_size: Count | None = Field(None, gt=0, description="rows of the embedding; null: the tokenizer's")
-    d_embedding: int | None = Field(None, gt=0, description="width of the token embedding, then projected; null: d_model")
-    activation: Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"] = Field(
-        description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu and geglu are gated"
-    )
-    norm: Literal["layernorm", "rmsnorm"] = Field(description="normalisation")
-    norm_position: Literal["pre", "post"] = Field("pre", description="before each sublayer, or after its sum with the residual")
-    norm_eps: float = Field(1e-5, gt=0, description="added to the variance")
-    bias: bool = Field(description="biases in linear layers and layernorm")
-    tie_embeddings: bool = Field(description="one matrix for the input embedding and the output head")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the embedding and after every sublayer")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
-    share_layers: bool = Field(False, description="all blocks of a stack are one and the same (Lan et al. 2020)")
-    n_experts: int = Field(1, gt=0, description="feed-forward layers of a block, of which each token takes some; 1: no mixture")
-    experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
-    balance_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss of experts (Fedus et al. 2021)")
-
-    @model_validator(mode="after")
-    def _heads(self) -> Self:
-        if self.d_head is None and self.d_model % self.n_heads:
-            raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; change one, or give d_head")
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_kv_heads={self.kv_heads} does not divide n_heads={self.n_heads}")
-        if self.experts_per_token > self.n_experts:
-            raise ValueError(f"experts_per_token={self.experts_per_token}, but there are only n_experts={self.n_experts}")
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        return self.n_kv_heads or self.n_heads
-
-    @property
-    def head_width(self) -> int:
-        return self.d_head or self.d_model // self.n_heads
-
-    @property
-    def ff_width(self) -> int:
-        if self.d_ff is not None:
-            return self.d_ff
-        # Shazeer 2020 (arXiv:2002.05202): two thirds of 4 d_model keep the parameter count with a third matrix.
-        return -(-8 * self.d_model // 3 // 64) * 64 if self.gated else 4 * self.d_model
-
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward layer has a third matrix, whose output multiplies the second's."""
-        return self.activation in ("swiglu", "geglu")
-
-    @property
-    def embedding_width(self) -> int:
-        return self.d_embedding or self.d_model
-
-    @property
-    def has_encoder_and_decoder(self) -> bool:
-        return self.family in ("t5", "transformer")
-
-
-class ObjectiveConfig(Section):
-    kind: Literal["causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq"] = Field(
-        description="causal_lm: the next token; masked_lm: hidden tokens; span_corruption: hidden spans, in a decoder; "
-        "prefix_lm: the rest of a text, in a decoder; seq2seq: the target of a text pair"
-    )
-    mask_fraction: float = Field(0.15, gt=0, lt=1, description="masked_lm, span_corruption: part of the tokens to predict")
-    whole_words: bool = Field(False, description="masked_lm: hide all pieces of a word or none (tokenizer=wordpiece)")
-    sentence_order: bool = Field(False, description="masked_lm: also tell whether two segments stand in their order")
-    mean_span: float = Field(3.0, ge=1, description="span_corruption: tokens of a hidden span, on average")
-    separate_documents: bool = Field(
-        False, description="causal_lm, masked_lm: positions attend to their own document only, where several share a sequence"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over the vocabulary, in training only")
 
 
 class DataConfig(Section):
@@ -215,60 +125,6 @@ class PrecisionConfig(Section):
     )
 
 
-class LayoutConfig(Section):
-    """How a step is executed; none of it changes the loss curve."""
-
-    kind: Literal["auto", "manual"] = Field(description="auto: the planner's choice; manual: the values below")
-    engine: Literal["auto", "reference", "deepspeed"] = Field(
-        "auto", description="reference: plain PyTorch, one device; deepspeed: ZeRO; auto: reference on one device"
-    )
-    dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
-    zero_stage: Literal[1, 2, 3] | None = Field(
-        None, description="ZeRO shards 1: optimiser states; 2: gradients too; 3: weights too"
-    )
-    micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
-    activation_checkpointing: Literal["none", "full"] | None = Field(None, description="full: recompute every block in backward")
-
-    @model_validator(mode="after")
-    def _auto(self) -> Self:
-        given = [k for k in ("dp", "zero_stage", "micro_batch_size", "activation_checkpointing") if getattr(self, k) is not None]
-        if self.kind == "auto" and given:
-            raise ValueError(f"layout.{given[0]} is set, but layout=auto leaves it to the planner; use layout=manual")
-        return self
-
-
-class DeviceConfig(Section):
-    """One accelerator, or one CPU worker."""
-
-    kind: Literal["cpu", "gpu"] = Field(description="gpu: NCCL, bf16 unless precision says otherwise; cpu: gloo, fp32")
-    name: str = Field(description="as the vendor names it")
-    memory_gb: float | None = Field(gt=0, description="GB (10^9) of one device; null: asked of this machine")
-    peak_tflops_bf16: float | None = Field(None, gt=0, description="dense peak; null: unknown, and MFU is not reported")
-    peak_tflops_fp32: float | None = Field(None, gt=0, description="dense peak in fp32 (TF32 where there is one)")
-    memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
-    power_w: float | None = Field(None, gt=0, description="board power limit")
-
-
-class ClusterConfig(Section):
-    """What the planner and the launcher must know of the machines."""
-
-    name: str = Field(description="as plans and errors call it")
-    kind: Literal["embedded", "existing"] = Field(
-        description="embedded: Ray is started here; existing: joined at cluster.address"
-    )
-    address: str | None = Field(None, description="existing: address of the Ray head, or auto")
-    n_nodes: int = Field(1, gt=0, description="machines")
-    devices_per_node: int | None = Field(None, gt=0, description="devices in each; null: asked of this machine")
-    device: DeviceConfig
-    intra_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, within a node")
-    inter_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, between nodes")
-    usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
-    threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
-    preemptible: bool = Field(False, description="machines may be taken back at any time")
-    max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for a rank in a collective operation")
-
-
 class CheckpointConfig(Section):
     every_steps: int | None = Field(gt=0, description="steps between checkpoints; null: only at the end and when stopped")
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
@@ -299,22 +155,6 @@ class RunSection(Section):
     root: str = Field(description="directory of run directories")
     name: str | None = Field(None, description="first part of the run directory's name; null: the model's")
     resume: Literal["auto", "never"] = Field("auto", description="auto: continue what is there; never: refuse to")
-
-
-OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
-    "gpt": ("causal_lm",),
-    "bert": ("masked_lm",),
-    "t5": ("span_corruption", "prefix_lm", "seq2seq"),
-    "transformer": ("seq2seq", "span_corruption", "prefix_lm"),
-}
-"""Objectives that a family can learn, its own first."""
-
-WHAT_IT_IS = {
-    "gpt": "sees earlier tokens only",
-    "bert": "sees the tokens that it would have to predict",
-    "t5": "has an encoder that needs an input of its own",
-    "transformer": "has an encoder that needs an input of its own",
-}
 
 
 class ProgramSection(Section):

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "units", "section"},
-    {"attention_config"},
+    {"errors", "units"},
+    {"section"},
+    {"attention_config", "cluster_config", "model_config"},
     {"config"},
     {"redact", "files", "startup"},
     {"driver_lock", "provenance"},

@@ -1,4 +1,4 @@
-"""Ray Train launches the workers and starts them again when they fail. The only module that imports ray."""
+"""Ray Train launches the workers and starts them again when they fail. Ray is imported here and in embedded.py alone."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""The machines and how a step is spread over them: groups `cluster` and `layout`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from scaling.section import Section
+
+
+class LayoutConfig(Section):
+    """How a step is executed; none of it changes the loss curve."""
+
+    kind: Literal["auto", "manual"] = Field(description="auto: the planner's choice; manual: the values below")
+    engine: Literal["auto", "reference", "deepspeed"] = Field(
+        "auto", description="reference: plain PyTorch, one device; deepspeed: ZeRO; auto: reference on one device"
+    )
+    dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
+    zero_stage: Literal[1, 2, 3] | None = Field(
+        None, description="ZeRO shards 1: optimiser states; 2: gradients too; 3: weights too"
+    )
+    micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
+    activation_checkpointing: Literal["none", "full"] | None = Field(None, description="full: recompute every block in backward")
+
+    @model_validator(mode="after")
+    def _auto(self) -> Self:
+        given = [k for k in ("dp", "zero_stage", "micro_batch_size", "activation_checkpointing") if getattr(self, k) is not None]
+        if self.kind == "auto" and given:
+            raise ValueError(f"layout.{given[0]} is set, but layout=auto leaves it to the planner; use layout=manual")
+        return self
+
+
+class DeviceConfig(Section):
+    """One accelerator, or one CPU worker."""
+
+    kind: Literal["cpu", "gpu"] = Field(description="gpu: NCCL, bf16 unless precision says otherwise; cpu: gloo, fp32")
+    name: str = Field(description="as the vendor names it")
+    memory_gb: float | None = Field(gt=0, description="GB (10^9) of one device; null: asked of this machine")
+    peak_tflops_bf16: float | None = Field(None, gt=0, description="dense peak; null: unknown, and MFU is not reported")
+    peak_tflops_fp32: float | None = Field(None, gt=0, description="dense peak in fp32 (TF32 where there is one)")
+    memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
+    power_w: float | None = Field(None, gt=0, description="board power limit")
+
+
+class ClusterConfig(Section):
+    """What the planner and the launcher must know of the machines."""
+
+    name: str = Field(description="as plans and errors call it")
+    kind: Literal["embedded", "existing"] = Field(
+        description="embedded: Ray is started here; existing: joined at cluster.address"
+    )
+    address: str | None = Field(None, description="existing: address of the Ray head, or auto")
+    n_nodes: int = Field(1, gt=0, description="machines")
+    devices_per_node: int | None = Field(None, gt=0, description="devices in each; null: asked of this machine")
+    device: DeviceConfig
+    intra_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, within a node")
+    inter_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, between nodes")
+    usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
+    threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
+    preemptible: bool = Field(False, description="machines may be taken back at any time")
+    max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
+    timeout_s: float = Field(600.0, gt=0, description="longest wait for a rank in a collective operation")
