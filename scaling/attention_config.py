@@ -130,12 +130,9 @@ def _check_keys(section: Section, group: str, kind: str, readers: dict[str, tupl
 
 
 ADDS_TO_SCORES = ("alibi", "relative_bias")
-CROSS_ATTENTION_KINDS = ("full", "gqa", "mqa", "relative", "linear")
 
 
-def check_combination(
-    attention: AttentionConfig, position: PositionConfig, *, d_model: int, d_head: int, has_cross_attention: bool
-) -> None:
+def check_combination(attention: AttentionConfig, position: PositionConfig, *, d_model: int, d_head: int) -> None:
     """Raise ValueError, with the reason and what works, for choices that do not go together."""
     if attention.kind == "linear" and position.kind in ADDS_TO_SCORES:
         raise ValueError(
@@ -151,8 +148,3 @@ def check_combination(
         raise ValueError(f"position=rope rotates pairs, but the heads are {d_head} wide; make d_head even")
     if position.kind == "sinusoidal" and d_model % 2:
         raise ValueError(f"position=sinusoidal has pairs of sine and cosine, but d_model={d_model} is odd")
-    if has_cross_attention and attention.kind not in CROSS_ATTENTION_KINDS:
-        raise ValueError(
-            f"attention={attention.kind} chooses positions by their distance in one sequence, and a decoder's have none to its "
-            f"encoder's; an encoder-decoder works with attention={', '.join(CROSS_ATTENTION_KINDS)}"
-        )

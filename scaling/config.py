@@ -198,8 +198,7 @@ class RunConfig(Section):
         if vocab < entries:
             raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null")
         check_combination(
-            self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width,
-            has_cross_attention=self.model.family in ("t5", "transformer"),
+            self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width
         )  # fmt: skip
         return self
 

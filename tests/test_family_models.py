@@ -48,7 +48,12 @@ def packed(parts: list[torch.Tensor], length: int, fill: int = 1) -> tuple[torch
     return row, documents
 
 
-@pytest.mark.parametrize("overrides", [(), ("position=rope",), ("position=learned",), ("position=none",)], ids=str)
+BY_DISTANCE = [("attention=local", "attention.window=4"), ("attention=strided",), ("attention=hierarchical", "attention.block=4")]
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("position=rope",), ("position=learned",), ("position=none",), *BY_DISTANCE[:2]], ids=str
+)
 @pytest.mark.parametrize("model", ENCODER_DECODERS)
 def test_packed_pairs_have_the_loss_of_single_ones(model: str, overrides: tuple[str, ...]) -> None:
     made, _ = built(model, *overrides)
@@ -80,7 +85,7 @@ def test_packed_documents_are_alone_in_gpt() -> None:
         torch.testing.assert_close(hidden[start : start + len(part)], made.hidden(part[None])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", COMPACT, ids=str)
+@pytest.mark.parametrize("overrides", [*COMPACT, *BY_DISTANCE], ids=str)
 @pytest.mark.parametrize("model", [*ENCODER_DECODERS, "gpt_nano"])
 def test_a_cache_gives_the_logits_of_the_full_forward(model: str, overrides: tuple[str, ...]) -> None:
     made, _ = built(model, *overrides)

@@ -157,12 +157,6 @@ def test_bad_choices_are_refused(overrides: tuple[str, ...], reason: str) -> Non
         composed(*overrides)
 
 
-@pytest.mark.parametrize("kind", ["local", "strided", "hierarchical"])
-def test_cross_attention_needs_a_kind_that_has_it(kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"attention={kind} chooses positions by their distance"):
-        composed("model=t5_tiny", f"attention={kind}")
-
-
 def test_heads_of_gqa_and_mqa_are_the_models() -> None:
     heads = {o: composed("model.n_heads=8", *o).model.kv_heads
              for o in [("attention=gqa",), ("attention=mqa",), ("attention=gqa", "attention.n_kv_heads=4"), ()]}  # fmt: skip

@@ -47,7 +47,7 @@ class BERT(LanguageModel):
         super().__init__()
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
-        self.embedding = TokenEmbedding(model, config.vocab_size)
+        self.embedding = TokenEmbedding(config)
         self.segments = nn.Embedding(N_SEGMENTS, model.d_model)
         self.position = POSITIONS[config.position.kind](config, causal=False)
         self.embedding_norm = build_norm(model)

@@ -52,17 +52,15 @@ class Side(nn.Module):
 
 
 class EncoderDecoder(GenerativeModel):
-    """One token embedding for both sides, multiplied by `embedding_scale`; the head may be the embedding, and its input is
-    multiplied by `head_scale`. Attention scores are multiplied by `score_scale` (None: 1 / sqrt(d_head))."""
+    """One token embedding for both sides; the head may be the embedding, and its input is multiplied by `head_scale`. Attention
+    scores are multiplied by `score_scale` (None: 1 / sqrt(d_head))."""
 
-    def __init__(
-        self, config: RunConfig, *, embedding_scale: float = 1.0, head_scale: float = 1.0, score_scale: float | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, *, head_scale: float = 1.0, score_scale: float | None = None) -> None:
         super().__init__()
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
-        self.embedding_scale, self.head_scale = embedding_scale, head_scale
-        self.embedding = TokenEmbedding(model, config.vocab_size)
+        self.head_scale = head_scale
+        self.embedding = TokenEmbedding(config)
         self.encoder = Side(config, causal=False, cross=False, scale=score_scale)
         self.decoder = Side(config, causal=True, cross=True, scale=score_scale)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
@@ -71,27 +69,23 @@ class EncoderDecoder(GenerativeModel):
         return self._encode(source_BU, documents_BU)[0]
 
     def _encode(self, source_BU: Tensor, documents_BU: Tensor | None) -> tuple[Source, Tensor | None]:
-        x_BUD, balance_B = self.encoder(self._embed(source_BU), documents_BU)
+        x_BUD, balance_B = self.encoder(self.embedding(source_BU), documents_BU)
         return Source(x_BUD, documents_BU), balance_B
 
     def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
         assert source is not None, "a decoder beside an encoder needs what that made of its tokens"
-        x_BTD, _ = self.decoder(self._embed(tokens_BT), None, caches, source)
+        x_BTD, _ = self.decoder(self.embedding(tokens_BT), None, caches, source)
         return F.linear(self._head_input(x_BTD), self.head_weight)
 
     def loss(self, batch: Batch) -> Loss:
         assert batch.source_BU is not None
         source, encoder_balance_B = self._encode(batch.source_BU, batch.source_documents_BU)
-        x_BTD, decoder_balance_B = self.decoder(self._embed(batch.tokens_BT), batch.documents_BT, None, source)
+        x_BTD, decoder_balance_B = self.decoder(self.embedding(batch.tokens_BT), batch.documents_BT, None, source)
         x_ND = self._head_input(x_BTD).flatten(0, 1)
         loss = head_loss(x_ND, self.head_weight, batch.targets_BT.flatten(), smoothing=self.smoothing)
         for balance_B in (encoder_balance_B, decoder_balance_B):
             loss = add_sequence_term(loss, balance_B, batch.targets_BT, self.config.balance_loss)
         return loss
-
-    def _embed(self, tokens_BS: Tensor) -> Tensor:
-        x_BSD = self.embedding(tokens_BS)
-        return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
 
     def _head_input(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD if self.head_scale == 1 else x_BTD * self.head_scale

@@ -28,7 +28,7 @@ class GPT(GenerativeModel):
         super().__init__()
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
-        self.embedding = TokenEmbedding(model, config.vocab_size)
+        self.embedding = TokenEmbedding(config)
         self.position = POSITIONS[config.position.kind](config)
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scaling.config import ModelConfig
+from scaling.config import ModelConfig, RunConfig
 
 
 class RMSNorm(nn.Module):
@@ -98,16 +98,24 @@ class FeedForward(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """A vector for each token; narrower than d_model it is projected (factorised embeddings: Lan et al. 2020, ALBERT)."""
+    """A vector for each token; narrower than d_model it is projected (factorised embeddings: Lan et al. 2020, ALBERT).
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__(vocab_size, config.embedding_width)
-        narrow = config.embedding_width != config.d_model
-        self.projection = nn.Linear(config.embedding_width, config.d_model, bias=False) if narrow else None
+    In the Transformer, and wherever sinusoids of amplitude 1 are added, multiplied by sqrt(d_model) (Vaswani et al. 2017, section
+    3.4): without it a small model sees little but positions. As the head it is not.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        model = config.model
+        super().__init__(config.vocab_size, model.embedding_width)
+        narrow = model.embedding_width != model.d_model
+        self.projection = nn.Linear(model.embedding_width, model.d_model, bias=False) if narrow else None
+        scaled = model.family == "transformer" or config.position.kind == "sinusoidal"
+        self.scale = model.d_model**0.5 if scaled else 1.0
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         x_BTE = super().forward(tokens_BT)
-        return x_BTE if self.projection is None else self.projection(x_BTE)
+        x_BTD = x_BTE if self.projection is None else self.projection(x_BTE)
+        return x_BTD if self.scale == 1 else x_BTD * self.scale
 
     def back(self, x_BTD: Tensor) -> Tensor:
         """To the width of the embedding, where it serves as the head."""

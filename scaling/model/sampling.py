@@ -5,7 +5,7 @@ Shapes: B = 1 text, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from scaling.model.base import GenerativeModel
 
 
-@torch.no_grad()
 def generate(
     model: GenerativeModel,
     prompt_ids: Sequence[int],
@@ -27,13 +26,36 @@ def generate(
     seed: int,
     context_limit: int,
 ) -> list[int]:
-    """Up to `n_tokens` tokens that follow the prompt, without it; fewer when `eos_id` is drawn, which is not returned.
+    """What `stream` yields, whole."""
+    return list(
+        stream(
+            model, prompt_ids, n_tokens, source_ids=source_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+            eos_id=eos_id, seed=seed, context_limit=context_limit,
+        )
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def stream(
+    model: GenerativeModel,
+    prompt_ids: Sequence[int],
+    n_tokens: int,
+    *,
+    source_ids: Sequence[int] | None = None,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    seed: int,
+    context_limit: int,
+) -> Iterator[int]:
+    """Up to `n_tokens` tokens that follow the prompt, each when it is drawn; fewer when `eos_id` is, which is not yielded.
 
     source_ids are what an encoder reads; the prompt of its decoder is the token with which that begins.
     temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose probabilities reach p (Holtzman
     et al. 2020); both may be given. The same seed draws the same text on the same device. The model sees at most
     `context_limit` tokens: when the cache is full, the latest half of them is encoded anew. Raises ValueError for an
-    empty prompt, and puts the model back into the mode it was in.
+    empty prompt, and puts the model back into the mode it was in at the end.
     """
     if not prompt_ids:
         raise ValueError("generation needs a prompt of at least one token, such as the end-of-text token")
@@ -44,18 +66,18 @@ def generate(
     model.eval()
     try:
         source = None if source_ids is None else model.encode(torch.tensor([list(source_ids)], device=device))
-        while len(tokens) < len(prompt_ids) + n_tokens:
+        for _ in range(n_tokens):
             if caches[0].length + len(new) > context_limit:
                 caches, new = model.new_caches(context_limit), tokens[-max(1, context_limit // 2) :]
             logits_V = model(torch.tensor([new], device=device), caches, source)[0, -1]
             token = pick(logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             if token == eos_id:
-                break
+                return
+            yield token
             tokens.append(token)
             new = [token]
     finally:
         model.train(was_training)
-    return tokens[len(prompt_ids) :]
 
 
 def pick(logits_V: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:

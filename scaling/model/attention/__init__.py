@@ -31,6 +31,10 @@ CROSS_ATTENTIONS: dict[str, type[CrossAttention]] = {
     "gqa": CrossAttention,
     "mqa": CrossAttention,
     "relative": CrossAttention,
+    "local": CrossAttention,
+    "strided": CrossAttention,
+    "hierarchical": CrossAttention,
     "linear": LinearCrossAttention,
 }
-"""The others choose positions by their distance, and a target has none to its source."""
+"""Kinds that choose positions by their distance see the whole source: a target has no distance to it (Guo et al. 2022,
+arXiv:2112.07916, do the same)."""

@@ -1,0 +1,159 @@
+"""Train the smallest model of every family x attention x position for some steps, and print the table of docs/models.md.
+
+Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 150] [--out FILE.json] [--families gpt bert ...]
+
+Real text (the default corpus, tokenised for each family as its configuration says), the same sequences for all of a family, in
+this process with the plain engine. The loss is that of held-out targets, in nats, before and after; beside it stands the
+entropy of these targets under the unigram frequencies of the training text. A combination that composition refuses is listed
+with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scaling.compose import compose
+from scaling.config import RunConfig
+from scaling.data.corpus import ensure_corpus
+from scaling.data.objective import make_batch_for
+from scaling.data.reader import read_shard
+from scaling.data.shards import CorpusIndex
+from scaling.data.stream import SequenceStream
+from scaling.data.tokenizer import load_tokenizer
+from scaling.engine.reference import ReferenceEngine
+from scaling.errors import ConfigError
+from scaling.model.attention import ATTENTIONS
+from scaling.model.batch import IGNORED, Batch
+from scaling.model.position import POSITIONS
+from scaling.plan.degrees import Layout
+from scaling.plan.lengths import lengths
+
+FAMILIES = {
+    "gpt": ("model=gpt_nano",),
+    "bert": ("model=bert_tiny",),
+    "t5": ("model=t5_tiny",),
+    "transformer": ("model=transformer_base", "objective=span_corruption", "tokenizer=bpe_spans", "model.dropout=0"),
+}
+SMALL = (
+    "model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.n_kv_heads=null", "model.d_head=null", "model.d_ff=192",
+    "train.seq_len=64", "train.global_batch_size=16", "model.init_std=0.05",
+)  # fmt: skip
+N_HELD_OUT = 128
+PEAK_LR, WARMUP_STEPS = 4e-3, 15
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination: losses in nats per scored target, or why it is refused."""
+
+    family: str
+    attention: str
+    position: str
+    before: float | None = None
+    after: float | None = None
+    unigram: float | None = None
+    seconds: float | None = None
+    refused: str | None = None
+
+
+class Family:
+    """The corpus of one family, and its entropy."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        config = self.config("full", "none")
+        self.directory = str(ensure_corpus(config.data, config.tokenizer))
+        self.index = CorpusIndex.load(self.directory)
+        self.tokenizer = load_tokenizer(self.directory, self.index)
+        counts_V = np.zeros(config.vocab_size)
+        for shard in self.index.split("train"):
+            counts_V += np.bincount(read_shard(self.directory, self.index, shard), minlength=config.vocab_size)
+        self.nats_V = -np.log((counts_V + 1) / (counts_V + 1).sum())
+        self.special = {self.tokenizer.eot_id, *self.tokenizer.sentinel_ids}
+
+    def config(self, attention: str, position: str) -> RunConfig:
+        return compose([*FAMILIES[self.name], *SMALL, f"attention={attention}", f"position={position}"])
+
+    def batch(self, config: RunConfig, split: str, first: int, n: int) -> Batch:
+        shape = lengths(config)
+        with SequenceStream(
+            self.directory, self.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=0, shuffle=split == "train"
+        ) as stream:
+            ks_N = np.arange(first, first + n)
+            return make_batch_for(config, self.tokenizer)(stream.read(ks_N), ks_N)
+
+    def unigram(self, batch: Batch) -> float:
+        """Mean nats of the scored targets, markers of hidden spans counted as if they were known."""
+        targets = batch.targets_BT[batch.targets_BT != IGNORED].numpy()
+        words = ~np.isin(targets, list(self.special)) if self.name in ("t5", "transformer") else np.full(len(targets), True)
+        return float(self.nats_V[targets[words]].sum() / len(targets))
+
+
+def train(family: Family, attention: str, position: str, steps: int) -> Row:
+    try:
+        config = family.config(attention, position)
+    except ConfigError as error:
+        return Row(family.name, attention, position, refused=" ".join(str(error).split()))
+    begun_s = time.perf_counter()
+    held_out = family.batch(config, "val", 0, N_HELD_OUT)
+    n = config.train.global_batch_size
+    layout = Layout(
+        dp=1, tp=1, pp=1, zero_stage=1, micro_batch_size=n, grad_accum_steps=1, activation_checkpointing="none",
+        engine="reference",
+    )  # fmt: skip
+    engine = ReferenceEngine(config, layout, torch.device("cpu"))
+    before = engine.evaluate([held_out]).loss
+    for step in range(steps):
+        lr = PEAK_LR * min((step + 1) / WARMUP_STEPS, 1 - 0.9 * step / steps)
+        engine.step([family.batch(config, "train", step * n, n)], lr=lr)
+    after = engine.evaluate([held_out]).loss
+    return Row(
+        family.name, attention, position, before, after, family.unigram(held_out), time.perf_counter() - begun_s
+    )  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a table a family, attention down and position across; the reasons of refusals below."""
+    out = []
+    for name, of_family in itertools.groupby(rows, key=lambda row: row.family):
+        group = list(of_family)
+        known = [row for row in group if row.after is not None]
+        out += [f"### {name}", "", f"Unigram entropy of the targets {known[0].unigram:.2f}; before training "
+                f"{min(row.before for row in known if row.before):.2f} to {max(row.before for row in known if row.before):.2f}.",
+                "", "| attention | " + " | ".join(POSITIONS) + " |", "| --- " * (len(POSITIONS) + 1) + "|"]  # fmt: skip
+        for attention, cells in itertools.groupby(group, key=lambda row: row.attention):
+            shown = [f"{row.after:.2f}" if row.after is not None else "refused" for row in cells]
+            out.append(f"| {attention} | " + " | ".join(shown) + " |")
+        out.append("")
+    reasons = {(row.attention, row.position): row.refused for row in rows if row.refused}
+    return "\n".join([*out, *(f"- `{a}` with `{p}`: {reason}" for (a, p), reason in reasons.items())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--out", type=Path, help="the rows as JSON")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in arguments.families:
+        family = Family(name)
+        for attention, position in itertools.product(ATTENTIONS, POSITIONS):
+            rows.append(train(family, attention, position, arguments.steps))
+            print(rows[-1], flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
