@@ -1,6 +1,7 @@
 """The run directory: where it is, who drives it, and its small files.
 
-    NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl checkpoints/ summary.json driver.lock
+    NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl tokenizer.json checkpoints/ summary.json
+               driver.lock
 
 Every JSON file is complete or absent (`files.py`). Nothing here needs torch, Ray or DeepSpeed.
 """
@@ -116,6 +117,14 @@ class RunDir:
         except (yaml.YAMLError, ValueError) as error:
             fix = "Restore the file, or begin anew with run.name=NAME."
             raise RunDirError(f"{path} is no configuration of this version: {error}", fix=fix) from error
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    def write_tokenizer(self, content: bytes) -> None:
+        """Keep the tokenizer beside the weights that were trained with it, so that they are of use without the corpus."""
+        write_atomic(self.tokenizer, content)
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_json(self.path / "plan.json", plan)

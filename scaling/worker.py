@@ -108,7 +108,9 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             group=group,
             on_event=_event_reporter(run_dir, channel, ranks),
         )
-        restored = checkpoints.restore(engine)
+        restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
+        if ranks.is_first:
+            run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
         state = restored or TrainState()
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
         recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)

@@ -20,7 +20,7 @@ from whole_runs import N_STEPS, TWO_WORKERS, Run, Workplace, curve, events, list
 
 FILES = {
     "config.yaml", "plan.json", "provenance.json", "metrics.jsonl", "events.jsonl", "checkpoints", "summary.json", "loss.png",
-    "driver.lock",
+    "driver.lock", "tokenizer.json",
 }  # fmt: skip
 LIFE = ("start", "resume", "preempted", "failed", "finished")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")

@@ -7,9 +7,10 @@ environment says TOKENIZERS_PARALLELISM=false; the result does not depend on tha
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Tokenizer:
-        """Read what `save` wrote. Raises ValueError when it is something else."""
+        """Read what `save` or `to_bytes` wrote. Raises ValueError when it is something else."""
         from tokenizers import Tokenizer as HFTokenizer
 
         try:
@@ -88,17 +89,37 @@ class Tokenizer:
         """Text of token ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         return self._hf.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `decode`, in pieces: each character as soon as the last of its bytes is there."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in ids:
+            if text := decoder.decode(self.bytes_of(token_id)):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token stands for: part of a character, or many; nothing for special tokens and ids beyond the vocabulary."""
+        return self._bytes[token_id] if token_id < self.vocab_size else b""
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        special = self._hf.get_added_tokens_decoder()
+        byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        pieces = ["" if i in special else (self._hf.id_to_token(i) or "") for i in range(self.vocab_size)]
+        return [bytes(byte_of[char] for char in piece.removeprefix(INSIDE)) for piece in pieces]
+
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token stands for, int32 of length vocab_size; 0 for special tokens."""
-        special = self._hf.get_added_tokens_decoder()
-        # A character of the byte-level alphabet stands for one byte.
-        pieces = [(self._hf.id_to_token(i) or "").removeprefix(INSIDE) for i in range(self.vocab_size)]
-        lengths = [0 if i in special else len(piece) for i, piece in enumerate(pieces)]
-        return np.array(lengths, dtype=np.int32)
+        return np.array([len(piece) for piece in self._bytes], dtype=np.int32)
+
+    def to_bytes(self) -> bytes:
+        """What `from_bytes` reads."""
+        return (self._hf.to_str(pretty=False) + "\n").encode()
 
     def save(self, path: Path) -> None:
-        path.write_text(self._hf.to_str(pretty=False) + "\n", encoding="utf-8")
+        path.write_bytes(self.to_bytes())
 
 
 def load_tokenizer(directory: str | Path, index: CorpusIndex) -> Tokenizer:
