@@ -1,0 +1,123 @@
+"""Commands that compose no configuration: KEY=VALUE words -> checked options -> a task, with errors and exit codes as everywhere.
+
+Everything behind the first = is the value as it stands, so that a prompt needs no quotes but the shell's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO, TypeVar
+
+from pydantic import ValidationError
+
+from scaling.cli import EXIT_FINISHED, reported
+from scaling.errors import ConfigError
+from scaling.generate_options import RunOptions
+from scaling.section import Section
+
+Options = TypeVar("Options", bound=RunOptions)
+WHERE = "from the command line"
+WIDTH = 120
+EXIT_INTERRUPTED = 130
+"""By Ctrl-C, as shells say it."""
+
+
+def run_command(kind: type[Options], task: Callable[[Options], None], usage: str, words: Sequence[str]) -> int:
+    """Run `task` on the options of `words`; returns the exit code. A ScalingError is printed as its message."""
+    if {"--help", "-h"} & set(words):
+        print(usage + "\n".join(_help_lines(kind)))
+        return EXIT_FINISHED
+    codes: list[int] = []
+    _write_anything(sys.stdout)
+    try:
+        with reported(codes, debug=False):
+            options = read_options(kind, words)
+            task(options.model_copy(update={"prompt": _text(options.prompt)}))
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has enough: nothing more is written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print()
+        return EXIT_INTERRUPTED
+    return max(codes, default=EXIT_FINISHED)
+
+
+def say(text: str) -> None:
+    """Tell the person who waits, beside the output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write_anything(out: TextIO) -> None:
+    """A model may write characters that the terminal's encoding lacks."""
+    if reconfigure := getattr(out, "reconfigure", None):
+        reconfigure(errors="backslashreplace")
+
+
+def _text(prompt: str) -> str:
+    """The prompt itself, or for - what stands on standard input, without the line's end. Raises ConfigError."""
+    if prompt == "-":
+        if sys.stdin.isatty():
+            say("Type the prompt, and Ctrl-D on a line of its own.")
+        try:
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"standard input is not UTF-8: {error}", "prompt=-", "Convert it, as with iconv -t utf-8."
+            ) from error
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError("prompt is not UTF-8", WHERE, "Use a terminal with a UTF-8 locale, or prompt=- and a file.") from error
+    return prompt
+
+
+def read_options(kind: type[Options], words: Sequence[str]) -> Options:
+    """The options that these words set. Raises ConfigError."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r} is not KEY=VALUE", WHERE, 'Write a value with blanks in quotes, as prompt="a b c".')
+        if key not in _descriptions(kind):
+            raise _unknown(key, list(_descriptions(kind)))
+        if key in given:
+            raise ConfigError(f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once.")
+        given[key] = value
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _explained(kind, error) from error
+
+
+def _help_lines(kind: type[Section]) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        default = "" if field.is_required() or field.default is None else str(field.default)
+        shown = f"  {f'{field.alias or name}={default}':<20} "
+        yield textwrap.fill(field.description or "", WIDTH, initial_indent=shown, subsequent_indent=" " * len(shown))
+
+
+def _descriptions(kind: type[Section]) -> dict[str, str]:
+    return {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
+
+
+def _unknown(key: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(key.lstrip("-+"), known, n=2, cutoff=0.5)
+    fix = (f"Did you mean {' or '.join(near)}? " if near else "") + f"There are: {', '.join(known)}."
+    return ConfigError(f"there is no option {key!r}", WHERE, fix)
+
+
+def _explained(kind: type[Section], error: ValidationError) -> ConfigError:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if not problem["loc"]:  # of several options together
+        return ConfigError(message, WHERE)
+    key = str(problem["loc"][0])
+    meaning = f"{key} is: {_descriptions(kind)[key]}."
+    if problem["type"] == "missing":
+        return ConfigError(f"{key} is not given", "it has no default", meaning)
+    return ConfigError(f"{key}={problem['input']}: {message}", WHERE, meaning)

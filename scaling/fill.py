@@ -1,0 +1,41 @@
+"""`python -m scaling.fill`: what a trained BERT puts in the gaps of a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from scaling.command_line import run_command, say
+from scaling.generate_options import FillOptions
+
+USAGE = """\
+Usage: python -m scaling.fill run=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
+
+Shows the likeliest tokens of each <mask>, with their probabilities; each gap is one token, and is filled as if the others
+were still hidden. For bert; other families: scaling.generate.
+
+  python -m scaling.fill run=bert_tiny prompt="import <mask>" top_k=3
+
+"""
+
+
+def show_choices(options: FillOptions) -> None:
+    """Write the choices of each gap to standard output. Raises ScalingError."""
+    from scaling.generation import choices
+    from scaling.trained import find_device, find_run, open_trained
+
+    run = open_trained(find_run(options.run, options.root), find_device(options.device), say)
+    say(f"{run.path.name}, after step {run.step}")
+    for number, best in enumerate(choices(run, options), start=1):
+        print(f"gap {number}")
+        for token, probability in best:
+            print(f"  {probability:7.2%}  {token}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 2 for a wrong option or run, 1 for anything else."""
+    return run_command(FillOptions, show_choices, USAGE, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""`python -m scaling.generate`: text from a trained run, shown while it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from scaling.command_line import run_command, say
+from scaling.generate_options import GenerateOptions
+
+USAGE = """\
+Usage: python -m scaling.generate run=RUN prompt="TEXT" [KEY=VALUE ...]
+
+Shows what a trained run makes of a text, token by token: what follows it (gpt, objective=prefix_lm), its translation
+(objective=seq2seq), or the text with each <mask> in it filled in (t5, objective=span_corruption). For bert: scaling.fill.
+
+  python -m scaling.generate run=gpt_nano prompt="def main("
+  python -m scaling.generate run=gpt_nano prompt="import" temperature=1 top_p=0.9 n_samples=3 seed=7
+  python -m scaling.generate run=t5_tiny prompt="for <mask> in range(<mask>):" method=greedy show=spans
+  echo "Ein Hund läuft." | python -m scaling.generate run=transformer_base prompt=- n_beams=8
+
+"""
+
+
+def generate(options: GenerateOptions) -> None:
+    """Write the texts to standard output. Raises ScalingError."""
+    from scaling.generation import texts
+    from scaling.trained import find_device, find_run, open_trained
+
+    run = open_trained(find_run(options.run, options.root), find_device(options.device), say)
+    say(f"{run.path.name}, after step {run.step}")
+    for number, pieces in enumerate(texts(run, options), start=1):
+        if options.n_samples > 1:
+            print(f"--- {number} of {options.n_samples}", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 2 for a wrong option or run, 1 for anything else."""
+    return run_command(GenerateOptions, generate, USAGE, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

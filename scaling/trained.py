@@ -1,0 +1,122 @@
+"""A trained run, opened for use on one device: its newest sound checkpoint, without Ray, DeepSpeed or its corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scaling.checkpoint import newest_valid
+from scaling.config import RunConfig
+from scaling.data.tokenizer import Tokenizer
+from scaling.errors import ConfigError, RunDirError
+from scaling.files import disk_error
+from scaling.fragments import FragmentReader
+from scaling.model import LanguageModel, build_model
+from scaling.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode with fp32 weights, as they were after `step`."""
+
+    path: Path
+    config: RunConfig
+    model: LanguageModel
+    tokenizer: Tokenizer
+    step: int
+
+
+def open_trained(path: Path, device: torch.device, notice: Callable[[str], None]) -> Trained:
+    """The run at `path`. Raises ConfigError for one without a checkpoint, CheckpointError or RunDirError for a damaged one.
+
+    notice: is told of checkpoints that are damaged and passed over.
+    """
+    run_dir = RunDir(path)
+    config = run_dir.read_config()
+    found = newest_valid(run_dir.checkpoints, on_damaged=lambda _, error: notice(f"passing over a checkpoint: {error.what}"))
+    if found is None:
+        raise ConfigError(
+            f"{path} has no checkpoint yet (state: {run_dir.state()})", f"run={path.name}",
+            "One is written every checkpoint.every_steps steps, and when a run ends or is stopped by Ctrl-C.",
+        )  # fmt: skip
+    checkpoint, manifest = found
+    if manifest.semantic_hash != config.semantic_hash:
+        raise RunDirError(
+            f"{checkpoint} belongs to run {manifest.semantic_hash[:8]}, and {path / 'config.yaml'} describes {config.run_id}",
+            fix="Restore config.yaml or the checkpoint: one of them was replaced.",
+        )
+    tokenizer = _tokenizer(run_dir, config)
+    model = build_model(config, device)
+    _load(model, checkpoint)
+    return Trained(path, config, model.eval(), tokenizer, manifest.step)
+
+
+def find_run(run: str, root: str) -> Path:
+    """The directory of a run by its path, its name in `root`, or that name without its id. Raises ConfigError."""
+    if not run.strip():
+        raise ConfigError("run is empty", "from the command line", "Give a run's directory or name; scaling.status lists them.")
+    parent = RunDir(root).path
+    for path in (Path(run).expanduser().absolute(), parent / run):
+        if (path / "config.yaml").is_file():
+            return path
+    runs = sorted(path.parent.name for path in parent.glob("*/config.yaml"))
+    matching = [name for name in runs if name.rpartition("-")[0] == run]
+    if len(matching) == 1:
+        return parent / matching[0]
+    if matching:
+        raise ConfigError(f"run={run} names {len(matching)} runs of {parent}", None, f"Give one: {', '.join(matching)}.")
+    if Path(run).expanduser().is_dir():
+        raise ConfigError(f"run={run} is a directory without config.yaml, so it is no run", None, _suggestion(parent, runs))
+    raise ConfigError(
+        f"there is no run {run!r}, neither here nor in {parent}", "from the command line", _suggestion(parent, runs)
+    )
+
+
+def _suggestion(parent: Path, runs: list[str]) -> str:
+    if not runs:
+        return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
+    shown = ", ".join(runs[:8]) + (f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else "")
+    return f"There are: {shown}."
+
+
+def find_device(name: str) -> torch.device:
+    """The device of an option. Raises ConfigError for one that torch does not know or this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fix = "Use device=cpu" + (f", or cuda:0 to cuda:{torch.cuda.device_count() - 1}." if torch.cuda.is_available() else ".")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name} is no device", "from the command line", fix) from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device={name} is not on this machine", "from the command line", fix)
+    return device
+
+
+def _tokenizer(run_dir: RunDir, config: RunConfig) -> Tokenizer:
+    path = run_dir.tokenizer
+    fix = f"Restore it from a copy, or copy tokenizer.json of the run's corpus (data.cache_dir={config.data.cache_dir})."
+    try:
+        tokenizer = Tokenizer.from_bytes(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunDirError(f"{path} is missing", fix=fix) from error
+    except OSError as error:
+        raise disk_error("read", path, error) from error
+    except ValueError as error:
+        raise RunDirError(f"{path} is not a tokenizer: {error}", fix=fix) from error
+    if tokenizer.vocab_size != config.tokenizer.vocab_size:
+        what = f"{path} has {tokenizer.vocab_size} entries, and the run was trained with {config.tokenizer.vocab_size}"
+        raise RunDirError(what, fix=fix)
+    return tokenizer
+
+
+@torch.no_grad()
+def _load(model: LanguageModel, checkpoint: Path) -> None:
+    reader = FragmentReader(checkpoint)
+    parameters = dict(model.named_parameters())
+    reader.check({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    for name, parameter in parameters.items():
+        parameter.copy_(reader.read("param", name, 0, parameter.numel()).view_as(parameter))
