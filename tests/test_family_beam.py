@@ -71,14 +71,16 @@ def test_more_beams_are_never_worse_than_greedy_and_never_better_than_all(seed: 
     assert wide == pytest.approx(best, rel=1e-4, abs=1e-5)
 
 
-def test_one_beam_without_penalty_follows_the_greedy_path() -> None:
-    for seed in range(5):
-        made = tiny("gpt_nano", seed)
-        greedy = generate(made, [START], 6, temperature=0, seed=0, context_limit=16, eos_id=EOS)
-        alive = beam_search(made, [START], 6, eos_id=EOS, n_beams=1, length_penalty=0.0)
-        # The only beam never takes the end token, but remembers where it could have ended.
-        prefix = alive[0].tokens
-        assert prefix[: len(greedy)] == greedy[: len(prefix)]
+@pytest.mark.parametrize("model", ["gpt_nano", "t5_tiny"])
+def test_one_beam_without_penalty_is_greedy(model: str) -> None:
+    lengths = set()
+    for seed in range(12):
+        made, source = tiny(model, seed), None if model == "gpt_nano" else [2, 4, 3, 0]
+        greedy = generate(made, [START], 6, source_ids=source, temperature=0, seed=0, context_limit=16, eos_id=EOS)
+        (found,) = beam_search(made, [START], 6, source_ids=source, eos_id=EOS, n_beams=1, length_penalty=0.0)
+        assert found.tokens == greedy
+        lengths.add(len(greedy))
+    assert lengths > {6}, "some end early"
 
 
 def test_an_empty_prompt_is_refused() -> None:

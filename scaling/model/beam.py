@@ -35,7 +35,9 @@ def beam_search(
     """Up to `n_beams` hypotheses, best first: ended by `eos_id`, or `max_tokens` long.
 
     The score is log p / ((5 + n) / 6)^length_penalty for n tokens, the end token included (Wu et al. 2016, arXiv:1609.08144,
-    eq. 14; beams 4 and penalty 0.6 as in Vaswani et al. 2017, section 6.1). It ends when no alive hypothesis can become
+    eq. 14; beams 4 and penalty 0.6 as in Vaswani et al. 2017, section 6.1). A hypothesis ends where the end token is among
+    the `n_beams` likeliest steps of all: any end counted, the likeliest text would often be none at all (Stahlberg and
+    Byrne 2019, arXiv:1908.10090), and one beam without penalty is greedy. It stops when no alive hypothesis can become
     better than the worst of `n_beams` finished ones. Raises ValueError for an empty prompt.
     """
     if not prompt_ids:
@@ -61,8 +63,9 @@ def _search(
     for length in range(1, max_tokens + 1):
         logits_BV = model(new_BT, caches, source)[:, -1].float()
         log_p_BV = log_p_B[:, None] + logits_BV.log_softmax(dim=-1)
+        least = float(_best(log_p_BV, n_beams)[0][-1])
         ended = zip(log_p_BV[:, eos_id].tolist(), alive, strict=True)
-        finished += [Hypothesis(log_p / _penalty(length, alpha), tokens) for log_p, tokens in ended]
+        finished += [Hypothesis(log_p / _penalty(length, alpha), tokens) for log_p, tokens in ended if log_p >= least]
         finished = sorted(finished, reverse=True)[:n_beams]
         log_p_BV[:, eos_id] = float("-inf")
         log_p_B, beam_B, token_B = _best(log_p_BV, n_beams)
