@@ -95,7 +95,8 @@ def _into_gaps(source: Sequence[int], sentinels: Container[int], answer: Iterabl
     growing, span, n_given = None, list[int](), 0
     for token in answer:
         if token in sentinels:
-            growing, span = token, []
+            span = []
+            growing = None if token in spans else token
             spans.setdefault(token, span)
         else:
             span.append(token)
