@@ -26,6 +26,7 @@ LAYERS = [
     {"rundir"},
     {"channel"},
     {"metrics"},
+    {"laws"},
     {"checkpoint"},
     {"model"},
     {"data"},

@@ -1,0 +1,86 @@
+"""Which points may be fitted, and what a design of points can identify."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from scaling.laws.forms import FORMS, Array, Form
+from scaling.laws.results import Points
+
+DOMINATED_BY = 0.10
+"""A run is called diverged when one with no more parameters and no more tokens ends this much lower, relatively
+(assumption: far above the noise of seeds, which is under 2 % in Porian et al. 2024, table of section 3.1)."""
+_WARMUP_SHARE = 0.5
+"""Warm-up longer than this share of a run dominates it (assumption; Porian et al. 2024, section 3.3, show the harm)."""
+_DIRECTIONS = 0.1
+"""Standard deviation of log D given log N, and of log N given log D, below which the two move together: 10 %."""
+REASONS = ("diverged", "undecayed", "warmup")
+
+
+def screen(points: Points, *, warmup_tokens: Array | None = None, keep: Collection[str] = ()) -> Points:
+    """Leave out runs that diverged or are mostly warm-up. `keep`: kinds, of REASONS, that stay in."""
+    if warmup_tokens is not None and "warmup" not in keep:
+        share = warmup_tokens / points.n_tokens
+        mostly = share > _WARMUP_SHARE
+        points = points.without(mostly, [f"warm-up dominated: {100 * s:.0f} % of its tokens" for s in share[mostly]])
+    if "diverged" in keep or not {"n", "d"} <= set(points.known):
+        return points
+    better = [_much_better(points, i) for i in range(len(points))]
+    gone = np.array([name is not None for name in better])
+    why = "over 10 % above {}, which had no more of N and D: diverged, badly tuned, or too few steps"
+    return points.without(gone, [why.format(name) for name in better if name is not None])
+
+
+def _much_better(points: Points, i: int) -> str | None:
+    less = (points.n_params <= points.n_params[i]) & (points.n_tokens <= points.n_tokens[i])
+    lower = np.flatnonzero(less & (points.loss < (1 - DOMINATED_BY) * points.loss[i]))
+    return points.names[lower[0]] if len(lower) else None
+
+
+def drop_highest(points: Points, count: int) -> Points:
+    """Leave out the `count` points of the highest loss, because the user asked to."""
+    if count == 0:
+        return points
+    gone = np.zeros(len(points), dtype=bool)
+    gone[np.argsort(points.loss)[-count:]] = True
+    return points.without(gone, [f"among the {count} highest losses (drop_highest={count})"] * count)
+
+
+def cannot_fit(points: Points, form: Form) -> str | None:
+    """Why this form cannot be fitted to these points; None when it can."""
+    missing = [name.upper() for name in _needs(form) if name not in points.known]
+    if missing:
+        return f"{' and '.join(missing)} is not known"
+    n_runs = len(np.unique(points.runs))
+    if n_runs < form.n_params + 1:
+        return f"{n_runs} runs for {form.n_params} parameters; at least {form.n_params + 1} are needed"
+    for which, values in (("N", points.n_params), ("D", points.n_tokens), ("C", points.flops)):
+        distinct = len(np.unique(np.round(np.log(values), 3))) if which.lower() in _needs(form) else 99
+        if distinct < 3:
+            return f"only {distinct} different {which}: its exponent and coefficient cannot be told from a constant"
+    return _together(points) if len(_needs(form)) == 2 else None
+
+
+def _needs(form: Form) -> tuple[str, ...]:
+    return ("c",) if form.name.endswith("_c") else form.needs
+
+
+def _together(points: Points) -> str | None:
+    log_n, log_d = np.log(points.n_params), np.log(points.n_tokens)
+    if min(_spread_given(log_n, log_d), _spread_given(log_d, log_n)) >= _DIRECTIONS:
+        return None
+    if np.log(points.flops).std() < _DIRECTIONS:
+        return "one compute budget only: N and D move against each other, and what each does cannot be told apart"
+    return "N and D move together (one ratio of tokens to parameters): what each does cannot be told apart"
+
+
+def _spread_given(x: Array, y: Array) -> float:
+    """Standard deviation of y about its line on x."""
+    return float((y - np.polyval(np.polyfit(x, y, 1), x)).std())
+
+
+def fittable(points: Points) -> dict[str, str | None]:
+    """Every form: None, or why it cannot be fitted."""
+    return {name: cannot_fit(points, form) for name, form in FORMS.items()}
