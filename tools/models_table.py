@@ -22,16 +22,16 @@ import torch
 
 from scaling.compose import compose
 from scaling.config import RunConfig
+from scaling.data.baselines import held_out, target_nats, unigram_nats
 from scaling.data.corpus import ensure_corpus
 from scaling.data.objective import make_batch_for
-from scaling.data.reader import read_shard
 from scaling.data.shards import CorpusIndex
 from scaling.data.stream import SequenceStream
 from scaling.data.tokenizer import load_tokenizer
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import ConfigError
 from scaling.model.attention import ATTENTIONS
-from scaling.model.batch import IGNORED, Batch
+from scaling.model.batch import Batch
 from scaling.model.position import POSITIONS
 from scaling.plan.degrees import Layout
 from scaling.plan.lengths import lengths
@@ -44,9 +44,8 @@ FAMILIES = {
 }
 SMALL = (
     "model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.n_kv_heads=null", "model.d_head=null", "model.d_ff=192",
-    "train.seq_len=64", "train.global_batch_size=16", "model.init_std=0.05",
+    "train.seq_len=64", "train.global_batch_size=16", "train.eval_sequences=128", "model.init_std=0.05",
 )  # fmt: skip
-N_HELD_OUT = 128
 PEAK_LR, WARMUP_STEPS = 4e-3, 15
 
 
@@ -65,7 +64,7 @@ class Row:
 
 
 class Family:
-    """The corpus of one family, and its entropy."""
+    """The corpus of one family, and its unigram model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -73,28 +72,17 @@ class Family:
         self.directory = str(ensure_corpus(config.data, config.tokenizer))
         self.index = CorpusIndex.load(self.directory)
         self.tokenizer = load_tokenizer(self.directory, self.index)
-        counts_V = np.zeros(config.vocab_size)
-        for shard in self.index.split("train"):
-            counts_V += np.bincount(read_shard(self.directory, self.index, shard), minlength=config.vocab_size)
-        self.nats_V = -np.log((counts_V + 1) / (counts_V + 1).sum())
-        self.special = {self.tokenizer.eot_id, *self.tokenizer.sentinel_ids}
+        self.nats_V = unigram_nats(self.directory, self.index, config.vocab_size)
 
     def config(self, attention: str, position: str) -> RunConfig:
         return compose([*FAMILIES[self.name], *SMALL, f"attention={attention}", f"position={position}"])
 
-    def batch(self, config: RunConfig, split: str, first: int, n: int) -> Batch:
-        shape = lengths(config)
-        with SequenceStream(
-            self.directory, self.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=0, shuffle=split == "train"
-        ) as stream:
-            ks_N = np.arange(first, first + n)
-            return make_batch_for(config, self.tokenizer)(stream.read(ks_N), ks_N)
+    def held_out(self, config: RunConfig) -> Batch:
+        return held_out(config, self.directory, self.index, self.tokenizer)
 
-    def unigram(self, batch: Batch) -> float:
-        """Mean nats of the scored targets, markers of hidden spans counted as if they were known."""
-        targets = batch.targets_BT[batch.targets_BT != IGNORED].numpy()
-        words = ~np.isin(targets, list(self.special)) if self.name in ("t5", "transformer") else np.full(len(targets), True)
-        return float(self.nats_V[targets[words]].sum() / len(targets))
+    def stream(self, config: RunConfig) -> SequenceStream:
+        shape = lengths(config)
+        return SequenceStream(self.directory, self.index, "train", shape.stride, seed=0, overlap=shape.overlap)
 
 
 def train(family: Family, attention: str, position: str, steps: int) -> Row:
@@ -103,21 +91,22 @@ def train(family: Family, attention: str, position: str, steps: int) -> Row:
     except ConfigError as error:
         return Row(family.name, attention, position, refused=" ".join(str(error).split()))
     begun_s = time.perf_counter()
-    held_out = family.batch(config, "val", 0, N_HELD_OUT)
+    batch, make_batch = family.held_out(config), make_batch_for(config, family.tokenizer)
     n = config.train.global_batch_size
     layout = Layout(
         dp=1, tp=1, pp=1, zero_stage=1, micro_batch_size=n, grad_accum_steps=1, activation_checkpointing="none",
         engine="reference",
     )  # fmt: skip
     engine = ReferenceEngine(config, layout, torch.device("cpu"))
-    before = engine.evaluate([held_out]).loss
-    for step in range(steps):
-        lr = PEAK_LR * min((step + 1) / WARMUP_STEPS, 1 - 0.9 * step / steps)
-        engine.step([family.batch(config, "train", step * n, n)], lr=lr)
-    after = engine.evaluate([held_out]).loss
-    return Row(
-        family.name, attention, position, before, after, family.unigram(held_out), time.perf_counter() - begun_s
-    )  # fmt: skip
+    before = engine.evaluate([batch]).loss
+    with family.stream(config) as stream:
+        for step in range(steps):
+            ks_N = np.arange(step * n, (step + 1) * n)
+            lr = PEAK_LR * min((step + 1) / WARMUP_STEPS, 1 - 0.9 * step / steps)
+            engine.step([make_batch(stream.read(ks_N), ks_N)], lr=lr)
+    after = engine.evaluate([batch]).loss
+    unigram = target_nats(family.nats_V, batch, family.tokenizer)
+    return Row(family.name, attention, position, before, after, unigram, time.perf_counter() - begun_s)
 
 
 def table(rows: list[Row]) -> str:

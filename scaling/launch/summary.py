@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.data.entropy import split_entropies
 from scaling.data.shards import CorpusIndex
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
@@ -27,7 +26,7 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
     from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
 
-    baselines = _baselines(corpus_dir)
+    baselines = _baselines(config, corpus_dir)
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
@@ -37,12 +36,12 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
     return summary
 
 
-def _baselines(corpus_dir: Path | str) -> dict[str, float]:
-    """What a unigram and a bigram model of the same tokens reach on the held-out text; none for a large corpus."""
+def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
+    """What counting reaches on the held-out targets; none for a large corpus."""
+    from scaling.data.baselines import baselines  # torch too
+
     index = CorpusIndex.load(corpus_dir)
-    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
-        return {}
-    return {name: value["nats_per_token"] for name, value in split_entropies(corpus_dir).items()}
+    return {} if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS else baselines(config, corpus_dir)
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
