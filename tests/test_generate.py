@@ -24,9 +24,10 @@ from scaling.model import GenerativeModel
 from scaling.rundir import RunDir
 from scaling.trained import Trained, find_run, open_trained
 
+N_SAMPLED = 12
 SHAPE = (
     "model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.dropout=0", "train.seq_len=48", "train.n_tokens=4000",
-    "train.global_batch_size=4", "layout=manual", "layout.dp=1", "layout.engine=reference", "train.sample_tokens=0",
+    "train.global_batch_size=4", "layout=manual", "layout.dp=1", "layout.engine=reference", f"train.sample_tokens={N_SAMPLED}",
     "checkpoint.every_steps=5", "schedule.warmup_tokens=400", "optim.lr=1e-2",
 )  # fmt: skip
 PROMPTS = {"causal_lm": "Der Käf", "prefix_lm": "Der Käf", "span_corruption": "Der <mask> läuft <mask>.", "seq2seq": "ein Käfer"}
@@ -45,8 +46,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, model in FAMILY.items():
         data = ("data=text_pairs", f"data.path={root / 'pairs.tsv'}") if kind == "seq2seq" else (
             "data=text_files", f"data.path='{root}/text/*.txt'")  # fmt: skip
+        prompt = f"train.sample_prompt='{PROMPTS.get(kind, 'Der K<mask>fer')}'"
         where = (f"run.root={root / 'runs'}", f"run.name={kind}", f"data.cache_dir={root / 'cache'}")
-        assert drive(composed(f"model={model}", f"objective={kind}", *data, *where, *BYTES, *SHAPE)) == 0
+        assert drive(composed(f"model={model}", f"objective={kind}", *data, *where, *BYTES, *SHAPE, prompt)) == 0
     shutil.rmtree(root / "cache")  # a trained run needs its corpus no more
     return root / "runs"
 
@@ -86,6 +88,15 @@ def greedy(trained: Trained, prompt: str, n_tokens: int) -> list[int]:
             break
         tokens.append(token)
     return tokens[len(asked.prompt_ids) :]
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_the_weights_are_those_of_the_end_of_training(root: Path, command: Command, kind: str) -> None:
+    """The run drew a sample from its own model when it ended; the command draws the same one from the checkpoint."""
+    summary = RunDir(find_run(kind, str(root))).read_summary()
+    assert summary is not None
+    words = ("method=sample", "temperature=0.8", "seed=0", f"max_new_tokens={N_SAMPLED}")
+    assert written(command, f"run={kind}", f"prompt={PROMPTS[kind]}", *words) == summary["sample"] + "\n"
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "prefix_lm", "seq2seq"])
