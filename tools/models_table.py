@@ -2,9 +2,9 @@
 
 Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 300] [--out FILE.json] [--families gpt bert ...]
 
-Real text (the default corpus, as bytes), the same sequences for all of a family, in this process with the plain engine. The loss is that of held-out targets, in nats, before and after; beside it stands the
-entropy of these targets under the unigram frequencies of the training text. A combination that composition refuses is listed
-with its reason.
+Real text (the default corpus, as bytes), the same sequences for all of a family, in this process with the plain engine. The
+loss is that of held-out targets, in nats, before and after; beside it stands the entropy of these targets under the unigram
+frequencies of the training text. A combination that composition refuses is listed with its reason.
 """
 
 from __future__ import annotations
