@@ -39,7 +39,7 @@ LAYERS = [
     {"cli", "help", "curve"},
     {"command_line"},
     {"launch"},
-    {"run", "status", "generate", "fill"},
+    {"run", "status", "generate", "fill", "fit", "predict"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = set()
@@ -50,12 +50,13 @@ HOMES = {
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
     "webdataset": {"data/reader.py", "data/fetch.py", "data/prepare.py"},
-    "matplotlib": {"curve.py"},
+    "matplotlib": {"curve.py", "laws/figures.py"},
     "pynvml": {"plan/machine.py"},
 }
 LIGHT = [
     "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show", "scaling.metrics.record",
     "scaling.status", "scaling.generate", "scaling.fill", "scaling.data.shards",
+    "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
 ]  # fmt: skip
 
 

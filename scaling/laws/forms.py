@@ -185,7 +185,7 @@ def _gadre_tradeoff(theta: Array) -> tuple[Array, Array, Array, Array]:
 def _gadre_reported(theta: Array) -> Reported:
     E, a, b = np.exp(theta[:, :3]).T
     eta = theta[:, 3]
-    return {"E": E, "a_M": a, "b_M": b, "eta": eta, "M_opt": (b / a) ** (1 / (2 * eta))} | _allocation(eta, eta)
+    return {"E": E, "a_M": a, "b_M": b, "eta": eta, "M_opt": (b / a) ** (1 / (2 * eta))}
 
 
 # Power laws of one variable: Kaplan et al. 2020, and with a floor E.

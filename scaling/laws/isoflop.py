@@ -26,6 +26,8 @@ TOLERANCE = 0.1
 """Relative half-width within which flops are one budget: about the spread of published IsoFLOP sets."""
 MIN_SIZES = 4
 """Different sizes that a curve needs: three fix a parabola, the fourth can contradict it."""
+SAME_SIZE = 0.03
+"""Relative gap between neighbouring sizes up to which they count as one (assumption: the loss differs by less than noise)."""
 WINDOW = 7
 """Points of a parabola: those nearest to the lowest."""
 _FINE = 25
@@ -76,7 +78,7 @@ def find_budgets(
     """
     if budgets:
         near = [(c, np.flatnonzero(np.abs(np.log(flops / c)) <= np.log1p(tolerance))) for c in sorted(budgets)]
-        return [(c, rows) for c, rows in near if len(np.unique(sizes[rows])) >= MIN_SIZES]
+        return [(c, rows) for c, rows in near if _n_sizes(sizes[rows]) >= MIN_SIZES]
     order = np.argsort(flops, kind="stable")
     width, found = 2 * np.log1p(tolerance), []
     left = order
@@ -86,11 +88,15 @@ def find_budgets(
         counts = ends - np.arange(len(left))
         start = int(counts.argmax())
         rows = left[start : ends[start]]
-        if len(np.unique(sizes[rows])) < MIN_SIZES:
+        if _n_sizes(sizes[rows]) < MIN_SIZES:
             break
         found.append((float(np.exp(np.median(np.log(flops[rows])))), rows))
         left = np.delete(left, np.arange(start, ends[start]))
     return sorted(found, key=lambda item: item[0])
+
+
+def _n_sizes(x: Array) -> int:
+    return len(_merge(x, x)[0])
 
 
 def fit_isoflop(
@@ -130,9 +136,12 @@ def fit_isoflop(
 
 
 def _merge(x: Array, loss: Array) -> tuple[Array, Array]:
-    """Different sizes in order, repeated ones with their mean loss."""
-    sizes, index = np.unique(x, return_inverse=True)
-    return sizes, np.bincount(index, loss) / np.bincount(index)
+    """Different sizes in order, with the mean loss of those that are one: an interpolation between them would be all noise."""
+    order = np.argsort(x)
+    log_x = np.log(x[order])
+    index = np.concatenate([[0], np.cumsum(np.diff(log_x) > np.log1p(SAME_SIZE))])
+    counts = np.bincount(index)
+    return np.exp(np.bincount(index, log_x) / counts), np.bincount(index, loss[order]) / counts
 
 
 def _curve(flops: float, x: Array, loss: Array, log_x: Array, low: Array) -> Curve:

@@ -19,7 +19,7 @@ from scaling.laws.results import Definitions
 NEAR_OPTIMAL = 1e-3
 """Sizes whose loss is within this share of the optimum's are listed: 0.1 %."""
 LOUD_DECADES = 1.0
-"""Extrapolation in compute beyond which a prediction carries a loud flag (assumption)."""
+"""Extrapolation beyond which a prediction carries a loud flag (assumption)."""
 _STEPS = 100  # bisections halve an interval: far below rounding
 _INFERENCE_FLOPS = 2.0  # a parameter and token, forward alone: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1
 
@@ -108,7 +108,7 @@ def best_of_budget(law: Law, flops: float, *, seed: int = 0) -> Optimum:
         tokens_per_param=estimate(d_star / n_star),
         loss=_loss_estimate(law, losses, seed),
         near=_near_optimal(law, product, float(n_star[0]), float(losses[0])),
-        decades_beyond=decades_beyond(law, flops),
+        decades_beyond=decades_beyond(law, flops=flops, n_params=float(n_star[0]), n_tokens=float(d_star[0])),
     )
 
 
@@ -172,9 +172,13 @@ def _tokens_to_reach(law: Law, n: Array, log_target: Array) -> float:
     return float(np.exp(_bisect(short_of_it, np.zeros(1), np.full(1, 160.0))[0]))
 
 
-def decades_beyond(law: Law, flops: float) -> float:
-    """How many powers of ten a budget lies above the largest run fitted; negative below it."""
-    return float(np.log10(flops / law.largest[2]))
+def decades_beyond(law: Law, *, flops: float, n_params: float | None = None, n_tokens: float | None = None) -> float:
+    """How many powers of ten a run lies outside of the runs fitted, in whichever of C, N and D it is farthest; 0 within."""
+    farthest = 0.0
+    for value, low, high in zip((n_params, n_tokens, flops), law.smallest, law.largest, strict=True):
+        if value is not None and np.isfinite(low):
+            farthest = max(farthest, float(np.log10(value / high)), float(np.log10(low / value)))
+    return farthest
 
 
 def estimate(sample: Array, *, finite: bool = True) -> Estimate:

@@ -56,6 +56,7 @@ class Points:
     names                       of the runs, for messages, one a point
     unique_tokens               tokens in the corpus, where the table says; D above it is repetition
     metric                      a downstream metric, where the table says
+    flags                       further columns as text, by what they are
     """
 
     n_params: Array
@@ -67,8 +68,8 @@ class Points:
     definitions: Definitions
     unique_tokens: Array | None = None
     metric: Array | None = None
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -84,7 +85,8 @@ class Points:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         pick = {name: getattr(self, name)[rows] for name in ("n_params", "n_tokens", "flops", "loss", "runs")}
         more = {name: getattr(self, name)[rows] for name in ("unique_tokens", "metric") if getattr(self, name) is not None}
-        return replace(self, names=tuple(self.names[i] for i in rows), **pick, **more)
+        flags = {name: tuple(column[i] for i in rows) for name, column in self.flags.items()}
+        return replace(self, names=tuple(self.names[i] for i in rows), flags=flags, **pick, **more)
 
     def without(self, rows: NDArray[np.bool_], reasons: Sequence[str]) -> Points:
         """Leave out the rows that are true, for these reasons (one a row left out)."""
@@ -144,19 +146,28 @@ def refuse_mixed(name: str, values: Iterable[str], fix: str) -> None:
         raise DataError(f"the points mix definitions: {name} is {found}", "one law needs one definition", f"{fix}.")
 
 
-def points_of_rows(rows: Sequence[Row], columns: Columns, path: Path, *, n_counts: str, c_counts: str | None) -> Points:
-    """The table of these rows. `c_counts` is "6ND", "exact", or None to go by the numbers.
+def points_of_rows(
+    rows: Sequence[Row],
+    columns: Columns,
+    path: Path,
+    *,
+    n_counts: str,
+    c_counts: str | None,
+    flags: Mapping[str, str] | None = None,
+) -> Points:
+    """The table of these rows. `c_counts` is "6ND", "exact", or None to go by the numbers; `flags`: name -> column, kept as text.
 
     A row with a number that is missing, not finite or not positive is left out with the reason. Raises DataError for columns
     that the table has not, for fewer than one usable row, or when C is called 6ND and is not.
     """
     wanted = {name: column for name, column in vars(columns).items() if column is not None}
-    _need_columns(path, list(rows[0]), list(wanted.values()))
+    _need_columns(path, list(rows[0]), [*wanted.values(), *(flags or {}).values()])
     numeric = [name for name in ("loss", "n", "d", "c", "unique", "metric") if name in wanted]
     if not {"n", "d", "c"} & set(numeric):
         raise DataError("none of N, D and C is named", "table", "Name their columns: n=COLUMN d=COLUMN c=COLUMN.")
     values: dict[str, list[float]] = {name: [] for name in numeric}
     names, excluded = [], []
+    texts: dict[str, list[str]] = {key: [] for key in flags or {}}
     for row in rows:
         name = row[columns.run] if columns.run else f"line {row['']}"
         numbers = {key: _number(row[wanted[key]]) for key in numeric}
@@ -167,6 +178,8 @@ def points_of_rows(rows: Sequence[Row], columns: Columns, path: Path, *, n_count
         names.append(name)
         for key in numeric:
             values[key].append(numbers[key])
+        for flag, column in (flags or {}).items():
+            texts[flag].append(row[column] or "")
     if not names:
         raise DataError(f"{path} has no usable row; the first: {excluded[0].reason}", "table")
     arrays = {key: np.array(column) for key, column in values.items()}
@@ -174,7 +187,7 @@ def points_of_rows(rows: Sequence[Row], columns: Columns, path: Path, *, n_count
     return Points(
         n, d, c, arrays["loss"], np.unique(names, return_inverse=True)[1] if columns.run else np.arange(len(names)),
         tuple(names), replace(definitions, n_counts=n_counts, loss_of=columns.loss), arrays.get("unique"), arrays.get("metric"),
-        tuple(excluded),
+        {key: tuple(column) for key, column in texts.items()}, tuple(excluded),
     )  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""Everything that one table of points says: forms with their uncertainty, the three approaches, and what could not be fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling.errors import DataError
+from scaling.laws.checks import drop_highest, fittable, screen
+from scaling.laws.diagnose import HeldOut, Variant, held_out, sensitivity, warnings
+from scaling.laws.downstream import CURVES, DownstreamFit, fit_downstream
+from scaling.laws.envelope import Envelope, fit_envelope
+from scaling.laws.fit import Fit, fit
+from scaling.laws.forms import FORMS, Form, form_named
+from scaling.laws.intervals import Bootstrap, Profile, bootstrap, profile
+from scaling.laws.isoflop import IsoFlop, fit_isoflop
+from scaling.laws.options import FitOptions
+from scaling.laws.predict import Law
+from scaling.laws.repeated import RepeatedFit, fit_repeated
+from scaling.laws.results import Columns, Points, points_of_rows, read_rows
+from scaling.laws.study import points_of_study
+
+_FALSE = {"", "0", "false", "no", "n"}
+TWO_VARIABLES = ("chinchilla", "kaplan", "gadre")
+
+
+@dataclass(frozen=True)
+class FittedForm:
+    """A form, how sure it is and what to distrust in it."""
+
+    fit: Fit
+    bootstrap: Bootstrap
+    profiles: tuple[Profile, ...]
+    sensitivity: tuple[Variant, ...]
+    held_out: tuple[HeldOut, ...]
+    warnings: tuple[str, ...]
+    law: Law
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """refused: what cannot be fitted -> why. isoflop: by axis, "n" and "d", where the points have IsoFLOP curves."""
+
+    points: Points
+    options: FitOptions
+    forms: dict[str, FittedForm]
+    refused: dict[str, str]
+    isoflop: dict[str, IsoFlop]
+    envelope: Envelope | None
+    repeated: RepeatedFit | None
+    downstream: tuple[DownstreamFit, ...]
+
+
+def load_points(options: FitOptions) -> Points:
+    """The points that `options` names, screened. Raises DataError or ConfigError."""
+    if options.study is not None:
+        points = points_of_study(
+            Path(options.study), n_counts=options.n_counts or "with_embeddings", c_counts=options.c_counts or "exact",
+            keep=options.keep,
+        )  # fmt: skip
+        return drop_highest(screen(points, keep=options.keep), options.drop_highest)
+    path = Path(str(options.table))
+    rows = read_rows(path, where=dict(options.where), same=options.same)
+    columns = Columns(options.loss, options.n, options.d, options.c, options.run, options.unique, options.metric)
+    flags = {name: column for name, column in (("warmup", options.warmup), ("decayed", options.decayed)) if column is not None}
+    points = points_of_rows(
+        rows, columns, path, n_counts=options.n_counts or "as in the table", c_counts=options.c_counts, flags=flags
+    )  # fmt: skip
+    if "decayed" in points.flags and "undecayed" not in options.keep:
+        still = np.array([text.strip().lower() in _FALSE for text in points.flags["decayed"]])
+        points = points.without(still, ["undecayed: its learning rate had not come down"] * int(still.sum()))
+    warmup = np.array([float(text or 0) for text in points.flags["warmup"]]) if "warmup" in points.flags else None
+    return drop_highest(screen(points, warmup_tokens=warmup, keep=options.keep), options.drop_highest)
+
+
+def analyse(points: Points, options: FitOptions) -> Analysis:
+    """Fit all that these points allow. Raises DataError when that is nothing."""
+    troubles = fittable(points)
+    wanted = [form_named(name).name for name in options.form] or _by_default(troubles)
+    refused = {name: str(troubles[name]) for name in wanted if troubles[name] is not None}
+    if not options.form:
+        refused |= {name: str(troubles[name]) for name in TWO_VARIABLES if troubles[name] is not None}
+    forms = {name: _fit_form(FORMS[name], points, options) for name in wanted if troubles[name] is None}
+    isoflop: dict[str, IsoFlop] = {}
+    envelope: Envelope | None = None
+    repeated: RepeatedFit | None = None
+    downstream: list[DownstreamFit] = []
+    if {"n", "d"} <= set(points.known):
+        isoflop, envelope = _approaches(points, options, refused)
+    if points.unique_tokens is not None:
+        try:
+            repeated = fit_repeated(points, delta=options.delta, draws=min(options.draws, 200), seed=options.seed)
+        except DataError as error:
+            refused["repeated data"] = error.what
+    if points.metric is not None:
+        for curve in CURVES:
+            try:
+                downstream.append(fit_downstream(points, curve, draws=min(options.draws, 200), seed=options.seed))
+            except DataError as error:
+                refused[f"metric, {curve}"] = error.what
+    if not (forms or isoflop or envelope or repeated or downstream):
+        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        possible = [name for name, trouble in troubles.items() if trouble is None]
+        fix = f"What can still be fitted: form={','.join(possible)}." if possible else "Add runs of other sizes and lengths."
+        raise DataError(f"these {len(points)} points allow no fit ({told})", options.table or options.study, fix)
+    return Analysis(points, options, forms, refused, isoflop, envelope, repeated, tuple(downstream))
+
+
+def _by_default(troubles: dict[str, str | None]) -> list[str]:
+    """Forms in N and D; where the points allow none, those in one variable that they allow."""
+    both = [name for name in TWO_VARIABLES if troubles[name] is None]
+    return both or [name for name, trouble in troubles.items() if trouble is None and name not in TWO_VARIABLES]
+
+
+def _approaches(points: Points, options: FitOptions, refused: dict[str, str]) -> tuple[dict[str, IsoFlop], Envelope | None]:
+    isoflop = {}
+    for axis in "nd":
+        found = fit_isoflop(
+            points, axis=axis, method=options.curve, noise=options.noise, budgets=options.budgets, draws=options.draws,
+            seed=options.seed, window=options.window,
+        )  # fmt: skip
+        if found is None:
+            refused[f"IsoFLOP in {axis.upper()}"] = "fewer than two budgets have enough sizes and a minimum between them"
+        else:
+            isoflop[axis] = found
+    envelope = fit_envelope(points, draws=options.draws, seed=options.seed)
+    if envelope is None:
+        refused["envelope"] = "too few runs that no cheaper run beats"
+    return isoflop, envelope
+
+
+def _fit_form(form: Form, points: Points, options: FitOptions) -> FittedForm:
+    n, d = points.variables(form)
+    fitted = fit(form, n, d, points.loss, delta=options.delta)
+    drawn = bootstrap(fitted, n, d, points.loss, points.runs, draws=options.draws, seed=options.seed)
+    law = Law(form, fitted.theta, drawn.theta, fitted.residuals, points.definitions, *_range(points))
+    return FittedForm(
+        fit=fitted,
+        bootstrap=drawn,
+        profiles=tuple(profile(fitted, n, d, points.loss, drawn.theta)),
+        sensitivity=tuple(sensitivity(fitted, points)),
+        held_out=tuple(held_out(form, points, delta=options.delta, cuts=options.cuts)),
+        warnings=tuple(warnings(fitted, points, drawn)),
+        law=law,
+    )
+
+
+def _range(points: Points) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The smallest and the largest N, D and C; NaN for what is not known."""
+    n, d, c = points.n_params, points.n_tokens, points.flops
+    return (
+        (float(n.min()), float(d.min()), float(c.min())),
+        (float(n.max()), float(d.max()), float(c.max())),
+    )
