@@ -15,14 +15,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
-from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig
+from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
 from scaling.section import Count, Section, Share
 from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
     "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
-    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PositionConfig", "PrecisionConfig", "RunConfig",
+    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig", "RunConfig",
     "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
 ]  # fmt: skip
 
@@ -48,6 +48,7 @@ class DataConfig(Section):
         None,
         description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
     )
+    val_path: str | None = Field(None, description="text_files: a glob of files to hold out; null: some of data.path, by hash")
     cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
     val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
@@ -61,6 +62,8 @@ class DataConfig(Section):
             raise ValueError(f"data={self.kind} needs data.path")
         if self.target_path and self.kind != "text_pairs":
             raise ValueError(f"data.target_path is set, but only data=text_pairs reads it, and this is data={self.kind}")
+        if self.val_path and self.kind != "text_files":
+            raise ValueError(f"data.val_path is set, but only data=text_files reads it, and this is data={self.kind}")
         return self
 
 
@@ -179,6 +182,7 @@ class RunConfig(Section):
     logger: LoggerConfig
     train: TrainConfig
     run: RunSection
+    plan: PlanConfig
     scaling: ProgramSection
     dry_run: bool = Field(False, description="print the plan and stop")
 

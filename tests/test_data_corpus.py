@@ -243,3 +243,19 @@ def test_golden_corpus(tmp_path):
         (1, 4, 204),
         (1, 2, 102),
     ]
+
+
+def test_named_files_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
+    for name, text in {"a.txt": "alpha " * 50, "b.txt": "beta " * 50, "copy.txt": "gamma " * 50, "held.txt": "gamma " * 50}.items():
+        (tmp_path / name).write_text(text)
+    data = DataConfig(
+        kind="text_files", path=f"{tmp_path}/[abc]*.txt", val_path=f"{tmp_path}/held.txt", cache_dir=str(tmp_path / "cache")
+    )
+    directory = ensure_corpus(data, BYTE)
+    index = CorpusIndex.load(directory)
+    assert {split: sum(s.n_documents for s in index.split(split)) for split in ("train", "val")} == {"train": 2, "val": 1}
+    assert sum(s.n_bytes for s in index.split("val")) == len("gamma " * 50)
+    with pytest.raises(ConfigError, match=r"val_path='[^']*none' matches no file"):
+        ensure_corpus(data.model_copy(update={"val_path": f"{tmp_path}/none"}), BYTE)
+    with pytest.raises(ConfigError, match=r"no text is left to train on"):
+        ensure_corpus(data.model_copy(update={"path": f"{tmp_path}/held.txt"}), BYTE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,7 +44,7 @@ def build_corpus(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, 
     """Write tokenizer, shards and index into an empty directory, synced to disk. Raises ConfigError, DataError or OSError."""
     source = find_source(data)
     report(f"reading {len(source.files)} files", None)
-    splits = split_documents(scan(source, report), data.val_fraction)
+    splits = split_by_source(source, data.val_fraction, report)
     train_bytes = sum(document.n_bytes for document in splits["train"])
     report(f"training the tokenizer on {format_bytes(train_bytes)}", None)
     texts = _texts(splits["train"], source)
@@ -82,6 +82,20 @@ def scan(source: Source, report: Report) -> list[Document]:
     if n_undecodable:
         report(f"left out {n_undecodable} files that are not UTF-8", None)
     return [found[digest] for digest in sorted(found)]
+
+
+def split_by_source(source: Source, val_fraction: float, report: Report) -> dict[str, list[Document]]:
+    """Held out: the files that the source says, or some by hash. Raises ConfigError when a side has no document."""
+    documents = scan(source, report)
+    if not source.val_files:
+        return split_documents(documents, val_fraction)
+    val = scan(replace(source, files=source.val_files), report)
+    digests = {document.digest for document in val}
+    train = [document for document in documents if document.digest not in digests]
+    if not train or not val:
+        side, key = ("train on", "data.path") if not train else ("hold out", "data.val_path")
+        raise ConfigError(f"no text is left to {side}", key, "Give non-empty files that are not the same on both sides.")
+    return {"train": train, "val": val}
 
 
 def split_documents(documents: Sequence[Document], val_fraction: float) -> dict[str, list[Document]]:

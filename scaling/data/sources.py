@@ -24,18 +24,19 @@ class Source:
     """Files, sorted, and what a document is in them.
 
     Each file is one, or each line (`pairs`): source TAB target, or with a `target_file` the line of the same number of each.
-    `strict`: a file that is not UTF-8 is an error; otherwise it is left out.
+    `strict`: a file that is not UTF-8 is an error; otherwise it is left out. `val_files` are held out, whatever their hash.
     """
 
     files: tuple[Path, ...]
     strict: bool
     pairs: bool = False
     target_file: Path | None = None
+    val_files: tuple[Path, ...] = ()
 
     def identity(self) -> str:
         """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed."""
         digest = hashlib.sha256()
-        for path in (*self.files, *([self.target_file] if self.target_file else [])):
+        for path in (*self.files, *([self.target_file] if self.target_file else []), *self.val_files):
             try:
                 status = path.stat()
             except OSError as error:
@@ -50,18 +51,25 @@ def find_source(data: DataConfig) -> Source:
         return Source(tuple(_stdlib_files(Path(sysconfig.get_path("stdlib")))), strict=False)
     assert data.kind in ("text_files", "text_pairs")
     assert data.path is not None
-    matches = glob.glob(os.path.expanduser(data.path), recursive=True)
-    files = sorted(path for path in map(Path, map(os.path.abspath, matches)) if path.is_file())
-    if not files:
-        raise ConfigError(
-            f"data.path={data.path!r} matches no file",
-            where=f"seen from {Path.cwd()}",
-            fix="Give a glob of UTF-8 text files, such as data.path='books/**/*.txt'.",
-        )
+    files = _matches("data.path", data.path)
+    val_files = _matches("data.val_path", data.val_path) if data.val_path else ()
     if data.target_path and len(files) > 1:
         raise ConfigError(f"data.path={data.path!r} is {len(files)} files, and data.target_path one", fix="Give one of each.")
     target_file = Path(data.target_path).expanduser().absolute() if data.target_path else None
-    return Source(tuple(files), strict=True, pairs=data.kind == "text_pairs", target_file=target_file)
+    return Source(files, strict=True, pairs=data.kind == "text_pairs", target_file=target_file, val_files=val_files)
+
+
+def _matches(key: str, pattern: str) -> tuple[Path, ...]:
+    """The files of a glob, sorted. Raises ConfigError when there are none."""
+    matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+    files = sorted(path for path in map(Path, map(os.path.abspath, matches)) if path.is_file())
+    if not files:
+        raise ConfigError(
+            f"{key}={pattern!r} matches no file",
+            where=f"seen from {Path.cwd()}",
+            fix=f"Give a glob of UTF-8 text files, such as {key}='books/**/*.txt'.",
+        )
+    return tuple(files)
 
 
 def _stdlib_files(root: Path) -> Iterator[Path]:
