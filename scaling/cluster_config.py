@@ -41,6 +41,23 @@ class DeviceConfig(Section):
     peak_tflops_fp32: float | None = Field(None, gt=0, description="dense peak in fp32 (TF32 where there is one)")
     memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
     power_w: float | None = Field(None, gt=0, description="board power limit")
+    generation: Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"] | None = Field(
+        None, description="of its chip, whose products reach a share of the peak; null: unknown"
+    )
+    intra_node_gb_per_s: float | None = Field(None, gt=0, description="per direction, within a usual node")
+    inter_node_gb_per_s: float | None = Field(None, gt=0, description="per direction, its share of a usual node's ports")
+    devices_per_node: int | None = Field(None, gt=0, description="in a usual node")
+    usd_per_hour: float | None = Field(None, ge=0, description="list price, where the cluster gives none; null: unknown")
+
+
+class PlanConfig(Section):
+    """What `python -m scaling.plan` shows and writes."""
+
+    top: int = Field(5, gt=0, description="layouts to print, the best first")
+    output: str | None = Field(None, description="file for the whole answer as JSON; null: none")
+    calibrate: str | None = Field(
+        None, description="table of rows measured on this machine, or directory of a finished run, whose rate scales the times"
+    )
 
 
 class ClusterConfig(Section):

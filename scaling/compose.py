@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
+from scaling.plan.cluster_names import with_named_clusters
 from scaling.plan.lengths import lengths
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
@@ -25,6 +26,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
+    overrides = with_named_clusters(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return validate(hydra_compose("config", overrides=list(overrides)), overrides)

@@ -22,8 +22,8 @@ from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
     "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
-    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig", "RunConfig",
-    "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
+    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig",
+    "RunConfig", "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
 ]  # fmt: skip
 
 

@@ -39,10 +39,11 @@ LAYERS = [
     {"cli", "help", "curve"},
     {"command_line"},
     {"launch"},
-    {"run", "status", "generate", "fill", "fit", "predict"},
+    {"run", "status", "generate", "fill", "fit", "predict", "planning"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
-EXCEPTIONS: set[tuple[str, str]] = set()
+EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
+"""`python -m scaling.plan` is the package's __main__, which hands over to the command."""
 
 HOMES = {
     "ray": {"launch/ray_train.py", "launch/embedded.py"},
@@ -54,7 +55,8 @@ HOMES = {
     "pynvml": {"plan/machine.py"},
 }
 LIGHT = [
-    "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show", "scaling.metrics.record",
+    "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show",
+    "scaling.planning", "scaling.plan.score", "scaling.metrics.record",
     "scaling.status", "scaling.generate", "scaling.fill", "scaling.data.shards",
     "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def test_published_names_mean_sizes_near_them() -> None:
 
 def test_flops_of_nano_by_hand() -> None:
     # Attention 4 * 128^2, swiglu 3 * 128 * 384; head 4096 * 128; attention over 256 positions of 128 values.
-    config = composed("model=gpt_nano")
+    config = composed()  # gpt_nano of four layers
     block = 4 * 128**2 + 3 * 128 * 384
     assert block_matmul_params(config.model) == block
     assert count(config).flops_per_token == 6 * (4 * block + 4096 * 128) + 12 * 4 * 256 * 128

@@ -13,7 +13,9 @@ from plan_config import composed
 from scaling.config import RunConfig
 from scaling.plan.counts import count
 from scaling.plan.degrees import Layout
-from scaling.plan.memory import LOSS_CHUNK_ROWS, MemoryEstimate, estimate_memory
+from scaling.plan.memory import estimate_memory
+from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.setting import LOSS_CHUNK_ROWS
 
 LAYOUT = Layout(
     dp=8, tp=1, pp=1, zero_stage=1, micro_batch_size=4, grad_accum_steps=8, activation_checkpointing="none", engine="deepspeed"
@@ -22,7 +24,7 @@ GELU = ("model.activation=gelu", "model.norm=layernorm", "position=learned", "mo
 
 
 def test_total_is_the_sum_of_its_parts() -> None:
-    assert MemoryEstimate(1, 2, 4, 8, 16, 32).total == 63
+    assert MemoryEstimate(1, 2, 4, 8, 16, 32, 64, 128, 256, 512).total == 1023
 
 
 def test_zero_shares_what_the_paper_says() -> None:
@@ -48,8 +50,13 @@ def test_full_checkpointing_keeps_inputs_and_one_block() -> None:
     config = composed("model=gpt_1b", "cluster=8xA100")
     model, tokens = config.model, 4 * 2048
     one_block = 32 * model.d_model + 4 * model.n_heads
-    expected = tokens * (model.n_layers * 2 * model.d_model + one_block + 4 * model.d_model)
-    assert estimate_memory(config, replace(LAYOUT, activation_checkpointing="full")).activations == expected
+    expected = tokens * (model.n_layers * 2 * model.d_model + 4 * model.d_model)
+    memory = estimate_memory(config, replace(LAYOUT, activation_checkpointing="full"))
+    assert (memory.activations, memory.logits > tokens * one_block) == (expected, True)  # the loss is the peak
+    wide = composed("model=gpt_1b", "cluster=8xA100", "model.d_ff=65536")
+    memory = estimate_memory(wide, replace(LAYOUT, activation_checkpointing="full"))
+    one_block += 4 * (65536 - 4 * model.d_model)
+    assert (memory.activations, memory.logits) == (expected + tokens * one_block, 0)  # the recomputed block is
 
 
 def _kept_bytes(config: RunConfig, autocast: bool) -> float:
@@ -112,6 +119,8 @@ def test_memory_falls_with_each_saving(config: RunConfig, layout: Layout) -> Non
     assert estimate_memory(config, replace(layout, micro_batch_size=layout.micro_batch_size + 1)).total > memory.total
     assert estimate_memory(config, replace(layout, activation_checkpointing="full")).total <= memory.total
     if layout.zero_stage < 3:
-        assert estimate_memory(config, replace(layout, zero_stage=layout.zero_stage + 1)).total <= memory.total
+        further = estimate_memory(config, replace(layout, zero_stage=layout.zero_stage + 1))
+        assert further.states <= memory.states
+        assert further.total - further.gathered - further.fragments <= memory.total - memory.fragments
     if layout.dp > 1 and layout.zero_stage < 3:  # of stage 3 the gathered weights grow with dp, up to two blocks
         assert estimate_memory(config, replace(layout, dp=layout.dp * 2)).total <= memory.total

@@ -84,7 +84,7 @@ class DeepSpeedEngine:
         self._stage = layout.zero_stage
         self.model = build_model(config, device=device)
         initialise(self.model, config.train.seed)
-        self.model.set_activation_checkpointing(layout.activation_checkpointing)
+        self.model.set_activation_checkpointing(layout.block_checkpointing)
         if config.train.compile:
             self.model.compile_blocks()
         module = LossModule(self.model)

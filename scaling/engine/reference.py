@@ -24,7 +24,7 @@ class ReferenceEngine:
         self.device = device
         self.model = build_model(config, device=device)
         initialise(self.model, config.train.seed)
-        self.model.set_activation_checkpointing(layout.activation_checkpointing)
+        self.model.set_activation_checkpointing(layout.block_checkpointing)
         if config.train.compile:
             self.model.compile_blocks()
         self._optimizer = build_optimizer(config, self.model)

@@ -11,7 +11,9 @@ from scaling.config import RunConfig
 from scaling.errors import PlanError
 from scaling.plan.degrees import Layout
 from scaling.plan.machine import n_devices
-from scaling.plan.memory import MemoryEstimate, estimate_memory
+from scaling.plan.memory import estimate_memory
+from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.setting import setting_of
 from scaling.units import format_bytes
 
 USABLE_MEMORY = 0.9
@@ -25,21 +27,23 @@ CHECKPOINTINGS: tuple[Literal["none", "full"], ...] = ("none", "full")
 def choose_layout(config: RunConfig) -> Layout:
     """The layout of `config.layout`, with what it leaves open chosen.
 
-    dp is the largest number of devices that divides the global batch. Then, without checkpointing if anything fits
-    so: the lowest ZeRO stage, and with it the largest micro-batch, that fits in 90 % of a device's memory.
-    Raises PlanError when a rule is broken or nothing fits.
+    dp is the largest number of devices that divides the global batch. Of what then fits in 90 % of a device's memory, the
+    fastest; where times are not known, without checkpointing if anything fits so, the lowest ZeRO stage, and with it the
+    largest micro-batch. Raises PlanError when a rule is broken or nothing fits.
     """
     dp = _data_parallel(config)
     engine = _engine(config, dp)
     candidates = list(_candidates(config, dp, engine))
-    for layout in candidates:
-        if fits(config, layout):
-            return layout
-    raise _nothing_fits(config, candidates)
+    setting, usable = setting_of(config), usable_bytes(config)
+    fitting = [found for layout in candidates if (found := setting.predict(layout)).need_bytes <= usable]
+    if not fitting:
+        raise _nothing_fits(config, candidates)
+    timed = [found for found in fitting if found.time is not None]
+    return max(timed, key=lambda found: found.mfu or 0.0).layout if timed else fitting[0].layout
 
 
 def fits(config: RunConfig, layout: Layout) -> bool:
-    return estimate_memory(config, layout).total <= usable_bytes(config)
+    return estimate_memory(config, layout).need() <= usable_bytes(config)
 
 
 def usable_bytes(config: RunConfig) -> int:
@@ -125,10 +129,11 @@ def _one_or(given: T | None, choices: Iterable[T]) -> list[T]:
 
 def _nothing_fits(config: RunConfig, candidates: list[Layout]) -> PlanError:
     """The error that says how far off the smallest layout is, and what would help."""
-    smallest = min(candidates, key=lambda layout: estimate_memory(config, layout).total)
-    memory, device = estimate_memory(config, smallest), config.cluster.device
+    setting, device = setting_of(config), config.cluster.device
+    least = min((setting.predict(layout) for layout in candidates), key=lambda found: found.need_bytes)
+    smallest, memory = least.layout, least.memory
     what = (
-        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(memory.total)} on each device "
+        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(memory.need())} on each device "
         f"({describe(smallest)}: {parts(memory)}), and {format_bytes(usable_bytes(config))} may be used, "
         f"{USABLE_MEMORY:.0%} of the {device.memory_gb:.4g} GB of {device.name}"
     )
@@ -138,7 +143,10 @@ def _nothing_fits(config: RunConfig, candidates: list[Layout]) -> PlanError:
 def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
     open_layout = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None, "engine": "deepspeed"}
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
-    fitting = (layout for layout in _candidates(relaxed, smallest.dp, "deepspeed") if fits(config, layout))
+    setting, usable = setting_of(config), usable_bytes(config)
+    fitting = (
+        layout for layout in _candidates(relaxed, smallest.dp, "deepspeed") if setting.predict(layout).need_bytes <= usable
+    )
     if (layout := next(fitting, None)) is not None:
         yield f"With the same dp this fits: {describe(layout)}."
     elif (needed := _devices_needed(config)) is not None:
@@ -154,10 +162,10 @@ def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
 
 def _devices_needed(config: RunConfig) -> int | None:
     """Fewest ranks that divide the batch and hold the model at ZeRO-3 with full checkpointing and micro-batches of one."""
-    batch = config.train.global_batch_size
+    batch, setting, usable = config.train.global_batch_size, setting_of(config), usable_bytes(config)
     for dp in divisors(batch):
         layout = Layout(dp, 1, 1, 3, 1, batch // dp, "full", "deepspeed")
-        if fits(config, layout):
+        if setting.predict(layout).need_bytes <= usable:
             return dp
     return None
 
@@ -177,7 +185,8 @@ def describe(layout: Layout) -> str:
 
 def parts(memory: MemoryEstimate) -> str:
     """weights 1 GB, gradients 1 GB, ..."""
-    return ", ".join(f"{field.name} {format_bytes(getattr(memory, field.name))}" for field in fields(memory))
+    held = ((field.name, getattr(memory, field.name)) for field in fields(memory))
+    return ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in held if n_bytes)
 
 
 def _set(values: list[int], most: int = 12) -> str:

@@ -5,23 +5,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Checkpointing = Literal["none", "selective", "full"]
+Engine = Literal["reference", "deepspeed"]
+Offload = Literal["none", "optimizer", "all"]
+
 
 @dataclass(frozen=True)
 class Layout:
     """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x micro_batch_size x grad_accum_steps.
 
-    With engine="reference" there is one rank and no ZeRO; `zero_stage` is then reported as 1.
+    zero_stage           of the model states over the dp ranks; engine="reference" has one rank, and says 1
+    cp                   ranks among which the positions of a sequence are dealt (context parallel)
+    sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022, section 4.2)
+    virtual_pp           chunks of blocks of a pipeline rank; 1 is the plain 1F1B schedule
+    shard_ranks          ranks among which ZeRO shards where that is not all that hold the same part (hybrid sharding)
+    offload              what the host's memory holds: the optimiser's states, or the weights of ZeRO-3 besides
     """
 
     dp: int
     tp: int
     pp: int
-    zero_stage: Literal[1, 2, 3]
+    zero_stage: int
     micro_batch_size: int
     grad_accum_steps: int
-    activation_checkpointing: Literal["none", "full"]
-    engine: Literal["reference", "deepspeed"]
+    activation_checkpointing: Checkpointing
+    engine: Engine
+    cp: int = 1
+    sequence_parallel: bool = False
+    virtual_pp: int = 1
+    offload: Offload = "none"
+    shard_ranks: int | None = None
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.tp * self.pp
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same part of the model."""
+        return self.dp * self.cp
+
+    @property
+    def block_checkpointing(self) -> Literal["none", "full"]:
+        """What the engines do with whole blocks; `rules.not_run_here` has refused the rest."""
+        assert self.activation_checkpointing != "selective"
+        return self.activation_checkpointing
+
+    @property
+    def shards(self) -> int:
+        """Parts into which ZeRO cuts the states."""
+        return min(self.shard_ranks or self.replicas, self.replicas)

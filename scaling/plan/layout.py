@@ -11,7 +11,9 @@ from scaling.plan.choose import choose_layout
 from scaling.plan.counts import ModelCounts, count
 from scaling.plan.degrees import Layout
 from scaling.plan.machine import n_devices
-from scaling.plan.memory import MemoryEstimate, estimate_memory
+from scaling.plan.memory import estimate_memory
+from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.setting import usd_per_device_hour
 from scaling.plan.time import TimeEstimate, estimate_time
 
 
@@ -72,7 +74,7 @@ def make_plan(config: RunConfig) -> RunPlan:
         device_memory_bytes=round((cluster.device.memory_gb or 0) * 1e9),
         time=time,
         hours=hours,
-        usd=_of_cluster(config, hours, cluster.usd_per_device_hour),
+        usd=_of_cluster(config, hours, usd_per_device_hour(config)),
         kwh=_of_cluster(config, hours, cluster.device.power_w, scale=1e-3),
     )
 

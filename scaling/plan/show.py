@@ -10,6 +10,7 @@ from scaling.config import RunConfig
 from scaling.plan.choose import parts
 from scaling.plan.layout import RunPlan
 from scaling.plan.machine import n_devices
+from scaling.plan.setting import usd_per_device_hour
 from scaling.units import format_bytes, format_count, format_duration, format_flops
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     if layout.world_size < devices:
         batch = config.train.global_batch_size
         yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"
-    recompute = {"none": "no activation checkpointing", "full": "full activation checkpointing"}[layout.activation_checkpointing]
+    recompute = {
+        "none": "no activation checkpointing",
+        "selective": "selective activation checkpointing",
+        "full": "full activation checkpointing",
+    }[layout.activation_checkpointing]
     yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute}"
 
 
@@ -86,7 +91,7 @@ def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     else:
         yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
-    price = config.cluster.usd_per_device_hour
+    price = usd_per_device_hour(config)
     if plan.usd is not None:
         yield "cost", f"estimated {_amount(plan.usd)} USD at {price:g} USD a device-hour"
     else:

@@ -1,0 +1,127 @@
+"""Why a layout is first, what would help it most, and what would make a model fit that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from scaling.plan.constants import CONSTANTS, Constants
+from scaling.plan.degrees import Layout, Offload
+from scaling.plan.machine_model import Machine
+from scaling.plan.predict import Prediction
+from scaling.plan.search import Ranking, search
+from scaling.plan.setting import Setting
+from scaling.plan.time_model import PARTS
+from scaling.units import format_bytes
+
+MOST_DEVICES = 2**16
+"""Up to which a cluster is doubled in search of one that is large enough."""
+
+
+def short(layout: Layout) -> str:
+    """dp=8 tp=2 zero_stage=1 micro_batch_size=4, and what else is not usual."""
+    words = [f"dp={layout.dp}"]
+    words += [f"{name}={degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("cp", layout.cp)) if degree > 1]
+    words += [f"zero_stage={layout.zero_stage}", f"micro_batch_size={layout.micro_batch_size}"]
+    words += [f"activation_checkpointing={layout.activation_checkpointing}"] if layout.activation_checkpointing != "none" else []
+    return " ".join(words + ([f"offload={layout.offload}"] if layout.offload != "none" else []))
+
+
+def why_first(ranking: Ranking) -> str:
+    """One line: the first against the next that differs in more than its micro-batch, by the part of time that decides."""
+    first = ranking.fitting[0]
+    if first.time is None:
+        return f"{short(first.layout)} needs least; its speed is not known, since a peak or a link of the devices is not."
+    others = (found for found in ranking.fitting[1:] if _kind(found.layout) != _kind(first.layout))
+    other = next(others, None)
+    if other is None or other.time is None:
+        return f"{short(first.layout)} is first: no other kind of layout fits."
+    slower = other.time.step_time_s / first.time.step_time_s - 1
+    saved = {name: _per_device(other, name) - _per_device(first, name) for name in PARTS}
+    part = max(saved, key=lambda name: saved[name])
+    return (
+        f"{short(first.layout)} is first: {short(other.layout)} takes {slower:.1%} longer a step, "
+        f"most of it {_words(part)} ({_per_device(other, part):.3g} s against {_per_device(first, part):.3g} s)."
+    )
+
+
+def what_would_help(setting: Setting, ranking: Ranking, batch: int, constants: Constants = CONSTANTS) -> str | None:
+    """The single change, of a few that can be bought or set, after which the best layout is fastest."""
+    best = _rate(ranking)
+    if best is None:
+        return None
+    machine = setting.machine
+    changes: list[tuple[str, Setting, int]] = [
+        ("twice the memory a device", replace(setting, machine=replace(machine, memory_bytes=2 * machine.memory_bytes)), batch),
+        ("twice the global batch", setting, 2 * batch),
+    ]
+    if machine.intra_bytes_per_s and machine.n_devices > 1:
+        faster = replace(machine, intra_bytes_per_s=2 * machine.intra_bytes_per_s)
+        changes.append(("links within a node twice as fast", replace(setting, machine=faster), batch))
+    if machine.inter_bytes_per_s and machine.n_nodes > 1:
+        faster = replace(machine, inter_bytes_per_s=2 * machine.inter_bytes_per_s)
+        changes.append(("links between nodes twice as fast", replace(setting, machine=faster), batch))
+    gains = [
+        (rate / best - 1, name) for name, other, size in changes if (rate := _rate(search(other, size, constants=constants)))
+    ]
+    gain, name = max(gains, default=(0.0, ""))
+    return f"Most would help: {name}, {gain:+.1%} tokens/s." if gain > 0.005 else "No single change tried would gain 0.5 %."
+
+
+def what_would_fit(setting: Setting, ranking: Ranking, batch: int, constants: Constants = CONSTANTS) -> Iterator[str]:
+    """Where nothing fits: how far off the smallest layout is, and what would do, with numbers."""
+    smallest, machine = ranking.smallest, setting.machine
+    if smallest is None:
+        yield "No layout is legal on these devices; --refused lists the rules."
+        return
+    usable = constants.usable * machine.memory_bytes
+    yield (
+        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, "
+        f"and {format_bytes(usable)} of {format_bytes(machine.memory_bytes)} can be used."
+    )
+    offloads: tuple[Offload, ...] = ("optimizer", "all")
+    for offload in offloads:
+        found = search(setting, batch, constants=constants, offload=offload)
+        if found.fitting:
+            yield f"With offload={offload} it fits: {_needs(found.fitting[0])}."
+            break
+    else:
+        yield "Offloading does not make it fit."
+    larger = _doubled(machine)
+    while larger.n_devices <= MOST_DEVICES:
+        found = search(replace(setting, machine=larger), batch, constants=constants)
+        if found.fitting:
+            yield f"On {larger.n_devices} such devices it fits: {_needs(found.fitting[0])}."
+            return
+        larger = _doubled(larger)
+    yield f"No number of such devices up to {MOST_DEVICES} is enough: use a shorter train.seq_len, or devices with more memory."
+
+
+def _doubled(machine: Machine) -> Machine:
+    """Twice the devices: a node is filled up to eight first."""
+    return replace(
+        machine, n_devices=2 * machine.n_devices, devices_per_node=max(machine.devices_per_node, min(8, 2 * machine.n_devices))
+    )
+
+
+def _needs(found: Prediction) -> str:
+    return f"{short(found.layout)} needs {format_bytes(found.need_bytes)}"
+
+
+def _rate(ranking: Ranking) -> float | None:
+    if not ranking.fitting or ranking.fitting[0].tokens_per_s_per_device is None:
+        return None
+    return ranking.fitting[0].tokens_per_s_per_device * ranking.fitting[0].layout.world_size
+
+
+def _kind(layout: Layout) -> Layout:
+    return replace(layout, micro_batch_size=1, grad_accum_steps=1)
+
+
+def _per_device(found: Prediction, part: str) -> float:
+    assert found.time is not None
+    return float(getattr(found.time, part))
+
+
+def _words(part: str) -> str:
+    return part.removesuffix("_s").replace("_", " ")

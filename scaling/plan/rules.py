@@ -1,0 +1,93 @@
+"""Which layouts are legal: the rules of the model, the machine and DeepSpeed 0.19.8, and what the engines here run today."""
+
+from __future__ import annotations
+
+from scaling.plan.degrees import Layout
+from scaling.plan.machine_model import Machine
+from scaling.plan.workload import Workload
+
+
+def broken_rule(work: Workload, machine: Machine, layout: Layout, global_batch_size: int) -> str | None:
+    """The first rule that a layout breaks, with its numbers; None for a legal one."""
+    return (
+        _degrees(machine, layout, global_batch_size) or _tensor(work, machine, layout) or _pipeline(work, layout)
+        or _context(work, layout) or _deepspeed(layout)
+    )  # fmt: skip
+
+
+def not_run_here(layout: Layout) -> str | None:
+    """Why no engine of this package runs a legal layout: the one place to change when an engine learns more."""
+    for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("cp", layout.cp)):
+        if degree > 1:
+            return f"{name}={degree}: the engines run data parallelism alone"
+    if layout.offload != "none":
+        return f"offload={layout.offload}: the engines keep all states on the device"
+    if layout.activation_checkpointing == "selective":
+        return "activation_checkpointing=selective: the engines recompute whole blocks or none"
+    return None
+
+
+def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
+    if layout.world_size > machine.n_devices:
+        return f"dp x tp x pp x cp = {layout.world_size} needs more than the {machine.n_devices} devices"
+    if batch % (layout.dp * layout.micro_batch_size):
+        return f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide train.global_batch_size={batch}"
+    return None
+
+
+def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
+    """Megatron's split of heads and columns (Shoeybi et al. 2019, arXiv:1909.08053, section 3)."""
+    tp = layout.tp
+    if tp == 1:
+        return "sequence parallel needs tp above 1" if layout.sequence_parallel else None
+    if tp > machine.devices_per_node:
+        return f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links its all-reduces need"
+    for name, value in (("n_heads", work.n_heads), ("n_kv_heads", work.n_kv_heads), ("d_ff", work.d_ff)):
+        if value % tp:
+            return f"tp={tp} does not divide {name}={value}"
+    if work.n_experts > 1:
+        return f"tp={tp}: experts are not split"
+    if layout.sequence_parallel and any(stack.length % tp for stack in work.stacks):
+        return f"tp={tp} does not divide the {work.stacks[0].length} positions that sequence parallel ranks share"
+    return None
+
+
+def _pipeline(work: Workload, layout: Layout) -> str | None:
+    if layout.pp == 1:
+        return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
+    if len(work.stacks) > 1:
+        return f"pp={layout.pp}: an encoder and a decoder are not one sequence of blocks"
+    if not work.distinct_blocks:
+        return f"pp={layout.pp}: shared blocks would have to be on every stage"
+    if layout.pp > work.n_blocks:
+        return f"pp={layout.pp} is more than n_layers={work.n_blocks}"
+    if layout.grad_accum_steps < layout.pp:
+        return f"pp={layout.pp} would idle: a rank has {layout.grad_accum_steps} micro-batches"
+    return None
+
+
+def _context(work: Workload, layout: Layout) -> str | None:
+    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509)."""
+    cp = layout.cp
+    if cp == 1:
+        return None
+    if work.seq_len % cp or (work.n_heads // layout.tp) % cp or (work.n_kv_heads // layout.tp) % cp:
+        return f"cp={cp} does not divide seq_len={work.seq_len}, or the heads of a tp rank"
+    if len(work.stacks) > 1:
+        return f"cp={cp}: only one stack of blocks is dealt"
+    return f"cp={cp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions" if layout.pp > 1 else None
+
+
+def _deepspeed(layout: Layout) -> str | None:
+    stage = layout.zero_stage
+    if stage == 0:
+        return "zero_stage=0: DeepSpeed's bf16 optimiser makes a step at its start (0.19.8); stage 1 with dp=1 is exact"
+    if layout.pp > 1 and stage > 1:
+        return f"zero_stage={stage} with pp={layout.pp}: DeepSpeed's pipeline engine takes stage 1 only"
+    if layout.virtual_pp > 1:
+        return f"virtual_pp={layout.virtual_pp}: DeepSpeed's pipeline has no interleaved schedule"
+    if layout.offload == "all" and stage < 3:
+        return f"offload=all with zero_stage={stage}: weights are offloaded at stage 3 only"
+    if layout.offload != "none" and layout.pp > 1:
+        return f"offload={layout.offload} with pp={layout.pp}: the pipeline keeps its states on the device"
+    return None

@@ -1,0 +1,130 @@
+"""Every legal layout of a workload on a machine, predicted and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from scaling.plan.constants import CONSTANTS, Constants
+from scaling.plan.degrees import Checkpointing, Layout, Offload
+from scaling.plan.machine_model import Machine
+from scaling.plan.predict import Prediction
+from scaling.plan.rules import broken_rule
+from scaling.plan.setting import Setting
+from scaling.plan.workload import Workload
+
+MOST_MICRO_BATCH = 128
+"""Sequences of a micro-batch, beyond which products have long been full: assumption."""
+
+ZERO_STAGES = (1, 2, 3)
+CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "full")
+"""Selective recomputation has nothing to drop: the attention of this package is fused, and keeps no T x T matrix."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """fitting: legal layouts that fit, the fastest first; smallest: of those that do not, the one that needs least."""
+
+    fitting: list[Prediction]
+    smallest: Prediction | None
+    n_legal: int
+    refused: list[tuple[Layout, str]]
+
+
+def search(
+    setting: Setting, global_batch_size: int, *, constants: Constants = CONSTANTS, offload: Offload = "none",
+    wanted: Callable[[Layout], bool] | None = None, keep_refused: bool = False,
+) -> Ranking:  # fmt: skip
+    """Predict every legal layout that uses as many devices as any can.
+
+    wanted: layouts to look at; None: all. Micro-batches beyond the first that does not fit are not predicted.
+    """
+    fitting: list[Prediction] = []
+    smallest: Prediction | None = None
+    refused: list[tuple[Layout, str]] = []
+    n_legal = 0
+    for family in _families(setting.work, setting.machine, global_batch_size, offload):
+        for layout in family:
+            if wanted is not None and not wanted(layout):
+                continue
+            rule = broken_rule(setting.work, setting.machine, layout, global_batch_size)
+            if rule is not None:
+                if keep_refused:
+                    refused.append((layout, rule))
+                continue
+            n_legal += 1
+            found = setting.predict(layout, constants)
+            if not found.fits:
+                if smallest is None or found.need_bytes < smallest.need_bytes:
+                    smallest = found
+                break
+            fitting.append(found)
+    fitting.sort(key=lambda found: _order(found, constants))
+    return Ranking(fitting, smallest, n_legal, refused)
+
+
+def verdict(
+    found: Prediction, machine: Machine, constants: Constants = CONSTANTS
+) -> Literal["fits", "borderline", "does not fit"]:
+    """borderline: it fits as predicted, but not at the upper end of the 80 % interval."""
+    if not found.fits:
+        return "does not fit"
+    upper = found.need_bytes * (1 + constants.memory_spread)
+    return "fits" if upper <= constants.usable * machine.memory_bytes else "borderline"
+
+
+def _order(found: Prediction, constants: Constants) -> tuple[bool, float, float]:
+    """Those that surely fit first; by rate of the whole cluster; then by memory."""
+    sure = found.need_bytes * (1 + constants.memory_spread) <= constants.usable * found.memory_bytes
+    rate = (found.tokens_per_s_per_device or 0.0) * found.layout.world_size
+    return (not sure, -rate, found.need_bytes)
+
+
+def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:
+    """Layouts that differ in their micro-batch alone, the smallest first: the first that does not fit ends its family."""
+    for tp, pp, cp, dp in _grids(work, machine, batch):
+        for stage in ZERO_STAGES:
+            if stage > 1 and (pp > 1 or dp * cp == 1):
+                continue
+            for checkpointing in CHECKPOINTINGS:
+                base = Layout(
+                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", cp=cp, sequence_parallel=tp > 1,
+                    offload=offload,
+                )  # fmt: skip
+                if base.world_size == 1 and offload == "none":
+                    base = replace(base, engine="reference")
+                yield _micro_batches(base, batch)
+
+
+def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
+    share = batch // base.dp
+    for micro in range(1, min(share, MOST_MICRO_BATCH) + 1):
+        if share % micro == 0:
+            yield replace(base, micro_batch_size=micro, grad_accum_steps=share // micro)
+
+
+def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
+    """(tp, pp, cp, dp) that use every device; where the batch allows none, those that use most. tp and cp are powers of two."""
+    found = [grid for grid in _all_grids(work, machine) if batch % grid[3] == 0]
+    if not found:
+        fewer = [(tp, pp, cp, max(d for d in range(1, dp + 1) if batch % d == 0)) for tp, pp, cp, dp in _all_grids(work, machine)]
+        most = max((tp * pp * cp * dp for tp, pp, cp, dp in fewer), default=0)
+        found = [grid for grid in fewer if grid[0] * grid[1] * grid[2] * grid[3] == most]
+    yield from found
+
+
+def _all_grids(work: Workload, machine: Machine) -> Iterator[tuple[int, int, int, int]]:
+    n = machine.n_devices
+    for tp in _powers(min(n, machine.devices_per_node, work.n_heads)):
+        for cp in _powers(min(n // tp, work.n_heads)):
+            for pp in range(1, min(n // (tp * cp), work.n_blocks) + 1):
+                if n % (tp * cp * pp) == 0:
+                    yield tp, pp, cp, n // (tp * cp * pp)
+
+
+def _powers(most: int) -> Iterator[int]:
+    power = 1
+    while power <= most:
+        yield power
+        power *= 2

@@ -1,0 +1,128 @@
+"""Seconds of one optimiser step: a roofline of every operation, the traffic on its link, the pipeline's bubble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scaling.plan.constants import CONSTANTS, Constants
+from scaling.plan.degrees import Layout
+from scaling.plan.links import exposed, group_bytes_per_s, reduce_s, send_s
+from scaling.plan.machine_model import Machine
+from scaling.plan.memory_model import blocks_of_stage, stage_params
+from scaling.plan.operations import Work, block_work, head_work
+from scaling.plan.software import Software
+from scaling.plan.workload import Workload
+
+PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
+"""Of a step's time, as `StepTime` has them."""
+
+OPTIMIZER_PASS_BYTES = 30
+"""Read and written a parameter by a fused Adam: gradient 2, master and two moments 12 each way, weight 2, and the norm's
+read of the gradient 2 (counted)."""
+
+HOST_BYTES_PER_S = 25e9
+"""One device's share of its host's memory bandwidth, behind which Adam runs when offloaded: assumption (200 GB/s for eight)."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step on the slowest rank, by what they are spent on; they add up to `step_time_s`.
+
+    compute            forward, backward and recomputation of this rank's blocks and head
+    tensor_parallel    all-reduces among tp ranks, and keys and values among cp ranks
+    data_parallel      gradients and weights among dp ranks, as far as not hidden behind compute
+    bubble             waiting for other stages, and sending to them
+    optimizer          the update itself, and what every step costs
+    """
+
+    compute_s: float
+    tensor_parallel_s: float
+    data_parallel_s: float
+    bubble_s: float
+    optimizer_s: float
+
+    @property
+    def step_time_s(self) -> float:
+        return self.compute_s + self.tensor_parallel_s + self.data_parallel_s + self.bubble_s + self.optimizer_s
+
+
+def step_time(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants = CONSTANTS
+) -> StepTime | None:
+    """None where the device's peak or bandwidth, or a link that is needed, is unknown."""
+    if machine.peak_flops_per_s is None or machine.bytes_per_s is None:
+        return None
+    if layout.world_size > 1 and machine.intra_bytes_per_s is None:
+        return None
+    if layout.world_size > machine.devices_per_node and machine.inter_bytes_per_s is None:
+        return None
+    micro = layout.grad_accum_steps
+    block, head = _stage_work(work, layout, software, machine, constants)
+    slowest = Work(block.compute_s + head.compute_s, block.traffic_s, block.backward_s + head.backward_s)
+    average = block.compute_s + head.compute_s / layout.pp + block.traffic_s
+    bubble = 0.0
+    if layout.pp > 1:
+        bubble = (layout.pp - 1) * average / layout.virtual_pp
+        bubble += 2 * micro * layout.virtual_pp * _pass_s(work, layout, software, machine, constants)
+    data = _data_parallel_s(work, layout, software, machine, constants, slowest)
+    late = 1 + constants.jitter * max(0, (-(-layout.world_size // machine.devices_per_node)).bit_length() - 1)
+    return StepTime(
+        compute_s=late * micro * slowest.compute_s,
+        tensor_parallel_s=late * micro * slowest.traffic_s,
+        data_parallel_s=late * data,
+        bubble_s=late * bubble,
+        optimizer_s=_optimizer_s(work, layout, software, machine, constants),
+    )
+
+
+def _stage_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> tuple[Work, Work]:
+    """One micro-batch through the blocks of the fullest stage, and through the head."""
+    share = blocks_of_stage(work, layout) / work.n_blocks
+    total = Work(0.0, 0.0, 0.0)
+    for stack in work.stacks:
+        one = block_work(work, stack, layout, software, machine, constants)
+        total = total.plus(one, stack.n_blocks * share)
+    return total, head_work(work, layout, software, machine, constants)
+
+
+def _pass_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
+    """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a part each."""
+    tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.cp
+    inside = layout.tp * layout.replicas < machine.devices_per_node
+    rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
+    assert rate is not None
+    rate *= constants.fabric_intra if inside else constants.fabric_inter
+    return send_s(tokens * work.d_model * software.residual_width / layout.tp, rate, constants)
+
+
+def _data_parallel_s(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants, slowest: Work
+) -> float:
+    """Of the rank with most parameters. Stages 0 to 2 reduce gradients once a step, and 1 and 2 gather new weights;
+    stage 3 gathers weights twice and reduces gradients every micro-batch (Rajbhandari et al. 2020, section 7)."""
+    if layout.replicas == 1:
+        return 0.0
+    params = stage_params(work, layout, first=True, last=layout.pp == 1)
+    micro, width = layout.grad_accum_steps, software.width
+    rate = group_bytes_per_s(layout, machine, constants, ranks=layout.replicas)
+    reduced = min(software.gradient_bytes, 4) * params
+    calls = software.gathers * blocks_of_stage(work, layout)
+    if layout.zero_stage < 3:
+        seconds = 2 * reduce_s(reduced, layout.replicas, rate, constants)
+        return exposed(seconds, slowest.backward_s, constants) if software.gradient_overlap else seconds
+    shard_rate = group_bytes_per_s(layout, machine, constants, ranks=layout.shards)
+    once = 3 * reduce_s(width * params, layout.shards, shard_rate, constants, calls=calls)
+    seconds = micro * once
+    if layout.shards < layout.replicas:
+        seconds += 2 * reduce_s(reduced / layout.shards, layout.replicas // layout.shards, rate, constants)
+    return exposed(seconds, micro * slowest.compute_s, constants) if software.hides_gathers else seconds
+
+
+def _optimizer_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
+    params = stage_params(work, layout, first=True, last=layout.pp == 1)
+    own = params / layout.shards if layout.zero_stage >= 1 else params
+    assert machine.bytes_per_s is not None
+    if layout.offload == "none":
+        return constants.step_s + OPTIMIZER_PASS_BYTES * own / (constants.bandwidth * machine.bytes_per_s)
+    moved = own * (2 * software.width if layout.offload == "optimizer" else 2 * software.width * (1 + layout.grad_accum_steps))
+    return constants.step_s + moved / machine.host_bytes_per_s + OPTIMIZER_PASS_BYTES * own / HOST_BYTES_PER_S

@@ -1,0 +1,81 @@
+"""`python -m scaling.plan`: every legal layout of a model on a cluster, ranked, before a device is held."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling.compose import compose
+from scaling.config import RunConfig
+from scaling.errors import ConfigError, PlanError, ScalingError
+from scaling.plan.calibrate import scale_of
+from scaling.plan.machine import resolve_cluster
+from scaling.plan.ranked import ranked_plan
+from scaling.plan.show_ranked import lines
+
+HELP = """\
+python -m scaling.plan [GROUP=OPTION] [KEY=VALUE] ... [--json] [--refused]
+
+Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys are those of python -m scaling.run --help.
+
+  python -m scaling.plan model=gpt_13b cluster=8x8xA100 train.global_batch_size=1024
+  python -m scaling.plan model=gpt_7b cluster=2x8xL40S plan.top=10 --refused
+  python -m scaling.plan model=gpt_1b cluster=8xH100 plan.output=plan.json plan.calibrate=rows.csv
+
+--json       print the whole answer as JSON
+--refused    list the layouts that break a rule, with the rule
+cluster=NxMxGPU: N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible
+
+Exit codes: 0 something fits; 2 configuration wrong, or nothing fits.
+"""
+FLAGS = ("--json", "--refused", "--help", "-h")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h"} & set(words):
+        print(HELP, end="")
+        return 0
+    try:
+        return _plan(words)
+    except ScalingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _plan(words: list[str]) -> int:
+    flags = {word for word in words if word.startswith("-")}
+    if unknown := flags - set(FLAGS):
+        raise ConfigError(f"there is no flag {sorted(unknown)[0]}", "from the command line", f"There are {', '.join(FLAGS[:3])}.")
+    config = resolve_cluster(compose([word for word in words if word not in flags]))
+    answer = ranked_plan(config, time_scale=_scale(config), refused="--refused" in flags)
+    text = json.dumps(answer, indent=1)
+    if config.plan.output:
+        _write(Path(config.plan.output), text)
+    print(text if "--json" in flags else "\n".join(lines(answer, config.plan.top)))
+    return 0 if answer["layouts"] else PlanError.exit_code
+
+
+def _scale(config: RunConfig) -> float:
+    return 1.0 if config.plan.calibrate is None else scale_of(Path(config.plan.calibrate))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"plan.output={path} cannot be written: {error.strerror}", None, "Give a file in a directory that exists."
+        ) from error
+
+
+def entry(argv: Any = None) -> None:
+    """Console script."""
+    sys.exit(main(argv))
+
+
+if __name__ == "__main__":
+    entry()
