@@ -110,6 +110,10 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
         answer["over_training"] = [asdict(price) for price in prices]
         lines += [*_optimum_lines(optimum, approaches, law), *_price_lines(prices)]
         split = (optimum.n_params.value, optimum.n_tokens.value)
+    metrics = _metrics(found, law, split)
+    if metrics:
+        answer["metric"] = {curve: asdict(value) for curve, value in metrics.items()}
+        lines += [f"  downstream metric, {curve}: {_shown(value)}" for curve, value in metrics.items()]
     recommendation = _recommended(options, law, split)
     if recommendation is not None:
         plan = recommendation.plan
@@ -129,6 +133,22 @@ def _recommended(options: PredictOptions, law: Law, split: tuple[float | None, f
 
     overrides = (f"cluster={options.cluster}",) if options.cluster else ()
     return recommend(n, d, with_embeddings="without" not in law.definitions.n_counts, overrides=overrides)
+
+
+def _metrics(found: dict[str, Any], law: Law, split: tuple[float | None, float | None]) -> dict[str, Estimate]:
+    """The downstream metric of a run, by each curve that was fitted: the second step, on draws of the first."""
+    import numpy as np
+
+    from scaling.laws import store
+    from scaling.laws.forms import predict_loss
+    from scaling.laws.predict import estimate
+
+    n, d = split
+    if n is None or d is None:
+        return {}
+    losses = predict_loss(law.form, law.sample(), np.array([n]), np.array([d]))[:, 0]
+    curves = store.downstream_of(found)
+    return {fit.curve: estimate(np.append(fit.metric(losses[:1]), fit.metric_draws(losses[1:]))) for fit in curves}
 
 
 def _other_approaches(found: dict[str, Any], flops: float) -> Iterator[tuple[str, Estimate]]:

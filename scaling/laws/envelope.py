@@ -19,6 +19,10 @@ MIN_FRONT = 4
 """Runs on the envelope that a line needs (assumption: two fix it, two more can contradict it)."""
 
 
+SAME_COST = 0.01
+"""Relative difference in FLOPs that does not make a run cheaper."""
+
+
 @dataclass(frozen=True)
 class Envelope:
     """N* = exp(log_coefficient) C^exponent, and the same of each resampling of the runs (draws); rows of the points on it."""
@@ -31,8 +35,11 @@ class Envelope:
 
 
 def front(flops: Array, loss: Array) -> NDArray[np.intp]:
-    """Row numbers, in order of flops, of the points with a lower loss than all that cost no more."""
-    order = np.lexsort((loss, flops))
+    """Row numbers, in order of flops, of the points with a lower loss than all that cost no more.
+
+    Costs within about 1 % are one: runs of one budget differ by the rounding of their steps.
+    """
+    order = np.lexsort((loss, np.round(np.log(flops) / SAME_COST)))
     before = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
     return order[loss[order] < before]
 

@@ -34,7 +34,7 @@ _MOST_DRAWS = 300  # lines of a band: more do not change its quantiles visibly
 def loss_against_compute(analysis: Analysis) -> Figure | None:
     """All runs, the runs that no cheaper one beats, and the lowest loss that the law gives each budget."""
     points = analysis.points
-    if "c" not in points.known:
+    if "c" not in points.known or not _spans(points.flops):
         return None
     figure, axes = _figure()
     n_known = "n" in points.known
@@ -48,7 +48,7 @@ def loss_against_compute(analysis: Analysis) -> Figure | None:
             points.flops[rows], points.loss[rows], color=INK, linewidth=1.2, drawstyle="steps-post", label="lowest measured"
         )  # fmt: skip
     fitted = _main(analysis)
-    if fitted is not None:
+    if fitted is not None and (fitted.fit.form.tradeoff is not None or fitted.fit.form.name.endswith("_c")):
         flops = _budgets(analysis)
         losses = _best_losses(fitted, flops)
         low, high = _band(losses[1:])
@@ -154,7 +154,7 @@ def residuals(analysis: Analysis) -> Figure | None:
     figure = Figure(figsize=(9.6, 3.9), dpi=150, layout="constrained")
     against = [("compute C (FLOPs)", points.flops), ("tokens per parameter D/N", points.n_tokens / points.n_params)]
     for axes, (name, x) in zip(figure.subplots(1, 2, sharey=True), against, strict=True):
-        if np.isnan(x).all():
+        if np.isnan(x).all() or not _spans(x):
             axes.set_visible(False)
             continue
         axes.axhline(0, color=QUIET, linewidth=1)
@@ -270,16 +270,17 @@ def _best_losses(fitted: FittedForm, flops: Array) -> Array:
     form, sample = fitted.fit.form, _some(fitted)
     k = fitted.law.definitions.flops_per_nd
     if form.tradeoff is None:
-        return (
-            predict_loss(form, sample, np.ones(len(flops)), flops / k)
-            if form.name.endswith("_c")
-            else np.full((2, len(flops)), np.nan)
-        )
+        return predict_loss(form, sample, np.ones(len(flops)), flops / k)
     columns = []
     for c in flops:
         n = optimal_n(form, sample, c / k)
         columns.append(np.diag(predict_loss(form, sample, n, c / k / n)))
     return np.array(columns).T
+
+
+def _spans(x: Array) -> bool:
+    """Whether there is an axis to draw: values that differ by more than 1 %."""
+    return bool(x.max() > 1.01 * x.min())
 
 
 def _draw_band(axes: Axes, flops: Array, sample: Array, colour: str, label: str) -> None:

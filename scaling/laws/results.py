@@ -23,6 +23,9 @@ Row = Mapping[str, str]
 _SAME_FLOPS = 0.01
 """Relative difference up to which C is called 6 N D: rounding of published tables."""
 
+_OTHER_FLOPS = 0.05
+"""Relative difference from which C is counted otherwise: exact counts approach 6 N D gradually, with sizes in between."""
+
 
 @dataclass(frozen=True)
 class Definitions:
@@ -198,7 +201,14 @@ def complete(n: Array | None, d: Array | None, c: Array | None, c_counts: str | 
     k = FLOPS_PER_PARAMETER_TOKEN
     if n is not None and d is not None and c is not None:
         ratio = c / (n * d)
-        is_6nd = bool((np.abs(ratio / k - 1) <= _SAME_FLOPS).all())
+        same = np.abs(ratio / k - 1) <= _SAME_FLOPS
+        is_6nd = bool(same.all())
+        if c_counts is None and same.any() and (np.abs(ratio[~same] / k - 1) > _OTHER_FLOPS).all() and not is_6nd:
+            raise DataError(
+                f"the points mix definitions: C is 6 N D in {int(same.sum())} rows and {ratio[~same].min() / k:.3g} to "
+                f"{ratio[~same].max() / k:.3g} times that in the others", "column of C",
+                "Leave out the column of C and have it computed, or say c_counts=exact if all are counted alike.",
+            )  # fmt: skip
         if c_counts == "6ND" and not is_6nd:
             low, high = ratio.min() / k, ratio.max() / k
             raise DataError(

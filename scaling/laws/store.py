@@ -15,6 +15,7 @@ import numpy as np
 from scaling.errors import ConfigError, DataError, RunDirError
 from scaling.files import read_object, write_json
 from scaling.laws.analysis import Analysis, FittedForm
+from scaling.laws.downstream import DownstreamFit
 from scaling.laws.forms import FORMS
 from scaling.laws.intervals import percentile_interval
 from scaling.laws.isoflop import IsoFlop
@@ -94,6 +95,14 @@ def law_of(found: dict[str, Any], name: str) -> Law:
         smallest=(float(n.min()), float(d.min()), float(c.min())),
         largest=(float(n.max()), float(d.max()), float(c.max())),
     )
+
+
+def downstream_of(found: dict[str, Any]) -> list[DownstreamFit]:
+    """The curves from loss to metric of a stored analysis."""
+    return [
+        DownstreamFit(curve, stored["parameters"], np.array(stored["p"]), np.array(stored["draws"]), stored["rms"])
+        for curve, stored in found.get("downstream", {}).items()
+    ]
 
 
 def _form(fitted: FittedForm) -> dict[str, Any]:
