@@ -31,7 +31,7 @@ def why_first(ranking: Ranking) -> str:
     """One line: the first against the next that differs in more than its micro-batch, by the part of time that decides."""
     first = ranking.fitting[0]
     if first.time is None:
-        return f"{short(first.layout)} needs least; its speed is not known, since a peak or a link of the devices is not."
+        return f"{short(first.layout)} is what the launcher prefers: speeds are unknown, as a peak or a link of the devices is."
     others = (found for found in ranking.fitting[1:] if _kind(found.layout) != _kind(first.layout))
     other = next(others, None)
     if other is None or other.time is None:

@@ -10,7 +10,7 @@ from scaling.plan.constants import CONSTANTS, Constants
 from scaling.plan.degrees import Checkpointing, Layout, Offload
 from scaling.plan.machine_model import Machine
 from scaling.plan.predict import Prediction
-from scaling.plan.rules import broken_rule
+from scaling.plan.rules import broken_rule, not_run_here
 from scaling.plan.setting import Setting
 from scaling.plan.workload import Workload
 
@@ -36,7 +36,7 @@ def search(
     setting: Setting, global_batch_size: int, *, constants: Constants = CONSTANTS, offload: Offload = "none",
     wanted: Callable[[Layout], bool] | None = None, keep_refused: bool = False,
 ) -> Ranking:  # fmt: skip
-    """Predict every legal layout that uses as many devices as any can.
+    """Predict every legal layout that uses all devices, or where none can, as many as the global batch lets it.
 
     wanted: layouts to look at; None: all. Micro-batches beyond the first that does not fit are not predicted.
     """
@@ -74,11 +74,15 @@ def verdict(
     return "fits" if upper <= constants.usable * machine.memory_bytes else "borderline"
 
 
-def _order(found: Prediction, constants: Constants) -> tuple[bool, float, float]:
-    """Those that surely fit first; by rate of the whole cluster; then by memory."""
+def _order(found: Prediction, constants: Constants) -> tuple[float, ...]:
+    """Those that surely fit first; by rate of the whole cluster; then by memory. Where no rate is known, as the launcher
+    prefers: what it runs, most dp ranks, without recomputation, the lowest ZeRO stage, the largest micro-batch."""
+    layout = found.layout
     sure = found.need_bytes * (1 + constants.memory_spread) <= constants.usable * found.memory_bytes
-    rate = (found.tokens_per_s_per_device or 0.0) * found.layout.world_size
-    return (not sure, -rate, found.need_bytes)
+    if found.tokens_per_s_per_device is not None:
+        return (not sure, -found.tokens_per_s_per_device * layout.world_size, found.need_bytes)
+    recomputes = layout.activation_checkpointing != "none"
+    return (not sure, not_run_here(layout) is not None, -layout.dp, recomputes, layout.zero_stage, -layout.micro_batch_size)
 
 
 def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:
@@ -105,13 +109,9 @@ def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
 
 
 def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
-    """(tp, pp, cp, dp) that use every device; where the batch allows none, those that use most. tp and cp are powers of two."""
-    found = [grid for grid in _all_grids(work, machine) if batch % grid[3] == 0]
-    if not found:
-        fewer = [(tp, pp, cp, max(d for d in range(1, dp + 1) if batch % d == 0)) for tp, pp, cp, dp in _all_grids(work, machine)]
-        most = max((tp * pp * cp * dp for tp, pp, cp, dp in fewer), default=0)
-        found = [grid for grid in fewer if grid[0] * grid[1] * grid[2] * grid[3] == most]
-    yield from found
+    """(tp, pp, cp, dp) with as many dp ranks as divide the batch and have devices. tp and cp are powers of two."""
+    for tp, pp, cp, dp in _all_grids(work, machine):
+        yield tp, pp, cp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
 
 
 def _all_grids(work: Workload, machine: Machine) -> Iterator[tuple[int, int, int, int]]:
