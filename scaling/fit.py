@@ -66,7 +66,9 @@ def _print(analysis: Analysis) -> None:
     from scaling.laws.intervals import percentile_interval
     from scaling.laws.report import exponent_rows
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=160)  # a file or a pipe has no width to keep to
     definitions = analysis.points.definitions
     console.print(
         f"{len(analysis.points)} points; N counts: {definitions.n_counts}; C counts: {definitions.c_counts}", markup=False

@@ -8,8 +8,10 @@ from scipy.interpolate import Akima1DInterpolator
 from scaling.errors import DataError
 from scaling.laws.downstream import exponential, fit_downstream, sigmoid
 from scaling.laws.envelope import fit_envelope, front
+from scaling.laws.forms import CHINCHILLA
 from scaling.laws.intervals import percentile_interval
 from scaling.laws.isoflop import _minima, find_budgets, fit_isoflop
+from scaling.laws.predict import optimal_n
 from scaling.laws.repeated import best_size_for, effective, fit_repeated
 
 EXPONENT = BETA / (ALPHA + BETA)
@@ -107,6 +109,13 @@ def test_the_worth_of_repetition_is_recovered():
     assert low <= found.r_d * 1.001
     assert high >= found.r_d * 0.999
     assert found.loss(data.n_params, data.n_tokens, data.unique_tokens) == pytest.approx(data.loss, rel=1e-3)
+
+
+def test_the_best_size_for_some_tokens_is_where_they_are_optimal():
+    theta = np.array([np.log(E), np.log(A), np.log(B), ALPHA, BETA])
+    tokens = np.array([3e9])
+    size = best_size_for(theta, tokens)
+    assert optimal_n(CHINCHILLA, theta[None], size * tokens) == pytest.approx(size)
 
 
 def test_effective_tokens_have_their_limits():
