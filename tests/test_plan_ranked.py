@@ -23,7 +23,7 @@ from scaling.plan.degrees import Layout
 from scaling.plan.hardware import device_names, device_sheet
 from scaling.plan.layout import make_plan
 from scaling.plan.rules import broken_rule, not_run_here
-from scaling.plan.search import search
+from scaling.plan.search import search, verdict
 from scaling.plan.setting import Setting, setting_of
 from scaling.plan.table import case_of, links_of, read_cases
 from scaling.planning import main
@@ -89,6 +89,16 @@ def test_every_ranked_layout_is_legal_fits_and_uses_the_devices(model: str, batc
         assert found.need_bytes <= found.memory_bytes
         assert found.time is not None
         assert found.time.step_time_s > 0
+
+
+def test_the_fastest_that_surely_fits_is_first() -> None:
+    setting = seven_b()
+    fitting = search(setting, 512).fitting
+    sure = [found for found in fitting if verdict(found, setting.machine) == "fits"]
+    assert fitting[: len(sure)] == sure
+    rates = [(found.mfu or 0.0) * found.layout.world_size for found in sure]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 1.2 * rates[-1]
 
 
 def test_more_of_a_resource_never_makes_the_best_slower() -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 class Constants:
     """Shares of a peak, seconds, bytes. Each begins at a physical guess, to which the fit is held by a prior.
 
+    Provenance: the values are that script's fit on the ten sources that docs/planner.md names (2182 rows, 2026-11); but
+    gemm_blackwell, squeezed and usable are assumptions, the latter two chosen with the verdicts of those sources in view.
+
     gemm_<generation>  share of the dense peak that a large, aligned matrix product reaches
     fp8                factor on the rate of products in 8 bits, casts included
     gemm_half          dimension at which a product reaches half of that share

@@ -84,7 +84,7 @@ def product_s(rows: float, columns: float, inner: float, machine: Machine, const
 
 
 def gemm_share(machine: Machine, constants: Constants) -> float:
-    """Share of the dense peak that this device's products reach."""
+    """Share of the dense peak that this device's products reach; Ampere's for generations that no source measured: assumption."""
     return float(getattr(constants, f"gemm_{machine.generation}", constants.gemm_ampere))
 
 
