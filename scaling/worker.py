@@ -130,7 +130,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
         )
         finished = state.step >= plan.n_steps
-        sample = _sample(config, corpus, engine) if finished else None
+        sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
 
 
@@ -284,10 +284,16 @@ def _eval_batches(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Bat
     return batches
 
 
-def _sample(config: RunConfig, corpus: Corpus, engine: Engine) -> str | None:
-    """What the model makes of the prompt. Every rank generates the same tokens: under ZeRO-3 each forward is collective."""
-    train = config.train
+_SAMPLE_MEMORY = 0.1
+"""Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no limit."""
+
+
+def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) -> str | None:
+    """What the model makes of the prompt; every rank generates the same tokens. None of a sharded model that is too large."""
+    train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
+        return None
+    if plan.layout.zero_stage == 3 and memory_gb and 4 * plan.counts.n_params > _SAMPLE_MEMORY * memory_gb * 1e9:
         return None
 
     def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
@@ -296,5 +302,4 @@ def _sample(config: RunConfig, corpus: Corpus, engine: Engine) -> str | None:
             seed=train.seed, context_limit=train.seq_len, eos_id=corpus.tokenizer.eot_id,
         )  # fmt: skip
 
-    engine.model.eval()
-    return complete(config, engine.model, corpus.tokenizer, train.sample_prompt, sampled)
+    return complete(config, engine.whole_model().eval(), corpus.tokenizer, train.sample_prompt, sampled)

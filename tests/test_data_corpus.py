@@ -246,7 +246,12 @@ def test_golden_corpus(tmp_path):
 
 
 def test_named_files_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
-    for name, text in {"a.txt": "alpha " * 50, "b.txt": "beta " * 50, "copy.txt": "gamma " * 50, "held.txt": "gamma " * 50}.items():
+    for name, text in {
+        "a.txt": "alpha " * 50,
+        "b.txt": "beta " * 50,
+        "copy.txt": "gamma " * 50,
+        "held.txt": "gamma " * 50,
+    }.items():
         (tmp_path / name).write_text(text)
     data = DataConfig(
         kind="text_files", path=f"{tmp_path}/[abc]*.txt", val_path=f"{tmp_path}/held.txt", cache_dir=str(tmp_path / "cache")

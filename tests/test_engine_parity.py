@@ -125,6 +125,36 @@ def test_dropout_is_repeated_and_continued_bit_for_bit(stage: int, tmp_path: Pat
     assert first[:3] + run_ranks(train, 2, config, 3, N_STEPS, tmp_path)[0] == unbroken
 
 
+def whole(ranks: Ranks, config: RunConfig, directory: Path) -> tuple[list[float], list[int]]:
+    """Logits of some tokens by the engine's whole model, loaded from a checkpoint, and how its greedy text goes on."""
+    from scaling.engine.deepspeed import DeepSpeedEngine
+    from scaling.engine.reference import ReferenceEngine
+    from scaling.model.sampling import generate
+
+    layout = make_plan(config).layout
+    engine: Any
+    if layout.engine == "reference":
+        engine = ReferenceEngine(config, layout, torch.device("cpu"))
+    else:
+        engine = DeepSpeedEngine(config, layout, ranks, torch.device("cpu"))
+    engine.load(directory)
+    model = engine.whole_model().eval()
+    with torch.no_grad():
+        logits = model(torch.arange(T)[None])
+    return logits.flatten().tolist(), generate(model, [1, 2, 3], 8, temperature=0, seed=0, context_limit=T)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_the_whole_model_generates_what_the_reference_does(stage: int, position: str, tmp_path: Path) -> None:
+    overrides = (f"position={position}",)
+    run_ranks(train, 1, tiny("layout.dp=1", *overrides), 0, 2, None, tmp_path)
+    logits, text = run_ranks(whole, 1, tiny("layout.dp=1", *overrides), tmp_path)[0]
+    for found, generated in run_ranks(whole, 2, deepspeed(stage, 2, 4, *overrides), tmp_path):
+        np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
+        assert generated == text
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resuming_on_the_same_layout_is_bit_identical(stage: int, tmp_path: Path) -> None:
     config = deepspeed(stage, 2, 2)

@@ -57,6 +57,10 @@ class Engine(Protocol):
         """Sum the loss over this rank's batches (each rank has equally many) and over the ranks, without gradients."""
         ...
 
+    def whole_model(self) -> LanguageModel:
+        """The model as one module of ordinary weights, for generation; a copy where weights are sharded over the ranks."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write this rank's part of the weights and optimiser states into `directory`, as files of its own."""
         ...

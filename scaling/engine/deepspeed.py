@@ -16,7 +16,7 @@ from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, LossModule, StepResult
 from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
-from scaling.model import build_model, initialise
+from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
@@ -79,6 +79,7 @@ class DeepSpeedEngine:
         local_rank = device.index if device.type == "cuda" else ranks.local_rank
         os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(local_rank))
         self.device = device
+        self._config = config
         self._dp = ranks.dp
         self._rank = ranks.rank
         self._stage = layout.zero_stage
@@ -127,6 +128,20 @@ class DeepSpeedEngine:
             sums[1] += count
         dist.all_reduce(sums)
         return EvalResult(float(sums[0]), int(sums[1]))
+
+    def whole_model(self) -> LanguageModel:
+        """Under ZeRO-3 a copy of the gathered weights, without DeepSpeed's hooks: those let go of a weight after its module's
+        own forward, and a tied head wants it later."""
+        if self._stage != 3:
+            return self.model
+        from deepspeed.runtime.zero import GatheredParameters
+
+        whole = build_model(self._config, device=self.device)
+        targets = dict(whole.named_parameters())
+        for name, param in self._named_parameters():
+            with GatheredParameters([param]), torch.no_grad():
+                targets[name].copy_(param)
+        return whole
 
     def _named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         for name, param in self._engine.module.named_parameters():

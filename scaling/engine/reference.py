@@ -12,7 +12,7 @@ from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, StepResult
 from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, write_fragments
-from scaling.model import build_model, initialise
+from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
 from scaling.plan.degrees import Layout
 
@@ -69,6 +69,9 @@ class ReferenceEngine:
             nats += part.double()
             n_targets += int(count)
         return EvalResult(float(nats), n_targets)
+
+    def whole_model(self) -> LanguageModel:
+        return self.model
 
     def save(self, directory: Path) -> None:
         state = self._optimizer.state
