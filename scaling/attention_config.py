@@ -129,15 +129,12 @@ def _check_keys(section: Section, group: str, kind: str, readers: dict[str, tupl
             raise ValueError(f"{group}={kind} needs {group}.{key}")
 
 
-ADDS_TO_SCORES = ("alibi", "relative_bias")
-
-
 def check_combination(attention: AttentionConfig, position: PositionConfig, *, d_model: int, d_head: int) -> None:
     """Raise ValueError, with the reason and what works, for choices that do not go together."""
-    if attention.kind == "linear" and position.kind in ADDS_TO_SCORES:
+    if attention.kind == "linear" and position.kind == "relative_bias":
         raise ValueError(
-            f"position={position.kind} adds to the scores before the softmax, and attention=linear has neither; "
-            "use position=rope, sinusoidal, learned or none"
+            "position=relative_bias adds any number to each score before the softmax, and attention=linear, which sums over the "
+            "past once, has room for one that grows with distance alone; use position=alibi, rope, sinusoidal, learned or none"
         )
     if attention.kind == "relative" and position.kind == "rope":
         raise ValueError(

@@ -94,6 +94,9 @@ def naive_linear(module: Attention, q: Tensor, k: Tensor, v: Tensor, context: Co
     seen = ids_BT[:, None, :, None] == ids_BT[:, None, None, :]
     if module.causal:
         seen = seen & torch.ones(T, T, dtype=torch.bool).tril()
+    if context.bias is not None:
+        at = torch.arange(T)
+        seen = seen * context.bias(at[None, :] - at[:, None]).exp()
     norm = torch.einsum("bthk,bshk->bhts", q, k) * seen
     if context.rotation is not None:
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)

@@ -101,7 +101,7 @@ def test_yarn_reads_the_length_of_training_from_the_factor() -> None:
     assert torch.equal(rotary_frequencies(given, 64, 999, CPU), rotary_frequencies(derived, 64, 256, CPU))
 
 
-REFUSED = {("linear", "alibi"): "adds to the scores", ("linear", "relative_bias"): "adds to the scores",
+REFUSED = {("linear", "relative_bias"): "adds any number to each score",
            ("relative", "rope"): "absolute position"}  # fmt: skip
 
 

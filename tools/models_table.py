@@ -1,6 +1,6 @@
 """Train the smallest model of every family x attention x position for some steps, and print the table of docs/models.md.
 
-Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 300] [--out FILE.json] [--families gpt bert ...]
+Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 300] [--out FILE.json] [--families gpt ...] [--attentions full ...]
 
 Real text (the default corpus, as bytes), the same sequences for all of a family, in this process with the plain engine. The
 loss is that of held-out targets, in nats, before and after; beside it stands the entropy of these targets under the unigram
@@ -46,6 +46,8 @@ SMALL = (
     "train.seq_len=64", "train.global_batch_size=16", "train.eval_sequences=128", "model.init_std=0.05",
     "tokenizer=byte", "tokenizer.special_tokens=all", "tokenizer.n_sentinels=16", "tokenizer.vocab_size=277",
 )  # fmt: skip
+NARROW = {"local": ("attention.window=16",), "hierarchical": ("attention.block=8",)}
+"""Less than the 64 positions, which the defaults would see whole."""
 PEAK_LR, WARMUP_STEPS = 4e-3, 15
 
 
@@ -75,7 +77,9 @@ class Family:
         self.nats_V = unigram_nats(self.directory, self.index, config.vocab_size)
 
     def config(self, attention: str, position: str) -> RunConfig:
-        return compose([*FAMILIES[self.name], *SMALL, f"attention={attention}", f"position={position}"])
+        return compose(
+            [*FAMILIES[self.name], *SMALL, f"attention={attention}", f"position={position}", *NARROW.get(attention, ())]
+        )
 
     def held_out(self, config: RunConfig) -> Batch:
         return held_out(config, self.directory, self.index, self.tokenizer)
@@ -131,12 +135,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="the rows as JSON")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, default=list(ATTENTIONS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in arguments.families:
         family = Family(name)
-        for attention, position in itertools.product(ATTENTIONS, POSITIONS):
+        for attention, position in itertools.product(arguments.attentions, POSITIONS):
             rows.append(train(family, attention, position, arguments.steps))
             print(rows[-1], flush=True)
             if arguments.out:
