@@ -17,6 +17,6 @@ def test_of_a_uniform_model_it_is_the_share_of_words_times_its_entropy(name: str
     batch, tokenizer = make_batch(texts(config, 4), ks_N), byte_tokenizer()
     targets = batch.targets_BT[batch.targets_BT != IGNORED].numpy()
     markers = sum(int(token) in {tokenizer.eot_id, *tokenizer.sentinel_ids} for token in targets)
-    assert (markers > 0) == (name != "masked_lm")
+    assert (markers > 0) == (name == "span_corruption")
     nats = target_nats(np.full(config.vocab_size, 2.0), batch, tokenizer)
     assert nats == pytest.approx(2 * (1 - markers / len(targets)))
