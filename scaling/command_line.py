@@ -19,7 +19,7 @@ from scaling.errors import ConfigError
 from scaling.generate_options import RunOptions
 from scaling.section import Section
 
-Options = TypeVar("Options", bound=RunOptions)
+Options = TypeVar("Options", bound=Section)
 WHERE = "from the command line"
 WIDTH = 120
 EXIT_INTERRUPTED = 130
@@ -36,7 +36,9 @@ def run_command(kind: type[Options], task: Callable[[Options], None], usage: str
     try:
         with reported(codes, debug=False):
             options = read_options(kind, words)
-            task(options.model_copy(update={"prompt": _text(options.prompt)}))
+            if isinstance(options, RunOptions):
+                options = options.model_copy(update={"prompt": _text(options.prompt)})
+            task(options)
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read has enough: nothing more is written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,9 +37,9 @@ def conf_dir() -> Path:
 class DataConfig(Section):
     """Where text comes from, and where its shards are kept."""
 
-    kind: Literal["python_stdlib", "text_files", "text_pairs", "shards"] = Field(
-        description="python_stdlib: sources of this interpreter's standard library; text_files: a glob; text_pairs: lines of "
-        "source TAB target; shards: prepared before"
+    kind: Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "shards"] = Field(
+        description="python_stdlib: sources of this interpreter's standard library; python_packages: of all that is installed "
+        "beside it; text_files: a glob; text_pairs: lines of source TAB target; shards: prepared before"
     )
     path: str | None = Field(
         None, description="text_files, text_pairs: a glob of UTF-8 files; shards: a directory or URL with index.json"
@@ -58,7 +58,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _path(self) -> Self:
-        if self.kind != "python_stdlib" and not self.path:
+        if self.kind not in ("python_stdlib", "python_packages") and not self.path:
             raise ValueError(f"data={self.kind} needs data.path")
         if self.target_path and self.kind != "text_pairs":
             raise ValueError(f"data.target_path is set, but only data=text_pairs reads it, and this is data={self.kind}")

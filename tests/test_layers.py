@@ -36,10 +36,10 @@ LAYERS = [
     {"engine"},
     {"train"},
     {"worker"},
-    {"cli", "help", "curve"},
+    {"cli", "help", "curve", "progress"},
     {"command_line"},
     {"launch"},
-    {"run", "status", "generate", "fill", "fit", "predict", "planning"},
+    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
@@ -50,14 +50,14 @@ HOMES = {
     "deepspeed": {"engine/deepspeed.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
-    "webdataset": {"data/reader.py", "data/fetch.py", "data/prepare.py"},
+    "webdataset": {"data/reader.py", "data/fetch.py"},
     "matplotlib": {"curve.py", "laws/figures.py"},
     "pynvml": {"plan/machine.py"},
 }
 LIGHT = [
     "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show",
     "scaling.planning", "scaling.plan.score", "scaling.metrics.record",
-    "scaling.status", "scaling.generate", "scaling.fill", "scaling.data.shards",
+    "scaling.status", "scaling.generate", "scaling.fill", "scaling.data.shards", "scaling.prepare",
     "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
 ]  # fmt: skip
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from scaling.config import DataConfig, TokenizerConfig
 from scaling.data.fetch import local_path
-from scaling.data.prepare import Report, build_corpus
+from scaling.data.prepare import build_corpus
 from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
 from scaling.data.sources import find_source
+from scaling.data.tasks import Report
 from scaling.errors import ConfigError, DataError
 
 _BUILDER_VERSION = 1  # of what a build writes: raise it when the same source and settings give other bytes

@@ -1,198 +1,231 @@
-"""Build a corpus: documents -> split by content -> tokenizer -> shards -> index, the same bytes every time.
+"""Build a corpus: documents -> order and split by content -> tokenizer -> shards -> index, the same bytes every time.
 
 Documents are known by the SHA-256 of their text. It decides the split, so that equal files never lie on both sides (all
 but one are removed; empty ones too), and it gives the order in which documents are written, which is thereby random,
 and independent of file names. Near duplicates are not looked for.
+
+What is written depends on the documents, the tokenizer and the size of a shard alone: not on the number of processes, nor on
+the pieces, runs and buckets that the work is cut into. Memory is bounded by those, and by the largest document.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
+from typing import Any
 
 from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.sources import BETWEEN, Source, find_source, read_document, read_pairs
+from scaling.data.encode import encode_bucket
+from scaling.data.hub_tokenizer import hub_tokenizer
+from scaling.data.ordering import RUN_BYTES, Bucket, bucket_bounds, document_of, read_documents, write_bucket, write_runs
+from scaling.data.pieces import Piece, Reading, pieces_of, read_piece
+from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
+from scaling.data.sources import BETWEEN, UnfitText, find_source
+from scaling.data.tasks import Report, Work, put
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
-from scaling.errors import ConfigError, DataError
+from scaling.data.write_shards import SPLITS, plan_shards, write_shard
+from scaling.errors import ConfigError
 from scaling.units import format_bytes, format_count
 
-Report = Callable[[str, float | None], None]
-"""Told what is being done, and the part of it that is done (0 to 1, None where that is not known)."""
-
 TOKENIZER_FILE = "tokenizer.json"
-_BATCH_BYTES = 1 << 20  # text encoded at once; assumption: enough to occupy the tokenizer's threads
+WORK = ".work"
+"""Inside the directory of an unfinished corpus: what is done so far."""
+SAMPLE_BYTES = 100_000_000
+"""Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes little."""
 
 
 @dataclass(frozen=True)
-class Document:
-    """A file of a source and what it held when it was first read, or a text pair, which is kept (`text`)."""
+class Recipe:
+    """All that the bytes of a corpus are made of, and nothing else.
 
-    path: Path
-    digest: bytes
-    n_bytes: int
-    text: str | None = None
+    `hub`: name or path of a tokenizer that exists, in place of training one. `sample_bytes`: of training text, in the order
+    of hashes, that the tokenizer learns from; None: all.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    tokenizer: TokenizerConfig
+    val_fraction: float
+    shard_tokens: int
+    reading: Reading
+    hub: str | None = None
+    sample_bytes: int | None = None
+    pairs: bool = False
+    held_out_by_name: bool = False
 
 
 def build_corpus(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, report: Report) -> CorpusIndex:
     """Write tokenizer, shards and index into an empty directory, synced to disk. Raises ConfigError, DataError or OSError."""
     source = find_source(data)
+    recipe = Recipe(
+        name=data.kind,
+        pieces=pieces_of(source),
+        tokenizer=tokenizer,
+        val_fraction=data.val_fraction,
+        shard_tokens=data.shard_tokens,
+        reading=Reading(),
+        sample_bytes=SAMPLE_BYTES if data.kind == "python_packages" else None,
+        pairs=source.pairs,
+        held_out_by_name=bool(source.val_files),
+    )
     report(f"reading {len(source.files)} files", None)
-    splits = split_by_source(source, data.val_fraction, report)
-    train_bytes = sum(document.n_bytes for document in splits["train"])
-    report(f"training the tokenizer on {format_bytes(train_bytes)}", None)
-    texts = _texts(splits["train"], source)
-    trained = train_tokenizer(tokenizer, _sides(texts) if source.pairs else texts)
-    trained.save(directory / TOKENIZER_FILE)
-    dtype = "uint16" if trained.vocab_size <= 1 << 16 else "uint32"
-    shards = {}
-    for split, documents in splits.items():
-        writer = _SplitWriter(directory, split, dtype, data.shard_tokens)
-        shards[split] = writer.write(_encoded(documents, source, trained, split, report))
-    content = (directory / TOKENIZER_FILE).read_bytes()
-    info = TokenizerInfo(
-        TOKENIZER_FILE, hashlib.sha256(content).hexdigest(), trained.vocab_size, trained.eot_id, tokenizer.kind
-    )  # fmt: skip
-    index = CorpusIndex(name=data.kind, dtype=dtype, tokenizer=info, splits=shards)
+    return build(recipe, directory, 1, report)
+
+
+def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> CorpusIndex:
+    """Write the corpus into `directory`, or finish it there: what an earlier call with this recipe left is used.
+
+    Raises ConfigError, DataError or OSError.
+    """
+    (directory / WORK).mkdir(parents=True, exist_ok=True)
+    with Work(directory / WORK, processes, report) as work:
+        if recipe.hub and not (work.directory / TOKENIZER_FILE).exists():  # before the long work: it may not be there
+            put(work.directory / TOKENIZER_FILE, hub_tokenizer(recipe.hub, recipe.tokenizer).to_bytes())
+        buckets = _ordered(recipe, work, report)
+        n_held_out = _n_held_out(recipe, buckets)
+        trained = _tokenizer(recipe, work, buckets, n_held_out, report)
+        encoded = work.run(
+            encode_bucket, "tokens", [(bucket.name, TOKENIZER_FILE, recipe.pairs) for bucket in buckets], "tokenising"
+        )  # fmt: skip
+        dtype = encoded[0]["dtype"]
+        n_documents = [bucket.n_documents for bucket in buckets]
+        for bucket in buckets:
+            (work.directory / f"{bucket.name}.text").unlink(missing_ok=True)
+        shards = {}
+        for split in SPLITS:
+            plans = plan_shards(work.directory, split, n_documents, n_held_out, recipe.shard_tokens)
+            arguments = [(str(directory), f"{split}-{number:06d}.tar", dtype, plan) for number, plan in enumerate(plans)]
+            written = work.run(write_shard, split, arguments, f"writing the {split} shards")
+            shards[split] = tuple(ShardInfo(**shard) for shard in written)
+    return _finish(recipe, directory, dtype, trained, shards, report)
+
+
+def _finish(
+    recipe: Recipe, directory: Path, dtype: str, trained: Tokenizer, shards: dict[str, tuple[ShardInfo, ...]], report: Report
+) -> CorpusIndex:
+    """The index last: a directory without one is no corpus."""
+    content = (directory / WORK / TOKENIZER_FILE).read_bytes()
+    (directory / TOKENIZER_FILE).write_bytes(content)
+    kind = trained.kind if recipe.hub else recipe.tokenizer.kind
+    info = TokenizerInfo(TOKENIZER_FILE, hashlib.sha256(content).hexdigest(), trained.vocab_size, trained.eot_id, kind)
+    index = CorpusIndex(name=recipe.name, dtype=dtype, tokenizer=info, splits=shards)
     index.save(directory)
+    shutil.rmtree(directory / WORK)
     _sync(directory)
     n_tokens = {split: format_count(sum(shard.n_tokens for shard in shards[split])) for split in shards}
     report(f"wrote {n_tokens['train']} tokens for training, {n_tokens['val']} held out", 1.0)
     return index
 
 
-def scan(source: Source, report: Report) -> list[Document]:
-    """Every file once, in the order of content hashes: without empty, duplicate and (unless strict) undecodable ones."""
-    found: dict[bytes, Document] = {}
-    n_undecodable = 0
-    texts = read_pairs(source) if source.pairs else ((path, read_document(path, source.strict)) for path in source.files)
-    for path, text in texts:
-        if text is None:
-            n_undecodable += 1
-        elif text:
-            content = text.encode()
-            digest = hashlib.sha256(content).digest()
-            found.setdefault(digest, Document(path, digest, len(content), text if source.pairs else None))
-    if n_undecodable:
-        report(f"left out {n_undecodable} files that are not UTF-8", None)
-    return [found[digest] for digest in sorted(found)]
+def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
+    """Read every piece, and bring the documents into order. The runs are removed when no bucket needs them any more."""
+    arguments = [(piece, recipe.reading) for piece in recipe.pieces]
+    read = work.run(sort_piece, "run", arguments, "reading")
+    _report_unfit(read, report)
+    n_bytes = sum(result["n_bytes"] for result in read)
+    runs = [run for result in read for run in result["runs"]]
+    n_buckets = max(1, -(-n_bytes // RUN_BYTES))
+    low = int(recipe.val_fraction * 2**64)
+    ordered = work.run(
+        merge_bucket, "bucket", [(runs, bucket_bounds(number, n_buckets), low) for number in range(n_buckets)], "ordering"
+    )  # fmt: skip
+    buckets = [Bucket(**bucket) for bucket in ordered]
+    n_read, n_kept = sum(result["n_documents"] for result in read), sum(bucket.n_documents for bucket in buckets)
+    n_empty = sum(result["n_empty"] for result in read)
+    report(f"{n_kept} documents, without {n_read - n_kept} exact duplicates and {n_empty} empty ones", None)
+    for run in runs:
+        for suffix in (".text", ".npy"):
+            (work.directory / f"{run}{suffix}").unlink(missing_ok=True)
+    return buckets
 
 
-def split_by_source(source: Source, val_fraction: float, report: Report) -> dict[str, list[Document]]:
-    """Held out: the files that the source says, or some by hash. Raises ConfigError when a side has no document."""
-    documents = scan(source, report)
-    if not source.val_files:
-        return split_documents(documents, val_fraction)
-    val = scan(replace(source, files=source.val_files), report)
-    digests = {document.digest for document in val}
-    train = [document for document in documents if document.digest not in digests]
-    if not train or not val:
-        side, key = ("train on", "data.path") if not train else ("hold out", "data.val_path")
-        raise ConfigError(f"no text is left to {side}", key, "Give non-empty files that are not the same on both sides.")
-    return {"train": train, "val": val}
+def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> dict[str, Any]:
+    """Task: the documents of a piece, in sorted runs."""
+    counts: dict[str, Any] = {"n_documents": 0, "n_bytes": 0, "n_empty": 0, "n_unfit": 0, "unfit": None}
+
+    def fit() -> Iterator[Any]:
+        for text in read_piece(piece, reading):
+            if isinstance(text, UnfitText):
+                if not piece.lenient:
+                    raise text
+                counts["n_unfit"] += 1
+                counts["unfit"] = counts["unfit"] or text.what
+            elif not text:
+                counts["n_empty"] += 1
+            else:
+                document = document_of(text, piece.held_out)
+                counts["n_documents"] += 1
+                counts["n_bytes"] += len(document.content)
+                yield document
+
+    return {"runs": write_runs(fit(), directory, name), **counts}
 
 
-def split_documents(documents: Sequence[Document], val_fraction: float) -> dict[str, list[Document]]:
-    """Hold out the documents whose hash lies in the lowest `val_fraction` of its range; at least one on each side.
+def merge_bucket(directory: Path, name: str, runs: list[str], bounds: tuple[int, int], low: int) -> dict[str, Any]:
+    """Task: the distinct documents of one range of hashes, in order."""
+    return asdict(write_bucket(directory, runs, name, bounds, low))
 
-    Raises ConfigError when there are fewer than two documents.
+
+def _report_unfit(read: list[dict[str, Any]], report: Report) -> None:
+    n_unfit = sum(result["n_unfit"] for result in read)
+    if n_unfit:
+        first = next(result["unfit"] for result in read if result["unfit"])
+        report(f"left out {n_unfit} documents that cannot be read; the first: {first}", None)
+
+
+def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
+    """Documents of each bucket, the first in it, that are held out: those of named files, or by the lowest hashes.
+
+    By hash at least one document is on each side. Raises ConfigError when a side has none.
     """
-    if len(documents) < 2:
+    if recipe.held_out_by_name:
+        counts = [bucket.n_held_out for bucket in buckets]
+        n_train = sum(bucket.n_documents for bucket in buckets) - sum(counts)
+        if not n_train or not sum(counts):
+            side, key = ("train on", "data.path") if not n_train else ("hold out", "data.val_path")
+            raise ConfigError(f"no text is left to {side}", key, "Give non-empty files that are not the same on both sides.")
+        return counts
+    n_documents = sum(bucket.n_documents for bucket in buckets)
+    if n_documents < 2:
         raise ConfigError(
-            f"the source has {len(documents)} distinct non-empty document(s), and a train and a held-out part need two",
-            where="data.path",
+            f"the source has {n_documents} distinct non-empty document(s), and a train and a held-out part need two",
             fix="Give more, or cut a file into several (a document is held out as a whole or not at all).",
         )
-    low = sum(int.from_bytes(document.digest[:8], "big") < val_fraction * 2**64 for document in documents)
-    n_val = min(max(low, 1), len(documents) - 1)
-    return {"train": list(documents[n_val:]), "val": list(documents[:n_val])}
+    n_left = min(max(sum(bucket.n_low for bucket in buckets), 1), n_documents - 1)
+    counts = []
+    for bucket in buckets:
+        counts.append(min(n_left, bucket.n_documents))
+        n_left -= counts[-1]
+    return counts
 
 
-def _texts(documents: Iterable[Document], source: Source) -> Iterator[str]:
-    for document in documents:
-        if document.text is not None:
-            yield document.text
-            continue
-        text = read_document(document.path, source.strict)
-        if text is None or hashlib.sha256(text.encode()).digest() != document.digest:
-            raise DataError(f"{document.path} changed while the corpus was built", fix="Run the same command again.")
-        yield text
+def _tokenizer(recipe: Recipe, work: Work, buckets: list[Bucket], n_held_out: list[int], report: Report) -> Tokenizer:
+    """That of an earlier call or the one named, which is there, or one trained on the first documents to train on."""
+    path = work.directory / TOKENIZER_FILE
+    if path.exists():
+        return Tokenizer.from_bytes(path.read_bytes())
+    n_bytes = sum(bucket.n_bytes for bucket in buckets)
+    size = n_bytes if recipe.sample_bytes is None else min(n_bytes, recipe.sample_bytes)
+    report(f"training the tokenizer on {format_bytes(size)}", None)
+    tokenizer = train_tokenizer(recipe.tokenizer, _sample(recipe, work.directory, buckets, n_held_out))
+    put(path, tokenizer.to_bytes())
+    return tokenizer
 
 
-def _sides(pairs: Iterable[str]) -> Iterator[str]:
-    """Source and target of each pair."""
-    for pair in pairs:
-        yield from pair.split(BETWEEN)
-
-
-def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[str]) -> list[np.ndarray]:
-    """Of each pair: source, separator, target."""
-    sides, separator = tokenizer.encode_batch(list(_sides(pairs))), [tokenizer.special("sep")]
-    return [np.concatenate([one, separator, other]) for one, other in zip(sides[::2], sides[1::2], strict=True)]
-
-
-def _encoded(
-    documents: Sequence[Document], source: Source, tokenizer: Tokenizer, split: str, report: Report
-) -> Iterator[tuple[Document, np.ndarray]]:
-    """Documents with their token ids, tokenised in batches."""
-    total = sum(document.n_bytes for document in documents)
-    batch: list[str] = []
-    begin = done = pending = 0
-    for end, text in enumerate(_texts(documents, source), start=1):
-        batch.append(text)
-        pending += documents[end - 1].n_bytes
-        if pending >= _BATCH_BYTES or end == len(documents):
-            encoded = _encode_pairs(tokenizer, batch) if source.pairs else tokenizer.encode_batch(batch)
-            yield from zip(documents[begin:end], encoded, strict=True)
-            done += pending
-            batch, begin, pending = [], end, 0
-            report(f"writing the {split} shards", done / total)
-
-
-class _SplitWriter:
-    """Tars of about `shard_tokens` tokens: a shard ends with the document that fills it."""
-
-    def __init__(self, directory: Path, split: str, dtype: str, shard_tokens: int) -> None:
-        self._directory, self._split, self._dtype, self._shard_tokens = directory, split, dtype, shard_tokens
-
-    def write(self, documents: Iterator[tuple[Document, np.ndarray]]) -> tuple[ShardInfo, ...]:
-        shards: list[ShardInfo] = []
-        while (shard := self._write_shard(f"{self._split}-{len(shards):06d}.tar", documents)) is not None:
-            shards.append(shard)
-        return tuple(shards)
-
-    def _write_shard(self, name: str, documents: Iterator[tuple[Document, np.ndarray]]) -> ShardInfo | None:
-        """One tar, or None when no document is left. Equal documents give equal bytes: times, owners and modes are fixed."""
-        from webdataset.writer import TarWriter  # imports torch
-
-        following = next(documents, None)
-        if following is None:
-            return None
-        n_documents = n_tokens = n_bytes = 0
-        path = self._directory / name
-        with path.open("xb") as file:
-            with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False) as tar:
-                while following is not None:
-                    document, ids = following
-                    raw = ids.astype(np.dtype(self._dtype).newbyteorder("<")).tobytes()
-                    tar.write({"__key__": f"{n_documents:09d}", DTYPES[self._dtype]: raw})
-                    n_documents, n_tokens, n_bytes = n_documents + 1, n_tokens + len(ids) + 1, n_bytes + document.n_bytes
-                    following = next(documents, None) if n_tokens < self._shard_tokens else None
-            _flush(file)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return ShardInfo(name, n_documents, n_tokens, n_bytes, path.stat().st_size, digest)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _sample(recipe: Recipe, directory: Path, buckets: list[Bucket], n_held_out: list[int]) -> Iterator[str]:
+    """Texts to train on in the order of their hashes, until their size is enough; of pairs, the sides."""
+    size = 0
+    for bucket, first in zip(buckets, n_held_out, strict=True):
+        for content in read_documents(directory, bucket.name, first):
+            if recipe.sample_bytes is not None and size >= recipe.sample_bytes:
+                return
+            size += len(content)
+            text = content.decode()
+            yield from text.split(BETWEEN) if recipe.pairs else (text,)
 
 
 def _sync(directory: Path) -> None:

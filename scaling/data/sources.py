@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Source:
             try:
                 status = path.stat()
             except OSError as error:
-                raise _unreadable(path, error) from error
+                raise unreadable(path, error) from error
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -48,7 +48,10 @@ class Source:
 def find_source(data: DataConfig) -> Source:
     """The files that data.kind and data.path name. Raises ConfigError when there are none."""
     if data.kind == "python_stdlib":
-        return Source(tuple(_stdlib_files(Path(sysconfig.get_path("stdlib")))), strict=False)
+        return Source(tuple(python_files(Path(sysconfig.get_path("stdlib")), _NOT_LIBRARY | _TESTS)), strict=False)
+    if data.kind == "python_packages":
+        roots = sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
+        return Source(tuple(path for root in roots for path in python_files(root, {"__pycache__"})), strict=False)
     assert data.kind in ("text_files", "text_pairs")
     assert data.path is not None
     files = _matches("data.path", data.path)
@@ -72,26 +75,26 @@ def _matches(key: str, pattern: str) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _stdlib_files(root: Path) -> Iterator[Path]:
-    """Python sources of the standard library, without its tests and what is installed beside it, in sorted order."""
+def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:
+    """Python sources under a folder, but for those in folders of some names, in sorted order."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - _NOT_LIBRARY - _TESTS)
+        folders[:] = sorted(set(folders) - left_out)
         paths = (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
         yield from (path for path in paths if path.is_file())  # distributions link some, not always to a file
 
 
-def read_document(path: Path, strict: bool) -> str | None:
-    """Text of a UTF-8 file, byte for byte (line ends too). One that is not UTF-8: DataError if strict, else None."""
+class UnfitText(DataError):
+    """A document that no corpus can hold: not UTF-8, not what its format says, or too long."""
+
+
+def decoded(content: bytes, place: str) -> str:
+    """Text of UTF-8, byte for byte (line ends too). Raises UnfitText that says where it is not."""
     try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        if not strict:
-            return None
-        byte = error.object[error.start]
-        raise DataError(
-            f"{path} is not UTF-8 text: byte {byte:#04x} at {error.start}", fix="Convert the file, or leave it out of data.path."
+        byte = content[error.start]
+        raise UnfitText(
+            f"{place} is not UTF-8 text: byte {byte:#04x} at {error.start}", fix="Convert the file, or leave it out."
         ) from error
 
 
@@ -129,10 +132,13 @@ def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    text = read_document(path, strict=True)
-    assert text is not None
+    try:
+        text = decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read: {error.strerror or error}", fix="Make it readable, or leave it out of data.path.")
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error to raise for a file that the system refused."""
+    return DataError(f"{path} cannot be read: {error.strerror or error}", fix="Make it readable, or leave it out.")

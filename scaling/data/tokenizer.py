@@ -66,6 +66,16 @@ class Tokenizer:
         return np.array([i for i in range(self.vocab_size) if i not in special], dtype=np.int64)
 
     @functools.cached_property
+    def is_bytes(self) -> bool:
+        """Whether token i is byte i, and there are no other tokens for text."""
+        return len(self.ordinary_ids) == 256 and self._bytes[:256] == [bytes([i]) for i in range(256)]
+
+    @property
+    def kind(self) -> str:
+        """bpe (bytes alone too), wordpiece or unigram."""
+        return type(self._hf.model).__name__.lower()
+
+    @functools.cached_property
     def begins_word(self) -> np.ndarray:
         """Of each token of a WordPiece vocabulary: whether it begins a word; bool of length vocab_size."""
         return np.array([not (self._hf.id_to_token(i) or "").startswith(INSIDE) for i in range(self.vocab_size)])

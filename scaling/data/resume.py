@@ -1,0 +1,88 @@
+"""A corpus that is built in its final place by one command, which may be killed and given again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from scaling.data.pieces import size_of
+from scaling.data.prepare import Recipe, build
+from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
+from scaling.data.tasks import Report
+from scaling.errors import ConfigError, DataError
+
+RECIPE_FILE = ".recipe.json"
+"""In the directory of the corpus: the hash of what it is made of; locked by who builds there."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def build_or_finish(recipe: Recipe, out: str, processes: int, report: Report) -> tuple[CorpusIndex, bool]:
+    """The corpus in `out`, and whether all the work was done in this call.
+
+    Raises ConfigError when the directory holds anything else, or another process builds there; DataError for bad input and a
+    full disk, which both leave what is done for the next call.
+    """
+    directory = Path(out).expanduser().absolute()
+    try:
+        with _owned(directory, identity(recipe)) as fresh:
+            if (directory / INDEX_FILE).is_file():
+                report("the corpus is already there", 1.0)
+                return CorpusIndex.load(directory), False
+            return build(recipe, directory, processes, report), fresh
+    except OSError as error:
+        full = "Free some space: about three times the size of the text is needed meanwhile. T" if error.errno in _FULL else "T"
+        fix = f"{full}he same command goes on where it ended."
+        raise DataError(f"the corpus cannot be built in {directory}: {error.strerror or error}", error.filename, fix) from error
+
+
+def identity(recipe: Recipe) -> str:
+    """Hash of the recipe and of the size and time of change of its files. Raises DataError for one that is not there."""
+    digest = hashlib.sha256(repr((FORMAT_VERSION, recipe)).encode())
+    for path in dict.fromkeys(path for piece in recipe.pieces for path in piece.paths):
+        digest.update(f"{path}\0{size_of(path)}\0{path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _owned(directory: Path, recipe: str) -> Iterator[bool]:
+    """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock when its holder dies."""
+    where = f"out={directory}"
+    directory.mkdir(parents=True, exist_ok=True)
+    fix = "Choose another out, or delete that one."
+    if (directory / RECIPE_FILE).exists() or not any(directory.iterdir()):
+        with (directory / RECIPE_FILE).open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    "another process prepares a corpus in the directory", where, "Wait for it, or choose another."
+                ) from error
+            found = _recipe_in(file)
+            if found not in (None, recipe):
+                raise ConfigError(
+                    "the directory holds a corpus of other inputs or options, or of inputs that have changed", where, fix
+                )
+            if found is None:
+                file.write(json.dumps({"recipe": recipe}).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            yield found is None
+    else:
+        raise ConfigError("the directory is not empty, and no preparation began it", where, fix)
+
+
+def _recipe_in(file: IO[bytes]) -> str | None:
+    """None where nothing, or not all, was written before a kill."""
+    file.seek(0)
+    try:
+        return str(json.loads(file.read())["recipe"])
+    except ValueError:
+        file.truncate(0)
+        return None

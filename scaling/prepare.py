@@ -1,0 +1,150 @@
+"""`python -m scaling.prepare`: text in files of many kinds -> a directory of shards for `data=shards data.path=DIR`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from scaling.command_line import run_command
+from scaling.config import TokenizerConfig
+from scaling.section import Count, Section
+from scaling.units import format_duration
+
+if TYPE_CHECKING:
+    from scaling.data.shards import CorpusIndex
+
+USAGE = """\
+Usage: python -m scaling.prepare inputs='GLOB,FOLDER,...' out=DIR [KEY=VALUE ...]
+
+Writes the documents of the inputs as tokenised shards: exact duplicates once, some held out, in an order that only their
+text fixes. Killed, the same command goes on where it ended. Afterwards: python -m scaling.run data=shards data.path=DIR
+
+  python -m scaling.prepare inputs='books/**/*.txt' out=shards/books tokenizer=bpe vocab_size=8192
+  python -m scaling.prepare inputs='c4/*.json.gz,wiki/*.parquet' out=shards/mix tokenizer=hf:openai-community/gpt2
+  python -m scaling.prepare inputs=~/src/project out=shards/project tokenizer=byte processes=4
+
+"""
+
+_VOCAB_SIZE = 4096  # as in conf/tokenizer/bpe.yaml
+
+
+def _words(value: Any) -> Any:
+    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class PrepareOptions(Section):
+    inputs: Words = Field(
+        min_length=1,
+        description="globs and folders with commas between: .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
+        ".parquet, webdataset .tar; of a folder every source file",
+    )
+    out: str = Field(description="directory of the shards; made, or continued")
+    tokenizer: str = Field(
+        "bpe", description="byte, bpe, wordpiece or unigram, learnt here; hf:NAME: one of the hub, or a path to a tokenizer.json"
+    )
+    vocab_size: Count | None = Field(None, gt=0, description=f"entries of a learnt vocabulary; default: {_VOCAB_SIZE}")
+    special_tokens: Literal["eot", "all"] = Field("eot", description="all: padding, class, separator and mask too")
+    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
+    tokenizer_sample: Count = Field("100M", gt=0, validate_default=True, description="bytes of text it is learnt from, at most")
+    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
+    shard_tokens: Count = Field("1M", gt=0, validate_default=True, description="tokens in a shard, about")
+    document: Literal["file", "line"] = Field("file", description="what is a document in .txt files")
+    field: str = Field("text", description="the text in JSON objects and parquet rows")
+    member: str = Field("txt", description="extension of the texts in tars; json: its field")
+    suffixes: Words | None = Field(None, description="files to read in folders, as .py,.c; default: those of known languages")
+    on_bad: Literal["fail", "skip"] = Field(
+        "fail", description="documents that are not UTF-8 or JSON, or too long: fail, or skip"
+    )
+    max_document: Count = Field("64M", gt=0, validate_default=True, description="bytes of the longest document")
+    processes: int = Field(0, ge=0, description="processes at work; 0: as many as there are cores")
+
+    @model_validator(mode="after")
+    def _tokenizer(self) -> Self:
+        try:
+            self.tokenizer_config()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        if self.hub is not None and self.vocab_size is not None:
+            raise ValueError(f"vocab_size={self.vocab_size} is for a tokenizer learnt here; {self.tokenizer} has its own")
+        return self
+
+    @property
+    def hub(self) -> str | None:
+        """Name or path of a tokenizer that exists."""
+        return self.tokenizer.removeprefix("hf:") if self.tokenizer.startswith("hf:") else None
+
+    def tokenizer_config(self) -> TokenizerConfig:
+        """With a tokenizer that exists, the special tokens alone are of interest. Raises pydantic's ValidationError."""
+        n_special = (5 if self.special_tokens == "all" else 1) + self.n_sentinels
+        kind, size = ("byte", None) if self.hub is not None else (self.tokenizer, self.vocab_size)
+        default = 256 + n_special if kind == "byte" else _VOCAB_SIZE
+        values = {"kind": kind, "vocab_size": size or default}
+        return TokenizerConfig.model_validate(
+            values | {"special_tokens": self.special_tokens, "n_sentinels": self.n_sentinels}
+        )  # fmt: skip
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Build or finish the corpus, and say what it is. Raises ScalingError."""
+    from scaling.data.inputs import SOURCE_SUFFIXES, find_pieces
+    from scaling.data.pieces import Reading
+    from scaling.data.prepare import Recipe
+    from scaling.data.resume import build_or_finish
+    from scaling.progress import ProgressBar
+
+    begun_s = time.perf_counter()
+    recipe = Recipe(
+        name="prepared",  # the same bytes in every directory
+        pieces=find_pieces(
+            options.inputs,
+            by_line=options.document == "line",
+            suffixes=options.suffixes or SOURCE_SUFFIXES,
+            skip_bad=options.on_bad == "skip",
+        ),
+        tokenizer=options.tokenizer_config(),
+        hub=options.hub,
+        val_fraction=options.val_fraction,
+        shard_tokens=options.shard_tokens,
+        reading=Reading(options.field, options.member, options.max_document),
+        sample_bytes=options.tokenizer_sample,
+    )
+    with ProgressBar() as bar:
+        index, fresh = build_or_finish(recipe, options.out, options.processes or _n_cores(), bar.report)
+    _conclude(options.out, index, time.perf_counter() - begun_s if fresh else None)
+
+
+def _conclude(out: str, index: CorpusIndex, seconds: float | None) -> None:
+    """Counts, speed (where nothing had been done before), and how the corpus is used."""
+    n_tokens = {split: sum(shard.n_tokens for shard in shards) for split, shards in index.splits.items()}
+    n_bytes = sum(shard.n_bytes for shards in index.splits.values() for shard in shards)
+    total = sum(n_tokens.values())
+    for split, shards in index.splits.items():
+        n_documents = sum(shard.n_documents for shard in shards)
+        print(f"{split:<6}{n_tokens[split]} tokens, {n_documents} documents, {len(shards)} shards")
+    print(f"{n_bytes} bytes of text, {n_bytes / total:.2f} a token; fingerprint {index.fingerprint[:16]}")
+    if seconds is not None:
+        print(f"{total / seconds:.0f} tokens/s: {total} in {format_duration(seconds)}")
+    info = index.tokenizer
+    print(f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}")
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0; 2 for a wrong option, input or directory; 130 interrupted; 1 for anything else."""
+    return run_command(PrepareOptions, prepare, USAGE, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
