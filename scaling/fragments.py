@@ -8,8 +8,8 @@ checkpoint of one layout opens under every other, without any rank holding the w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaling.errors import CheckpointError
+from scaling.parallel.part import Part
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """fp32 master weights, and Adam's first and second moments."""
@@ -24,10 +25,10 @@ KINDS = ("param", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of the flattened parameter `name`, of every kind in KINDS, all fp32."""
+    """Elements [start, start + numel) of a flattened part of the parameter `name`, of every kind in KINDS, all fp32."""
 
     name: str
-    shape: tuple[int, ...]
+    part: Part
     start: int
     tensors: Mapping[str, torch.Tensor]
 
@@ -36,15 +37,39 @@ class Fragment:
         return self.tensors["param"].numel()
 
 
-def write_fragments(path: Path, fragments: Iterable[Fragment], *, optimizer_step: int) -> None:
-    """Write one rank's fragments to `path`. `optimizer_step`: updates that the moments have seen (Adam's t)."""
-    tensors, places = {}, {}
-    for fragment in fragments:
-        places[fragment.name] = {"shape": list(fragment.shape), "start": fragment.start, "numel": fragment.numel}
-        for kind in KINDS:
-            tensors[f"{kind}/{fragment.name}"] = fragment.tensors[kind].detach().reshape(-1).float().contiguous().cpu()
-    header = {"fragments": json.dumps(places), "optimizer_step": str(optimizer_step)}
-    save_file(tensors, path, metadata=header)
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a checkpoint in the host's memory, flat and contiguous: later steps do not change it.
+
+    optimizer_step: updates that the moments have seen (Adam's t).
+    """
+
+    fragments: Sequence[Fragment]
+    optimizer_step: int
+
+    @staticmethod
+    def of(fragments: Iterable[Fragment], *, optimizer_step: int) -> Snapshot:
+        return Snapshot([_copy(fragment) for fragment in fragments], optimizer_step)
+
+    def write(self, path: Path) -> None:
+        """As one safetensors file. Raises OSError or SafetensorError."""
+        tensors, places = {}, {}
+        for fragment in self.fragments:
+            part = fragment.part
+            places[fragment.name] = {
+                "shape": list(part.shape), "dim": part.dim, "first": part.first, "length": part.length,
+                "start": fragment.start, "numel": fragment.numel,
+            }  # fmt: skip
+            tensors |= {f"{kind}/{fragment.name}": fragment.tensors[kind] for kind in KINDS}
+        header = {"fragments": json.dumps(places), "optimizer_step": str(self.optimizer_step)}
+        save_file(tensors, path, metadata=header)
+
+
+def _copy(fragment: Fragment) -> Fragment:
+    def flat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().reshape(-1).to("cpu", torch.float32, copy=True).contiguous()
+
+    return replace(fragment, tensors={kind: flat(fragment.tensors[kind]) for kind in KINDS})
 
 
 class FragmentReader:
@@ -82,8 +107,8 @@ class FragmentReader:
             f"{self.shapes.get(first)} saved, {shapes.get(first)} wanted"
         )
 
-    def read(self, kind: str, name: str, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of a flattened parameter, fp32 [numel] on the CPU."""
+    def read(self, kind: str, name: str, part: Part, start: int, numel: int) -> torch.Tensor:
+        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the CPU."""
         out = torch.empty(numel)
         filled = 0
         for piece_start, piece_numel, path in self._pieces.get(name, []):

@@ -15,6 +15,7 @@ from scaling.errors import ConfigError, RunDirError
 from scaling.files import disk_error
 from scaling.fragments import FragmentReader
 from scaling.model import LanguageModel, build_model
+from scaling.parallel.part import part_of
 from scaling.rundir import RunDir
 
 
@@ -119,4 +120,4 @@ def _load(model: LanguageModel, checkpoint: Path) -> None:
     parameters = dict(model.named_parameters())
     reader.check({name: tuple(parameter.shape) for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
-        parameter.copy_(reader.read("param", name, 0, parameter.numel()).view_as(parameter))
+        parameter.copy_(reader.read("param", name, part_of(parameter), 0, parameter.numel()).view_as(parameter))

@@ -35,8 +35,9 @@ from scaling.checkpoint import (
 from scaling.compose import compose
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import CheckpointError
-from scaling.fragments import Fragment, FragmentReader, write_fragments
+from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.parallel.grid import Ranks
+from scaling.parallel.part import Part
 from scaling.plan.layout import make_plan
 from scaling.plan.machine import resolve_cluster
 from scaling.train.checkpointing import Checkpointer
@@ -52,9 +53,10 @@ def write(directory: Path, step: int, *, n_ranks: int = 2) -> Path:
     files = {}
     for rank in range(n_ranks):
         values = torch.arange(6.0) + 10 * rank + step
-        fragment = Fragment("weight", (n_ranks, 6), 6 * rank, {"param": values, "exp_avg": values / 2, "exp_avg_sq": values**2})
+        tensors = {"param": values, "exp_avg": values / 2, "exp_avg_sq": values**2}
+        fragment = Fragment("weight", Part.whole((n_ranks, 6)), 6 * rank, tensors)
         path = partial / f"rank-{rank:05d}.safetensors"
-        write_fragments(path, [fragment], optimizer_step=step)
+        Snapshot.of([fragment], optimizer_step=step).write(path)
         files[path.name] = describe_file(path)
     return commit(directory, manifest(step, files))
 
@@ -68,7 +70,7 @@ def content(path: Path) -> tuple[Manifest, list[float]]:
     """All that a run would take from a checkpoint: its manifest and its numbers."""
     found = verify(path)
     reader = FragmentReader(path)
-    numbers = [reader.read(kind, "weight", 0, 12) for kind in ("param", "exp_avg", "exp_avg_sq")]
+    numbers = [reader.read(kind, "weight", Part.whole((2, 6)), 0, 12) for kind in ("param", "exp_avg", "exp_avg_sq")]
     return found, [*torch.cat(numbers).tolist(), reader.optimizer_step]
 
 

@@ -71,7 +71,7 @@ def train(
     curve.append((evaluation.loss, float(evaluation.n_targets)))
     if save is not None:
         save.mkdir(exist_ok=True)
-        engine.save(save)
+        engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
     return curve
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from scaling.fragments import Snapshot
 from scaling.model.base import LanguageModel
 from scaling.model.batch import Batch, Loss
 
@@ -61,8 +62,8 @@ class Engine(Protocol):
         """The model as one module of ordinary weights, for generation; a copy where weights are sharded over the ranks."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of the weights and optimiser states into `directory`, as files of its own."""
+    def snapshot(self) -> Snapshot:
+        """This rank's part of the weights and optimiser states as they are now, in the host's memory."""
         ...
 
     def load(self, directory: Path) -> None:

@@ -15,10 +15,11 @@ import torch.distributed as dist
 from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, LossModule, StepResult
 from scaling.engine.optim import build_optimizer
-from scaling.fragments import Fragment, FragmentReader, write_fragments
+from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
+from scaling.parallel.part import part_of
 from scaling.plan.degrees import Layout
 
 _MODULE_PREFIX = "model."
@@ -192,14 +193,14 @@ class DeepSpeedEngine:
     def _shape(self, param: torch.nn.Parameter) -> tuple[int, ...]:
         return tuple(param.ds_shape if self._stage == 3 else param.shape)  # type: ignore[attr-defined]
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self) -> Snapshot:
         def fragments() -> Iterator[Fragment]:
             for name, param in self._named_parameters():
                 views = self._views(name, param)
                 if views is not None:
-                    yield Fragment(name, self._shape(param), views[0], views[1])
+                    yield Fragment(name, part_of(param), views[0], views[1])
 
-        write_fragments(directory / f"rank-{self._rank:05d}.safetensors", fragments(), optimizer_step=self._optimizer_step())
+        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step())
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -211,7 +212,7 @@ class DeepSpeedEngine:
                 continue
             start, tensors = views
             for kind, view in tensors.items():
-                view.copy_(reader.read(kind, name, start, view.numel()))
+                view.copy_(reader.read(kind, name, part_of(param), start, view.numel()))
             if self._stage == 3:
                 param.ds_tensor.data.view(-1)[: tensors["param"].numel()].copy_(tensors["param"])  # type: ignore[attr-defined]
         for flat in self._flat_groups():

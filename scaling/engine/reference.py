@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import torch
 from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, StepResult
 from scaling.engine.optim import build_optimizer
-from scaling.fragments import Fragment, FragmentReader, write_fragments
+from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
+from scaling.parallel.part import part_of
 from scaling.plan.degrees import Layout
 
 
@@ -73,16 +74,16 @@ class ReferenceEngine:
     def whole_model(self) -> LanguageModel:
         return self.model
 
-    def save(self, directory: Path) -> None:
+    def snapshot(self) -> Snapshot:
         state = self._optimizer.state
 
-        def fragments() -> Iterable[Fragment]:
+        def fragments() -> Iterator[Fragment]:
             for name, param in self.model.named_parameters():
                 moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
-                yield Fragment(name, tuple(param.shape), 0, {"param": param, **moments})
+                yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
         optimizer_step = max((int(moments["step"]) for moments in state.values()), default=0)
-        write_fragments(directory / "rank-00000.safetensors", fragments(), optimizer_step=optimizer_step)
+        return Snapshot.of(fragments(), optimizer_step=optimizer_step)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -91,12 +92,12 @@ class ReferenceEngine:
         reader.check({name: tuple(p.shape) for name, p in named.items()})
         fused = bool(self._optimizer.param_groups[0].get("fused"))
         for name, param in named.items():
-            param.copy_(reader.read("param", name, 0, param.numel()).view_as(param))
+            param.copy_(reader.read("param", name, part_of(param), 0, param.numel()).view_as(param))
             if reader.optimizer_step:
                 self._optimizer.state[param] = {
                     "step": torch.tensor(float(reader.optimizer_step), device=self.device if fused else "cpu"),
                     **{
-                        k: reader.read(k, name, 0, param.numel()).view_as(param).to(self.device)
+                        k: reader.read(k, name, part_of(param), 0, param.numel()).view_as(param).to(self.device)
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }

@@ -60,8 +60,9 @@ class Checkpointer:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self._barrier()
-            engine.save(partial)
-            own = {p.name: describe_file(p) for p in partial.glob(f"rank-{self._ranks.rank:05d}.*")}
+            path = partial / f"rank-{self._ranks.rank:05d}.safetensors"
+            engine.snapshot().write(path)
+            own = {path.name: describe_file(path)}
             files = self._gather(own)
             if self._ranks.is_first:
                 self._commit(state, files)
