@@ -53,7 +53,8 @@ class Snapshot:
 
     def write(self, path: Path) -> None:
         """As one safetensors file. Raises OSError or SafetensorError."""
-        tensors, places = {}, {}
+        tensors: dict[str, torch.Tensor] = {}
+        places = {}
         for fragment in self.fragments:
             part = fragment.part
             places[fragment.name] = {
