@@ -1,8 +1,8 @@
 """Weights and optimiser states keyed by parameter name, independent of the layout that wrote them.
 
-Each rank writes one safetensors file with the pieces it owns: a piece is a run of a parameter's elements in
-row-major order, and says where it starts. A reader asks for any run of any parameter, so that a
-checkpoint of one layout opens under every other, without any rank holding the whole.
+Each rank writes one safetensors file with the pieces it owns. A piece is a run (what ZeRO leaves to a rank) of a part (what
+tensor parallelism leaves to it) of a parameter, in row-major order, and says which. A reader asks for any run of any part, so
+that a checkpoint of one layout opens under every other, without any rank holding the whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,9 +19,12 @@ from safetensors.torch import save_file
 
 from scaling.errors import CheckpointError
 from scaling.parallel.part import Part
+from scaling.parallel.rectangles import Rectangle, Run, overlaps
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """fp32 master weights, and Adam's first and second moments."""
+_READ_AT_ONCE = 1 << 20
+"""Elements (4 MB). Of columns out of longer rows, what lies between them is read too, but never more than this. Assumption."""
 
 
 @dataclass(frozen=True)
@@ -73,26 +77,45 @@ def _copy(fragment: Fragment) -> Fragment:
     return replace(fragment, tensors={kind: flat(fragment.tensors[kind]) for kind in KINDS})
 
 
+@dataclass(frozen=True)
+class _Piece:
+    path: Path
+    run: Run
+
+    @staticmethod
+    def at(path: Path, place: Mapping[str, Any]) -> _Piece:
+        """Raises KeyError, TypeError or ValueError for a header that says nothing sensible."""
+        part = Part(tuple(place["shape"]), place["dim"], place["first"], place["length"])
+        if min(place["start"], place["numel"]) < 0 or place["start"] + place["numel"] > part.numel:
+            raise ValueError(f"elements {place['start']} + {place['numel']} of a part of {part.numel}")
+        return _Piece(path, Run(part, place["start"], place["numel"]))
+
+
 class FragmentReader:
-    """Runs of parameters out of a directory of fragment files. Reads only what is asked for."""
+    """Runs of parts of parameters out of a directory of fragment files. Reads only what is asked for.
+
+    shapes: of the whole parameters, by name. Raises CheckpointError for a file that is damaged or of another checkpoint.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._files = {}
-        self._pieces: dict[str, list[tuple[int, int, Path]]] = {}
+        self._pieces: dict[str, list[_Piece]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         steps = set()
         for path in sorted(directory.glob("rank-*.safetensors")):
             try:
                 file = safe_open(path, framework="pt")
                 metadata = file.metadata()
-                places = json.loads(metadata["fragments"])
+                pieces = {name: _Piece.at(path, place) for name, place in json.loads(metadata["fragments"]).items()}
                 steps.add(int(metadata["optimizer_step"]))
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} is not a fragment file: {error}") from error
             self._files[path] = file
-            for name, place in places.items():
-                self.shapes[name] = tuple(place["shape"])
-                self._pieces.setdefault(name, []).append((place["start"], place["numel"], path))
+            for name, piece in pieces.items():
+                shape = piece.run.part.shape
+                if self.shapes.setdefault(name, shape) != shape:
+                    raise CheckpointError(f"{path} says that {name!r} is {shape}, and another rank {self.shapes[name]}")
+                self._pieces.setdefault(name, []).append(piece)
         if len(steps) != 1:
             raise CheckpointError(f"{directory} holds fragments of {len(steps)} different optimiser steps, not of one")
         self.optimizer_step = steps.pop()
@@ -109,15 +132,34 @@ class FragmentReader:
         )
 
     def read(self, kind: str, name: str, part: Part, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the CPU."""
-        out = torch.empty(numel)
-        filled = 0
-        for piece_start, piece_numel, path in self._pieces.get(name, []):
-            low, high = max(start, piece_start), min(start + numel, piece_start + piece_numel)
-            if low < high:
-                piece = self._files[path].get_slice(f"{kind}/{name}")
-                out[low - start : high - start] = piece[low - piece_start : high - piece_start]
-                filled += high - low
-        if filled != numel:
-            raise CheckpointError(f"{kind} of {name!r}: {filled} of {numel} elements found; a rank's file is missing")
+        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the CPU.
+
+        Raises CheckpointError unless each of them was saved once.
+        """
+        if self.shapes.get(name, part.shape) != part.shape:
+            raise CheckpointError(f"{name!r} was saved as {self.shapes[name]}, and is wanted as {part.shape}")
+        out, filled = torch.empty(numel), torch.zeros(numel, dtype=torch.bool)
+        for piece in self._pieces.get(name, []):
+            for wanted, saved in overlaps(Run(part, start, numel), piece.run):
+                if _view(filled, wanted).any():
+                    raise CheckpointError(f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's file too")
+                _view(filled, wanted).fill_(True)
+                self._copy(f"{kind}/{name}", piece.path, saved, wanted, out)
+        found = int(filled.sum())
+        if found != numel:
+            raise CheckpointError(f"{kind} of {name!r}: {found} of {numel} elements found; a rank's file is missing")
         return out
+
+    def _copy(self, key: str, path: Path, saved: Rectangle, wanted: Rectangle, out: torch.Tensor) -> None:
+        """A rectangle of a saved tensor to where it is wanted, in strips of rows that each are one run of the file."""
+        tensor = self._files[path].get_slice(key)
+        height = max(1, _READ_AT_ONCE // saved.stride)
+        for first in range(0, saved.n_rows, height):
+            source, target = saved.rows(first, height), wanted.rows(first, height)
+            strip = tensor[source.offset : source.offset + (source.n_rows - 1) * source.stride + source.width]
+            _view(out, target).copy_(strip.as_strided((source.n_rows, source.width), (source.stride, 1)))
+
+
+def _view(flat: torch.Tensor, place: Rectangle) -> torch.Tensor:
+    """A rectangle of a run: [n_rows, width]."""
+    return flat.as_strided((place.n_rows, place.width), (place.stride, 1), place.offset)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from scaling.checkpoint import newest_valid
+from scaling.checkpoint import Manifest, committed, newest_valid, verify
 from scaling.config import RunConfig
 from scaling.data.tokenizer import Tokenizer
 from scaling.errors import ConfigError, RunDirError
@@ -37,22 +37,52 @@ def open_trained(path: Path, device: torch.device, notice: Callable[[str], None]
     """
     run_dir = RunDir(path)
     config = run_dir.read_config()
-    found = newest_valid(run_dir.checkpoints, on_damaged=lambda _, error: notice(f"passing over a checkpoint: {error.what}"))
-    if found is None:
-        raise ConfigError(
-            f"{path} has no checkpoint yet (state: {run_dir.state()})", f"run={path.name}",
-            "One is written every checkpoint.every_steps steps, and when a run ends or is stopped by Ctrl-C.",
-        )  # fmt: skip
-    checkpoint, manifest = found
-    if manifest.semantic_hash != config.semantic_hash:
-        raise RunDirError(
-            f"{checkpoint} belongs to run {manifest.semantic_hash[:8]}, and {path / 'config.yaml'} describes {config.run_id}",
-            fix="Restore config.yaml or the checkpoint: one of them was replaced.",
-        )
-    tokenizer = _tokenizer(run_dir, config)
+    checkpoint, manifest = find_checkpoint(run_dir, config, notice)
+    tokenizer = read_tokenizer(run_dir, config)
     model = build_model(config, device)
     _load(model, checkpoint)
     return Trained(path, config, model.eval(), tokenizer, manifest.step)
+
+
+def find_checkpoint(
+    run_dir: RunDir, config: RunConfig, notice: Callable[[str], None], *, step: int | None = None
+) -> tuple[Path, Manifest]:
+    """The run's newest sound checkpoint, or that of `step`, which then must be sound.
+
+    Raises ConfigError when there is none, CheckpointError or RunDirError for what is damaged or of another run.
+    """
+    if step is not None:
+        path = _checkpoint_of(run_dir, step)
+        found: tuple[Path, Manifest] | None = path, verify(path)
+    else:
+        found = newest_valid(run_dir.checkpoints, on_damaged=lambda _, error: notice(f"passing over a checkpoint: {error.what}"))
+    if found is None:
+        raise _no_checkpoint(run_dir)
+    checkpoint, manifest = found
+    if manifest.semantic_hash != config.semantic_hash:
+        raise RunDirError(
+            f"{checkpoint} belongs to run {manifest.semantic_hash[:8]}, and {run_dir.path / 'config.yaml'} describes "
+            f"{config.run_id}",
+            fix="Restore config.yaml or the checkpoint: one of them was replaced.",
+        )
+    return checkpoint, manifest
+
+
+def _checkpoint_of(run_dir: RunDir, step: int) -> Path:
+    paths = dict(committed(run_dir.checkpoints))
+    if not paths:
+        raise _no_checkpoint(run_dir)
+    if step not in paths:
+        steps = ", ".join(map(str, paths))
+        raise ConfigError(f"{run_dir.path.name} has no checkpoint of step {step}", f"step={step}", f"There are: {steps}.")
+    return paths[step]
+
+
+def _no_checkpoint(run_dir: RunDir) -> ConfigError:
+    return ConfigError(
+        f"{run_dir.path} has no checkpoint yet (state: {run_dir.state()})", f"run={run_dir.path.name}",
+        "One is written every checkpoint.every_steps steps, and when a run ends or is stopped by Ctrl-C.",
+    )  # fmt: skip
 
 
 def find_run(run: str, root: str) -> Path:
@@ -97,7 +127,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _tokenizer(run_dir: RunDir, config: RunConfig) -> Tokenizer:
+def read_tokenizer(run_dir: RunDir, config: RunConfig) -> Tokenizer:
+    """That of the run. Raises RunDirError when its file is missing, damaged or another one's."""
     path = run_dir.tokenizer
     fix = f"Restore it from a copy, or copy tokenizer.json of the run's corpus (data.cache_dir={config.data.cache_dir})."
     try:

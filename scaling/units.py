@@ -7,6 +7,8 @@ import re
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15}
 _COUNT = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbgtp]?)\s*$", re.IGNORECASE)
 
+_BYTES = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgtp]?)b?\s*$", re.IGNORECASE)
+
 
 def parse_count(text: str | int | float) -> int:
     """Read a count such as 200_000, "2M", "1.5B" or 3e9. Raises ValueError when it is not a whole number."""
@@ -33,6 +35,14 @@ def parse_share(text: str | int | float, total: int) -> int:
     if isinstance(text, str) and text.strip().endswith("%"):
         return round(float(text.strip()[:-1]) / 100 * total)
     return parse_count(text)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a size such as 500_000_000, "500MB" or "5 GB" (decimal). Raises ValueError when it is none."""
+    match = None if isinstance(text, bool) else _BYTES.match(str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 5GB, 500MB or 500_000_000")
+    return parse_count(match.group(1) + match.group(2))
 
 
 def _scaled(value: float, names: list[str], base: float) -> str:

@@ -32,14 +32,14 @@ LAYERS = [
     {"data"},
     {"fragments", "complete", "generate_options"},
     {"trained"},
-    {"generation"},
+    {"generation", "consolidate"},
     {"engine"},
     {"train"},
     {"worker"},
     {"cli", "help", "curve", "progress"},
     {"command_line"},
     {"launch"},
-    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare"},
+    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
@@ -57,7 +57,7 @@ HOMES = {
 LIGHT = [
     "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show",
     "scaling.planning", "scaling.plan.score", "scaling.metrics.record",
-    "scaling.status", "scaling.generate", "scaling.fill", "scaling.data.shards", "scaling.prepare",
+    "scaling.status", "scaling.generate", "scaling.fill", "scaling.convert", "scaling.data.shards", "scaling.prepare",
     "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
 ]  # fmt: skip
 

@@ -55,7 +55,10 @@ def test_the_wheel_plans_a_run_in_an_empty_directory(installed: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["scaling-run", "scaling-status", "scaling-generate", "scaling-fill", "scaling-prepare"])
+@pytest.mark.parametrize(
+    "command",
+    ["scaling-run", "scaling-status", "scaling-generate", "scaling-fill", "scaling-prepare", "scaling-convert"],
+)
 def test_the_commands_are_installed(installed: Path, tmp_path: Path, command: str) -> None:
     done = run(installed, tmp_path, str(installed / "bin" / command), "--help")
     assert done.returncode == 0, done.stderr

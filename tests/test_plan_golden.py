@@ -55,7 +55,7 @@ def _ranked(overrides: tuple[str, ...]) -> dict[str, Any]:
     return first | {key: answer[key] for key in ("why", "help", "would_fit")}
 
 
-KEPT = ("dp", "tp", "pp", "cp", "zero_stage", "micro_batch_size", "activation_checkpointing", "verdict", "mfu", "memory_bytes")
+KEPT = ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size", "activation_checkpointing", "verdict", "mfu", "memory_bytes")
 
 
 def _plans() -> str:

@@ -55,7 +55,7 @@ def seven_b() -> Setting:
         ({"dp": 3}, "dp=3 x micro_batch_size=1 does not divide train.global_batch_size=512"),
         ({"sequence_parallel": True}, "needs tp above 1"),
         ({"offload": "all"}, "weights are offloaded at stage 3 only"),
-        ({"cp": 2, "pp": 2, "dp": 4}, "does not deal positions"),
+        ({"sp": 2, "pp": 2, "dp": 4}, "does not deal positions"),
     ],
     ids=str,
 )
@@ -128,7 +128,7 @@ def test_a_trillion_parameters_on_16384_devices_are_planned_in_time() -> None:
 
 def test_only_data_parallelism_runs_here() -> None:
     assert not_run_here(LAYOUT) is None
-    for changes in ({"tp": 2}, {"pp": 2}, {"cp": 2}, {"offload": "optimizer"}, {"activation_checkpointing": "selective"}):
+    for changes in ({"tp": 2}, {"pp": 2}, {"sp": 2}, {"offload": "optimizer"}, {"activation_checkpointing": "selective"}):
         assert not_run_here(replace(LAYOUT, **changes)) is not None  # type: ignore[arg-type]
 
 

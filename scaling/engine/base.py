@@ -48,7 +48,11 @@ class Engine(Protocol):
     """
 
     device: torch.device
-    model: LanguageModel
+
+    @property
+    def model(self) -> LanguageModel:
+        """This rank's share of the model."""
+        ...
 
     def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
         """One optimiser update on this rank's part of the global batch, at learning rate `lr`."""

@@ -25,7 +25,7 @@ class ReferenceEngine:
         self.device = device
         self.model = build_model(config, device=device)
         initialise(self.model, config.train.seed)
-        self.model.set_activation_checkpointing(layout.block_checkpointing)
+        self.model.set_activation_checkpointing(layout.activation_checkpointing)
         if config.train.compile:
             self.model.compile_blocks()
         self._optimizer = build_optimizer(config, self.model)
@@ -46,6 +46,10 @@ class ReferenceEngine:
                 nats, _, objective = self.model.loss(batch)
             (objective / n_targets).backward()
             loss += nats.detach() / n_targets
+        return self._update(loss, lr)
+
+    def _update(self, loss: torch.Tensor, lr: float) -> StepResult:
+        """Clip the gradients that are there, and step."""
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
@@ -82,8 +86,10 @@ class ReferenceEngine:
                 moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
                 yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
-        optimizer_step = max((int(moments["step"]) for moments in state.values()), default=0)
-        return Snapshot.of(fragments(), optimizer_step=optimizer_step)
+        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step())
+
+    def _optimizer_step(self) -> int:
+        return max((int(moments["step"]) for moments in self._optimizer.state.values()), default=0)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:

@@ -6,12 +6,14 @@ Shapes: B batch, T positions, N scored positions, D d_model, E width of the embe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.config import RunConfig
-from scaling.model.base import LanguageModel, add_sequence_term
+from scaling.model.base import Flow, LanguageModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.batch import IGNORED, Batch, Loss
 from scaling.model.block import BlockStack
 from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
@@ -24,6 +26,8 @@ N_SEGMENTS = 2
 
 class MaskedHead(nn.Module):
     """norm(f(dense(x))), which the embedding multiplies, and a bias for each token."""
+
+    cut: ClassVar = {"bias": 0}
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -42,6 +46,8 @@ class BERT(LanguageModel):
 
     With sentence order also a pooler, tanh(dense(first position)), and on it a classifier of two.
     """
+
+    cut: ClassVar = {"decoder.weight": 0}
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -65,28 +71,51 @@ class BERT(LanguageModel):
         x_BTD = self.hidden(tokens_BT, segments_BT, documents_BT)[0]
         return F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
 
-    def loss(self, batch: Batch) -> Loss:
-        x_BTD, balance_B = self.hidden(batch.tokens_BT, batch.segments_BT, batch.documents_BT)
-        scored_BT = batch.targets_BT != IGNORED
+    def begin(self, batch: Batch) -> Flow:
+        tokens_BT = self.split.positions(batch.tokens_BT)
+        segments_BT = None if batch.segments_BT is None else self.split.positions(batch.segments_BT)
+        return Flow(self._embedded(tokens_BT, segments_BT, self.split.first_position(tokens_BT)))
+
+    def through(self, flow: Flow, batch: Batch, first: int, last: int) -> Flow:
+        context = self.position.context(0, flow.x_BTD, batch.documents_BT)
+        x_BTD, balance_B = self.blocks(flow.x_BTD, context, first=first, last=last)
+        return Flow(x_BTD, None, add_balance(flow.balance_B, balance_B))
+
+    def finish(self, flow: Flow, batch: Batch) -> Loss:
+        x_BTD, targets_BT = self.final_norm(flow.x_BTD), self.split.positions(batch.targets_BT)
+        scored_BT = targets_BT != IGNORED
         loss = head_loss(
-            self.masked_head(x_BTD[scored_BT]), self.decoder_weight, batch.targets_BT[scored_BT],
-            bias_V=self.masked_head.bias, smoothing=self.smoothing,
+            self.masked_head(x_BTD[scored_BT]), self.decoder_weight, targets_BT[scored_BT],
+            bias_V=self.masked_head.bias, smoothing=self.smoothing, split=self.split,
         )  # fmt: skip
-        loss = add_sequence_term(loss, balance_B, batch.targets_BT, self.config.balance_loss)
+        loss = add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
         if self.order_head is None or batch.classes_B is None:
             return loss
         order_B = F.cross_entropy(self.order(x_BTD).float(), batch.classes_B, ignore_index=IGNORED, reduction="none")
-        return add_sequence_term(loss, order_B, batch.targets_BT)
+        # The first position is the first sequence parallel rank's: the others have no part in this.
+        return add_sequence_term(loss, order_B, batch.targets_BT, 1.0 if self.split.sp_rank == 0 else 0.0)
+
+    def stage(self, first: int, last: int) -> set[str]:
+        needed = blocks_of("blocks", first, last) | self.position.needed("position", first == 0)
+        if first == 0:
+            needed |= {"embedding", "segments", "embedding_norm"}
+        if last == self.n_blocks:
+            needed |= {"final_norm", "masked_head", "decoder", "pooler", "order_head"}
+            needed |= {"embedding.weight"} if self.decoder is None else set()
+        return needed
 
     def hidden(
         self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """x_BTD after the last block, and the balance_B of experts."""
-        segment_D = self.segments.weight[0] if segments_BT is None else self.segments(segments_BT)
-        x_BTD = self.position.embed(self.embedding(tokens_BT) + segment_D, 0)
-        x_BTD = self.dropout(self.embedding_norm(x_BTD))
+        x_BTD = self._embedded(tokens_BT, segments_BT, 0)
         x_BTD, balance_B = self.blocks(x_BTD, self.position.context(0, x_BTD, documents_BT))
         return self.final_norm(x_BTD), balance_B
+
+    def _embedded(self, tokens_BT: Tensor, segments_BT: Tensor | None, start: int) -> Tensor:
+        segment_D = self.segments.weight[0] if segments_BT is None else self.segments(segments_BT)
+        x_BTD = self.position.embed(self.embedding(tokens_BT) + segment_D, start)
+        return self.dropout(self.embedding_norm(x_BTD))
 
     def order(self, x_BTD: Tensor) -> Tensor:
         """logits_B2 of the segments standing in their order, or swapped."""

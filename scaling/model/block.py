@@ -5,11 +5,10 @@ Shapes: B batch, T positions, S positions of the encoder, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from scaling.config import RunConfig
 from scaling.model.attention import ATTENTIONS, CrossAttention
@@ -18,6 +17,8 @@ from scaling.model.attention.full import KeyValues
 from scaling.model.layers import FeedForward, build_norm
 from scaling.model.moe import MixtureOfExperts
 from scaling.model.position import Context
+from scaling.model.recompute import Recompute, run_block
+from scaling.model.split import WHOLE, Split
 
 
 class Source(NamedTuple):
@@ -46,6 +47,13 @@ class CrossCache(Cache):
 
 class Block(nn.Module):
     """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), or norm(x + f(x)) (Vaswani et al. 2017)."""
+
+    split: Split = WHOLE
+    partial_in_sequence = (
+        *(f"{norm}_norm.{kind}" for norm in ("attention", "cross_attention", "feed_forward") for kind in ("weight", "bias")),
+        *("attention.o.bias", "cross_attention.o.bias", "feed_forward.down.bias"),
+    )
+    """Parameters that act on the residual stream: where tp ranks share its positions, each has a part of their gradients."""
 
     def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
         super().__init__()
@@ -79,7 +87,8 @@ class Block(nn.Module):
         return self._add(x_BTD, h_BTD, self.feed_forward_norm), balance_B
 
     def _add(self, x_BTD: Tensor, h_BTD: Tensor, norm: nn.Module) -> Tensor:
-        x_BTD = x_BTD + self.dropout(h_BTD)
+        with self.split.own_randomness(self.split.sequence and self.training and self.dropout.p > 0):
+            x_BTD = x_BTD + self.dropout(h_BTD)
         return x_BTD if self.pre_norm else norm(x_BTD)
 
     @staticmethod
@@ -98,33 +107,41 @@ class Block(nn.Module):
 class BlockStack(nn.ModuleList):
     """`n_layers` blocks in a row, or one that is run so many times (`model.share_layers`), and how they are executed."""
 
+    split: Split = WHOLE
+
     def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
         model = config.model
         n_blocks = 1 if model.share_layers else model.n_layers
         super().__init__(Block(config, causal=causal, cross=cross, scale=scale) for _ in range(n_blocks))
         self.n_layers = model.n_layers
-        self.checkpointing: Literal["none", "full"] = "none"
+        self.recompute: Recompute = "none"
 
     def forward(
-        self, x_BTD: Tensor, context: Context, caches: Sequence[Cache] | None = None, source: Source | None = None
+        self,
+        x_BTD: Tensor,
+        context: Context,
+        caches: Sequence[Cache] | None = None,
+        source: Source | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """x_BTD, and the balance_B of experts, summed over the blocks."""
+        """x_BTD after blocks [first, last) (None: all), and the balance_B of experts, summed over these blocks."""
         total_B = None
-        for index, block in enumerate(self._in_order()):
-            if self.checkpointing == "full" and self.training:
-                x_BTD, balance_B = checkpoint(block, x_BTD, context, None, source, use_reentrant=False)
-            else:
-                x_BTD, balance_B = block(x_BTD, context, caches[index] if caches is not None else None, source)
+        x_BTD = self.split.deal(x_BTD)
+        kind = self.recompute if self.training else "none"
+        for index in range(first, self.n_layers if last is None else last):
+            cache = caches[index] if caches is not None else None
+            x_BTD, balance_B = run_block(kind, self._at(index), x_BTD, context, cache, source)
             if balance_B is not None:
                 total_B = balance_B if total_B is None else total_B + balance_B
-        return x_BTD, total_B
+        return self.split.collect(x_BTD), total_B
 
-    def _in_order(self) -> Iterator[Block]:
-        for index in range(self.n_layers):
-            yield cast(Block, self[index % len(self)])
+    def _at(self, index: int) -> Block:
+        return cast(Block, self[index % len(self)])
 
     def new_caches(self, capacity: int) -> list[Cache]:
-        return [block.new_cache(capacity) for block in self._in_order()]
+        return [self._at(index).new_cache(capacity) for index in range(self.n_layers)]
 
     def compile_blocks(self) -> None:
         for block in self:

@@ -6,7 +6,7 @@ Only names, transposes and a fused matrix differ: every number is the same on bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -64,16 +64,23 @@ def arrangement(config: RunConfig) -> Arrangement:
 
 def to_transformers(config: RunConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our weights, as in named_parameters, under their names; contiguous copies. Tied matrices are given once."""
-    theirs: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
+    return {theirs: joined(sources, [weights[name].detach() for name, _ in sources]) for theirs, sources in parts(config).items()}
+
+
+def parts(config: RunConfig) -> dict[str, list[tuple[str, Place]]]:
+    """For each of their weights those of ours that it is made of, in order."""
+    found: dict[str, list[tuple[str, Place]]] = {}
     for name, place in names(config).items():
-        value = weights[name].detach()
-        value = value.t() if place.transposed and value.ndim == 2 else value
-        if place.part is None:
-            theirs[place.name] = value.clone(memory_format=torch.contiguous_format)
-        else:
-            thirds.setdefault(place.name, {})[place.part] = value
-    return theirs | {name: torch.cat([parts[i] for i in range(3)], dim=-1) for name, parts in thirds.items()}
+        found.setdefault(place.name, []).append((name, place))
+    return {theirs: sorted(sources, key=lambda source: source[1].part or 0) for theirs, sources in found.items()}
+
+
+def joined(sources: Sequence[tuple[str, Place]], values: Sequence[Tensor]) -> Tensor:
+    """One of their weights, made of the `values` of its `parts`; a contiguous copy."""
+    turned = [
+        value.t() if place.transposed and value.ndim == 2 else value for (_, place), value in zip(sources, values, strict=True)
+    ]
+    return torch.cat(turned, dim=-1) if len(turned) > 1 else turned[0].clone(memory_format=torch.contiguous_format)
 
 
 def from_transformers(config: RunConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Shapes: B batch, T positions of the decoder, U of the encoder (S of either), D d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,47 +14,57 @@ from torch import Tensor, nn
 
 from scaling.config import RunConfig
 from scaling.model.attention.cache import Cache
-from scaling.model.base import GenerativeModel, add_sequence_term
+from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
 from scaling.model.loss import head_loss
 from scaling.model.position import POSITIONS
+from scaling.model.split import WHOLE, Split
 
 
 class Side(nn.Module):
     """Positions, blocks and norm of the encoder or of the decoder."""
 
+    split: Split = WHOLE
+
     def __init__(self, config: RunConfig, *, causal: bool, cross: bool, scale: float | None) -> None:
         super().__init__()
+        self.n_layers = config.model.n_layers
         self.position = POSITIONS[config.position.kind](config, causal=causal)
         self.dropout = nn.Dropout(config.model.dropout)
         self.blocks = BlockStack(config, causal=causal, cross=cross, scale=scale)
         self.final_norm = build_final_norm(config.model)
 
-    def forward(
-        self,
-        x_BSD: Tensor,
-        documents_BS: Tensor | None,
-        caches: Sequence[Cache] | None = None,
-        source: Source | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BSD: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
+        """From embedded tokens to what follows the last norm, of one document a row."""
         start = caches[0].length if caches else 0
-        x_BSD = self.dropout(self._with_positions(x_BSD, start, documents_BS))
-        x_BSD, balance_B = self.blocks(x_BSD, self.position.context(start, x_BSD, documents_BS), caches, source)
-        return self.final_norm(x_BSD), balance_B
+        x_BSD = self.begin(x_BSD, None, start)
+        x_BSD, _ = self.blocks(x_BSD, self.position.context(start, x_BSD), caches, source)
+        return self.final_norm(x_BSD)
 
-    def _with_positions(self, x_BSD: Tensor, start: int, documents_BS: Tensor | None) -> Tensor:
-        """Each document of a row has positions of its own, from 0."""
+    def begin(self, x_BSD: Tensor, documents_BS: Tensor | None, start: int) -> Tensor:
+        """The input of the first block. Each document of a row has positions of its own, from 0."""
         if documents_BS is None:
-            return self.position.embed(x_BSD, start)
-        table_SD = self.position.embed(x_BSD.new_zeros(1, *x_BSD.shape[1:]), start)[0]
-        return x_BSD + table_SD[places(documents_BS)]
+            return self.dropout(self.position.embed(x_BSD, start))
+        n_positions = self.split.n_positions(x_BSD)
+        table_SD = self.position.embed(x_BSD.new_zeros(1, n_positions, x_BSD.shape[2]), 0)[0]
+        return self.dropout(x_BSD + table_SD[self.split.positions(places(documents_BS))])
+
+    def through(
+        self, x_BSD: Tensor, documents_BS: Tensor | None, source: Source | None, first: int, last: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_BSD after blocks [first, last), and their balance_B."""
+        context = self.position.context(0, x_BSD, documents_BS)
+        return self.blocks(x_BSD, context, None, source, first=first, last=last)
 
 
 class EncoderDecoder(GenerativeModel):
     """One token embedding for both sides; the head may be the embedding, and its input is multiplied by `head_scale`. Attention
     scores are multiplied by `score_scale` (None: 1 / sqrt(d_head))."""
+
+    cut: ClassVar = {"head.weight": 0}
+    n_stacks = 2
 
     def __init__(self, config: RunConfig, *, head_scale: float = 1.0, score_scale: float | None = None) -> None:
         super().__init__()
@@ -66,26 +77,61 @@ class EncoderDecoder(GenerativeModel):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
 
     def encode(self, source_BU: Tensor, documents_BU: Tensor | None = None) -> Source:
-        return self._encode(source_BU, documents_BU)[0]
-
-    def _encode(self, source_BU: Tensor, documents_BU: Tensor | None) -> tuple[Source, Tensor | None]:
-        x_BUD, balance_B = self.encoder(self.embedding(source_BU), documents_BU)
-        return Source(x_BUD, documents_BU), balance_B
+        assert documents_BU is None, "a text is one document"
+        return Source(self.encoder(self.embedding(source_BU)))
 
     def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
         assert source is not None, "a decoder beside an encoder needs what that made of its tokens"
-        x_BTD, _ = self.decoder(self.embedding(tokens_BT), None, caches, source)
+        x_BTD = self.decoder(self.embedding(tokens_BT), caches, source)
         return F.linear(self._head_input(x_BTD), self.head_weight)
 
-    def loss(self, batch: Batch) -> Loss:
+    def begin(self, batch: Batch) -> Flow:
         assert batch.source_BU is not None
-        source, encoder_balance_B = self._encode(batch.source_BU, batch.source_documents_BU)
-        x_BTD, decoder_balance_B = self.decoder(self.embedding(batch.tokens_BT), batch.documents_BT, None, source)
-        x_ND = self._head_input(x_BTD).flatten(0, 1)
-        loss = head_loss(x_ND, self.head_weight, batch.targets_BT.flatten(), smoothing=self.smoothing)
-        for balance_B in (encoder_balance_B, decoder_balance_B):
-            loss = add_sequence_term(loss, balance_B, batch.targets_BT, self.config.balance_loss)
-        return loss
+        return Flow(self._begin_side(self.encoder, batch.source_BU, batch.source_documents_BU))
+
+    def through(self, flow: Flow, batch: Batch, first: int, last: int) -> Flow:
+        """Blocks of the encoder come first. Between the two stands the source, and the tokens of the target come in."""
+        n = self.encoder.n_layers
+        if first < n:
+            x_BUD, balance_B = self.encoder.through(flow.x_BTD, batch.source_documents_BU, None, first, min(last, n))
+            flow = Flow(x_BUD, None, add_balance(flow.balance_B, balance_B))
+        if last <= n:
+            return flow
+        if first <= n:
+            x_BTD = self._begin_side(self.decoder, batch.tokens_BT, batch.documents_BT)
+            flow = Flow(x_BTD, self.encoder.final_norm(flow.x_BTD), flow.balance_B)
+        assert flow.source_BSD is not None
+        source = Source(flow.source_BSD, batch.source_documents_BU)
+        x_BTD, balance_B = self.decoder.through(flow.x_BTD, batch.documents_BT, source, max(first - n, 0), last - n)
+        return Flow(x_BTD, flow.source_BSD, add_balance(flow.balance_B, balance_B))
+
+    def finish(self, flow: Flow, batch: Batch) -> Loss:
+        x_ND = self._head_input(self.decoder.final_norm(flow.x_BTD)).flatten(0, 1)
+        targets_BT = self.split.positions(batch.targets_BT)
+        loss = head_loss(x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split)
+        return add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
+
+    def stage(self, first: int, last: int) -> set[str]:
+        n = self.encoder.n_layers
+        needed = blocks_of("encoder.blocks", first, min(last, n)) | blocks_of("decoder.blocks", max(first - n, 0), last - n)
+        if first < n:
+            needed |= self.encoder.position.needed("encoder.position", first == 0)
+        if last > n:
+            needed |= self.decoder.position.needed("decoder.position", first <= n)
+        if first == 0:
+            needed |= {"embedding"}
+        if first <= n < last:
+            needed |= {"encoder.final_norm", "embedding"}
+        if last == self.n_blocks:
+            needed |= {"decoder.final_norm", "head"} | ({"embedding"} if self.head is None else set())
+        return needed
+
+    def crosses(self, block: int) -> bool:
+        return block > self.encoder.n_layers
+
+    def _begin_side(self, side: Side, tokens_BS: Tensor, documents_BS: Tensor | None) -> Tensor:
+        own_BS = self.split.positions(tokens_BS)
+        return side.begin(self.embedding(own_BS), documents_BS, self.split.first_position(own_BS))
 
     def _head_input(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD if self.head_scale == 1 else x_BTD * self.head_scale

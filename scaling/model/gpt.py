@@ -7,13 +7,14 @@ Shapes: B batch, T positions, D d_model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.config import RunConfig
 from scaling.model.attention.cache import Cache
-from scaling.model.base import GenerativeModel, add_sequence_term
+from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
@@ -23,6 +24,8 @@ from scaling.model.position import POSITIONS
 
 class GPT(GenerativeModel):
     """Token embedding, `n_layers` blocks, norm, and a head that may be the embedding itself."""
+
+    cut: ClassVar = {"head.weight": 0}
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -36,25 +39,43 @@ class GPT(GenerativeModel):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
 
     def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
-        return F.linear(self._hidden(tokens_BT, caches, None)[0], self.head_weight)
-
-    def loss(self, batch: Batch) -> Loss:
-        x_BTD, balance_B = self._hidden(batch.tokens_BT, None, batch.documents_BT)
-        loss = head_loss(x_BTD.flatten(0, 1), self.head_weight, batch.targets_BT.flatten(), smoothing=self.smoothing)
-        return add_sequence_term(loss, balance_B, batch.targets_BT, self.config.balance_loss)
+        return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
 
     def hidden(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """x after the final norm, what the head multiplies: of width d_model, or of the embedding's if that is the head."""
-        return self._hidden(tokens_BT, caches, documents_BT)[0]
-
-    def _hidden(
-        self, tokens_BT: Tensor, caches: Sequence[Cache] | None, documents_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
         start = caches[0].length if caches else 0
-        x_BTD = self.dropout(self.position.embed(self.embedding(tokens_BT), start))
-        x_BTD, balance_B = self.blocks(x_BTD, self.position.context(start, x_BTD, documents_BT), caches)
+        x_BTD = self._embedded(tokens_BT, start)
+        x_BTD, _ = self.blocks(x_BTD, self.position.context(start, x_BTD, documents_BT), caches)
+        return self._head_input(x_BTD)
+
+    def begin(self, batch: Batch) -> Flow:
+        tokens_BT = self.split.positions(batch.tokens_BT)
+        return Flow(self._embedded(tokens_BT, self.split.first_position(tokens_BT)))
+
+    def through(self, flow: Flow, batch: Batch, first: int, last: int) -> Flow:
+        context = self.position.context(0, flow.x_BTD, batch.documents_BT)
+        x_BTD, balance_B = self.blocks(flow.x_BTD, context, first=first, last=last)
+        return Flow(x_BTD, None, add_balance(flow.balance_B, balance_B))
+
+    def finish(self, flow: Flow, batch: Batch) -> Loss:
+        x_ND, targets_BT = self._head_input(flow.x_BTD).flatten(0, 1), self.split.positions(batch.targets_BT)
+        loss = head_loss(x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split)
+        return add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
+
+    def stage(self, first: int, last: int) -> set[str]:
+        needed = blocks_of("blocks", first, last) | self.position.needed("position", first == 0)
+        if first == 0:
+            needed |= {"embedding"}
+        if last == self.n_blocks:
+            needed |= {"final_norm", "head"} | ({"embedding"} if self.head is None else set())
+        return needed
+
+    def _embedded(self, tokens_BT: Tensor, start: int) -> Tensor:
+        return self.dropout(self.position.embed(self.embedding(tokens_BT), start))
+
+    def _head_input(self, x_BTD: Tensor) -> Tensor:
         x_BTD = self.final_norm(x_BTD)
-        return (self.embedding.back(x_BTD) if self.head is None else x_BTD), balance_B
+        return self.embedding.back(x_BTD) if self.head is None else x_BTD
 
     @property
     def head_weight(self) -> Tensor:

@@ -59,6 +59,8 @@ def hub_config(config: RunConfig, *, eos_id: int, pad_id: int) -> dict[str, Any]
     common = {"model_type": kind, "vocab_size": config.vocab_size, "tie_word_embeddings": config.model.tie_embeddings}
     if kind == "t5":
         common["decoder_start_token_id"] = pad_id
+    elif kind != "bert":
+        common["bos_token_id"] = eos_id  # the end of a document before stands in front of the first token
     return made | common | {"eos_token_id": eos_id, "pad_token_id": pad_id, "dtype": "float32"}
 
 

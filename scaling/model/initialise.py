@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.config import ModelConfig
+from scaling.parallel.part import part_of
 
 RESIDUAL_OUTPUTS = ("attention.o", ".down")
 """The linears whose output is added to the residual stream: of attention, and of the feed-forward layer or its experts."""
@@ -47,4 +48,5 @@ def initialise(model: nn.Module, seed: int) -> None:
     config = model.config
     assert isinstance(config, ModelConfig)
     for name, parameter in model.named_parameters():
-        parameter.copy_(initial_values(name, parameter.shape, config, seed))
+        part = part_of(parameter)
+        parameter.copy_(part.of(initial_values(name, part.shape, config, seed)))

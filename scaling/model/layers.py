@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from scaling.config import ModelConfig, RunConfig
+from scaling.model.split import WHOLE, OutputLinear, Split
 
 
 class RMSNorm(nn.Module):
@@ -84,14 +85,18 @@ in BERT."""
 class FeedForward(nn.Module):
     """down(f(up(x))) (Vaswani et al. 2017), or gated, down(f(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
+    split: Split = WHOLE
+    cut: ClassVar = {"gate.weight": 0, "gate.bias": 0, "up.weight": 0, "up.bias": 0, "down.weight": 1}
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
         self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+        self.down = OutputLinear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = self.split.enter(x_BTD)
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
@@ -104,6 +109,9 @@ class TokenEmbedding(nn.Embedding):
     3.4): without it a small model sees little but positions. As the head it is not.
     """
 
+    split: Split = WHOLE
+    cut: ClassVar = {"weight": 0}
+
     def __init__(self, config: RunConfig) -> None:
         model = config.model
         super().__init__(config.vocab_size, model.embedding_width)
@@ -113,7 +121,7 @@ class TokenEmbedding(nn.Embedding):
         self.scale = model.d_model**0.5 if scaled else 1.0
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        x_BTE = super().forward(tokens_BT)
+        x_BTE = self.split.embed(tokens_BT, self.weight)
         x_BTD = x_BTE if self.projection is None else self.projection(x_BTE)
         return x_BTD if self.scale == 1 else x_BTD * self.scale
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scaling.model.batch import IGNORED, Loss
+from scaling.model.split import WHOLE, Split
+from scaling.parallel.collectives import all_reduce
 
 CHUNK_ROWS = {"cpu": 256}
 """Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
@@ -21,10 +24,15 @@ DEFAULT_CHUNK_ROWS = 4096
 
 
 def head_loss(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None, smoothing: float = 0.0
-) -> Loss:
-    """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is the smoothed one."""
-    nats, objective = _cross_entropies(x_ND, weight_VD, targets_N, bias_V, smoothing, None)
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None, smoothing: float = 0.0,
+    split: Split = WHOLE,
+) -> Loss:  # fmt: skip
+    """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is the smoothed one.
+
+    Tensor parallel ranks have rows of the head (Shoeybi et al. 2019, section 3): of a token's logits each makes its own, and
+    the ranks exchange the largest, the sum of exponentials, and at the end the sums of the loss.
+    """
+    nats, objective = _cross_entropies(split.enter_whole(x_ND), weight_VD, targets_N, bias_V, smoothing, None, split)
     return Loss(nats.detach() if smoothing else nats, (targets_N != IGNORED).sum(), objective)
 
 
@@ -41,17 +49,24 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, 
       32768  fp32   2379             3113                    1983
       32768  bf16   1230             1179                    957
     """
-    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows)[1]
+    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows, WHOLE)[1]
 
 
 def _cross_entropies(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None, smoothing: float, chunk_rows: int | None
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None,
+    smoothing: float,
+    chunk_rows: int | None,
+    split: Split,
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy, and the smoothed one, which alone can be differentiated; without smoothing they are one."""
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = chunk_rows or CHUNK_ROWS.get(device, DEFAULT_CHUNK_ROWS)
-    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, rows, smoothing)
+    first, n_vocab = split.rows(weight_VD)
+    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, rows, smoothing, first, n_vocab, split)
     return (nats if smoothing else objective), objective
 
 
@@ -59,11 +74,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, dtype: torch.dtype, rows: int,
-        smoothing: float,
+        smoothing: float, first: int, n_vocab: int, split: Split,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         differentiate = any(ctx.needs_input_grad)
         grad_b_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        nats, smoothed = x_ND.new_zeros(2, dtype=torch.float32).unbind()
+        sums = x_ND.new_zeros(2, dtype=torch.float32)
+        nats, smoothed = sums.unbind()
         if differentiate:
             grad_x_ND = torch.empty_like(x_ND)
             grad_w_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -72,16 +88,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x_ND), rows):
                 x_nD, targets_n = x_ND[start : start + rows].to(dtype), targets_N[start : start + rows]
                 valid_n1 = (targets_n != IGNORED).unsqueeze(1)
-                index_n1 = targets_n.unsqueeze(1).where(valid_n1, 0)
+                index_n1 = targets_n.unsqueeze(1) - first
+                here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
+                index_n1 = index_n1.where(here_n1, 0)
                 logits_nV = x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(dtype)
-                log_p_nV = F.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
-                nats -= log_p_nV.gather(1, index_n1).mul_(valid_n1).sum()
+                log_p_nV = _log_softmax(logits_nV, split)
+                nats -= log_p_nV.gather(1, index_n1).mul_(here_n1).sum()
                 if smoothing:
-                    smoothed -= log_p_nV.mean(dim=1, keepdim=True).mul_(valid_n1).sum()
+                    smoothed -= log_p_nV.sum(dim=1, keepdim=True).mul_(valid_n1).sum() / n_vocab
                 if differentiate:  # of the logits: softmax minus one-hot, of which smoothing spreads a part
-                    one_hot = log_p_nV.new_full((), smoothing - 1.0).expand_as(index_n1)
+                    one_hot = here_n1 * (smoothing - 1.0)
                     g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, one_hot)
-                    g_nV = (g_nV.sub_(smoothing / len(w_VD)) if smoothing else g_nV).to(dtype)
+                    g_nV = (g_nV.sub_(smoothing / n_vocab) if smoothing else g_nV).to(dtype)
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
                     if grad_b_V is not None:
@@ -89,6 +107,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if differentiate:
             grad_b_V = None if grad_b_V is None else grad_b_V.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype), grad_b_V)
+        if split.tp is not None:
+            nats, smoothed = all_reduce(sums, split.tp).unbind()
         ctx.mark_non_differentiable(nats)
         return (1 - smoothing) * nats + smoothing * smoothed, nats
 
@@ -97,4 +117,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x_ND, grad_w_VD, grad_b_V = ctx.saved_tensors
         grad_b_V = None if grad_b_V is None else grad_b_V * grad
-        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None
+        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None, None, None, None
+
+
+def _log_softmax(logits_nV: Tensor, split: Split) -> Tensor:
+    """In fp32, over the logits of all tensor parallel ranks: log_p_nV of the rank's own."""
+    if split.tp is None:
+        return F.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
+    logits_nV = logits_nV.float()
+    largest_n1 = logits_nV.amax(dim=1, keepdim=True)
+    dist.all_reduce(largest_n1, dist.ReduceOp.MAX, group=split.tp)
+    logits_nV = logits_nV - largest_n1
+    return logits_nV - all_reduce(logits_nV.exp().sum(dim=1, keepdim=True), split.tp).log()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scaling.config import ModelConfig
 from scaling.model.layers import FeedForward
+from scaling.model.split import WHOLE, Split
 
 
 class MixtureOfExperts(nn.Module):
@@ -19,8 +20,10 @@ class MixtureOfExperts(nn.Module):
 
     No expert has a limit, so no token is dropped, and what a token gets depends on the token alone. The router computes in
     fp32, since rounding moves choices (Fedus et al. 2021, section 2.4). Every expert runs in every forward, if on nothing, so
-    that ranks which gather its weights stay in step.
+    that ranks which gather its weights stay in step. Tensor parallel ranks hold columns of every expert, and choose alike.
     """
+
+    split: Split = WHOLE
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -30,6 +33,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """y_BTD, and how unevenly each sequence loads the experts: balance_B."""
+        x_BTD = self.split.collect(x_BTD)
         with torch.autocast(x_BTD.device.type, enabled=False):
             p_BTE = F.linear(x_BTD.float(), self.router.weight.float()).softmax(dim=-1)
         weight_BTJ, expert_BTJ = p_BTE.topk(self.experts_per_token, dim=-1)
@@ -41,7 +45,7 @@ class MixtureOfExperts(nn.Module):
             token_n, place_n = (expert_NJ == number).nonzero(as_tuple=True)
             y_nD = expert(x_ND[token_n]).float() * weight_NJ[token_n, place_n].unsqueeze(1)
             y_ND = y_ND.index_add(0, token_n, y_nD)
-        return y_ND.to(x_BTD.dtype).view_as(x_BTD), balance(p_BTE, expert_BTJ)
+        return self.split.deal(y_ND.to(x_BTD.dtype).view_as(x_BTD)), balance(p_BTE, expert_BTJ)
 
 
 def balance(p_BTE: Tensor, expert_BTJ: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scaling.config import PositionConfig, RunConfig
+from scaling.model.split import WHOLE, Split
 
 
 class Rotation(NamedTuple):
@@ -51,8 +52,17 @@ def bias_grid(bias: BiasAt, q_start: int, n_q: int, k_start: int, n_k: int, devi
 class Position(nn.Module):
     """No position at all: only the causal mask tells the order. The others override what they add."""
 
+    split: Split = WHOLE
+
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__()
+
+    in_blocks = True
+    """Whether every block has a use for its parameters, or their input alone."""
+
+    def needed(self, name: str, begins: bool) -> set[str]:
+        """`name` if its parameters are needed by blocks, of which the first is among them if it `begins`."""
+        return {name} if begins or self.in_blocks else set()
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         """The input of the first block; `start` is the position of x_BTD[:, 0]."""
@@ -68,8 +78,8 @@ class Position(nn.Module):
         return None
 
     def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
-        """For a stack of which x_BTD is the input, from position `start` on."""
-        return Context(self.rotation(start, x_BTD.shape[1], x_BTD.device), self.bias, documents_BT)
+        """For a stack of which x_BTD is the input, from position `start` on: of all positions, of which x may be a part."""
+        return Context(self.rotation(start, self.split.n_positions(x_BTD), x_BTD.device), self.bias, documents_BT)
 
 
 class SinusoidalPosition(Position):
@@ -92,6 +102,8 @@ class SinusoidalPosition(Position):
 
 class LearnedPosition(Position):
     """One vector a position, of train.seq_len positions, added to the token's (Radford et al. 2019)."""
+
+    in_blocks = False
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
@@ -173,8 +185,10 @@ class AlibiPosition(Position):
 
     @property
     def bias(self) -> BiasAt:
+        own_H = self.slopes_H[self.split.heads(len(self.slopes_H))]
+
         def at(relative: Tensor) -> Tensor:
-            slopes_H = torch.tensor(self.slopes_H, device=relative.device).view(-1, *[1] * relative.ndim)
+            slopes_H = torch.tensor(own_H, device=relative.device).view(-1, *[1] * relative.ndim)
             return -slopes_H * relative.abs()
 
         return at
@@ -194,6 +208,8 @@ class RelativeBiasPosition(Position):
     The table is looked up once a distance, never once a pair of positions.
     """
 
+    cut: ClassVar = {"table.weight": 1}
+
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
         self.causal, self.position = causal, config.position
@@ -203,7 +219,7 @@ class RelativeBiasPosition(Position):
 
     @property
     def bias(self) -> BiasAt:
-        return lambda relative: self.table(self.bucket(relative)).float().movedim(-1, 0)
+        return lambda relative: self.split.own_bias(self.table(self.bucket(relative)).float().movedim(-1, 0))
 
     def bucket(self, relative: Tensor) -> Tensor:
         """0 to n_buckets - 1: causal ones of the distance to the past, else half of them for each direction. The first half

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One worker's place: in the world, on its node, and on the data-parallel axis."""
+    """One worker's place: in the world, on its node, and on the axes of the layout.
+
+    rank = ((pp_rank dp + dp_rank) sp + sp_rank) tp + tp_rank: tensor parallel ranks, which talk most, are neighbours.
+    """
 
     rank: int
     world_size: int
     local_rank: int
+    tp: int = 1
+    pp: int = 1
+    sp: int = 1
+
+    def laid_out(self, *, tp: int, pp: int, sp: int) -> Ranks:
+        """The same worker on the axes of a layout."""
+        assert self.world_size % (tp * pp * sp) == 0, f"{self.world_size} ranks are not of tp={tp} x pp={pp} x sp={sp}"
+        return replace(self, tp=tp, pp=pp, sp=sp)
 
     @property
     def dp(self) -> int:
-        """Data-parallel degree: every rank, while tensor and pipeline degrees are one."""
-        return self.world_size
+        """Data-parallel degree: the parts into which a global batch is cut."""
+        return self.world_size // (self.tp * self.pp * self.sp)
+
+    @property
+    def tp_rank(self) -> int:
+        return self.rank % self.tp
+
+    @property
+    def sp_rank(self) -> int:
+        return self.rank // self.tp % self.sp
 
     @property
     def dp_rank(self) -> int:
-        return self.rank
+        return self.rank // (self.tp * self.sp) % self.dp
+
+    @property
+    def pp_rank(self) -> int:
+        return self.rank // (self.tp * self.sp * self.dp)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same part of the model, and sum its gradients: dp x sp."""
+        return self.dp * self.sp
+
+    @property
+    def replica(self) -> int:
+        """Which of them this is."""
+        return self.rank // self.tp % self.replicas
 
     @property
     def is_first(self) -> bool:
         """True on the rank that speaks: it writes records, manifests and progress."""
         return self.rank == 0
+
+    def axis(self, name: str) -> Iterator[list[int]]:
+        """The groups of ranks that differ in "tp", "sp", "replicas" or "pp" alone, in the same order on every rank."""
+        strides = {"tp": 1, "sp": self.tp, "replicas": self.tp, "pp": self.tp * self.replicas}
+        stride, size = strides[name], getattr(self, name)
+        for first in range(self.world_size):
+            if first // stride % size == 0:
+                yield [first + stride * index for index in range(size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 
@@ -35,6 +36,10 @@ class Part:
         if self.is_whole:
             return self.shape
         return (*self.shape[: self.dim], self.length, *self.shape[self.dim + 1 :])
+
+    @property
+    def numel(self) -> int:
+        return prod(self.local_shape)
 
     def of(self, whole: Any) -> Any:
         """This part of a whole tensor, as a view."""

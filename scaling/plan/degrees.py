@@ -15,7 +15,7 @@ class Layout:
     """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x micro_batch_size x grad_accum_steps.
 
     zero_stage           of the model states over the dp ranks; engine="reference" has one rank, and says 1
-    cp                   ranks among which the positions of a sequence are dealt (context parallel)
+    sp                   ranks among which the positions of a sequence are dealt (Ulysses)
     sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022, section 4.2)
     virtual_pp           chunks of blocks of a pipeline rank; 1 is the plain 1F1B schedule
     shard_ranks          ranks among which ZeRO shards where that is not all that hold the same part (hybrid sharding)
@@ -30,7 +30,7 @@ class Layout:
     grad_accum_steps: int
     activation_checkpointing: Checkpointing
     engine: Engine
-    cp: int = 1
+    sp: int = 1
     sequence_parallel: bool = False
     virtual_pp: int = 1
     offload: Offload = "none"
@@ -38,18 +38,12 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.tp * self.pp * self.cp
+        return self.dp * self.tp * self.pp * self.sp
 
     @property
     def replicas(self) -> int:
         """Ranks that hold the same part of the model."""
-        return self.dp * self.cp
-
-    @property
-    def block_checkpointing(self) -> Literal["none", "full"]:
-        """What the engines do with whole blocks; `rules.not_run_here` has refused the rest."""
-        assert self.activation_checkpointing != "selective"
-        return self.activation_checkpointing
+        return self.dp * self.sp
 
     @property
     def shards(self) -> int:

@@ -138,7 +138,7 @@ def _block_activations(work: Workload, layout: Layout, software: Software, n_in_
     residual_tp = layout.tp if layout.sequence_parallel else 1
     total = one_block = positions = 0.0
     for stack in work.stacks:
-        here = layout.micro_batch_size * stack.length / layout.cp
+        here = layout.micro_batch_size * stack.length / layout.sp
         kept = here * block_bytes_per_token(work, stack, layout, software)
         one_block = max(one_block, kept)
         positions += here
@@ -173,7 +173,7 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     shared = width * (attention + feed_forward) + 4 * work.n_heads + (stack.extra_bytes if core else 0)
     if software.attention != "fused" and core:
         kept = 2 * width + 1 if work.dropout else width
-        shared += kept * work.n_heads * stack.attended / layout.cp
+        shared += kept * work.n_heads * stack.attended / layout.sp
     if stack.cross_length:
         whole += residual * 2 * d_model + (d_model if work.dropout else 0)
         shared += width * (2 * work.q_width + 2 * work.kv_width * stack.cross_length / stack.length)
@@ -184,7 +184,7 @@ def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
     """The peak of the loss. In chunks, each makes its gradient in the forward: of a chunk the logits and fp32
     log-probabilities, of all the gradient of the head's V x D matrix in fp32, one chunk's part of it, and of the input."""
     width = software.width
-    tokens = layout.micro_batch_size * work.head_positions / layout.cp
+    tokens = layout.micro_batch_size * work.head_positions / layout.sp
     if software.loss_chunk_rows is None:
         return software.logit_bytes * tokens * work.vocab_size / layout.tp
     rows = min(tokens, software.loss_chunk_rows)

@@ -41,7 +41,7 @@ class Work:
 
 def block_work(work: Workload, stack: Stack, layout: Layout, software: Software, machine: Machine, constants: Constants) -> Work:
     """One block of `stack`."""
-    tokens = layout.micro_batch_size * stack.length / layout.cp
+    tokens = layout.micro_batch_size * stack.length / layout.sp
     products = _products_s(work, stack, layout, tokens, machine, constants, fp8=software.fp8)
     core, core_backward = _attention_s(work, stack, layout, software, tokens, machine, constants)
     rest = _elementwise_s(work, layout, software, tokens, machine, constants)
@@ -59,7 +59,7 @@ def block_work(work: Workload, stack: Stack, layout: Layout, software: Software,
 
 def head_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> Work:
     """Logits and loss."""
-    tokens = layout.micro_batch_size * work.head_positions / layout.cp
+    tokens = layout.micro_batch_size * work.head_positions / layout.sp
     product = product_s(tokens, work.vocab_size / layout.tp, work.d_model, machine, constants)
     assert machine.bytes_per_s is not None
     passes = 2 * software.logit_bytes * tokens * work.vocab_size / layout.tp / (constants.bandwidth * machine.bytes_per_s)
@@ -151,9 +151,9 @@ def _tensor_traffic_s(
 def _context_traffic_s(
     work: Workload, layout: Layout, software: Software, tokens: float, core_s: float, machine: Machine, constants: Constants
 ) -> float:
-    """Keys and values of a block passed around the cp ranks, forward and twice backward, behind attention."""
-    if layout.cp == 1:
+    """Keys and values of a block passed around the sp ranks, forward and twice backward, behind attention."""
+    if layout.sp == 1:
         return 0.0
-    rate = tensor_bytes_per_s(layout.tp * layout.cp, machine, constants)
-    passed = 3 * (layout.cp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
-    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * layout.cp * constants.latency_s
+    rate = tensor_bytes_per_s(layout.tp * layout.sp, machine, constants)
+    passed = 3 * (layout.sp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
+    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * layout.sp * constants.latency_s

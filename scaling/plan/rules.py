@@ -17,7 +17,7 @@ def broken_rule(work: Workload, machine: Machine, layout: Layout, global_batch_s
 
 def not_run_here(layout: Layout) -> str | None:
     """Why no engine of this package runs a legal layout: the one place to change when an engine learns more."""
-    for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("cp", layout.cp)):
+    for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)):
         if degree > 1:
             return f"{name}={degree}: the engines run data parallelism alone"
     if layout.offload != "none":
@@ -29,7 +29,7 @@ def not_run_here(layout: Layout) -> str | None:
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
     if layout.world_size > machine.n_devices:
-        return f"dp x tp x pp x cp = {layout.world_size} needs more than the {machine.n_devices} devices"
+        return f"dp x tp x pp x sp = {layout.world_size} needs more than the {machine.n_devices} devices"
     if batch % (layout.dp * layout.micro_batch_size):
         return f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide train.global_batch_size={batch}"
     return None
@@ -68,14 +68,14 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
 
 def _context(work: Workload, layout: Layout) -> str | None:
     """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509)."""
-    cp = layout.cp
-    if cp == 1:
+    sp = layout.sp
+    if sp == 1:
         return None
-    if work.seq_len % cp or (work.n_heads // layout.tp) % cp or (work.n_kv_heads // layout.tp) % cp:
-        return f"cp={cp} does not divide seq_len={work.seq_len}, or the heads of a tp rank"
+    if work.seq_len % sp or (work.n_heads // layout.tp) % sp or (work.n_kv_heads // layout.tp) % sp:
+        return f"sp={sp} does not divide seq_len={work.seq_len}, or the heads of a tp rank"
     if len(work.stacks) > 1:
-        return f"cp={cp}: only one stack of blocks is dealt"
-    return f"cp={cp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions" if layout.pp > 1 else None
+        return f"sp={sp}: only one stack of blocks is dealt"
+    return f"sp={sp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions" if layout.pp > 1 else None
 
 
 def _deepspeed(layout: Layout) -> str | None:

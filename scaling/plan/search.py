@@ -87,13 +87,13 @@ def _order(found: Prediction, constants: Constants) -> tuple[float, ...]:
 
 def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:
     """Layouts that differ in their micro-batch alone, the smallest first: the first that does not fit ends its family."""
-    for tp, pp, cp, dp in _grids(work, machine, batch):
+    for tp, pp, sp, dp in _grids(work, machine, batch):
         for stage in ZERO_STAGES:
-            if stage > 1 and (pp > 1 or dp * cp == 1):
+            if stage > 1 and (pp > 1 or dp * sp == 1):
                 continue
             for checkpointing in CHECKPOINTINGS:
                 base = Layout(
-                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", cp=cp, sequence_parallel=tp > 1,
+                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sequence_parallel=tp > 1,
                     offload=offload,
                 )  # fmt: skip
                 if base.world_size == 1 and offload == "none":
@@ -109,18 +109,18 @@ def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
 
 
 def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
-    """(tp, pp, cp, dp) with as many dp ranks as divide the batch and have devices. tp and cp are powers of two."""
-    for tp, pp, cp, dp in _all_grids(work, machine):
-        yield tp, pp, cp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
+    """(tp, pp, sp, dp) with as many dp ranks as divide the batch and have devices. tp and sp are powers of two."""
+    for tp, pp, sp, dp in _all_grids(work, machine):
+        yield tp, pp, sp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
 
 
 def _all_grids(work: Workload, machine: Machine) -> Iterator[tuple[int, int, int, int]]:
     n = machine.n_devices
     for tp in _powers(min(n, machine.devices_per_node, work.n_heads)):
-        for cp in _powers(min(n // tp, work.n_heads)):
-            for pp in range(1, min(n // (tp * cp), work.n_blocks) + 1):
-                if n % (tp * cp * pp) == 0:
-                    yield tp, pp, cp, n // (tp * cp * pp)
+        for sp in _powers(min(n // tp, work.n_heads)):
+            for pp in range(1, min(n // (tp * sp), work.n_blocks) + 1):
+                if n % (tp * sp * pp) == 0:
+                    yield tp, pp, sp, n // (tp * sp * pp)
 
 
 def _powers(most: int) -> Iterator[int]:

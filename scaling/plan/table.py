@@ -191,7 +191,7 @@ def _layouts(row: dict[str, str], work: Workload, machine: Machine) -> Iterator[
                 accum = max(1, round(total / (micro * dp)))
                 for checkpointing in _checkpointing(text):
                     yield Layout(
-                        dp, tp, pp, stage, micro, accum, checkpointing, "deepspeed", cp=cp,
+                        dp, tp, pp, stage, micro, accum, checkpointing, "deepspeed", sp=cp,
                         sequence_parallel=_sequence_parallel(row, tp), virtual_pp=_virtual(row, work, pp),
                         offload=_offload(row.get("offload", "")), shard_ranks=shard,
                     )  # fmt: skip

@@ -29,7 +29,7 @@ class StepTime:
     """Seconds of one step on the slowest rank, by what they are spent on; they add up to `step_time_s`.
 
     compute            forward, backward and recomputation of this rank's blocks and head
-    tensor_parallel    all-reduces among tp ranks, and keys and values among cp ranks
+    tensor_parallel    all-reduces among tp ranks, and keys and values among sp ranks
     data_parallel      gradients and weights among dp ranks, as far as not hidden behind compute
     bubble             waiting for other stages, and sending to them
     optimizer          the update itself, and what every step costs
@@ -87,7 +87,7 @@ def _stage_work(work: Workload, layout: Layout, software: Software, machine: Mac
 
 def _pass_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
     """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a part each."""
-    tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.cp
+    tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.sp
     inside = layout.tp * layout.replicas < machine.devices_per_node
     rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
     assert rate is not None

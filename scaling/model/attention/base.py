@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from scaling.config import RunConfig
 from scaling.model.attention.cache import Cache
 from scaling.model.position import Context, Rotation, rotate
+from scaling.model.split import WHOLE, OutputLinear, Split
+
+HEADS = {"q.weight": 0, "q.bias": 0, "k.weight": 0, "k.bias": 0, "v.weight": 0, "v.bias": 0, "o.weight": 1}
+"""Dimensions in which the parameters of attention are cut among tensor parallel ranks: each holds some of the heads."""
 
 
 class Attention(nn.Module, ABC):
@@ -21,6 +25,11 @@ class Attention(nn.Module, ABC):
     `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 / sqrt(K).
     Head counts are read from the tensors, so a rank that holds a slice of the heads runs the same code.
     """
+
+    split: Split = WHOLE
+    cut = HEADS
+    partial: tuple[str, ...] = ()
+    """Parameters that all heads share: a tp rank's gradient of them is that of its own heads."""
 
     def __init__(self, config: RunConfig, *, causal: bool = True, scale: float | None = None) -> None:
         super().__init__()
@@ -31,23 +40,25 @@ class Attention(nn.Module, ABC):
         self.q = nn.Linear(model.d_model, q_width, bias=model.bias)
         self.k = nn.Linear(model.d_model, kv_width, bias=model.bias)
         self.v = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.o = nn.Linear(q_width, model.d_model, bias=model.bias)
+        self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
 
     def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
         """What each position gathers; with a cache, of T positions that follow those already in it."""
+        x_BTD = self.split.enter(x_BTD)
         B, T, _ = x_BTD.shape
-        q_BTHK = self.q(x_BTD).view(B, T, -1, self.d_head)
-        k_BTGK = self.k(x_BTD).view(B, T, -1, self.d_head)
-        v_BTGK = self.v(x_BTD).view(B, T, -1, self.d_head)
+        q_BTHK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head))
+        k_BTGK = self.split.to_heads(self.k(x_BTD).view(B, T, -1, self.d_head))
+        v_BTGK = self.split.to_heads(self.v(x_BTD).view(B, T, -1, self.d_head))
         if context.rotation is not None:
             q_BTHK, k_BTGK = self.turn(q_BTHK, context.rotation), self.turn(k_BTGK, context.rotation)
         q_BHTK, k_BGTK, v_BGTK = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         if cache is None:
-            y_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, context)
+            with self.split.own_randomness(self.dropout_p > 0):
+                y_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, context)
         else:
             self._check_cached(context)
             y_BHTK = self.decode(q_BHTK, k_BGTK, v_BGTK, context, cache)
-        return self.o(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+        return self.o(self.split.to_positions(y_BHTK.transpose(1, 2)).reshape(B, T, -1))
 
     @abstractmethod
     def attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from scaling.config import RunConfig
-from scaling.model.attention.base import Attention
+from scaling.model.attention.base import HEADS, Attention
 from scaling.model.attention.cache import Cache, KVCache
 from scaling.model.attention.pieces import attend_in_pieces, sdpa
 from scaling.model.position import Context
+from scaling.model.split import WHOLE, OutputLinear, Split
 
 
 def attend_all(
@@ -68,6 +69,10 @@ class CrossAttention(nn.Module):
     No positions: a distance between a word of the target and one of the source means nothing.
     """
 
+    split: Split = WHOLE
+    cut = HEADS
+    partial: tuple[str, ...] = ()
+
     def __init__(self, config: RunConfig, *, scale: float | None = None) -> None:
         super().__init__()
         model = config.model
@@ -76,11 +81,14 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(model.d_model, q_width, bias=model.bias)
         self.k = nn.Linear(model.d_model, kv_width, bias=model.bias)
         self.v = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.o = nn.Linear(q_width, model.d_model, bias=model.bias)
+        self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
 
     def source(self, source_BSD: Tensor) -> KeyValues:
+        source_BSD = self.split.enter_whole(source_BSD)
         B, S, _ = source_BSD.shape
-        k_BGSK, v_BGSK = (linear(source_BSD).view(B, S, -1, self.d_head).transpose(1, 2) for linear in (self.k, self.v))
+        k_BGSK, v_BGSK = (
+            self.split.to_heads(linear(source_BSD).view(B, S, -1, self.d_head)).transpose(1, 2) for linear in (self.k, self.v)
+        )
         return KeyValues(k_BGSK, v_BGSK)
 
     def forward(
@@ -91,10 +99,12 @@ class CrossAttention(nn.Module):
         source_documents_BS: Tensor | None = None,
     ) -> Tensor:
         """What each position of the target gathers from the source; with documents, from those of its own only."""
+        x_BTD = self.split.enter(x_BTD)
         B, T, _ = x_BTD.shape
-        q_BHTK = self.q(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
-        y_BHTK = self.attend(q_BHTK, source, documents_BT, source_documents_BS)
-        return self.o(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+        q_BHTK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head)).transpose(1, 2)
+        with self.split.own_randomness(self.training and self.dropout > 0):
+            y_BHTK = self.attend(q_BHTK, source, documents_BT, source_documents_BS)
+        return self.o(self.split.to_positions(y_BHTK.transpose(1, 2)).reshape(B, T, -1))
 
     def attend(
         self, q_BHTK: Tensor, source: KeyValues, documents_BT: Tensor | None, source_documents_BS: Tensor | None

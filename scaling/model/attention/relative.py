@@ -24,6 +24,8 @@ class RelativeAttention(FullAttention):
     all vectors, as in the paper. Only a piece's T x S part of the scores is ever held, and it is made anew in backward.
     """
 
+    partial = ("relative_k.weight", "relative_v.weight")
+
     def __init__(self, config: RunConfig, *, causal: bool = True, scale: float | None = None) -> None:
         super().__init__(config, causal=causal, scale=scale)
         attention = config.attention

@@ -1,0 +1,56 @@
+"""Plain PyTorch on several ranks, each with all of the model: the reference engine under DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from scaling.config import RunConfig
+from scaling.engine.base import EvalResult, LossModule, StepResult
+from scaling.engine.reference import ReferenceEngine
+from scaling.fragments import Snapshot
+from scaling.model.batch import Batch
+from scaling.parallel.grid import Ranks
+from scaling.plan.degrees import Layout
+
+
+class DDPEngine(ReferenceEngine):
+    """Gradients are summed over the ranks while backward still runs (Li et al. 2020, arXiv:2006.15704); states are on each."""
+
+    def __init__(self, config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> None:
+        super().__init__(config, layout, device)
+        self._ranks = ranks
+        devices = [device.index] if device.type == "cuda" else None
+        # Experts that no token chose, and heads that a batch has no use for, have no gradient on a rank.
+        unused = config.model.n_experts > 1 or config.objective.sentence_order
+        self._ddp = DistributedDataParallel(LossModule(self.model), device_ids=devices, find_unused_parameters=unused)
+
+    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        self.model.train()
+        n_targets = torch.tensor(float(sum(batch.n_targets for batch in micro_batches)), device=self.device)
+        dist.all_reduce(n_targets)
+        loss = torch.zeros((), device=self.device)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last else self._ddp.no_sync():
+                with self._precision():
+                    nats, _, objective = self._ddp(*batch.to(self.device))
+                # It averages gradients over the ranks; the sum over all targets wants the sum.
+                (objective / n_targets * self._ranks.dp).backward()
+            loss += nats.detach() / n_targets
+        dist.all_reduce(loss)
+        return self._update(loss, lr)
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        own = super().evaluate(batches)
+        sums = torch.tensor([own.nats, own.n_targets], dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return EvalResult(float(sums[0]), int(sums[1]))
+
+    def snapshot(self) -> Snapshot:
+        """All of it on the first rank, as all have the same."""
+        return super().snapshot() if self._ranks.is_first else Snapshot([], self._optimizer_step())

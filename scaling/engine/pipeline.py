@@ -1,0 +1,156 @@
+"""DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers, behind the engine contract.
+
+Stages are cut by `scaling.plan.stages`, and each is a model of the blocks that it has. What passes between two is one tensor
+(`Flow.packed`); tokens, targets and documents do not pass, for every rank reads the batch itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from scaling.engine.base import EvalResult
+from scaling.engine.deepspeed import DeepSpeedEngine, import_deepspeed
+from scaling.engine.share import Share
+from scaling.model.base import Flow
+from scaling.model.batch import Batch
+
+
+class Stage(nn.Module):
+    """One stage's share of a model: a packed flow in, a packed flow out, or at the end the objective.
+
+    The schedule runs the forwards of micro-batches in their order, so a count says which one it is.
+    """
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()
+        self.model, self.blocks = share.model, share.blocks
+        self.begin([], 1.0)
+
+    def begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
+        """The micro-batches to come, and what multiplies the objective of each."""
+        self.batches, self.scale, self.n_done = batches, scale, 0
+        self.nats = torch.zeros((), dtype=torch.float64)
+        self.n_targets = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def is_last(self) -> bool:
+        return self.blocks[1] == self.model.n_blocks
+
+    def forward(self, packed: Tensor) -> Tensor:
+        batch, model, (first, last) = self.batches[self.n_done], self.model, self.blocks
+        self.n_done += 1
+        flow = model.begin(batch) if first == 0 else self._unpacked(packed, batch)
+        flow = model.through(flow, batch, first, last)
+        if not self.is_last:
+            return flow.packed()
+        nats, n_targets, objective = model.finish(flow, batch)
+        self.nats = self.nats.to(nats.device) + nats.detach().double()
+        self.n_targets = self.n_targets.to(nats.device) + n_targets
+        return objective * self.scale
+
+    def _unpacked(self, packed: Tensor, batch: Batch) -> Flow:
+        n_source = None
+        if self.model.crosses(self.blocks[0]):
+            assert batch.source_BU is not None
+            n_source = batch.source_BU.shape[1]
+        return Flow.unpacked(packed, n_source, balanced=self.model.config.n_experts > 1)
+
+
+def _pipeline_module(share: Share) -> nn.Module:
+    """DeepSpeed's module of as many layers as stages, of which each rank builds its own."""
+    import_deepspeed()
+    from deepspeed.pipe import LayerSpec, PipelineModule
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    class Staged(PipelineModule):
+        """Weights that several stages hold are told to DeepSpeed by our names of them, not as layers of its own kind."""
+
+        def _index_tied_modules(self) -> dict[str, Any]:
+            self.shared: list[tuple[nn.Parameter, Any]] = []
+            groups = _groups_of_stages(share)
+            for parameter, stages in share.shared_stages():
+                vars(parameter)["ds_pipe_replicated"] = stages[0] != share.ranks.pp_rank
+                self.shared.append((parameter, groups[tuple(stages)]))
+            return {}
+
+        def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
+            return self.shared
+
+    ranks = share.ranks
+    topology = PipeModelDataParallelTopology(num_pp=ranks.pp, num_mp=ranks.tp, num_dp=ranks.dp)
+    layers = [LayerSpec(Stage, share) for _ in range(ranks.pp)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Staged(layers, topology=topology, partition_method="uniform", loss_fn=None)
+
+
+def _groups_of_stages(share: Share) -> dict[tuple[int, ...], Any]:
+    """For each set of stages that share a weight, the group of its ranks at this rank's place. Collective over the world."""
+    ranks, mine = share.ranks, {}
+    for stages in sorted({tuple(stages) for stages in share.stages.values() if len(stages) > 1}):
+        for members in ranks.axis("pp"):
+            chosen = [members[stage] for stage in stages]
+            group = dist.new_group(chosen)
+            if ranks.rank in chosen:
+                mine[stages] = group
+    return mine
+
+
+class PipelineEngine(DeepSpeedEngine):
+    """1F1B (Narayanan et al. 2019, arXiv:1806.03377) over pp stages: as many micro-batches as accumulation steps in flight."""
+
+    def _module(self) -> nn.Module:
+        module = _pipeline_module(self._share)
+        self._stage: Stage = next(m for m in module.modules() if isinstance(m, Stage))
+        self._shape: tuple[int, ...] | None = None
+        return module
+
+    def _train(self, micro_batches: Sequence[Batch], n_targets: Tensor) -> Tensor:
+        # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all targets wants neither.
+        self._stage.begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
+        self._expect(micro_batches)
+        self._engine.train_batch(_placeholders())
+        loss = self._told_once(self._stage.nats).float() / n_targets
+        dist.all_reduce(loss)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        moved = [batch.to(self.device) for batch in batches]
+        self._stage.begin(moved, 1.0)
+        self._expect(moved)
+        self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=len(moved))
+        sums = self._told_once(torch.stack([self._stage.nats, self._stage.n_targets.double()]))
+        dist.all_reduce(sums)
+        return EvalResult(float(sums[0]), int(sums[1]))
+
+    def _told_once(self, x: Tensor) -> Tensor:
+        """x on one rank of each last stage, zero on all others: their sum counts it once."""
+        tells = self._stage.is_last and self._ranks.tp_rank == 0
+        return x.to(self.device) if tells else torch.zeros_like(x, device=self.device)
+
+    def _expect(self, batches: Sequence[Batch]) -> None:
+        """Buffers are kept from step to step while shapes are the same."""
+        shape = tuple(batches[0].tokens_BT.shape)
+        if shape != self._shape:
+            self._engine.reset_activation_shape()
+            self._shape = shape
+
+
+class _Placeholders:
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1), torch.zeros(1)
+
+    def __iter__(self) -> _Placeholders:
+        return self
+
+
+def _placeholders() -> _Placeholders:
+    """Inputs and labels that DeepSpeed wants from a loader; a stage has its micro-batches already."""
+    return _Placeholders()

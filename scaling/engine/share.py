@@ -1,0 +1,89 @@
+"""One rank's share of a model: which blocks and which parts of parameters, with the groups that this takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from scaling.config import RunConfig
+from scaling.model import LanguageModel, build_model, initialise
+from scaling.model.distribute import covered
+from scaling.model.split import Split
+from scaling.parallel.grid import Ranks
+from scaling.parallel.groups import Groups
+from scaling.parallel.part import part_of
+from scaling.plan.degrees import Layout
+from scaling.plan.stages import stage_bounds
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's model with its initial weights.
+
+    blocks  the half-open range that its pipeline stage has
+    shapes  of every parameter of the whole model
+    stages  of every parameter of the whole model, the stages that hold it: more than one where a weight is tied or shared
+    """
+
+    config: RunConfig
+    ranks: Ranks
+    shapes: dict[str, tuple[int, ...]]
+    groups: Groups
+    model: LanguageModel
+    blocks: tuple[int, int]
+    stages: dict[str, list[int]]
+
+    @staticmethod
+    def build(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Share:
+        """Collective over the world. The same weights whatever the layout."""
+        groups = Groups.of(ranks)
+        split = Split(groups.tp, groups.sp, layout.sequence_parallel and layout.tp > 1)
+        bounds = stage_bounds(config, layout.pp)
+        blocks = bounds[ranks.pp_rank]
+        model = build_model(config, device, split=split, blocks=blocks if layout.pp > 1 else None)
+        initialise(model, config.train.seed)
+        model.set_activation_checkpointing(layout.activation_checkpointing)
+        if config.train.compile:
+            model.compile_blocks()
+        shapes = {name: tuple(parameter.shape) for name, parameter in build_model(config, "meta").named_parameters()}
+        return Share(config, ranks, shapes, groups, model, blocks, holders(config, bounds))
+
+    def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that this rank writes into a checkpoint: of those that other shares hold too, one rank does."""
+        for name, parameter in self.model.named_parameters():
+            if self.stages[name][0] == self.ranks.pp_rank and (self.ranks.tp_rank == 0 or not part_of(parameter).is_whole):
+                yield name, parameter
+
+    def shared_stages(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
+        """This stage's parameters that other stages hold too, in an order that all stages agree on."""
+        mine = dict(self.model.named_parameters())
+        for name, stages in sorted(self.stages.items()):
+            if len(stages) > 1 and name in mine:
+                yield mine[name], stages
+
+    @torch.no_grad()
+    def whole_model(self, weights: dict[str, torch.Tensor]) -> LanguageModel:
+        """All of the model on every rank, from every rank's `weights` of those it owns. Collective over the world."""
+        whole, own = build_model(self.config, self.model_device), dict(self.model.named_parameters())
+        for name, parameter in whole.named_parameters():
+            parameter.zero_()
+            if name in weights:
+                part_of(own[name]).of(parameter).copy_(weights[name])
+            if self.ranks.tp * self.ranks.pp > 1:
+                dist.all_reduce(parameter)
+        return whole
+
+    @property
+    def model_device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def holders(config: RunConfig, bounds: list[tuple[int, int]]) -> dict[str, list[int]]:
+    """The stages that hold each parameter of the whole model."""
+    whole = build_model(config, "meta")
+    needed = [whole.stage(*blocks) for blocks in bounds]
+    return {name: [stage for stage, names in enumerate(needed) if covered(name, names)] for name, _ in whole.named_parameters()}

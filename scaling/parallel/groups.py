@@ -1,0 +1,42 @@
+"""The process groups of a layout's axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from scaling.parallel.grid import Ranks
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's groups: tp and sp are None where the axis has one rank; replicas hold the same part of the model.
+
+    single is of this rank alone, for a library that insists on a group.
+    """
+
+    tp: dist.ProcessGroup | None
+    sp: dist.ProcessGroup | None
+    replicas: dist.ProcessGroup | None
+    single: dist.ProcessGroup | None
+
+    @staticmethod
+    def of(ranks: Ranks, timeout: timedelta | None = None) -> Groups:
+        """Collective over the world, whose default group exists."""
+
+        def group(axis: str) -> dist.ProcessGroup | None:
+            mine = None
+            if getattr(ranks, axis) > 1:
+                for members in ranks.axis(axis):
+                    made = dist.new_group(members, timeout=timeout)
+                    mine = made if ranks.rank in members else mine
+            return mine
+
+        single = None
+        if ranks.tp > 1 and ranks.replicas == 1:
+            made = [dist.new_group([rank], timeout=timeout) for rank in range(ranks.world_size)]
+            single = made[ranks.rank]
+        replicas = dist.group.WORLD if ranks.replicas == ranks.world_size > 1 else group("replicas")
+        return Groups(group("tp"), group("sp"), replicas, single)

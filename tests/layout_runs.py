@@ -1,0 +1,100 @@
+"""Training under any layout, in the warm ranks of `ranks.py`, on sequences that depend on the step alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from objectives import objective
+from ranks import run_ranks
+from test_family_models import sequences
+
+from scaling.config import RunConfig
+from scaling.engine.base import Engine
+from scaling.parallel.grid import Ranks
+from scaling.plan.degrees import Layout
+from scaling.train.state import seed_step
+
+G = 8
+"""Sequences of a global batch."""
+SHAPE = (
+    "model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.dropout=0", "train.seq_len=16",
+    f"train.global_batch_size={G}", "train.n_tokens=100_000", "cluster.device.name=test CPU", "cluster.device.memory_gb=12",
+)  # fmt: skip
+FAMILIES = {
+    "gpt": ("objective=causal_lm",),
+    "bert": ("objective=masked_lm", "objective.sentence_order=true", "model.d_embedding=16"),
+    "t5": ("objective=span_corruption",),
+    "transformer": ("objective=seq2seq", "train.seq_len=32"),
+}
+REFERENCE = Layout(1, 1, 1, 1, G, 1, "none", "reference")
+
+
+def layout(*, micro: int = 2, **degrees: Any) -> Layout:
+    """A DeepSpeed layout of these degrees; those not named are 1."""
+    base = replace(Layout(1, 1, 1, 1, micro, 1, "none", "deepspeed"), **degrees)
+    return replace(base, grad_accum_steps=G // (base.dp * micro))
+
+
+def build(config: RunConfig, layout: Layout, ranks: Ranks) -> Engine:
+    cpu = torch.device("cpu")
+    if layout.engine == "reference":
+        from scaling.engine.reference import ReferenceEngine
+
+        return ReferenceEngine(config, layout, cpu)
+    if layout.engine == "ddp":
+        from scaling.engine.ddp import DDPEngine
+
+        return DDPEngine(config, layout, ranks, cpu)
+    if layout.pp > 1:
+        from scaling.engine.pipeline import PipelineEngine
+
+        return PipelineEngine(config, layout, ranks, cpu)
+    from scaling.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, layout, ranks, cpu)
+
+
+def train(
+    ranks: Ranks, overrides: tuple[str, ...], layout: Layout, first: int, last: int, load: Path | None = None, save: Path | None = None
+) -> list[float]:  # fmt: skip
+    """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint, and to one."""
+    config, make_batch = objective(*SHAPE, *overrides)
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    engine = build(config, layout, ranks)
+    if load is not None:
+        engine.load(load)
+
+    def batches(step: int) -> list[Any]:
+        ks = np.arange(G) + G * step
+        rows = np.concatenate([sequences(config, ks[k : k + 1]) for k in range(G)])
+        share = G // ranks.dp
+        mine = range(ranks.dp_rank * share, (ranks.dp_rank + 1) * share, layout.micro_batch_size)
+        size = layout.micro_batch_size
+        return [make_batch(rows[at : at + size], ks[at : at + size]) for at in mine]
+
+    curve = []
+    for step in range(first, last):
+        seed_step(config.train.seed, step, ranks.rank // ranks.tp)
+        result = engine.step(batches(step), lr=3e-3 / (1 + 0.1 * step))
+        curve += [float(result.loss), float(result.grad_norm)]
+    curve.append(engine.evaluate(batches(999)).loss)
+    if save is not None:
+        save.mkdir(exist_ok=True)
+        engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
+    return curve
+
+
+@cache
+def reference(n_steps: int, *overrides: str) -> list[float]:
+    """The curve of one plain process, which every layout is held against; callers must not change it."""
+    return run_ranks(train, 1, overrides, REFERENCE, 0, n_steps)[0]
+
+
+def run(overrides: tuple[str, ...], layout: Layout, first: int, last: int, *args: Any) -> list[list[float]]:
+    """The curve of every rank."""
+    return run_ranks(train, layout.world_size, overrides, layout, first, last, *args)
