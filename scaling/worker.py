@@ -21,6 +21,7 @@ from scaling.data.shards import CorpusIndex
 from scaling.data.stream import Loader, SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.engine.base import Engine
+from scaling.engine.build import build_engine
 from scaling.metrics.record import MetricLog
 from scaling.metrics.sinks import make_sinks
 from scaling.metrics.throughput import ThroughputMeter
@@ -28,7 +29,6 @@ from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
-from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.lengths import lengths
 from scaling.rundir import RunDir
@@ -92,11 +92,13 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     """
     config = spec.config
     plan = make_plan(config)
+    layout = plan.layout
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup:
         device = _prepare_device(config, ranks)
         group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
-        engine = _build_engine(config, plan.layout, ranks, device)
+        engine = build_engine(config, layout, ranks, device)
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
         checkpoints = Checkpointer(
@@ -123,7 +125,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             n_steps=plan.n_steps,
             tokens_per_step=plan.tokens_per_step,
             lr_after=_schedule(config, plan),
-            begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank),
+            begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
             evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
             checkpoints=checkpoints,
             recorder=recorder,
@@ -162,16 +164,6 @@ def _process_group(config: RunConfig, ranks: Ranks, device: torch.device, rendez
         yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
     finally:
         dist.destroy_process_group()
-
-
-def _build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:
-    if layout.engine == "reference":
-        from scaling.engine.reference import ReferenceEngine
-
-        return ReferenceEngine(config, layout, device)
-    from scaling.engine.deepspeed import DeepSpeedEngine
-
-    return DeepSpeedEngine(config, layout, ranks, device)
 
 
 def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable[..., None]:
@@ -293,7 +285,9 @@ def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) ->
     train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
         return None
-    if plan.layout.zero_stage == 3 and memory_gb and 4 * plan.counts.n_params > _SAMPLE_MEMORY * memory_gb * 1e9:
+    layout = plan.layout
+    gathered = layout.zero_stage == 3 or layout.tp * layout.pp > 1
+    if gathered and memory_gb and 4 * plan.counts.n_params > _SAMPLE_MEMORY * memory_gb * 1e9:
         return None
 
     def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:

@@ -13,8 +13,7 @@ from objectives import objective
 from ranks import run_ranks
 from test_family_models import sequences
 
-from scaling.config import RunConfig
-from scaling.engine.base import Engine
+from scaling.engine.build import build_engine
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.train.state import seed_step
@@ -28,7 +27,7 @@ SHAPE = (
 FAMILIES = {
     "gpt": ("objective=causal_lm",),
     "bert": ("objective=masked_lm", "objective.sentence_order=true", "model.d_embedding=16"),
-    "t5": ("objective=span_corruption",),
+    "t5": ("objective=span_corruption", "train.seq_len=32"),
     "transformer": ("objective=seq2seq", "train.seq_len=32"),
 }
 REFERENCE = Layout(1, 1, 1, 1, G, 1, "none", "reference")
@@ -40,32 +39,14 @@ def layout(*, micro: int = 2, **degrees: Any) -> Layout:
     return replace(base, grad_accum_steps=G // (base.dp * micro))
 
 
-def build(config: RunConfig, layout: Layout, ranks: Ranks) -> Engine:
-    cpu = torch.device("cpu")
-    if layout.engine == "reference":
-        from scaling.engine.reference import ReferenceEngine
-
-        return ReferenceEngine(config, layout, cpu)
-    if layout.engine == "ddp":
-        from scaling.engine.ddp import DDPEngine
-
-        return DDPEngine(config, layout, ranks, cpu)
-    if layout.pp > 1:
-        from scaling.engine.pipeline import PipelineEngine
-
-        return PipelineEngine(config, layout, ranks, cpu)
-    from scaling.engine.deepspeed import DeepSpeedEngine
-
-    return DeepSpeedEngine(config, layout, ranks, cpu)
-
-
 def train(
-    ranks: Ranks, overrides: tuple[str, ...], layout: Layout, first: int, last: int, load: Path | None = None, save: Path | None = None
+    ranks: Ranks, overrides: tuple[str, ...], layout: Layout, first: int, last: int, load: Path | None = None,
+    save: Path | None = None,
 ) -> list[float]:  # fmt: skip
     """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint, and to one."""
     config, make_batch = objective(*SHAPE, *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    engine = build(config, layout, ranks)
+    engine = build_engine(config, layout, ranks, torch.device("cpu"))
     if load is not None:
         engine.load(load)
 

@@ -47,7 +47,7 @@ EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
 
 HOMES = {
     "ray": {"launch/ray_train.py", "launch/embedded.py"},
-    "deepspeed": {"engine/deepspeed.py"},
+    "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
     "webdataset": {"data/reader.py", "data/fetch.py"},

@@ -78,8 +78,8 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def stage(self, first: int, last: int) -> set[str]:
-        """Names of the modules and parameters that blocks [first, last) need: theirs, those of `begin` where first is 0, and of `finish` where
-        last is `n_blocks`."""
+        """Names of the modules and parameters that blocks [first, last) need: theirs, those of `begin` where first is 0, and
+        those of `finish` where last is `n_blocks`."""
 
     @property
     def n_blocks(self) -> int:

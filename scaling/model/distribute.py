@@ -81,5 +81,5 @@ def _to_be_cut(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, int]]:
         for path, dim in getattr(module, "cut", {}).items():
             child, _, leaf = path.rpartition(".")
             owner = getattr(module, child, None) if child else module
-            if getattr(owner, leaf, None) is not None:
+            if isinstance(owner, nn.Module) and getattr(owner, leaf, None) is not None:
                 yield f"{prefix}.{path}" if prefix else path, owner, leaf, dim

@@ -1,0 +1,29 @@
+"""The engine that runs a layout."""
+
+from __future__ import annotations
+
+import torch
+
+from scaling.config import RunConfig
+from scaling.engine.base import Engine
+from scaling.parallel.grid import Ranks
+from scaling.plan.degrees import Layout
+
+
+def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:
+    """One rank's engine, with initial weights. Collective over the world; DeepSpeed is imported only where it is used."""
+    if layout.engine == "reference":
+        from scaling.engine.reference import ReferenceEngine
+
+        return ReferenceEngine(config, layout, device)
+    if layout.engine == "ddp":
+        from scaling.engine.ddp import DDPEngine
+
+        return DDPEngine(config, layout, ranks, device)
+    if layout.pp > 1:
+        from scaling.engine.pipeline import PipelineEngine
+
+        return PipelineEngine(config, layout, ranks, device)
+    from scaling.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, layout, ranks, device)

@@ -1,0 +1,145 @@
+"""Any layout is the same mathematics: losses and gradient norms of 20 steps are those of one plain process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layout_runs import FAMILIES, G, layout, reference, run
+
+from scaling.plan.degrees import Layout
+
+N_STEPS = 20
+FP32_RTOL = 1e-5  # sums over ranks, parts and micro-batches in another order
+BF16_LOSS_RTOL, BF16_NORM_RTOL = 1e-3, 3e-2  # roundings of 2^-9 in weights, activations and what ranks add up
+
+LAYOUTS = {
+    "ddp": layout(dp=2, zero_stage=0, engine="ddp"),
+    "zero1": layout(dp=2),
+    "zero2": layout(dp=2, zero_stage=2),
+    "zero3": layout(dp=2, zero_stage=3),
+    "tp2": layout(tp=2),
+    "tp2-sequence": layout(tp=2, sequence_parallel=True),
+    "pp2": layout(pp=2),
+    "sp2": layout(sp=2),
+    "tp2-pp2": layout(tp=2, pp=2),
+    "dp2-tp2-zero1": layout(dp=2, tp=2),
+    "dp2-tp2-zero2": layout(dp=2, tp=2, zero_stage=2),
+    "dp2-tp2-zero3": layout(dp=2, tp=2, zero_stage=3),
+    "dp2-pp2": layout(dp=2, pp=2),
+    "tp2-sp2-zero2": layout(tp=2, sp=2, zero_stage=2),
+    "dp2-sp2-zero3": layout(dp=2, sp=2, zero_stage=3),
+}
+
+
+def assert_follows(curves: list[list[float]], expected: list[float], rtol: float = FP32_RTOL) -> None:
+    for curve in curves:
+        np.testing.assert_allclose(curve, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layout_follows_the_reference(family: str, name: str) -> None:
+    overrides = FAMILIES[family]
+    assert_follows(run(overrides, LAYOUTS[name], 0, N_STEPS), reference(N_STEPS, *overrides))
+
+
+VARIANTS = {
+    "gqa": ("attention=gqa", "model.n_kv_heads=2", "model.bias=true"),
+    "mqa-sp": ("attention=mqa",),
+    "relative": ("attention=relative", "position=none"),
+    "local": ("attention=local", "attention.window=8"),
+    "strided": ("attention=strided", "attention.stride=4"),
+    "linear": ("attention=linear", "position=sinusoidal"),
+    "hierarchical": ("attention=hierarchical", "attention.block=4"),
+    "alibi": ("position=alibi",),
+    "relative_bias": ("position=relative_bias",),
+    "learned": ("position=learned", "model.norm=layernorm", "model.bias=true"),
+    "experts": ("model.n_experts=4", "model.experts_per_token=2"),
+    "untied": ("model.tie_embeddings=false", "objective.label_smoothing=0.1"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2"])
+def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
+    if (variant, name) in {("mqa-sp", "tp2"), ("mqa-sp", "tp2-sequence"), ("experts", "sp2")}:
+        pytest.skip("refused by a rule of the plan")
+    overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
+    assert_follows(run(overrides, LAYOUTS[name], 0, 4), reference(4, *overrides))
+
+
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2"])
+def test_bf16_stays_within_its_roundings(name: str) -> None:
+    expected = np.array(reference(6, *FAMILIES["gpt"], "precision=bf16"))
+    assert abs(expected / np.array(reference(6, *FAMILIES["gpt"])) - 1).max() > 1e-5, "bf16 is not on"
+    curve = np.array(run((*FAMILIES["gpt"], "precision=bf16"), LAYOUTS[name], 0, 6)[0])
+    np.testing.assert_allclose(np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=BF16_LOSS_RTOL)
+    np.testing.assert_allclose(curve[1:-1:2], expected[1:-1:2], rtol=BF16_NORM_RTOL)
+
+
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "zero3"])
+def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
+    # Adam forgets the gradients' scale but for eps: a large one lets the clipping factor show.
+    free, clipped = ("optim.eps=1e-3", "optim.grad_clip=0"), ("optim.eps=1e-3", "optim.grad_clip=0.25")
+    expected = reference(4, *FAMILIES["gpt"], *clipped)
+    differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
+    assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
+    assert_follows(run((*FAMILIES["gpt"], *clipped), LAYOUTS[name], 0, 4), expected)
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+@pytest.mark.parametrize("name", ["zero1", "tp2-sequence", "pp2"])
+def test_recomputation_changes_nothing(name: str, kind: str) -> None:
+    from dataclasses import replace
+
+    found = run(FAMILIES["gpt"], replace(LAYOUTS[name], activation_checkpointing=kind), 0, 4)
+    assert found == run(FAMILIES["gpt"], LAYOUTS[name], 0, 4)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")])
+def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_path: Path) -> None:
+    expected, offloaded = reference(6, *FAMILIES["gpt"]), layout(dp=2, zero_stage=stage, offload=offload)
+    first = run(FAMILIES["gpt"], offloaded, 0, 3, None, tmp_path)[0]
+    assert_follows([first[:6] + run(FAMILIES["gpt"], offloaded, 3, 6, tmp_path)[0]], expected)
+
+
+@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "tp2-pp2", "dp2-tp2-zero3"])
+def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
+    overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
+    unbroken = run(overrides, LAYOUTS[name], 0, 4)[0]
+    assert unbroken[0] != run(FAMILIES["gpt"], LAYOUTS[name], 0, 1)[0][0], "dropout is not on"
+    first = run(overrides, LAYOUTS[name], 0, 2, None, tmp_path)[0]
+    assert first[:4] + run(overrides, LAYOUTS[name], 2, 4, tmp_path)[0] == unbroken
+
+
+MOVES = [
+    ("reference", "tp2"), ("tp2", "reference"), ("dp4", "tp2"), ("pp2", "zero3"), ("zero3", "tp2-pp2"), ("tp2-pp2", "dp2-pp2"),
+    ("dp2-tp2-zero3", "pp2"), ("tp2-sequence", "ddp"), ("ddp", "sp2"), ("zero2", "dp4"), ("dp4", "reference"),
+]  # fmt: skip
+PLACES: dict[str, Layout] = LAYOUTS | {"reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"), "dp4": layout(dp=4)}
+
+
+@pytest.mark.parametrize(("written", "read"), MOVES)
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_a_checkpoint_opens_under_another_layout(family: str, written: str, read: str, tmp_path: Path) -> None:
+    first = run(FAMILIES[family], PLACES[written], 0, 3, None, tmp_path)[0]
+    assert_follows([first[:6] + run(FAMILIES[family], PLACES[read], 3, 6, tmp_path)[0]], reference(6, *FAMILIES[family]))
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2", "dp2-tp2-zero3", "tp2-pp2"])
+def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
+    unbroken = run(FAMILIES["t5"], LAYOUTS[name], 0, 4)[0]
+    first = run(FAMILIES["t5"], LAYOUTS[name], 0, 2, None, tmp_path)[0]
+    assert first[:4] + run(FAMILIES["t5"], LAYOUTS[name], 2, 4, tmp_path)[0] == unbroken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "degrees", [{"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "sp": 2, "zero_stage": 3}, {"pp": 4, "tp": 2}]
+)
+def test_three_dimensions_on_eight_ranks(family: str, degrees: dict[str, int]) -> None:
+    overrides = (*FAMILIES[family], "model.n_layers=4")
+    assert_follows(run(overrides, layout(micro=1, **degrees), 0, N_STEPS), reference(N_STEPS, *overrides))
