@@ -201,8 +201,8 @@ def _appearing(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         yield made
-        made.chmod(0o777 & ~_umask())
-        for path in [*made.iterdir(), made]:
+        for path in [*made.iterdir(), made]:  # which are private to their maker until now
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             _sync(path)
         os.replace(made, target)
         _sync(target.parent)

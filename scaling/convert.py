@@ -34,7 +34,7 @@ class ConvertOptions(Section):
     names: Literal["own", "hf"] = Field("own", description="own: weights as we call them; hf: as the transformers library does")
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="bf16: weights rounded to half the size")
     max_shard_size: Annotated[int, BeforeValidator(parse_bytes)] = Field(
-        5 * 10**9, gt=0, description="bytes of a file at most, as 5GB; a larger matrix has a file of its own"
+        "5GB", gt=0, validate_default=True, description="size of a file at most; a larger matrix has a file of its own"
     )
 
 

@@ -1,0 +1,231 @@
+"""Draw the pictures of docs/parallelism.md.
+
+Usage: python tools/pictures/parallelism.py [DIRECTORY]     default: docs/images
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from canvas import BLUE, FAINT, GREEN, INK, LINE, QUIET, RANKS, SKY, VERMILION, Canvas, tint
+from schedule import bubble, one_forward_one_backward
+
+N = 4  # ranks or stages of each picture but that of tensor parallelism, which has two
+
+
+def data_parallel() -> Canvas:
+    """Who holds what under ddp and ZeRO 1 to 3, and what is sent in a step."""
+    canvas = Canvas(49, "Data parallel: the ranks read different sequences; ZeRO deals out what they would all hold")
+    kinds = (("weights", BLUE), ("gradients", GREEN), ("optimiser states", VERMILION))
+    for (name, colour), x in zip(kinds, (13, 25, 38), strict=True):
+        canvas.box(x, 5.4, 1.6, 1.6, fill=colour, edge=colour)
+        canvas.text(x + 2.4, 6.2, name, align="left", size=10)
+    canvas.text(62, 6.2, "sent by a rank in a step, P parameters", align="left", size=10, colour=QUIET)
+    for rank in range(N):
+        canvas.text(18.5 + 12 * rank, 9.4, f"rank {rank}", size=10, colour=QUIET)
+    rows: list[tuple[str, int, list[tuple[str, float, str]], str]] = [
+        ("ddp", 0, [("all-reduce", 2, GREEN)], "2 P"),
+        ("zero1", 1, [("reduce-\nscatter", 1, GREEN), ("all-\ngather", 1, BLUE)], "2 P"),
+        ("zero2", 2, [("reduce-\nscatter", 1, GREEN), ("all-\ngather", 1, BLUE)], "2 P"),
+        ("zero3", 3, [("all-\ngather", 1, BLUE), ("all-\ngather", 1, BLUE), ("reduce-\nscatter", 1, GREEN)], "3 P"),
+    ]
+    notes = (
+        "before the update",
+        "before and after the update",
+        "as each is made; after the update",
+        "for forward, for backward; as each is made",
+    )
+    for number, ((name, stage, sent, volume), note) in enumerate(zip(rows, notes, strict=True)):
+        y = 11.5 + 9.4 * number
+        canvas.text(2, y + 3, name, align="left", weight="bold", size=11)
+        for rank in range(N):
+            for line, (_, colour) in enumerate(kinds):
+                _quarters(canvas, 13 + 12 * rank, y + 2.2 * line, colour, own=rank if stage >= 3 - line else None)
+        x = 62.0
+        for text, size, colour in sent:
+            canvas.box(x, y, 9.6 * size - 0.4, 4.2, text, fill=tint(colour, 0.25), edge=colour, size=9.5)
+            x += 9.6 * size
+        canvas.text(x + 1, y + 2.1, volume, align="left", weight="bold", size=11)
+        canvas.text(62, y + 5.7, note, align="left", size=9, colour=QUIET)
+    return canvas
+
+
+def _quarters(canvas: Canvas, x: float, y: float, colour: str, own: int | None) -> None:
+    """All of something, or the quarter of it that is a rank's own."""
+    width = 11 / N
+    for part in range(N):
+        held = own is None or own == part
+        canvas.box(x + width * part, y, width, 1.7, fill=colour if held else FAINT, edge="white" if held else "#E5E7EB")
+
+
+def tensor_parallel() -> Canvas:
+    """A block without and with a shared residual stream, and the embedding and the loss."""
+    canvas = Canvas(84, "Tensor parallel, tp=2: each rank holds some heads, columns, rows and vocabulary")
+    _block(canvas, 6, "A block: all-reduces, forward at the two grey bars, backward at the two white ones", sequence=False)
+    _block(
+        canvas,
+        33,
+        "With sequence_parallel the residual stream is cut by position; backward the bars change places",
+        sequence=True,
+    )
+    _ends(canvas, 60)
+    return canvas
+
+
+def _lanes(canvas: Canvas, y: float) -> None:
+    for rank in range(2):
+        canvas.box(8, y + 10 * rank, 91, 9.4, fill=tint(RANKS[rank], 0.07), edge=tint(RANKS[rank], 0.07))
+        canvas.text(1.5, y + 10 * rank + 4.7, f"rank {rank}", align="left", size=10, colour=QUIET)
+
+
+def _matrix(canvas: Canvas, x: float, y: float, rank: int, text: str, *, columns: bool) -> None:
+    """A matrix, of which a rank holds half: output columns (its inputs are all), or rows (its outputs are partial sums)."""
+    side, half = 4.4, 2.2
+    canvas.box(x, y + 1.2, side, side, fill="white")
+    canvas.box(x + half * rank * columns, y + 1.2 + half * rank * (not columns), half if columns else side,
+               side if columns else half, fill=RANKS[rank], edge=RANKS[rank])  # fmt: skip
+    canvas.text(x + side / 2, y + 7.4, text, size=10)
+
+
+def _bar(canvas: Canvas, x: float, y: float, text: str, *, sends: bool) -> None:
+    canvas.box(x, y - 0.4, 2.8, 20.2, text, fill="#D1D5DB" if sends else "white", edge=QUIET, size=9.5, turned=True)
+
+
+def _block(canvas: Canvas, y: float, caption: str, *, sequence: bool) -> None:
+    canvas.text(2, y, caption, align="left", size=10.5)
+    y += 2.2
+    _lanes(canvas, y)
+    enter, leave = ("all-gather", "reduce-scatter") if sequence else ("copy; backward all-reduce", "all-reduce")
+    for rank in range(2):
+        top = y + 10 * rank
+        for x in (9, 49.4, 92):
+            _stream(canvas, x, top, rank, sequence=sequence)
+        for x in (14.6, 55.2):
+            canvas.box(x, top + 2, 6, 3.2, "norm", size=10)
+        _matrix(canvas, 25.8, top, rank, "q k v", columns=True)
+        canvas.box(31.4, top + 1, 7.2, 5, "its own\nheads", size=9.5)
+        _matrix(canvas, 39.8, top, rank, "o", columns=False)
+        _matrix(canvas, 67.4, top, rank, "gate up", columns=True)
+        canvas.box(73.6, top + 2, 5.4, 3.2, "f · g", size=10)
+        _matrix(canvas, 80.4, top, rank, "down", columns=False)
+    for x, text, sends in ((21.8, enter, sequence), (45.4, leave, True), (62.4, enter, sequence), (87, leave, True)):
+        _bar(canvas, x, y, text, sends=sends)
+
+
+def _stream(canvas: Canvas, x: float, y: float, rank: int, *, sequence: bool) -> None:
+    """x: the residual stream, all positions or the rank's half of them."""
+    canvas.box(x, y + 1, 4.4, 5, fill="white", dashed=sequence)
+    if sequence:
+        canvas.box(x, y + 1 + 2.5 * rank, 4.4, 2.5, "x", fill=tint(RANKS[rank], 0.45), edge=LINE)
+    else:
+        canvas.box(x, y + 1, 4.4, 5, "x", fill=tint(SKY, 0.3), edge=LINE)
+
+
+def _ends(canvas: Canvas, y: float) -> None:
+    canvas.text(2, y, "Embedding, head and loss: no rank holds the logits of all entries", align="left", size=10.5)
+    y += 2.2
+    _lanes(canvas, y)
+    for rank in range(2):
+        top = y + 10 * rank
+        canvas.box(9, top + 2, 7, 3.2, "tokens", size=10)
+        _matrix(canvas, 18.4, top, rank, "embedding", columns=False)
+        _stream(canvas, 30, top, rank, sequence=False)
+        canvas.box(36, top + 2, 8, 3.2, "blocks", size=10)
+        canvas.box(46, top + 2, 6, 3.2, "norm", size=10)
+        _matrix(canvas, 58.6, top, rank, "head", columns=True)
+        canvas.box(65.4, top + 1, 10, 5, "its logits,\nV / 2 each", size=9.5)
+        canvas.box(90, top + 2, 6, 3.2, "loss", size=10)
+    _bar(canvas, 25.8, y, "all-reduce", sends=True)
+    _bar(canvas, 53.6, y, "copy; backward all-reduce", sends=False)
+    said = "all-reduce of\na token's\nlargest logit\nand sum of\nexponentials,\nand of the\nsum of losses"
+    canvas.box(77.2, y - 0.4, 11, 20.2, said, fill="#D1D5DB", edge=QUIET, size=9.5)
+
+
+def pipeline_parallel() -> Canvas:
+    """Which stage has what, and the schedule."""
+    canvas = Canvas(62, "Pipeline parallel, pp=4: each rank has some blocks; micro-batches follow one another")
+    canvas.text(2, 6.4, "gpt, bert", align="left", weight="bold")
+    _stages(canvas, 8.4, [["embedding", "blocks 0-2"], ["blocks 3-5"], ["blocks 6-8"], ["blocks 9-11", "norm, head"]], ["x"] * 3)
+    canvas.text(2, 20.8, "t5, transformer", align="left", weight="bold")
+    _stages(canvas, 22.8, [["embedding", "encoder 0-5"], ["encoder 6-11"], ["norm, embedding", "decoder 0-5"],
+                           ["decoder 6-11", "norm, head"]], ["x", "x", "x, source"])  # fmt: skip
+    canvas.text(
+        2, 35.4, "A tied embedding is on every stage that uses it; its gradients are summed over those.", align="left", size=10
+    )
+    work = one_forward_one_backward(N, 2 * N)
+    end, top = max(piece.end for piece in work), 42.6
+    unit = 88 / end
+    for stage in range(N):
+        canvas.text(2, top + 3.6 * stage + 1.5, f"stage {stage}", align="left", size=10, colour=QUIET)
+        canvas.box(10, top + 3.6 * stage, 88, 3, fill=FAINT, edge=FAINT)
+    for piece in work:
+        colour = tint(BLUE, 0.35) if piece.kind == "forward" else tint(VERMILION, 0.4)
+        canvas.box(10 + unit * piece.start, top + 3.6 * piece.stage, unit * (piece.end - piece.start), 3, str(piece.micro_batch),
+                   fill=colour, edge="white", size=9.5)  # fmt: skip
+    canvas.text(2, top - 2, f"1F1B of {2 * N} micro-batches", align="left", weight="bold")
+    for x, text, colour in ((38, "forward", tint(BLUE, 0.35)), (52, "backward", tint(VERMILION, 0.4)), (67, "bubble", FAINT)):
+        canvas.box(x, top - 2.8, 1.6, 1.6, fill=colour, edge=LINE)
+        canvas.text(x + 2.4, top - 2, text, align="left", size=10)
+    lost = f"Bubble: {100 * bubble(work):.1f} % of the time, (p - 1) / (m + p - 1) of p={N} stages and m={2 * N} micro-batches."
+    canvas.text(2, top + 16, lost, align="left", size=10)
+    return canvas
+
+
+def _stages(canvas: Canvas, y: float, stages: list[list[str]], passed: list[str]) -> None:
+    for number, (parts, x) in enumerate(zip(stages, (2, 27.5, 53, 78.5), strict=True)):
+        canvas.box(x, y, 18, 9, fill=tint(RANKS[number], 0.12), edge=RANKS[number])
+        canvas.text(x + 9, y + 1.6, f"stage {number}", size=9.5, colour=QUIET)
+        height = 2.7
+        for line, part in enumerate(parts):
+            canvas.box(x + 1.5, y + 2.9 + (height + 0.3) * line, 15, height, part, size=9.5)
+        if number:
+            canvas.arrow((x - 7, y + 4), (x - 0.5, y + 4))
+            canvas.arrow((x - 0.5, y + 6.4), (x - 7, y + 6.4), colour=VERMILION)
+            canvas.text(x - 3.75, y + 2.5, passed[number - 1], size=9.5)
+            canvas.text(x - 3.75, y + 7.9, "gradient", size=9, colour=VERMILION)
+
+
+def sequence_parallel() -> Canvas:
+    """Positions of all heads, heads of all positions, and back."""
+    canvas = Canvas(47, "Sequence parallel, sp=4 (Ulysses): positions are swapped for heads around attention")
+    y, side = 11.0, 20.0
+    for rank in range(N):
+        canvas.box(14 + 18 * rank, 5.6, 1.6, 1.6, fill=RANKS[rank], edge=RANKS[rank])
+        canvas.text(14 + 18 * rank + 2.4, 6.4, f"on rank {rank}", align="left", size=10)
+    for x, heads in ((7, False), (40, True), (73, False)):
+        for row in range(N):
+            for column in range(N):
+                colour = RANKS[column if heads else row]
+                canvas.box(x + 5 * column, y + 5 * row, 5, 5, fill=tint(colour, 0.75), edge="white")
+        for n in range(N):
+            canvas.text(x + 5 * n + 2.5, y + side + 1.6, f"h{n}", size=10, colour=QUIET)
+            canvas.text(x - 1.8, y + 5 * n + 2.5, f"t{n}", size=10, colour=QUIET)
+    canvas.text(17, 38, "every layer but attention:\na quarter of the positions,\nall heads", size=10)
+    canvas.text(50, 38, "attention:\nall positions,\na quarter of the heads", size=10)
+    canvas.text(83, 38, "and back:\na quarter of the positions,\nall heads", size=10)
+    for x, what in ((28, "q, k, v"), (61, "output")):
+        canvas.arrow((x, y + 11), (x + 9, y + 11), colour=INK)
+        canvas.text(x + 4.5, y + 8.8, "all-to-all", size=10)
+        canvas.text(x + 4.5, y + 13, what, size=10)
+    sent = "A rank keeps 1/4 of what it has and sends 1/4 to each of the others: four times a block forward, four backward."
+    canvas.text(2, 44.4, sent, align="left", size=10)
+    return canvas
+
+
+PICTURES = {
+    "data_parallel": data_parallel, "tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel,
+    "sequence_parallel": sequence_parallel,
+}  # fmt: skip
+
+
+def main() -> None:
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2] / "docs" / "images"
+    for name, draw in PICTURES.items():
+        path = directory / f"{name}.png"
+        draw().save(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
