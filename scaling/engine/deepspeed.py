@@ -61,6 +61,8 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     DeepSpeed's data-parallel ranks are ours and their sequence parallel ones: all that sum gradients of the same weights.
     """
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
+    # Each gradient is reduced to the rank that owns it: P elements. By default all ranks get it and most forget it: 2 P.
+    zero["use_multi_rank_bucket_allreduce"] = False
     if layout.zero_stage == 3:
         # Every parameter is partitioned: those kept whole would need a copy of their own on loading.
         zero["stage3_param_persistence_threshold"] = 0

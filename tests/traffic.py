@@ -1,0 +1,71 @@
+"""Counts what a rank hands to collectives, in elements, from calls of torch.distributed, through which DeepSpeed goes too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+SMALL = 64
+"""Tensors of up to so many elements are norms, counts and flags, not counted."""
+
+# Elements that pass a rank in a ring, but for 1/n of them: of an all-reduce twice its tensor, else once what all have together.
+_VOLUMES: dict[str, Callable[..., int]] = {
+    "all_reduce": lambda tensor, *_, **__: 2 * tensor.numel(),
+    "reduce": lambda tensor, *_, **__: tensor.numel(),
+    "broadcast": lambda tensor, *_, **__: tensor.numel(),
+    "all_gather": lambda parts, *_, **__: sum(part.numel() for part in parts),
+    "all_gather_into_tensor": lambda whole, *_, **__: whole.numel(),
+    "reduce_scatter": lambda _, parts, *__, **___: sum(part.numel() for part in parts),
+    "reduce_scatter_tensor": lambda _, whole, *__, **___: whole.numel(),
+    "all_to_all_single": lambda _, given, *__, **___: given.numel(),
+    "all_to_all": lambda _, given, *__, **___: sum(part.numel() for part in given),
+    "send": lambda tensor, *_, **__: tensor.numel(),
+}
+
+
+_BOUND = {"all_gather_function": "all_gather_into_tensor", "reduce_scatter_function": "reduce_scatter_tensor"}
+"""What DeepSpeed has looked up once and for all."""
+
+
+def _deepspeed_backend() -> Any:
+    from scaling.engine.deepspeed import import_deepspeed
+
+    deepspeed = import_deepspeed()
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
+    return deepspeed.comm.comm.cdb
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """The elements that each kind of call moves, and under "NAME calls" how many there are."""
+    counts: Counter[str] = Counter()
+    before = {name: getattr(dist, name) for name in _VOLUMES}
+    backend = _deepspeed_backend()
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            named = [kwargs[key] for key in ("tensor", "output_tensor", "output", "input_tensor", "input") if key in kwargs]
+            volume = _VOLUMES[name](*args, *[value for value in named if isinstance(value, Tensor | list)])
+            if volume > SMALL and dist.get_world_size(kwargs.get("group")) > 1:
+                counts[name] += volume
+                counts[f"{name} calls"] += 1
+            return before[name](*args, **kwargs)
+
+        return call
+
+    try:
+        for name in _VOLUMES:
+            setattr(dist, name, counting(name))
+        for own, name in _BOUND.items():
+            setattr(backend, own, counting(name))
+        yield counts
+    finally:
+        for name, function in before.items():
+            setattr(dist, name, function)
+        for own, name in _BOUND.items():
+            setattr(backend, own, before[name])
