@@ -13,19 +13,30 @@ class LayoutConfig(Section):
     """How a step is executed; none of it changes the loss curve."""
 
     kind: Literal["auto", "manual"] = Field(description="auto: the planner's choice; manual: the values below")
-    engine: Literal["auto", "reference", "deepspeed"] = Field(
-        "auto", description="reference: plain PyTorch, one device; deepspeed: ZeRO; auto: reference on one device"
+    engine: Literal["auto", "reference", "ddp", "deepspeed"] = Field(
+        "auto", description="reference: plain PyTorch, one device; ddp: on several; deepspeed: the rest; auto: reference on one"
     )
     dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
-    zero_stage: Literal[1, 2, 3] | None = Field(
-        None, description="ZeRO shards 1: optimiser states; 2: gradients too; 3: weights too"
+    tp: int | None = Field(None, gt=0, description="tensor-parallel ranks, which share heads and columns")
+    pp: int | None = Field(None, gt=0, description="pipeline stages, which share the blocks")
+    sp: int | None = Field(None, gt=0, description="ranks among which the positions of a sequence are dealt")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        None, description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too"
     )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
-    activation_checkpointing: Literal["none", "full"] | None = Field(None, description="full: recompute every block in backward")
+    activation_checkpointing: Literal["none", "selective", "full"] | None = Field(
+        None, description="made anew in backward; selective: attention alone; full: every block"
+    )
+    offload: Literal["none", "optimizer", "parameters"] | None = Field(
+        None, description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; null: none"
+    )
+    sequence_parallel: bool | None = Field(
+        None, description="tp ranks share norms and residuals too; null: where the lengths allow it"
+    )
 
     @model_validator(mode="after")
     def _auto(self) -> Self:
-        given = [k for k in ("dp", "zero_stage", "micro_batch_size", "activation_checkpointing") if getattr(self, k) is not None]
+        given = [name for name in type(self).model_fields if name not in ("kind", "engine") and getattr(self, name) is not None]
         if self.kind == "auto" and given:
             raise ValueError(f"layout.{given[0]} is set, but layout=auto leaves it to the planner; use layout=manual")
         return self

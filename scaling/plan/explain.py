@@ -79,7 +79,7 @@ def what_would_fit(setting: Setting, ranking: Ranking, batch: int, constants: Co
         f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, "
         f"and {format_bytes(usable)} of {format_bytes(machine.memory_bytes)} can be used."
     )
-    offloads: tuple[Offload, ...] = ("optimizer", "all")
+    offloads: tuple[Offload, ...] = ("optimizer", "parameters")
     for offload in offloads:
         found = search(setting, batch, constants=constants, offload=offload)
         if found.fitting:

@@ -78,7 +78,7 @@ def _stage(
     share = [1 / ranks if stage >= at else 1.0 for at in (1, 2, 3)]
     if not software.shards_gradients and layout.grad_accum_steps > 1:
         share[1] = 1.0
-    on_device = {"none": (1, 1), "optimizer": (1, 0), "all": (0, 0)}[layout.offload]
+    on_device = {"none": (1, 1), "optimizer": (1, 0), "parameters": (0, 0)}[layout.offload]
     kept, one_block = _block_activations(work, layout, software, n_in_flight=in_flight(layout) if first else 1)
     logits = _logit_bytes(work, layout, software) if last else 0.0
     gathered = _gathered_bytes(work, layout, software)

@@ -17,14 +17,7 @@ def broken_rule(work: Workload, machine: Machine, layout: Layout, global_batch_s
 
 def not_run_here(layout: Layout) -> str | None:
     """Why no engine of this package runs a legal layout: the one place to change when an engine learns more."""
-    for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)):
-        if degree > 1:
-            return f"{name}={degree}: the engines run data parallelism alone"
-    if layout.offload != "none":
-        return f"offload={layout.offload}: the engines keep all states on the device"
-    if layout.activation_checkpointing == "selective":
-        return "activation_checkpointing=selective: the engines recompute whole blocks or none"
-    return None
+    return f"virtual_pp={layout.virtual_pp}: the engines run plain 1F1B" if layout.virtual_pp > 1 else None
 
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
@@ -45,8 +38,6 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
     for name, value in (("n_heads", work.n_heads), ("n_kv_heads", work.n_kv_heads), ("d_ff", work.d_ff)):
         if value % tp:
             return f"tp={tp} does not divide {name}={value}"
-    if work.n_experts > 1:
-        return f"tp={tp}: experts are not split"
     if layout.sequence_parallel and any(stack.length % tp for stack in work.stacks):
         return f"tp={tp} does not divide the {work.stacks[0].length} positions that sequence parallel ranks share"
     return None
@@ -55,12 +46,10 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
 def _pipeline(work: Workload, layout: Layout) -> str | None:
     if layout.pp == 1:
         return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
-    if len(work.stacks) > 1:
-        return f"pp={layout.pp}: an encoder and a decoder are not one sequence of blocks"
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
     if layout.pp > work.n_blocks:
-        return f"pp={layout.pp} is more than n_layers={work.n_blocks}"
+        return f"pp={layout.pp} is more than the {work.n_blocks} blocks of all layers"
     if layout.grad_accum_steps < layout.pp:
         return f"pp={layout.pp} would idle: a rank has {layout.grad_accum_steps} micro-batches"
     return None
@@ -71,23 +60,41 @@ def _context(work: Workload, layout: Layout) -> str | None:
     sp = layout.sp
     if sp == 1:
         return None
-    if work.seq_len % sp or (work.n_heads // layout.tp) % sp or (work.n_kv_heads // layout.tp) % sp:
-        return f"sp={sp} does not divide seq_len={work.seq_len}, or the heads of a tp rank"
-    if len(work.stacks) > 1:
-        return f"sp={sp}: only one stack of blocks is dealt"
+    for name, value in (("n_heads", work.n_heads), ("n_kv_heads", work.n_kv_heads)):
+        if (value // layout.tp) % sp:
+            return f"sp={sp} does not divide the {value // layout.tp} of {name}={value} that a tp rank has"
+    for stack in work.stacks:
+        if stack.length % sp:
+            return f"sp={sp} does not divide the {stack.length} positions of a stack"
+    if work.n_experts > 1:
+        return f"sp={sp} with n_experts={work.n_experts}: the term that balances experts needs whole sequences"
     return f"sp={sp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions" if layout.pp > 1 else None
 
 
+def _plain(layout: Layout) -> str | None:
+    """The reference engine, on one device, and DistributedDataParallel, where every rank holds the whole model."""
+    engine = layout.engine
+    if layout.tp * layout.pp * layout.sp > 1:
+        return f"engine={engine} with tp={layout.tp}, pp={layout.pp}, sp={layout.sp}: only deepspeed shares a model out"
+    if layout.offload != "none":
+        return f"offload={layout.offload} with engine={engine}: only deepspeed keeps states in the host's memory"
+    if engine == "reference":
+        return f"engine=reference with dp={layout.dp}: it runs on one device" if layout.dp > 1 else None
+    return f"engine=ddp with zero_stage={layout.zero_stage}: it has no ZeRO, which is stage 0" if layout.zero_stage else None
+
+
 def _deepspeed(layout: Layout) -> str | None:
+    if layout.engine != "deepspeed":
+        return _plain(layout)
     stage = layout.zero_stage
     if stage == 0:
-        return "zero_stage=0: DeepSpeed's bf16 optimiser makes a step at its start (0.19.8); stage 1 with dp=1 is exact"
+        return "zero_stage=0: DeepSpeed's bf16 optimiser makes a step at its start (0.19.8); engine=ddp has no ZeRO"
     if layout.pp > 1 and stage > 1:
         return f"zero_stage={stage} with pp={layout.pp}: DeepSpeed's pipeline engine takes stage 1 only"
     if layout.virtual_pp > 1:
         return f"virtual_pp={layout.virtual_pp}: DeepSpeed's pipeline has no interleaved schedule"
-    if layout.offload == "all" and stage < 3:
-        return f"offload=all with zero_stage={stage}: weights are offloaded at stage 3 only"
+    if layout.offload == "parameters" and stage < 3:
+        return f"offload=parameters with zero_stage={stage}: weights are offloaded at stage 3 only"
     if layout.offload != "none" and layout.pp > 1:
         return f"offload={layout.offload} with pp={layout.pp}: the pipeline keeps its states on the device"
     return None

@@ -88,12 +88,13 @@ def _order(found: Prediction, constants: Constants) -> tuple[float, ...]:
 def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:
     """Layouts that differ in their micro-batch alone, the smallest first: the first that does not fit ends its family."""
     for tp, pp, sp, dp in _grids(work, machine, batch):
+        shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
         for stage in ZERO_STAGES:
             if stage > 1 and (pp > 1 or dp * sp == 1):
                 continue
             for checkpointing in CHECKPOINTINGS:
                 base = Layout(
-                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sequence_parallel=tp > 1,
+                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sequence_parallel=shared,
                     offload=offload,
                 )  # fmt: skip
                 if base.world_size == 1 and offload == "none":

@@ -38,7 +38,7 @@ class Setting:
 
 def setting_of(config: RunConfig) -> Setting:
     """Of a configuration whose cluster is resolved."""
-    engines: tuple[Engine, Engine] = ("reference", "deepspeed")
+    engines: tuple[Engine, ...] = ("reference", "ddp", "deepspeed")
     return Setting(workload_of(config), machine_of(config), {engine: software_of_run(config, engine) for engine in engines})
 
 
@@ -82,18 +82,18 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
     """The engines of this package.
 
     DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
-    them). The reference engine has fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
+    them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
     PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them.
     """
     width, kind = dtype_bytes(config), config.cluster.device.kind
-    reference = engine == "reference"
+    plain = engine != "deepspeed"
     return Software(
         name=engine,
-        weight_bytes=(4 if width == 4 else 6) if reference else width,
-        gradient_bytes=4 if reference else width,
-        optimizer_bytes=8 if reference else 12,
+        weight_bytes=(4 if width == 4 else 6) if plain else width,
+        gradient_bytes=4 if plain else width,
+        optimizer_bytes=8 if plain else 12,
         width=width,
-        residual_width=4 if reference else width,
+        residual_width=4 if plain else width,
         elementwise=1.0 if config.train.compile else 2.0,
         kernels=25 if config.train.compile else 60,
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],

@@ -11,6 +11,7 @@ from scaling.plan.choose import parts
 from scaling.plan.layout import RunPlan
 from scaling.plan.machine import n_devices
 from scaling.plan.setting import usd_per_device_hour
+from scaling.plan.stages import stage_bounds
 from scaling.units import format_bytes, format_count, format_duration, format_flops
 
 if TYPE_CHECKING:
@@ -71,7 +72,16 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     spot = ", preemptible" if cluster.preemptible else ""
     yield "cluster", f"{cluster.name}: {devices}{noun} {cluster.device.name}{nodes}{spot}"
     zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
-    yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}, {layout.engine} engine{zero}, {config.dtype}"
+    sp = f" sp={layout.sp}" if layout.sp > 1 else ""
+    yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}"
+    if layout.offload != "none":
+        yield "", f"offload={layout.offload}: held by the host's memory"
+    if layout.tp > 1:
+        yield from _vocabulary(config.vocab_size, layout.tp)
+    if layout.pp > 1:
+        bubble = (layout.pp - 1) / (layout.grad_accum_steps + layout.pp - 1)
+        blocks = ", ".join(f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.pp))
+        yield "", f"stages of blocks {blocks}; {bubble:.0%} of a step idle in the bubble"
     if layout.world_size < devices:
         batch = config.train.global_batch_size
         yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"
@@ -81,6 +91,12 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         "full": "full activation checkpointing",
     }[layout.activation_checkpointing]
     yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute}"
+
+
+def _vocabulary(n_entries: int, tp: int) -> Iterator[Row]:
+    """Where the vocabulary does not divide, the parts differ by a row."""
+    if n_entries % tp:
+        yield "", f"vocabulary {n_entries} over tp={tp}: parts of {n_entries // tp + 1} and {n_entries // tp}"
 
 
 def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:

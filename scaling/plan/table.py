@@ -230,7 +230,7 @@ def _offload(text: str) -> Offload:
     text = text.lower()
     if not text or text in ("none", "no", "false"):
         return "none"
-    return "all" if "param" in text else "optimizer"
+    return "parameters" if "param" in text else "optimizer"
 
 
 def _sharding(text: str, machine: Machine) -> tuple[int, int | None]:
