@@ -93,7 +93,7 @@ def block_flops(config: RunConfig) -> list[float]:
     n_in, n_out, width = shape.inputs, shape.targets, _q_width(model)
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
-    first = 6 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
+    first = 6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
     blocks = [first] * model.n_layers
     if n_out:
         second = 6 * active * n_out + 12 * n_out * attended(config, n_out, causal=True) * width

@@ -14,7 +14,7 @@ Offload = Literal["none", "optimizer", "parameters"]
 class Layout:
     """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x micro_batch_size x grad_accum_steps.
 
-    zero_stage           of the model states over the dp ranks; engine="reference" has one rank, and says 1; engine="ddp" has no ZeRO, 0
+    zero_stage           of the model states over the replicas; engine="ddp" has none, and says 0
     sp                   ranks among which the positions of a sequence are dealt (Ulysses)
     sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022, section 4.2)
     virtual_pp           chunks of blocks of a pipeline rank; 1 is the plain 1F1B schedule
