@@ -29,8 +29,10 @@ from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
+from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.lengths import lengths
+from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark, since_command
 from scaling.train.checkpointing import Checkpointer
@@ -94,7 +96,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     plan = make_plan(config)
     layout = plan.layout
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    with ExitStack() as cleanup:
+    with ExitStack() as cleanup, _explained(config, layout):
         device = _prepare_device(config, ranks)
         group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
@@ -134,6 +136,15 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         finished = state.step >= plan.n_steps
         sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
+
+
+@contextlib.contextmanager
+def _explained(config: RunConfig, layout: Layout) -> Iterator[None]:
+    """A device's overflow, in the plan's words."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise explain_overflow(config, layout, str(error)) from error
 
 
 def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from layout_runs import FAMILIES, SHAPE, G, layout
 from objectives import objective
 from ranks import run_ranks
 from test_family_models import sequences
-from traffic import counted
 
 from scaling.engine.build import build_engine
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "bench"))
+from traffic import counted
 
 L, P = 2, 43_200
 ACTIVATIONS = G * 16 * 32

@@ -60,9 +60,9 @@ def _context(work: Workload, layout: Layout) -> str | None:
     sp = layout.sp
     if sp == 1:
         return None
-    for name, value in (("n_heads", work.n_heads), ("n_kv_heads", work.n_kv_heads)):
-        if (value // layout.tp) % sp:
-            return f"sp={sp} does not divide the {value // layout.tp} of {name}={value} that a tp rank has"
+    heads = work.n_heads // layout.tp  # key/value heads are repeated where they are too few
+    if heads % sp:
+        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has"
     for stack in work.stacks:
         if stack.length % sp:
             return f"sp={sp} does not divide the {stack.length} positions of a stack"

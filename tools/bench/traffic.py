@@ -41,11 +41,15 @@ def _deepspeed_backend() -> Any:
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """The elements that each kind of call moves, and under "NAME calls" how many there are."""
+def counted(*, deepspeed: bool = True) -> Iterator[Counter[str]]:
+    """The elements that each kind of call moves, and under "NAME calls" how many there are.
+
+    deepspeed: whether an engine of it is to be counted, which must then be made within.
+    """
     counts: Counter[str] = Counter()
     before = {name: getattr(dist, name) for name in _VOLUMES}
-    backend = _deepspeed_backend()
+    backend = _deepspeed_backend() if deepspeed else None
+    bound = _BOUND if deepspeed else {}
 
     def counting(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -61,11 +65,11 @@ def counted() -> Iterator[Counter[str]]:
     try:
         for name in _VOLUMES:
             setattr(dist, name, counting(name))
-        for own, name in _BOUND.items():
+        for own, name in bound.items():
             setattr(backend, own, counting(name))
         yield counts
     finally:
         for name, function in before.items():
             setattr(dist, name, function)
-        for own, name in _BOUND.items():
+        for own, name in bound.items():
             setattr(backend, own, before[name])

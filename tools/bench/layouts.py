@@ -1,0 +1,191 @@
+"""Layouts on this machine: tokens/s and peak memory beside one process, what is sent, and the pipeline's bubble.
+
+Usage: python tools/bench/layouts.py [ROUNDS [STEPS]]      default: 4 rounds; in each, every layout trains 2 steps, in turn
+
+Every layout has processes of its own, of one thread, that sleep while the others run, so a round compares neighbours in time.
+A random batch is trained on: the loader is measured by loop.py. Two ranks on two cores cannot be faster than one
+process by more than two; what is lost against that is communication through gloo and DeepSpeed's own work.
+The bubble is counted while micro-batches run: the time in which a stage neither runs forward nor backward, over the time
+from the first forward to the last backward.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from quiet import wait_for_quiet
+from rich.console import Console
+from rich.table import Table
+
+from scaling.compose import compose
+from scaling.config import RunConfig
+from scaling.plan.degrees import Layout
+from scaling.plan.machine import resolve_cluster
+
+MODEL = ("model=gpt_10m", "precision=fp32")
+BATCH, SEQ_LEN = 8, 256
+ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
+LAYOUTS = {
+    "one process": ONE,
+    "ddp": replace(ONE, dp=2, zero_stage=0, micro_batch_size=4, grad_accum_steps=1, engine="ddp"),
+    "zero1": replace(ONE, dp=2, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
+    "zero2": replace(ONE, dp=2, zero_stage=2, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
+    "zero3": replace(ONE, dp=2, zero_stage=3, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
+    "tp2": replace(ONE, tp=2, engine="deepspeed"),
+    "tp2, sequence_parallel": replace(ONE, tp=2, sequence_parallel=True, engine="deepspeed"),
+    "sp2": replace(ONE, sp=2, engine="deepspeed"),
+    "pp2, 2 micro-batches": replace(ONE, pp=2, engine="deepspeed"),
+    "pp2, 8 micro-batches": replace(ONE, pp=2, micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"),
+    "full recompute": replace(ONE, activation_checkpointing="full"),
+    "selective recompute": replace(ONE, activation_checkpointing="selective"),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some steps of one rank. busy: (begin, end) of each forward and backward of a stage, on the clock of all processes."""
+
+    wall_s: float
+    peak_bytes: int
+    sent: dict[str, int]
+    busy: list[tuple[float, float]]
+
+
+def config_of() -> RunConfig:
+    words = [*MODEL, f"train.global_batch_size={BATCH}", f"train.seq_len={SEQ_LEN}", "cluster=local"]
+    return resolve_cluster(compose(words))
+
+
+def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str) -> None:
+    """A process: one rank, which trains some steps each time the pipe asks for them."""
+    import torch
+    import torch.distributed as dist
+    from traffic import counted
+
+    from scaling.engine.build import build_engine
+    from scaling.model.batch import Batch
+    from scaling.parallel.grid import Ranks
+
+    torch.set_num_threads(1)
+    world = layout.world_size
+    if world > 1:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    config = config_of()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with counted(deepspeed=layout.engine == "deepspeed") as counts:
+        engine = build_engine(config, layout, ranks, torch.device("cpu"))
+        busy = _watched(engine) if layout.pp > 1 else []
+        generator = torch.Generator().manual_seed(ranks.dp_rank)
+        shape = (BATCH // ranks.dp, SEQ_LEN + 1)
+        rows = torch.randint(config.vocab_size, shape, generator=generator).split(layout.micro_batch_size)
+        batches = [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
+        while (n_steps := pipe.recv()) is not None:
+            counts.clear()
+            busy.clear()
+            begun_s = time.perf_counter()
+            for _ in range(n_steps):
+                engine.step(batches, lr=1e-4)
+            wall_s = time.perf_counter() - begun_s
+            peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            pipe.send(Turn(wall_s, peak, dict(counts), list(busy)))
+
+
+def _watched(engine: Any) -> list[tuple[float, float]]:
+    """Note when DeepSpeed's pipeline runs a forward or a backward."""
+    from deepspeed.runtime.pipe import schedule
+
+    spans: list[tuple[float, float]] = []
+    pipeline = engine._engine
+    pipeline._INSTRUCTION_MAP = dict(pipeline._INSTRUCTION_MAP)
+    for kind in (schedule.ForwardPass, schedule.BackwardPass):
+        run = pipeline._INSTRUCTION_MAP[kind]
+
+        def timed(self: Any, *args: Any, run: Any = run, **kwargs: Any) -> None:
+            begun_s = time.monotonic()
+            run(self, *args, **kwargs)
+            spans.append((begun_s, time.monotonic()))
+
+        pipeline._INSTRUCTION_MAP[kind] = timed
+    return spans
+
+
+class Side:
+    """The processes of one layout."""
+
+    def __init__(self, name: str, layout: Layout, root: str) -> None:
+        self.layout, self.pipes, self.turns = layout, [], list[list[Turn]]()
+        rendezvous = f"file://{root}/{abs(hash(name))}"
+        context = multiprocessing.get_context("spawn")
+        self.processes = []
+        for rank in range(layout.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def train(self, n_steps: int) -> list[Turn]:
+        for pipe in self.pipes:
+            pipe.send(n_steps)
+        return [pipe.recv() for pipe in self.pipes]
+
+    def close(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def bubble(turns: list[Turn]) -> float:
+    """Of one step: the part of the stages' time in which they wait."""
+    begun = min(begin for turn in turns for begin, _ in turn.busy)
+    ended = max(end for turn in turns for _, end in turn.busy)
+    worked = sum(end - begin for turn in turns for begin, end in turn.busy)
+    return 1 - worked / (len(turns) * (ended - begun))
+
+
+def main() -> None:
+    rounds, steps = (int(word) for word in (*sys.argv[1:], *("4", "2")[len(sys.argv) - 1 :]))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    console = Console()
+    with tempfile.TemporaryDirectory() as root:
+        sides = {name: Side(name, layout, root) for name, layout in LAYOUTS.items()}
+        for side in sides.values():
+            side.train(1)
+        for _ in range(rounds):
+            for side in sides.values():
+                wait_for_quiet()
+                side.turns.append(side.train(steps))
+        bubbles = {name: [bubble(side.train(1)) for _ in range(rounds)] for name, side in sides.items() if side.layout.pp > 1}
+        for side in sides.values():
+            side.close()
+    _print(console, sides, bubbles, steps)
+
+
+def _print(console: Console, sides: dict[str, Side], bubbles: dict[str, list[float]], steps: int) -> None:
+    table = Table("layout", "tokens/s", "to one process", "peak memory of a rank", "sent by a rank", "bubble", "(p-1)/(m+p-1)")
+    plain = [turn[0].wall_s for turn in sides["one process"].turns]
+    for name, side in sides.items():
+        walls = [max(turn.wall_s for turn in turns) for turns in side.turns]
+        ratio = statistics.median(one / own for one, own in zip(plain, walls, strict=True))
+        sent = sum(n for kind, n in side.turns[-1][0].sent.items() if not kind.endswith(" calls")) * 4 / steps
+        p, m = side.layout.pp, side.layout.grad_accum_steps
+        table.add_row(
+            name, f"{BATCH * SEQ_LEN * steps / statistics.median(walls):.0f}", f"{ratio:.2f}",
+            f"{max(turn.peak_bytes for turn in side.turns[-1]) / 1e6:.0f} MB", f"{sent / 1e6:.1f} MB" if sent else "-",
+            f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "", f"{(p - 1) / (m + p - 1):.1%}" if p > 1 else "",
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
