@@ -23,6 +23,7 @@ from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel
 from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
+from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
 from scaling.plan.degrees import Layout
 
@@ -89,37 +90,55 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
 class _Mpu:
     """Tells DeepSpeed which ranks sum gradients, and which together make up a gradient norm."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, ranks: Ranks, groups: Groups) -> None:
+        self._ranks, self._groups = ranks, groups
 
     def get_data_parallel_group(self) -> Any:
-        return self._share.groups.replicas or self._single
+        return self._groups.replicas or self._groups.single
 
     def get_data_parallel_world_size(self) -> int:
-        return self._share.ranks.replicas
+        return self._ranks.replicas
 
     def get_data_parallel_rank(self) -> int:
-        return self._share.ranks.replica
+        return self._ranks.replica
 
     def get_model_parallel_group(self) -> Any:
-        return self._share.groups.tp
+        return self._groups.tp
 
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_model_parallel_world_size(self) -> int:
-        return self._share.ranks.tp
+        return self._ranks.tp
 
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
     def get_model_parallel_rank(self) -> int:
-        return self._share.ranks.tp_rank
+        return self._ranks.tp_rank
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
 
-    @property
-    def _single(self) -> Any:
-        """A group of this rank alone; made by all ranks together, in `DeepSpeedEngine`."""
-        return self._share.groups.single
+
+class _Sharder:
+    """Deals a module's own parameters out among the ranks of ZeRO-3, so that no rank ever holds all of a model."""
+
+    def __init__(self, settings: dict[str, Any], layout: Layout, mpu: _Mpu | None) -> None:
+        self._settings, self._mpu = settings, mpu
+        self._offloaded = layout.offload == "parameters"
+        self._first: Any = None
+
+    def __call__(self, module: nn.Module) -> None:
+        if self._first is not None:
+            self._first.convert_to_zero_parameters(param_list=list(module.parameters(recurse=False)))
+            return
+        from deepspeed.runtime.zero import Init
+
+        group = None if self._mpu is None else self._mpu.get_data_parallel_group()
+        remote = "cpu" if self._offloaded else None
+        Init(
+            module, data_parallel_group=group, config_dict_or_path=self._settings, mpu=self._mpu, mem_efficient_linear=False,
+            remote_device=remote,
+        )  # fmt: skip
+        self._first = next(module.parameters(recurse=False))
 
 
 class DeepSpeedEngine:
@@ -132,13 +151,16 @@ class DeepSpeedEngine:
         os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(local_rank))
         self.device, self._layout, self._ranks = device, layout, ranks
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
-        self._share = Share.build(config, layout, ranks, device)
+        groups = Groups.of(ranks)
+        mpu = _Mpu(ranks, groups) if ranks.tp > 1 and ranks.pp == 1 else None
+        settings = deepspeed_config(config, layout)
+        deal_out = _Sharder(settings, layout, mpu) if layout.zero_stage == 3 else None
+        self._share = Share.build(config, layout, ranks, groups, device, deal_out)
         optimizer = build_optimizer(config, self.model)
         module = self._module()
         with _nothing_compiled(), contextlib.redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
-                model=module, optimizer=optimizer, config=deepspeed_config(config, layout), dist_init_required=False,
-                mpu=_Mpu(self._share) if ranks.tp > 1 and ranks.pp == 1 else None,
+                model=module, optimizer=optimizer, config=settings, dist_init_required=False, mpu=mpu
             )  # fmt: skip
         self._states = ZeroStates(self._engine, layout.zero_stage, ranks.replica)
 

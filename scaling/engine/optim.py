@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from scaling.config import RunConfig
+from scaling.parallel.part import part_of
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         False: {"name": "no_decay", "params": [], "param_names": [], "weight_decay": 0.0},
     }
     for name, parameter in model.named_parameters():
-        group = groups[parameter.ndim >= 2 and id(parameter) not in embeddings]
+        group = groups[len(part_of(parameter).shape) >= 2 and id(parameter) not in embeddings]
         group["params"].append(parameter)
         group["param_names"].append(name)
     return [group for group in groups.values() if group["params"]]

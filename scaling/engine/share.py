@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling.config import RunConfig
-from scaling.model import LanguageModel, build_model, initialise
+from scaling.model import LanguageModel, build_model
 from scaling.model.distribute import covered
+from scaling.model.initialise import fill
 from scaling.model.split import Split
 from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
@@ -38,14 +39,22 @@ class Share:
     stages: dict[str, list[int]]
 
     @staticmethod
-    def build(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Share:
-        """Collective over the world. The same weights whatever the layout."""
-        groups = Groups.of(ranks)
+    def build(
+        config: RunConfig, layout: Layout, ranks: Ranks, groups: Groups, device: torch.device,
+        deal_out: Callable[[nn.Module], None] | None = None,
+    ) -> Share:  # fmt: skip
+        """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon as they have their values."""
         split = Split(groups.tp, groups.sp, layout.sequence_parallel and layout.tp > 1)
         bounds = stage_bounds(config, layout.pp)
         blocks = bounds[ranks.pp_rank]
-        model = build_model(config, device, split=split, blocks=blocks if layout.pp > 1 else None)
-        initialise(model, config.train.seed)
+
+        def place(name: str, module: nn.Module) -> None:
+            own = ((f"{name}.{leaf}" if name else leaf, p) for leaf, p in module.named_parameters(recurse=False))
+            fill(own, config.model, config.train.seed)
+            if deal_out is not None:
+                deal_out(module)
+
+        model = build_model(config, device, split=split, blocks=blocks if layout.pp > 1 else None, place=place)
         model.set_activation_checkpointing(layout.activation_checkpointing)
         if config.train.compile:
             model.compile_blocks()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
 from scaling.config import RunConfig
 from scaling.model.base import GenerativeModel, LanguageModel
 from scaling.model.bert import BERT
-from scaling.model.distribute import cut, drop, mark
+from scaling.model.distribute import cut, drop, mark, sum_partial_gradients
 from scaling.model.gpt import GPT
 from scaling.model.initialise import initialise
 from scaling.model.split import WHOLE, Split
@@ -25,11 +28,14 @@ def build_model(
     *,
     split: Split = WHOLE,
     blocks: tuple[int, int] | None = None,
+    place: Callable[[str, nn.Module], None] | None = None,
 ) -> LanguageModel:
     """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given: `initialise` or load them.
 
     Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at all.
     split: how its parameters are cut among ranks. blocks: the half-open range that a pipeline stage has; null: all.
+    place: is given each module (and its name) whose own parameters have just got memory, before the next ones get theirs: so
+    a model that no device can hold is given its weights, and these dealt out among ranks, as it is built.
     """
     with torch.device("meta"):
         model = FAMILIES[config.model.family](config)
@@ -37,10 +43,16 @@ def build_model(
         drop(model, model.stage(*blocks))
     parts = cut(model, split)
     target = torch.device(device or "cpu")
-    if target.type != "meta":
-        model.to_empty(device=target)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(torch.nan)
-    mark(model, split, parts)
+    for name, module in reversed(list(model.named_modules())):
+        own = {f"{name}.{leaf}" if name else leaf: leaf for leaf, _ in module.named_parameters(recurse=False)}
+        if own and target.type != "meta":
+            module.to_empty(device=target, recurse=False)
+            with torch.no_grad():
+                for leaf in own.values():
+                    getattr(module, leaf).fill_(torch.nan)
+        for path in own.keys() & parts.keys():
+            mark(getattr(module, own[path]), parts[path])
+        if own and place is not None:
+            place(name, module)
+    sum_partial_gradients(model, split)
     return model

@@ -44,15 +44,17 @@ def cut(model: nn.Module, split: Split) -> dict[str, Part]:
     return parts
 
 
-def mark(model: nn.Module, split: Split, parts: dict[str, Part]) -> None:
-    """Say of each parameter what it is a part of, in our words and DeepSpeed's, and sum gradients of which ranks have parts."""
-    parameters = dict(model.named_parameters())
-    for name, part in parts.items():
-        parameter = parameters[name]
-        for attribute, value in (("part", part), ("model_parallel", True), ("tensor_model_parallel", True)):
-            setattr(parameter, attribute, value)
+def mark(parameter: nn.Parameter, part: Part) -> None:
+    """Say what a parameter is a part of, in our words and in DeepSpeed's."""
+    for attribute, value in (("part", part), ("model_parallel", True), ("tensor_model_parallel", True)):
+        setattr(parameter, attribute, value)
+
+
+def sum_partial_gradients(model: nn.Module, split: Split) -> None:
+    """Of a parameter that is whole on tensor parallel ranks which each see a part of its gradient, sum that over them."""
     if split.tp is None:
         return
+    parameters = dict(model.named_parameters())
     for prefix, module in model.named_modules():
         partial = getattr(module, "partial", ()) + (getattr(module, "partial_in_sequence", ()) if split.sequence else ())
         for leaf in partial:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,16 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     return torch.empty(*shape).normal_(0.0, std, generator=generator)
 
 
-@torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter of `model` (which has its ModelConfig as `config`), on whatever device, in whatever dtype."""
     config = model.config
     assert isinstance(config, ModelConfig)
-    for name, parameter in model.named_parameters():
+    fill(model.named_parameters(), config, seed)
+
+
+@torch.no_grad()
+def fill(named: Iterable[tuple[str, nn.Parameter]], config: ModelConfig, seed: int) -> None:
+    """Give parameters, by their names in the whole model, their initial values or the part of them that they are."""
+    for name, parameter in named:
         part = part_of(parameter)
         parameter.copy_(part.of(initial_values(name, part.shape, config, seed)))
