@@ -38,12 +38,12 @@ def choose_layout(config: RunConfig) -> Layout:
     """
     setting, usable, batch = setting_of(config), usable_bytes(config), config.train.global_batch_size
     timed, legal = [], []
-    broken: str | None = None
+    broken: list[tuple[int, str]] = []
     for grid in _grids(config):
         for layout in _candidates(config, grid):
             rule = broken_rule(setting.work, setting.machine, layout, batch) or not_run_here(layout)
-            broken = broken or rule
             if rule is not None:
+                broken.append((layout.micro_batch_size, rule))
                 continue
             legal.append(layout)
             found = setting.predict(layout)
@@ -54,7 +54,9 @@ def choose_layout(config: RunConfig) -> Layout:
     if timed:
         return max(timed, key=lambda found: (found.mfu or 0.0) * found.layout.world_size).layout
     if not legal:
-        raise PlanError(broken or "no layout is legal", _where(config, "layout"), _legal_degrees(config))
+        # Larger micro-batches break rules of accumulation besides.
+        rule = min(broken, key=lambda found: found[0])[1] if broken else "no layout is legal"
+        raise PlanError(rule, _where(config, "layout"), _legal_degrees(config))
     raise _nothing_fits(config, legal)
 
 
