@@ -18,7 +18,14 @@ for _name in [name for name in os.environ if name.startswith(("WANDB_", "RAY_", 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-LONGEST = ("test_run_workers.py", "test_run_single.py", "test_engine_parity.py", "test_run_faults.py")
+LONGEST = (
+    "test_run_workers.py",
+    "test_run_single.py",
+    "test_engine_parity.py",
+    "test_run_faults.py",
+    "test_layout_parity.py",
+    "test_run_layouts.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
