@@ -75,7 +75,7 @@ class StudyConfig(Section):
         "sqrt", description="lr_batch: learning rate as batch^0, batch, batch^0.5; sde: that and Adam's betas and eps too"
     )
     tokens: tuple[Count, ...] = Field((), description="wsd: lengths of the cooled-down runs of one trunk")
-    space: dict[str, Choices] = Field({}, description="searches: KEY: [values] or KEY: {low, high, log, integer}")
+    space: dict[str, Choices] | None = Field(None, description="searches: KEY: [values] or KEY: {low, high, log, integer}")
     n_trials: int = Field(16, gt=0, description="searches: trials; of pbt the population")
     sampler: Literal["random", "optuna"] = Field(
         "random", description="asha: how values are drawn; optuna: as earlier trials suggest"

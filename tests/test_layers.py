@@ -59,7 +59,8 @@ LIGHT = [
     "scaling.config", "scaling.compose", "scaling.help", "scaling.plan.layout", "scaling.plan.show",
     "scaling.planning", "scaling.plan.score", "scaling.metrics.record",
     "scaling.status", "scaling.generate", "scaling.fill", "scaling.convert", "scaling.data.shards", "scaling.prepare",
-    "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend", "scaling.study.trials", "scaling.study.table",
+    "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
+    "scaling.study.trials", "scaling.study.table", "scaling.study.results",
 ]  # fmt: skip
 
 
