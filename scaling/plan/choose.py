@@ -172,7 +172,7 @@ def _candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
         yield Layout(
             dp, tp, pp, stage, micro, share // micro, checkpointing, engine, sp=sp, sequence_parallel=shared,
-            offload=layout.offload or "none",
+            pp_schedule=layout.pp_schedule or "1f1b", offload=layout.offload or "none",
         )  # fmt: skip
 
 
@@ -251,6 +251,7 @@ def describe(layout: Layout) -> str:
     degrees = [
         f"dp={layout.dp}",
         *(f"{name}={n}" for name, n in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if n > 1),
+        *([f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []),
     ]
     return ", ".join(
         [

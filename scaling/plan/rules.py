@@ -45,13 +45,16 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
 
 def _pipeline(work: Workload, layout: Layout) -> str | None:
     if layout.pp == 1:
+        if layout.pp_schedule == "dualpipev":
+            return "pp_schedule=dualpipev needs pp above 1"
         return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
-    if layout.pp > work.n_blocks:
-        return f"pp={layout.pp} is more than the {work.n_blocks} blocks of all layers"
-    if layout.grad_accum_steps < layout.pp:
-        return f"pp={layout.pp} would idle: a rank has {layout.grad_accum_steps} micro-batches"
+    stages = f"pp={layout.pp}" + (" x 2 stages of pp_schedule=dualpipev" if layout.pp_schedule == "dualpipev" else "")
+    if layout.n_stages > work.n_blocks:
+        return f"{stages} is more than the {work.n_blocks} blocks of all layers"
+    if layout.grad_accum_steps < layout.n_stages:
+        return f"{stages} would idle: a rank has {layout.grad_accum_steps} micro-batches"
     return None
 
 

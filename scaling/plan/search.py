@@ -100,6 +100,8 @@ def _families(work: Workload, machine: Machine, batch: int, offload: Offload) ->
                 if base.world_size == 1 and offload == "none":
                     base = replace(base, engine="reference")
                 yield _micro_batches(base, batch)
+                if pp > 1:
+                    yield _micro_batches(replace(base, pp_schedule="dualpipev"), batch)
 
 
 def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
