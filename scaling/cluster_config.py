@@ -23,6 +23,9 @@ class LayoutConfig(Section):
         None, description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: 1f1b"
     )
     sp: int | None = Field(None, gt=0, description="ranks among which the positions of a sequence are dealt")
+    sp_attention: Literal["ulysses", "ring"] | None = Field(
+        None, description="ulysses: sp ranks swap positions for heads; ring: they pass keys round; null: ring where heads are few"
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None, description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too"
     )

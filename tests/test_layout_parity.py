@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_runs import FAMILIES, G, layout, reference, run
+from layout_runs import FAMILIES, G, layout, reference, rule_against, run
 
 from scaling.plan.degrees import Layout
 
@@ -24,6 +24,7 @@ LAYOUTS = {
     "pp2": layout(pp=2),
     "pp2-dualpipev": layout(pp=2, pp_schedule="dualpipev"),
     "sp2": layout(sp=2),
+    "sp2-ring": layout(sp=2, sp_attention="ring"),
     "tp2-pp2": layout(tp=2, pp=2),
     "dp2-tp2-zero1": layout(dp=2, tp=2),
     "dp2-tp2-zero2": layout(dp=2, tp=2, zero_stage=2),
@@ -32,6 +33,8 @@ LAYOUTS = {
     "tp2-pp2-dualpipev": layout(tp=2, pp=2, pp_schedule="dualpipev"),
     "tp2-sp2-zero2": layout(tp=2, sp=2, zero_stage=2),
     "dp2-sp2-zero3": layout(dp=2, sp=2, zero_stage=3),
+    "sp4-ring": layout(sp=4, sp_attention="ring"),
+    "tp2-sp2-ring": layout(tp=2, sp=2, sp_attention="ring", sequence_parallel=True),
 }
 
 
@@ -57,7 +60,7 @@ def test_a_layout_follows_the_reference(family: str, name: str) -> None:
 
 VARIANTS = {
     "gqa": ("attention=gqa", "model.n_kv_heads=2", "model.bias=true"),
-    "mqa-sp": ("attention=mqa",),
+    "mqa": ("attention=mqa",),
     "relative": ("attention=relative", "position=none"),
     "local": ("attention=local", "attention.window=8"),
     "strided": ("attention=strided", "attention.stride=4"),
@@ -72,16 +75,16 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2"])
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring"])
 def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
-    if (variant, name) in {("mqa-sp", "tp2"), ("mqa-sp", "tp2-sequence"), ("experts", "sp2")}:
-        pytest.skip("refused by a rule of the plan")
     overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
+    if (rule := rule_against(overrides, LAYOUTS[name])) is not None:
+        pytest.skip(rule)
     assert_follows(run(overrides, LAYOUTS[name], 0, 4), reference(4, *overrides))
 
 
 @pytest.mark.parametrize(
-    "name", ["tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2", "tp2-pp2-dualpipev"]
+    "name", ["tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2", "tp2-pp2-dualpipev", "sp2-ring"]
 )
 def test_bf16_stays_within_its_roundings(name: str) -> None:
     overrides = (*FAMILIES["gpt"], *more_blocks("gpt", name))
@@ -118,7 +121,7 @@ def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_pat
     assert_follows([first[:6] + run(FAMILIES["gpt"], offloaded, 3, 6, tmp_path)[0]], expected)
 
 
-@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "tp2-pp2", "dp2-tp2-zero3"])
+@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"])
 def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
     overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
     unbroken = run(overrides, LAYOUTS[name], 0, 4)[0]

@@ -45,7 +45,8 @@ class Share:
         deal_out: Callable[[nn.Module], None] | None = None,
     ) -> Share:  # fmt: skip
         """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon as they have their values."""
-        split = Split(groups.tp, groups.sp, layout.sequence_parallel and layout.tp > 1)
+        sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.sp_attention == "ring"
+        split = Split(groups.tp, groups.sp, sequence, ring)
         blocks = stage_bounds(config, layout.n_stages)
         by_rank = [[blocks[stage] for stage in layout.stages_of(pp_rank)] for pp_rank in range(layout.pp)]
         own_blocks = by_rank[ranks.pp_rank] if layout.pp > 1 else None

@@ -8,6 +8,7 @@ from typing import Literal
 Checkpointing = Literal["none", "selective", "full"]
 Engine = Literal["reference", "ddp", "deepspeed"]
 Offload = Literal["none", "optimizer", "parameters"]
+SequenceAttention = Literal["ulysses", "ring"]
 PipelineSchedule = Literal["1f1b", "dualpipev"]
 
 
@@ -16,7 +17,8 @@ class Layout:
     """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x micro_batch_size x grad_accum_steps.
 
     zero_stage           of the model states over the replicas; engine="ddp" has none, and says 0
-    sp                   ranks among which the positions of a sequence are dealt (Ulysses)
+    sp                   ranks among which the positions of a sequence are dealt
+    sp_attention         what they do for attention: swap positions for heads (ulysses), or pass keys and values round (ring)
     sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022, section 4.2)
     pp_schedule          of a pipeline: 1f1b has one stage a rank; dualpipev two, the second on the way back from the last rank
     virtual_pp           chunks of blocks of a rank under an interleaved 1F1B; 1 is the plain one
@@ -33,6 +35,7 @@ class Layout:
     activation_checkpointing: Checkpointing
     engine: Engine
     sp: int = 1
+    sp_attention: SequenceAttention = "ulysses"
     sequence_parallel: bool = False
     pp_schedule: PipelineSchedule = "1f1b"
     virtual_pp: int = 1

@@ -59,13 +59,16 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
 
 
 def _context(work: Workload, layout: Layout) -> str | None:
-    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509)."""
+    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509); in a ring keys
+    and values go round (Liu et al. 2023, arXiv:2310.01889)."""
     sp = layout.sp
     if sp == 1:
-        return None
+        return "sp_attention=ring needs sp above 1" if layout.sp_attention == "ring" else None
     heads = work.n_heads // layout.tp  # key/value heads are repeated where they are too few
-    if heads % sp:
-        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has"
+    if layout.sp_attention == "ulysses" and heads % sp:
+        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as sp_attention=ulysses needs"
+    if layout.sp_attention == "ring" and not work.full_attention:
+        return f"sp={sp} with sp_attention=ring: only attention=full, gqa and mqa can pass keys round"
     for stack in work.stacks:
         if stack.length % sp:
             return f"sp={sp} does not divide the {stack.length} positions of a stack"

@@ -58,6 +58,7 @@ def workload_of(config: RunConfig) -> Workload:
         head_positions=head_positions(config), seq_len=config.train.seq_len,
         flops_per_token=flops_per_sequence(config) / config.train.seq_len, n_experts=model.n_experts,
         experts_per_token=model.experts_per_token, distinct_blocks=not model.share_layers,
+        full_attention=config.attention.kind in ("full", "gqa", "mqa"),
     )  # fmt: skip
 
 
