@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_runs import FAMILIES, G, layout, reference, rule_against, run
+from layout_runs import FAMILIES, G, layout, reference, rule_against, run, train
+from ranks import run_ranks
 
+from scaling.engine import deepspeed
+from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 
 N_STEPS = 20
@@ -103,6 +106,21 @@ def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
     differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
     assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
     assert_follows(run((*FAMILIES["gpt"], *clipped), LAYOUTS[name], 0, 4), expected)
+
+
+def train_in_small_buckets(ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int) -> list[float]:
+    before, deepspeed.REDUCE_BUCKET = deepspeed.REDUCE_BUCKET, 5_000  # a tenth of the model
+    try:
+        return train(ranks, overrides, layout, 0, n_steps)
+    finally:
+        deepspeed.REDUCE_BUCKET = before
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "dp2-tp2-zero2"])
+def test_gradients_that_leave_in_many_buckets_are_the_same(name: str) -> None:
+    layout = LAYOUTS[name]
+    found = run_ranks(train_in_small_buckets, layout.world_size, FAMILIES["gpt"], layout, 4)
+    assert_follows(found, reference(4, *FAMILIES["gpt"]))
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])

@@ -82,7 +82,7 @@ def bubble_s(layout: Layout, average_s: float, backward_s: float) -> float:
 
     1F1B waits for a micro-batch at each other stage, or at a chunk of it (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
     DualPipeV has two stages a rank, and waits for 2 (pp - 1) backwards of a stage but for one forward: found by following
-    DeepSpeed's instructions (tests/test_pipeline_schedules.py).
+    DeepSpeed's instructions (tests/test_pictures.py).
     """
     if layout.pp_schedule == "dualpipev":
         forward_s = average_s - backward_s
