@@ -186,7 +186,8 @@ def _print(console: Console, sides: dict[str, Side], bubbles: dict[str, list[flo
         table.add_row(
             name, f"{BATCH * SEQ_LEN * steps / statistics.median(walls):.0f}", f"{ratio:.2f}",
             f"{max(turn.peak_bytes for turn in side.turns[-1]) / 1e6:.0f} MB", f"{sent / 1e6:.1f} MB" if sent else "-",
-            f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "", f"{side.layout.bubble_share:.1%}" if name in bubbles else "",
+            f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "",
+            f"{side.layout.bubble_share:.1%}" if name in bubbles else "",
         )  # fmt: skip
     console.print(table)
 
