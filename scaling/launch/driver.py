@@ -49,7 +49,7 @@ def drive(config: RunConfig) -> int:
             console.print("This run is finished; nothing is left to do.", highlight=False)
             print_summary(console, run_dir, summary)
             return EXIT_FINISHED
-        _open(run_dir, config, plan)
+        open_run(run_dir, config, plan)
         try:
             return _train(config, plan, run_dir, console, marks)
         except ScalingError as error:
@@ -57,7 +57,7 @@ def drive(config: RunConfig) -> int:
             raise
 
 
-def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
+def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     if config.run.resume == "never" and run_dir.state() != "new":
         raise RunDirError(
             f"{run_dir.path} holds a run that has begun",
@@ -73,7 +73,7 @@ def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
 def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:
     with ExitStack() as cleanup:
         signals = cleanup.enter_context(StopSignals())
-        corpus_dir, skipped = _corpus(config, run_dir, console)
+        corpus_dir, skipped = prepare_corpus(config, run_dir, console)
         spec = {
             "config": config.model_dump(),
             "run_dir": str(run_dir.path),
@@ -96,7 +96,7 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
     return EXIT_FINISHED
 
 
-def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
+def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
     bad = check_shards(directory, CorpusIndex.load(directory), "train")
@@ -138,7 +138,7 @@ def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
 
 def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict[str, Any]:
     """Show what the workers say and pass on the wish to stop, until they end. Raises the first error among them."""
-    told = began = False
+    asked = began = False
     crashes: list[dict[str, Any]] = []
     progress.waiting("starting workers ...")
     while True:
@@ -154,11 +154,11 @@ def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict
                 progress.say(f"rank {message['rank']} failed: {message['error']}")
             else:
                 began = began or kind == "began"
-                _say(progress, kind, message)
+                told(kind, message, progress.say)
         if signals.received and not began:
             return {"finished": False, "step": None}
-        if signals.received and not told:
-            told = True
+        if signals.received and not asked:
+            asked = True
             launch.request_stop()
             progress.say(f"{signals.received}: writing a checkpoint and stopping; Ctrl-C (again) leaves at once.")
         if over:
@@ -173,11 +173,12 @@ def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict
         raise LaunchError(f"rank {first['rank']} failed first: {first['error']}", None, fix) from error
 
 
-def _say(progress: ProgressLine, kind: str, message: dict[str, Any]) -> None:
+def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Pass a worker's message on to the person who waits."""
     if kind == "began":
         step = message["step"]
-        progress.say(f"Resuming after step {step}." if step else "Training begins.")
+        say(f"Resuming after step {step}." if step else "Training begins.")
     elif kind == "notice":
-        progress.say(message["text"])
+        say(message["text"])
     elif kind == "checkpoint_damaged":
-        progress.say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")
+        say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

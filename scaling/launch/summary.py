@@ -21,6 +21,9 @@ CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
+_KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
+"""Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
+
 
 def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
@@ -40,8 +43,13 @@ def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
     """What counting reaches on the held-out targets; none for a large corpus."""
     from scaling.data.baselines import baselines  # torch too
 
-    index = CorpusIndex.load(corpus_dir)
-    return {} if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS else baselines(config, corpus_dir)
+    index, scored = CorpusIndex.load(corpus_dir), config.objective.kind != "causal_lm"
+    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
+        return {}
+    key = (index.fingerprint, config.semantic_hash if scored else "")
+    if key not in _KNOWN_BASELINES:
+        _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
+    return _KNOWN_BASELINES[key]
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
@@ -54,15 +62,14 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
     """The run in a dozen numbers.
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints; goodput is the share of the time since the
-    first start that was spent in steps which count.
+    first start that was spent in steps which count. Of a run that branched from another, times are its own part's.
     """
     train = [r for r in records if names.TRAIN_LOSS in r]
     held_out = [r for r in records if names.VAL_LOSS in r]
     last = records[-1]
-    productive_s, step = 0.0, 0.0
-    for record in train:
-        productive_s += (record[names.STEP] - step) * record.get(names.STEP_TIME_S, 0.0)
-        step = record[names.STEP]
+    branched = next((e for e in events if e["kind"] == "branched"), {"step": 0, "wall_s": 0.0})
+    own_wall_s = last[names.WALL_S] - branched["wall_s"]
+    productive_s = training_s(records, first_step=branched["step"])
     starts = [e for e in events if e["kind"] in ("start", "resume")]
     elapsed_s = max(e["time_s"] for e in events) - starts[0]["time_s"]
     rates = sorted(r[names.TOKENS_PER_S] for r in train if names.TOKENS_PER_S in r)
@@ -76,11 +83,22 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
         "val_ppl": held_out[-1][names.VAL_PPL],
         "val_bits_per_byte": held_out[-1].get(names.VAL_BITS_PER_BYTE),
         "tokens_per_s": rates[len(rates) // 2] if rates else None,
-        "wall_s": last[names.WALL_S],
-        "device_s": last[names.WALL_S] * plan.layout.world_size,
+        "wall_s": own_wall_s,
+        "training_s": productive_s,
+        "device_s": own_wall_s * plan.layout.world_size,
         "goodput": min(1.0, productive_s / elapsed_s) if elapsed_s > 0 else None,
         "restarts": len(starts) - 1,
     }
+
+
+def training_s(records: list[Record], first_step: float = 0) -> float:
+    """Seconds that the steps after `first_step` took, evaluations, checkpoints and starts left out."""
+    total_s, step = 0.0, first_step
+    for record in records:
+        if names.STEP_TIME_S in record and record[names.STEP] > step:
+            total_s += (record[names.STEP] - step) * record[names.STEP_TIME_S]
+            step = record[names.STEP]
+    return total_s
 
 
 def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) -> None:

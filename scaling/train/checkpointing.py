@@ -49,7 +49,7 @@ class Checkpointer:
 
     def due(self, state: TrainState) -> bool:
         every = self._config.checkpoint.every_steps
-        return every is not None and state.step % every == 0
+        return (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
 
     def save(self, engine: Engine, state: TrainState) -> float:
         """Write and commit a checkpoint of `state`; returns the seconds it took. Raises CheckpointError."""
@@ -87,7 +87,10 @@ class Checkpointer:
         )
         commit(self._directory, manifest)
         retention = self._config.checkpoint
-        prune(self._directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps)
+        prune(
+            self._directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps,
+            keep_steps=retention.keep_steps,
+        )  # fmt: skip
         self._on_event("checkpoint_committed", step=state.step)
 
     def restore(self, engine: Engine) -> TrainState | None:
