@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -100,7 +100,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         device = _prepare_device(config, ranks)
         group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
-        engine = build_engine(config, layout, ranks, device)
+        engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
         checkpoints = Checkpointer(

@@ -258,6 +258,11 @@ class DeepSpeedEngine:
         self._states.optimizer_step = reader.optimizer_step
         self._states.all_written()
 
+    def close(self) -> None:
+        """Without it hooks in autograd's graph, of which Python's collector sees nothing, would keep all of the engine. Of ZeRO-3
+        something stays even so (0.19.8): a process that is to live on should not."""
+        self._engine.destroy()
+
 
 def forget_layout() -> None:
     """Put back what DeepSpeed keeps process-wide about a layout and its process groups, which are gone by now."""

@@ -107,3 +107,6 @@ class ReferenceEngine:
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }
+
+    def close(self) -> None:
+        """Nothing outlives it."""
