@@ -78,6 +78,7 @@ VARIANTS = {
     "relative_bias": ("position=relative_bias",),
     "learned": ("position=learned", "model.norm=layernorm", "model.bias=true"),
     "experts": ("model.n_experts=4", "model.experts_per_token=2"),
+    "completep": ("model.parametrization=completep", "model.base_width=8", "model.base_layers=1"),
     "untied": ("model.tie_embeddings=false", "objective.label_smoothing=0.1"),
 }
 
