@@ -28,6 +28,7 @@ from scaling.metrics.throughput import ThroughputMeter
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
+from scaling.parallel.exchange import Group
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
@@ -35,14 +36,16 @@ from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark, since_command
+from scaling.train.agreement import Agreement
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.loop import train
-from scaling.train.preempt import Stop
 from scaling.train.recorder import FirstRankRecorder, Recorder
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 
 EVAL_SPLIT = "val"
+_WRITING_PATIENCE = 6
+"""How much longer a rank that has written its part of a checkpoint waits for the others than in training: assumption."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
         device = _prepare_device(config, ranks)
-        group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
+        group, writing_group = cleanup.enter_context(_process_groups(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
         engine = build_engine(config, layout, ranks, device)
         mark(spec.startup, "engine_ready")
@@ -110,8 +113,10 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             corpus_fingerprint=corpus.index.fingerprint,
             ranks=ranks,
             group=group,
+            writing_group=writing_group,
             on_event=_event_reporter(run_dir, channel, ranks),
         )
+        cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
             run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
@@ -131,7 +136,8 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
             checkpoints=checkpoints,
             recorder=recorder,
-            stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
+            agreement=Agreement(group),
+            stop_requested=lambda: heartbeat is not None and heartbeat.stop_requested,
         )
         finished = state.step >= plan.n_steps
         sample = _sample(config, plan, corpus, engine) if finished else None
@@ -158,10 +164,10 @@ def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
 
 
 @contextlib.contextmanager
-def _process_group(config: RunConfig, ranks: Ranks, device: torch.device, rendezvous: str) -> Iterator[dist.ProcessGroup | None]:
-    """The default process group, and a gloo group for decisions and small objects; None for a single rank."""
+def _process_groups(config: RunConfig, ranks: Ranks, device: torch.device, rendezvous: str) -> Iterator[tuple[Group, Group]]:
+    """Starts the default process group; gives gloo groups for small things: one for training, one for who writes checkpoints."""
     if ranks.world_size == 1:
-        yield None
+        yield None, None
         return
     timeout = timedelta(seconds=config.cluster.timeout_s)
     dist.init_process_group(
@@ -172,7 +178,8 @@ def _process_group(config: RunConfig, ranks: Ranks, device: torch.device, rendez
         timeout=timeout,
     )
     try:
-        yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+        group = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+        yield group, dist.new_group(backend="gloo", timeout=_WRITING_PATIENCE * timeout)
     finally:
         dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"attention_config", "cluster_config", "model_config"},
     {"config"},
     {"redact", "files", "startup"},
-    {"driver_lock", "provenance"},
+    {"driver_lock", "fence", "provenance"},
     {"parallel"},
     {"plan"},
     {"compose"},

@@ -66,8 +66,9 @@ class Engine(Protocol):
         """The model as one module of ordinary weights, for generation; a copy where weights are sharded over the ranks."""
         ...
 
-    def snapshot(self) -> Snapshot:
-        """This rank's part of the weights and optimiser states as they are now, in the host's memory."""
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
+        """This rank's part of the weights and optimiser states as they are now, in the host's memory, which may be that of an
+        earlier one."""
         ...
 
     def load(self, directory: Path) -> None:

@@ -51,6 +51,6 @@ class DDPEngine(ReferenceEngine):
         dist.all_reduce(sums)
         return EvalResult(float(sums[0]), int(sums[1]))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """All of it on the first rank, as all have the same."""
-        return super().snapshot() if self._ranks.is_first else Snapshot([], self._optimizer_step())
+        return super().snapshot(reuse) if self._ranks.is_first else Snapshot([], self._optimizer_step())

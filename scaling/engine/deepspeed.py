@@ -231,14 +231,14 @@ class DeepSpeedEngine:
                     weights[name] = param.detach().clone()
         return self._share.whole_model(weights)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         def fragments() -> Iterator[Fragment]:
             for name, param in self._share.owned():
                 views = self._states.views(param)
                 if views is not None:
                     yield Fragment(name, part_of(param), views[0], views[1])
 
-        return Snapshot.of(fragments(), optimizer_step=self._states.optimizer_step)
+        return Snapshot.of(fragments(), optimizer_step=self._states.optimizer_step, reuse=reuse)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:

@@ -78,7 +78,7 @@ class ReferenceEngine:
     def whole_model(self) -> LanguageModel:
         return self.model
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         state = self._optimizer.state
 
         def fragments() -> Iterator[Fragment]:
@@ -86,7 +86,7 @@ class ReferenceEngine:
                 moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
                 yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
-        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step())
+        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step(), reuse=reuse)
 
     def _optimizer_step(self) -> int:
         return max((int(moments["step"]) for moments in self._optimizer.state.values()), default=0)

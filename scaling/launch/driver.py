@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from scaling.channel import decode_error
-from scaling.checkpoint import remove_partials
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
@@ -67,7 +66,6 @@ def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     run_dir.write_config(config)
     run_dir.write_plan(plan.to_dict())
     run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
-    remove_partials(run_dir.checkpoints)
 
 
 def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from scaling.data.objective import Batch
 from scaling.engine.base import Engine
+from scaling.train.agreement import Agreement
 from scaling.train.checkpointing import Checkpointer
-from scaling.train.preempt import Stop
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
 
@@ -34,14 +34,21 @@ def train(
     evaluate: Callable[[TrainState], None],
     checkpoints: Checkpointer,
     recorder: Recorder,
-    stop: Stop,
+    agreement: Agreement,
+    stop_requested: Callable[[], bool],
 ) -> TrainState:
     """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
 
     lr_after: tokens seen after a step -> its learning rate. begin_step: seeds the random generators of a step.
+    stop_requested: as this rank sees it. Raises CheckpointError at the step after a checkpoint could not be written.
     """
     steps = iter(batches)
-    while state.step < n_steps and not stop.requested:
+    while state.step < n_steps:
+        stop, failed = agreement.any(stop_requested(), checkpoints.failed)
+        if failed:
+            checkpoints.wait()
+        if stop:
+            break
         begun_s = time.perf_counter()
         micro_batches, next_sequence = next(steps)
         begin_step(state.step)
@@ -55,4 +62,5 @@ def train(
             recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
     if checkpoints.last_step != state.step:
         recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+    checkpoints.wait()
     return state

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from scaling.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -35,6 +37,15 @@ class TrainState:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> TrainState:
+        """The state that a manifest holds. Raises CheckpointError for one that another version has written."""
+        unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
+        if unknown:
+            raise CheckpointError(f"the checkpoint's training state has {unknown[0]!r}, which this version does not know")
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return TrainState(**known)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
