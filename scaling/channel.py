@@ -64,6 +64,7 @@ class Heartbeat:
         self._channel = channel
         self._interval_s = interval_s
         self._progress: dict[str, Any] | None = None
+        self._others: list[Callable[[], None]] = []
         self._stop = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -71,6 +72,10 @@ class Heartbeat:
 
     def progress(self, **fields: Any) -> None:
         self._progress = fields
+
+    def also(self, act: Callable[[], None]) -> None:
+        """Do `act` with every beat from now on; it must be quick, and raise nothing."""
+        self._others.append(act)
 
     @property
     def stop_requested(self) -> bool:
@@ -81,6 +86,8 @@ class Heartbeat:
         if progress is not None:
             self._channel.send("progress", progress)
         self._stop = self._stop or self._channel.stop_requested()
+        for act in self._others:
+            act()
 
     def _run(self) -> None:
         while not self._done.wait(self._interval_s):

@@ -22,9 +22,7 @@ from scaling.data.stream import Loader, SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
-from scaling.metrics.record import MetricLog
-from scaling.metrics.sinks import make_sinks
-from scaling.metrics.throughput import ThroughputMeter
+from scaling.goodput import EVALUATING
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
@@ -35,11 +33,13 @@ from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
-from scaling.startup import Marks, begin, mark, since_command
+from scaling.startup import Marks, begin, mark
 from scaling.train.agreement import Agreement
 from scaling.train.checkpointing import Checkpointer
+from scaling.train.clock import Clock
 from scaling.train.loop import train
-from scaling.train.recorder import FirstRankRecorder, Recorder
+from scaling.train.opening import Opening
+from scaling.train.recorder import Recorder
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 
@@ -122,7 +122,11 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
         state = restored or TrainState()
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
+        clock = Clock()
+        recorder = Recorder()
+        if heartbeat is not None:
+            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
+            recorder = opening.recorder(restored, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
         loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state))
         state = train(
@@ -133,13 +137,15 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             tokens_per_step=plan.tokens_per_step,
             lr_after=_schedule(config, plan),
             begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
+            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder, clock),
             checkpoints=checkpoints,
             recorder=recorder,
+            clock=clock,
             agreement=Agreement(group),
             stop_requested=lambda: heartbeat is not None and heartbeat.stop_requested,
         )
         finished = state.step >= plan.n_steps
+        clock.enter(EVALUATING)
         sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
 
@@ -200,39 +206,6 @@ def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heart
     return heartbeat
 
 
-def _open_recorder(
-    spec: WorkerSpec,
-    plan: RunPlan,
-    restored: TrainState | None,
-    heartbeat: Heartbeat | None,
-    channel: Channel,
-    cleanup: ExitStack,
-) -> Recorder:
-    if heartbeat is None:
-        return Recorder()
-    config, run_dir = spec.config, RunDir(spec.run_dir)
-    step = restored.step if restored else None
-    sinks = make_sinks(config, run_dir.path, step, lambda text: channel.send("notice", {"text": text}))
-    log = MetricLog(run_dir.metrics, sinks)
-    cleanup.callback(log.close)
-    wall_s = log.resume(step)
-    run_dir.event("resume" if restored else "start", step=step or 0, world_size=plan.layout.world_size)
-    channel.send("began", {"step": step or 0})
-    device = config.cluster.device
-    peak_tflops = device.peak_tflops_bf16 if config.dtype == "bf16" else device.peak_tflops_fp32
-    meter = ThroughputMeter(
-        plan.counts.flops_per_token, plan.layout.world_size, peak_tflops * 1e12 if peak_tflops is not None else None
-    )
-
-    def on_first_step(state: TrainState) -> None:
-        mark(spec.startup, "first_step")
-        run_dir.event("first_step", step=state.step, startup_s=since_command(spec.startup))
-
-    return FirstRankRecorder(
-        log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s, on_first_step=on_first_step
-    )
-
-
 def _open_loader(
     config: RunConfig, plan: RunPlan, corpus: Corpus, stream: SequenceStream, ranks: Ranks, state: TrainState
 ) -> Loader:
@@ -262,7 +235,7 @@ def _schedule(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
 
 
 def _evaluator(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder
+    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder, clock: Clock
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
     stream = corpus.stream(config, EVAL_SPLIT)
@@ -275,7 +248,8 @@ def _evaluator(
 
     def evaluate(state: TrainState) -> None:
         if state.step == plan.n_steps or (every is not None and state.step % every == 0):
-            recorder.evaluation(state, engine.evaluate(batches), n_bytes)
+            with clock.doing(EVALUATING):
+                recorder.evaluation(state, engine.evaluate(batches), n_bytes)
 
     return evaluate
 

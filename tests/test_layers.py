@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "units"},
+    {"errors", "units", "goodput"},
     {"section"},
     {"attention_config", "cluster_config", "model_config"},
     {"config"},

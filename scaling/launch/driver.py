@@ -52,7 +52,8 @@ def drive(config: RunConfig) -> int:
         try:
             return _train(config, plan, run_dir, console, marks)
         except ScalingError as error:
-            run_dir.event("failed", reason=str(error))
+            run_dir.settle_account()
+            run_dir.event("failed", reason=str(error), command_s=marks["command"])
             raise
 
 
@@ -83,8 +84,9 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
         progress = cleanup.enter_context(ProgressLine(console))
         launch = cleanup.enter_context(_launch(config, plan, spec))
         result = _watch(launch, signals, progress)
+    run_dir.settle_account()
     if not result["finished"]:
-        run_dir.event("preempted", step=result["step"], reason=signals.received)
+        run_dir.event("preempted", step=result["step"], reason=signals.received, command_s=marks["command"])
         console.print(
             f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
         )  # fmt: skip

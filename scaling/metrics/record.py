@@ -49,6 +49,11 @@ class MetricLog:
         for sink in self._sinks:
             sink.log(record)
 
+    def last_step(self) -> int:
+        """Of the records in the file, as a group of workers before has left them; 0 where there are none. Raises RunDirError."""
+        lines, _ = split_lines(_read(self.path))
+        return int(_decode_lines(self.path, lines[-1:])[0][names.STEP]) if lines else 0
+
     def resume(self, step: int | None) -> float:
         """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that is left, or 0.0.
 

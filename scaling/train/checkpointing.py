@@ -32,6 +32,7 @@ class Checkpointer:
 
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
     for a single rank. on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
+    workers: the name of this group of workers, which no older one can commit beside.
     """
 
     def __init__(
@@ -52,9 +53,8 @@ class Checkpointer:
         self._ranks = ranks
         self._group = group
         self._on_event = on_event
-        self._writer = Writer(
-            directory, config, layout, corpus_fingerprint, ranks, writing_group, share_json(self._take_over(), group), on_event
-        )
+        self.workers = share_json(self._take_over(), group)
+        self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event)
         self._memory: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

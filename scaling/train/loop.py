@@ -8,8 +8,10 @@ from typing import Protocol
 
 from scaling.data.objective import Batch
 from scaling.engine.base import Engine
+from scaling.goodput import CHECKPOINTING, PRODUCTIVE, RECOMPUTING
 from scaling.train.agreement import Agreement
 from scaling.train.checkpointing import Checkpointer
+from scaling.train.clock import Clock
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
 
@@ -34,6 +36,7 @@ def train(
     evaluate: Callable[[TrainState], None],
     checkpoints: Checkpointer,
     recorder: Recorder,
+    clock: Clock,
     agreement: Agreement,
     stop_requested: Callable[[], bool],
 ) -> TrainState:
@@ -49,6 +52,7 @@ def train(
             checkpoints.wait()
         if stop:
             break
+        clock.enter(RECOMPUTING if state.step < recorder.reached_step else PRODUCTIVE)
         begun_s = time.perf_counter()
         micro_batches, next_sequence = next(steps)
         begin_step(state.step)
@@ -59,8 +63,10 @@ def train(
         state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
         evaluate(state)
         if checkpoints.due(state):
-            recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+            with clock.doing(CHECKPOINTING):
+                recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+    clock.enter(CHECKPOINTING)
     if checkpoints.last_step != state.step:
-        recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+        checkpoints.save(engine, recorder.settle(state))
     checkpoints.wait()
     return state
