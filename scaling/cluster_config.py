@@ -18,14 +18,20 @@ class LayoutConfig(Section):
     )
     dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
     tp: int | None = Field(None, gt=0, description="tensor-parallel ranks, which share heads and columns")
-    pp: int | None = Field(None, gt=0, description="pipeline stages, which share the blocks")
+    pp: int | None = Field(None, gt=0, description="pipeline-parallel ranks, which share the blocks")
+    pp_schedule: Literal["1f1b", "dualpipev"] | None = Field(
+        None, description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: 1f1b"
+    )
     sp: int | None = Field(None, gt=0, description="ranks among which the positions of a sequence are dealt")
+    sp_attention: Literal["ulysses", "ring"] | None = Field(
+        None, description="ulysses: sp ranks swap positions for heads; ring: they pass keys round; null: ring where heads are few"
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None, description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too"
     )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
     activation_checkpointing: Literal["none", "selective", "full"] | None = Field(
-        None, description="made anew in backward; selective: attention alone; full: every block"
+        None, description="made anew in backward; selective: norms, activations and gates; full: every block"
     )
     offload: Literal["none", "optimizer", "parameters"] | None = Field(
         None, description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; null: none"

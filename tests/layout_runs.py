@@ -16,6 +16,8 @@ from test_family_models import sequences
 from scaling.engine.build import build_engine
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
+from scaling.plan.rules import broken_rule
+from scaling.plan.setting import setting_of
 from scaling.train.state import seed_step
 
 G = 8
@@ -37,6 +39,13 @@ def layout(*, micro: int = 2, **degrees: Any) -> Layout:
     """A DeepSpeed layout of these degrees; those not named are 1."""
     base = replace(Layout(1, 1, 1, 1, micro, 1, "none", "deepspeed"), **degrees)
     return replace(base, grad_accum_steps=G // (base.dp * micro))
+
+
+def rule_against(overrides: tuple[str, ...], layout: Layout) -> str | None:
+    """The rule of the plan by which a layout is refused on as many devices as it wants."""
+    config, _ = objective(*SHAPE, *overrides, f"cluster.devices_per_node={layout.world_size}")
+    setting = setting_of(config)
+    return broken_rule(setting.work, setting.machine, layout, G)
 
 
 def train(

@@ -26,6 +26,7 @@ from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
 from scaling.plan.degrees import Layout
+from scaling.plan.setting import REDUCE_BUCKET
 
 
 def import_deepspeed() -> Any:
@@ -64,6 +65,8 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
     # Each gradient is reduced to the rank that owns it: P elements. By default all ranks get it and most forget it: 2 P.
     zero["use_multi_rank_bucket_allreduce"] = False
+    if layout.pp == 1:  # the pipeline sends gradients when all micro-batches are through
+        zero |= {"overlap_comm": True, "reduce_bucket_size": REDUCE_BUCKET}
     if layout.zero_stage == 3:
         # Every parameter is partitioned: those kept whole would need a copy of their own on loading.
         zero["stage3_param_persistence_threshold"] = 0

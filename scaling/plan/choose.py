@@ -169,9 +169,11 @@ def _candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     shared = layout.sequence_parallel
     if shared is None:
         shared = tp > 1 and all(stack.length % tp == 0 for stack in workload_of(config).stacks)
+    ulysses = sp == 1 or workload_of(config).n_heads // tp % sp == 0
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
         yield Layout(
             dp, tp, pp, stage, micro, share // micro, checkpointing, engine, sp=sp, sequence_parallel=shared,
+            sp_attention=layout.sp_attention or ("ulysses" if ulysses else "ring"), pp_schedule=layout.pp_schedule or "1f1b",
             offload=layout.offload or "none",
         )  # fmt: skip
 
@@ -251,6 +253,8 @@ def describe(layout: Layout) -> str:
     degrees = [
         f"dp={layout.dp}",
         *(f"{name}={n}" for name, n in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if n > 1),
+        *([f"sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []),
+        *([f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []),
     ]
     return ", ".join(
         [
