@@ -45,6 +45,10 @@ class SupersededError(CheckpointError):
     """A group of workers whose run another group has taken over since."""
 
 
+class DivergedError(ScalingError):
+    """A loss or gradients that are not finite, or a spike, where the policy says to stop."""
+
+
 class RunDirError(ScalingError):
     """A run directory that cannot be used: not writable, full, or held by another driver."""
 

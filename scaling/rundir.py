@@ -28,7 +28,7 @@ from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "account",
+    "first_step", "account", "step_skipped", "rolled_back",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "finished"]
 
@@ -191,6 +191,10 @@ class RunDir:
         except OSError as error:
             raise disk_error("read", self.events, error) from error
         return [_parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)]
+
+    def condemned(self) -> list[int]:
+        """First sequences of the global batches that rollbacks have condemned, of which no checkpoint may tell yet."""
+        return [event["sequences"][0] for event in self.read_events() if event["kind"] == "rolled_back"]
 
     def state(self) -> State:
         """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""

@@ -26,7 +26,7 @@ from scaling.goodput import EVALUATING
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
-from scaling.parallel.exchange import Group
+from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
@@ -35,11 +35,14 @@ from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark
 from scaling.train.agreement import Agreement
+from scaling.train.batches import Uncondemned
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.clock import Clock
+from scaling.train.guard import Guard
 from scaling.train.loop import train
 from scaling.train.opening import Opening
 from scaling.train.recorder import Recorder
+from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 
@@ -106,6 +109,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         engine = build_engine(config, layout, ranks, device)
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
+        report = _event_reporter(run_dir, channel, ranks)
         checkpoints = Checkpointer(
             run_dir.checkpoints,
             config,
@@ -114,13 +118,14 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             ranks=ranks,
             group=group,
             writing_group=writing_group,
-            on_event=_event_reporter(run_dir, channel, ranks),
+            on_event=report,
         )
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
             run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
-        state = restored or TrainState()
+        condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
+        state = (restored or TrainState()).without(condemned)
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
         clock = Clock()
         recorder = Recorder()
@@ -128,26 +133,54 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
             recorder = opening.recorder(restored, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state))
-        state = train(
-            engine,
-            loader,
-            state,
-            n_steps=plan.n_steps,
-            tokens_per_step=plan.tokens_per_step,
-            lr_after=_schedule(config, plan),
-            begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder, clock),
-            checkpoints=checkpoints,
-            recorder=recorder,
-            clock=clock,
-            agreement=Agreement(group),
-            stop_requested=lambda: heartbeat is not None and heartbeat.stop_requested,
+        guard, agreement = Guard(config.train, report), Agreement(group)
+        training = _Training(
+            config, plan, ranks, corpus, stream, engine, guard, checkpoints, recorder, clock, agreement, heartbeat
         )
+        state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
         sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The parts of one rank's training, and how they are handed to the loop."""
+
+    config: RunConfig
+    plan: RunPlan
+    ranks: Ranks
+    corpus: Corpus
+    stream: SequenceStream
+    engine: Engine
+    guard: Guard
+    checkpoints: Checkpointer
+    recorder: Recorder
+    clock: Clock
+    agreement: Agreement
+    heartbeat: Heartbeat | None
+
+    def run_from(self, state: TrainState) -> TrainState:
+        """Train from `state` to the end, or until asked to stop. Raises RollBack."""
+        config, plan, ranks = self.config, self.plan, self.ranks
+        with _open_loader(config, plan, self.corpus, self.stream, ranks, state) as loader:
+            return train(
+                self.engine,
+                Uncondemned(loader, state.condemned, config.train.global_batch_size),
+                state,
+                n_steps=plan.n_steps,
+                tokens_per_step=plan.tokens_per_step,
+                lr_after=_schedule(config, plan),
+                begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
+                evaluate=_evaluator(config, plan, self.corpus, self.engine, ranks, self.recorder, self.clock),
+                guard=self.guard,
+                checkpoints=self.checkpoints,
+                recorder=self.recorder,
+                clock=self.clock,
+                agreement=self.agreement,
+                stop_requested=lambda: self.heartbeat is not None and self.heartbeat.stop_requested,
+            )
 
 
 @contextlib.contextmanager
@@ -191,6 +224,10 @@ def _process_groups(config: RunConfig, ranks: Ranks, device: torch.device, rende
 
 
 def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable[..., None]:
+    """Notes an event and tells the driver of it, on the first rank."""
+    if not ranks.is_first:
+        return lambda kind, **fields: None
+
     def report(kind: Any, **fields: Any) -> None:
         run_dir.event(kind, world_size=ranks.world_size, **fields)
         channel.send(kind, fields)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from scaling.config import RunConfig
-from scaling.engine.base import EvalResult, StepResult
+from scaling.engine.base import EvalResult, Limits, StepResult
 from scaling.engine.optim import build_optimizer
 from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel, build_model, initialise
@@ -36,7 +36,7 @@ class ReferenceEngine:
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast_bf16 else nullcontext()
 
-    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         self.model.train()
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss = torch.zeros((), device=self.device)
@@ -46,16 +46,17 @@ class ReferenceEngine:
                 nats, _, objective = self.model.loss(batch)
             (objective / n_targets).backward()
             loss += nats.detach() / n_targets
-        return self._update(loss, lr)
+        return self._update(loss, lr, limits)
 
-    def _update(self, loss: torch.Tensor, lr: float) -> StepResult:
+    def _update(self, loss: torch.Tensor, lr: float, limits: Limits | None) -> StepResult:
         """Clip the gradients that are there, and step."""
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        skipped = (~torch.isfinite(grad_norm)).float()
+        bad = ~torch.isfinite(grad_norm) if limits is None else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
+        skipped = bad.float()
         # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody waits for the device.
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
@@ -97,6 +98,7 @@ class ReferenceEngine:
         named = dict(self.model.named_parameters())
         reader.check({name: tuple(p.shape) for name, p in named.items()})
         fused = bool(self._optimizer.param_groups[0].get("fused"))
+        self._optimizer.state.clear()
         for name, param in named.items():
             param.copy_(reader.read("param", name, part_of(param), 0, param.numel()).view_as(param))
             if reader.optimizer_step:

@@ -179,5 +179,13 @@ def _say(progress: ProgressLine, kind: str, message: dict[str, Any]) -> None:
         progress.say(f"Resuming after step {step}." if step else "Training begins.")
     elif kind == "notice":
         progress.say(message["text"])
+    elif kind == "rolled_back":
+        first, end = message["sequences"]
+        progress.say(
+            f"Step {message['from_step']} is bad, {message['reason']}: going back to step {message['step']}, and on without "
+            f"sequences {first} to {end - 1}."
+        )
+    elif kind == "step_skipped":
+        progress.say(f"The update of step {message['step']} is left out: {message['reason']}.")
     elif kind == "checkpoint_damaged":
         progress.say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

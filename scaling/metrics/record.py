@@ -71,6 +71,12 @@ class MetricLog:
         self._last_step, self._kinds = last_step, {_kind(record) for _, record in kept if record[names.STEP] == last_step}
         return kept[-1][1][names.WALL_S] if kept else 0.0
 
+    def rewind(self, step: int) -> None:
+        """Drop every record after `step`, which will be recorded again, and tell the sinks. Raises RunDirError."""
+        self.resume(step)
+        for sink in self._sinks:
+            sink.rewind(step)
+
     def close(self) -> None:
         """Close every sink, the last ones too when an earlier one fails."""
         while self._sinks:

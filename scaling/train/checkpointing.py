@@ -32,7 +32,8 @@ class Checkpointer:
 
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
     for a single rank. on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
-    workers: the name of this group of workers, which no older one can commit beside.
+    workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint that
+    this group has restored or saved.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Checkpointer:
         self._memory: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.last_step = 0
+        self.last_step: int | None = None
 
     def _take_over(self) -> str:
         """Be the run's only group of workers from now on, and remove what others left half-written; its name."""

@@ -37,6 +37,9 @@ class Recorder:
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
 
+    def rewind(self, state: TrainState, reached_step: int) -> None:
+        """Forget what was recorded after `state`, which a rollback from `reached_step` went back to."""
+
     def settle(self, state: TrainState) -> TrainState:
         """`state` with what is still on the device written into it, as a checkpoint needs it."""
         return state
@@ -133,6 +136,13 @@ class FirstRankRecorder(Recorder):
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         self._stall_s += stall_s
+
+    def rewind(self, state: TrainState, reached_step: int) -> None:
+        self._log.rewind(state.step)
+        self._meter.take()
+        self._sums, self._pending = None, 0
+        self._ledger.step(reached_step)
+        self.reached_step = self._ledger.reached_step
 
 
 def peak_memory_bytes() -> int:
