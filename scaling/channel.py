@@ -21,6 +21,10 @@ class Channel(Protocol):
         """True once the driver wants the run to be checkpointed and ended."""
         ...
 
+    def abandon(self) -> None:
+        """End this rank's process at once, where it has one of its own; otherwise the driver ends, having been told why."""
+        ...
+
 
 class LocalChannel:
     """Both ends in one process: the worker runs in a thread of the driver."""
@@ -40,6 +44,9 @@ class LocalChannel:
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
+
+    def abandon(self) -> None:
+        """The process is the driver's."""
 
     def request_stop(self) -> None:
         self._stop.set()

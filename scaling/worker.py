@@ -22,6 +22,7 @@ from scaling.data.stream import Loader, SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
+from scaling.failure import tell
 from scaling.goodput import EVALUATING
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
@@ -37,7 +38,7 @@ from scaling.startup import Marks, begin, mark
 from scaling.train.agreement import Agreement
 from scaling.train.batches import Uncondemned
 from scaling.train.checkpointing import Checkpointer
-from scaling.train.clock import Clock
+from scaling.train.clock import EVALUATED, Clock
 from scaling.train.guard import Guard
 from scaling.train.loop import train
 from scaling.train.opening import Opening
@@ -45,6 +46,7 @@ from scaling.train.recorder import Recorder
 from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
+from scaling.train.watchdog import Watchdog
 
 EVAL_SPLIT = "val"
 _WRITING_PATIENCE = 6
@@ -103,6 +105,8 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     layout = plan.layout
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
+        clock = Clock()
+        cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
         device = _prepare_device(config, ranks)
         group, writing_group = cleanup.enter_context(_process_groups(config, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
@@ -127,7 +131,6 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
         state = (restored or TrainState()).without(condemned)
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        clock = Clock()
         recorder = Recorder()
         if heartbeat is not None:
             opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
@@ -137,9 +140,11 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         training = _Training(
             config, plan, ranks, corpus, stream, engine, guard, checkpoints, recorder, clock, agreement, heartbeat
         )
+        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
         state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
+        clock.at(EVALUATED, state.step)
         sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
 

@@ -25,6 +25,7 @@ LAYERS = [
     {"compose"},
     {"rundir"},
     {"channel"},
+    {"failure"},
     {"metrics"},
     {"laws"},
     {"checkpoint"},

@@ -10,7 +10,7 @@ from scaling.goodput import CHECKPOINTING, PRODUCTIVE, RECOMPUTING
 from scaling.train.agreement import Agreement
 from scaling.train.batches import Batches
 from scaling.train.checkpointing import Checkpointer
-from scaling.train.clock import Clock
+from scaling.train.clock import AGREEING, COMPUTING, EVALUATED, READING, RECORDING, SAVING, Clock
 from scaling.train.guard import Guard
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
@@ -41,27 +41,35 @@ def train(
     """
     steps = iter(batches)
     while state.step < n_steps:
+        clock.at(AGREEING, state.step)
         stop, failed = agreement.any(stop_requested(), checkpoints.failed)
         if failed:
             checkpoints.wait()
         if stop:
             break
         clock.enter(RECOMPUTING if state.step < recorder.reached_step else PRODUCTIVE)
+        clock.at(READING, state.step)
         begun_s = time.perf_counter()
         micro_batches, next_sequence = next(steps)
+        clock.at(COMPUTING, state.step)
         begin_step(state.step)
         lr = lr_after(state.n_tokens + tokens_per_step)
         result = engine.step(micro_batches, lr, guard.limits(state))
         state = state.advance(next_sequence=next_sequence, n_tokens=tokens_per_step)
         step_time_s = time.perf_counter() - begun_s
+        clock.stepped(step_time_s)
+        clock.at(RECORDING, state.step)
         state = guard.after_step(state, result)
         state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
+        clock.at(EVALUATED, state.step)
         evaluate(state)
+        clock.at(SAVING, state.step)
         if checkpoints.due(state):
             with clock.doing(CHECKPOINTING):
                 state = recorder.settle(guard.settle(state))
                 recorder.checkpoint(state, checkpoints.save(engine, state))
     clock.enter(CHECKPOINTING)
+    clock.at(SAVING, state.step)
     if state.step and checkpoints.last_step != state.step:
         checkpoints.save(engine, recorder.settle(guard.settle(state)))
     checkpoints.wait()

@@ -42,7 +42,7 @@ class Opening:
         recorded_step = log.last_step()
         wall_s = log.resume(step)
         ledger = self._ledger(restored, recorded_step, cleanup)
-        self.channel.send("began", {"step": step or 0})
+        self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
         return FirstRankRecorder(
             log, self._meter(), self.heartbeat, self.plan,
             ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
