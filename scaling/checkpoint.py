@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,10 +190,10 @@ def newest_valid(
     return None
 
 
-def prune(directory: Path, *, keep_last: int, keep_every_steps: int | None) -> list[Path]:
+def prune(directory: Path, *, keep_last: int, keep_every_steps: int | None, keep_steps: Collection[int] = ()) -> list[Path]:
     """Remove what retention does not keep, and damaged ones that the run is past; returns the paths of the former."""
     steps = committed(directory)
-    kept = {path for _, path in steps[-keep_last:]}
+    kept = {path for _, path in steps[-keep_last:]} | {path for step, path in steps if step in keep_steps}
     if keep_every_steps:
         kept |= {path for step, path in steps if step % keep_every_steps == 0}
     gone = [path for _, path in steps if path not in kept]

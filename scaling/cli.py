@@ -6,20 +6,25 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from scaling.config import RunConfig, conf_dir
-from scaling.errors import ScalingError
+from scaling.errors import ConfigError, ScalingError
 from scaling.plan.cluster_names import with_named_clusters
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
 
-def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
+Job = tuple[RunConfig, tuple[str, ...]]
+"""A validated configuration, and the words that composed it."""
+
+
+def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], int], argv: list[str]) -> int:
     """Compose the configuration of `argv` through Hydra and run `task` on it; returns the exit code.
 
-    task: validated RunConfig -> exit code. Errors that a user can mend are printed as one message.
+    task: validated RunConfig -> exit code. study: the same of all the configurations of a multirun (-m). Errors that a user can
+    mend are printed as one message.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -37,7 +42,19 @@ def run_task(task: Callable[[RunConfig], int], argv: list[str]) -> int:
         composed_once = True
         with reported(codes, debug="scaling.debug=true" in overrides):
             given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed, references unresolved
-            codes.append(task(validate(composed, cast(list[str], given))))
+            config = validate(composed, cast(list[str], given))
+            if config.study.kind != "none":
+                raise ConfigError(f"study={config.study.kind} makes many runs", "from the command line", "Start it with -m.")
+            codes.append(task(config))
+
+    def launch(jobs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
+        """What the launcher of hydra_plugins calls."""
+        nonlocal composed_once
+        composed_once = True
+        with reported(codes, debug="scaling.debug=true" in overrides):
+            codes.append(study([(validate(composed, words), words) for composed, words in jobs]))
+
+    vars(main.__wrapped__)["study"] = launch  # Hydra hands the launcher what it wraps
 
     with reported(codes, debug="scaling.debug=true" in overrides), _full_errors():
         sys.argv[1:] = with_named_clusters(argv)  # where Hydra reads them

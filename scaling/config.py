@@ -18,12 +18,13 @@ from scaling.attention_config import AttentionConfig, PositionConfig, check_comb
 from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
 from scaling.section import Count, Section, Share
+from scaling.study_config import StudyConfig
 from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
     "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
     "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig",
-    "RunConfig", "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
+    "RunConfig", "RunSection", "ScheduleConfig", "StudyConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
 ]  # fmt: skip
 
 
@@ -132,6 +133,7 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(gt=0, description="steps between checkpoints; null: only at the end and when stopped")
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
     keep_every_steps: int | None = Field(None, gt=0, description="checkpoints at multiples of this are kept for ever")
+    keep_steps: tuple[int, ...] = Field((), description="steps at which one is written, and kept for ever")
 
 
 class LoggerConfig(Section):
@@ -194,6 +196,7 @@ class RunConfig(Section):
     train: TrainConfig
     run: RunSection
     plan: PlanConfig
+    study: StudyConfig
     scaling: ProgramSection
     dry_run: bool = Field(False, description="print the plan and stop")
 

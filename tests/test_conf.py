@@ -43,7 +43,7 @@ BY_PRECISION = {"cluster.device.kind"}
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in REFUSED])
 def test_every_option_composes(option: str) -> None:
-    compose([option])
+    compose([f"+{option}" if option.startswith("experiment=") else option])
 
 
 @pytest.mark.parametrize(("option", "named"), REFUSED.items())

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "scaling"
 LAYERS = [
     {"errors", "units", "goodput"},
     {"section"},
-    {"attention_config", "cluster_config", "model_config"},
+    {"attention_config", "cluster_config", "model_config", "study_config"},
     {"config"},
     {"redact", "files", "startup"},
     {"driver_lock", "fence", "provenance"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"metrics"},
     {"laws"},
     {"checkpoint"},
+    {"study"},
     {"model"},
     {"data"},
     {"fragments", "complete", "generate_options"},
@@ -47,7 +48,7 @@ EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
 """`python -m scaling.plan` is the package's __main__, which hands over to the command."""
 
 HOMES = {
-    "ray": {"launch/ray_train.py", "launch/embedded.py"},
+    "ray": {"launch/cluster.py", "launch/embedded.py", "launch/kv_channel.py", "launch/pool.py", "launch/ray_train.py"},
     "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
@@ -60,6 +61,7 @@ LIGHT = [
     "scaling.planning", "scaling.plan.score", "scaling.metrics.record",
     "scaling.status", "scaling.generate", "scaling.fill", "scaling.convert", "scaling.data.shards", "scaling.prepare",
     "scaling.fit", "scaling.predict", "scaling.laws.analysis", "scaling.laws.report", "scaling.laws.recommend",
+    "scaling.study.trials", "scaling.study.table", "scaling.study.results",
 ]  # fmt: skip
 
 

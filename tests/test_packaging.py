@@ -43,7 +43,7 @@ def test_every_configuration_and_module_is_in_the_wheel(wheel: Path) -> None:
     configurations = {f"scaling/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "scaling").rglob("*.py")}
     assert configurations | modules <= inside
-    assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"scaling"}
+    assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"scaling", "hydra_plugins"}
 
 
 def test_the_wheel_plans_a_run_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from scaling.config import RunConfig
@@ -27,3 +29,11 @@ def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.
     from scaling.engine.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(config, layout, ranks, device)
+
+
+def forget_engines() -> None:
+    """Put back what DeepSpeed keeps process-wide about a layout, where a process runs one layout after another."""
+    if "deepspeed" in sys.modules:
+        from scaling.engine.deepspeed import forget_layout
+
+        forget_layout()

@@ -266,3 +266,16 @@ class DeepSpeedEngine:
             self._states.written(param, tensors["param"])
         self._states.optimizer_step = reader.optimizer_step
         self._states.all_written()
+
+
+def forget_layout() -> None:
+    """Put back what DeepSpeed keeps process-wide about a layout and its process groups, which are gone by now."""
+    from deepspeed.comm import comm
+    from deepspeed.module_inject.layers import set_autotp_mode
+    from deepspeed.utils import groups
+
+    set_autotp_mode(False)
+    comm.cdb = None
+    for name in ("mpu", "mesh_device", "_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP",
+                 "_TENSOR_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):  # fmt: skip
+        setattr(groups, name, None)

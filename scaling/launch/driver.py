@@ -46,7 +46,7 @@ def drive(config: RunConfig) -> int:
             console.print("This run is finished; nothing is left to do.", highlight=False)
             print_summary(console, run_dir, summary)
             return EXIT_FINISHED
-        _open(run_dir, config, plan)
+        open_run(run_dir, config, plan)
         try:
             return _train(config, plan, run_dir, console, marks)
         except ScalingError as error:
@@ -55,7 +55,7 @@ def drive(config: RunConfig) -> int:
             raise
 
 
-def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
+def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     if config.run.resume == "never" and run_dir.state() != "new":
         raise RunDirError(
             f"{run_dir.path} holds a run that has begun",
@@ -70,7 +70,7 @@ def _open(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
 def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:
     with ExitStack() as cleanup:
         signals = cleanup.enter_context(StopSignals())
-        corpus_dir, skipped = _corpus(config, run_dir, console)
+        corpus_dir, skipped = prepare_corpus(config, run_dir, console)
         spec = {
             "config": config.model_dump(),
             "run_dir": str(run_dir.path),
@@ -94,7 +94,7 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
     return EXIT_FINISHED
 
 
-def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
+def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
     bad = check_shards(directory, CorpusIndex.load(directory), "train")

@@ -23,6 +23,9 @@ CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
+_KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
+"""Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
+
 
 def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
@@ -42,8 +45,13 @@ def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
     """What counting reaches on the held-out targets; none for a large corpus."""
     from scaling.data.baselines import baselines  # torch too
 
-    index = CorpusIndex.load(corpus_dir)
-    return {} if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS else baselines(config, corpus_dir)
+    index, scored = CorpusIndex.load(corpus_dir), config.objective.kind != "causal_lm"
+    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
+        return {}
+    key = (index.fingerprint, config.semantic_hash if scored else "")
+    if key not in _KNOWN_BASELINES:
+        _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
+    return _KNOWN_BASELINES[key]
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
@@ -56,11 +64,14 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
     """The run in a dozen numbers.
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was lost; seconds is all the time
-    since the first command by what it went to, and goodput the share of steps which count (`scaling.goodput`).
+    since the first command by what it went to, and goodput the share of steps which count (`scaling.goodput`). Of a run that
+    branched from another, times are its own part's.
     """
     train = [r for r in records if names.TRAIN_LOSS in r]
     held_out = [r for r in records if names.VAL_LOSS in r]
     last = records[-1]
+    branched = next((e for e in events if e["kind"] == "branched"), {"step": 0, "wall_s": 0.0})
+    own_wall_s = last[names.WALL_S] - branched["wall_s"]
     seconds = account([*events, {"kind": "finished", "time_s": time.time()}])
     starts = [e for e in events if e["kind"] in ("start", "resume")]
     rates = sorted(r[names.TOKENS_PER_S] for r in train if names.TOKENS_PER_S in r)
@@ -74,8 +85,9 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
         "val_ppl": held_out[-1][names.VAL_PPL],
         "val_bits_per_byte": held_out[-1].get(names.VAL_BITS_PER_BYTE),
         "tokens_per_s": rates[len(rates) // 2] if rates else None,
-        "wall_s": last[names.WALL_S],
-        "device_s": last[names.WALL_S] * plan.layout.world_size,
+        "wall_s": own_wall_s,
+        "training_s": training_s(records, first_step=branched["step"]),
+        "device_s": own_wall_s * plan.layout.world_size,
         "goodput": goodput(seconds),
         "seconds": {activity: round(spent_s, 3) for activity, spent_s in seconds.items()},
         "restarts": len(starts) - 1,
@@ -87,6 +99,16 @@ def time_text(seconds: Seconds) -> str:
     total = sum(seconds.values()) or 1.0
     shares = sorted(((spent_s / total, activity) for activity, spent_s in seconds.items()), reverse=True)
     return ", ".join(f"{activity} {share:.1%}" for share, activity in shares if share >= 0.001)
+
+
+def training_s(records: list[Record], first_step: float = 0) -> float:
+    """Seconds that the steps after `first_step` took, evaluations, checkpoints and starts left out."""
+    total_s, step = 0.0, first_step
+    for record in records:
+        if names.STEP_TIME_S in record and record[names.STEP] > step:
+            total_s += (record[names.STEP] - step) * record[names.STEP_TIME_S]
+            step = record[names.STEP]
+    return total_s
 
 
 def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from scaling.channel import decode_error
@@ -58,7 +59,7 @@ class Watch:
                 self._judge()
                 self._began, self._world_size = True, message["world_size"]
                 self._troubles = Troubles(self._world_size)
-            _say(self._progress, kind, message)
+            told(kind, message, self._progress.say)
 
     def _hear(self, over: bool) -> None:
         """Judge a trouble once everyone has been heard, or nobody will say more."""
@@ -95,19 +96,20 @@ class Watch:
         return LaunchError(trouble.text, None, f"{trouble.fix} The same command resumes from the last checkpoint.")
 
 
-def _say(progress: ProgressLine, kind: str, message: dict[str, Any]) -> None:
+def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Pass a worker's message on to the person who waits."""
     if kind == "began":
         step = message["step"]
-        progress.say(f"Resuming after step {step}." if step else "Training begins.")
+        say(f"Resuming after step {step}." if step else "Training begins.")
     elif kind == "notice":
-        progress.say(message["text"])
+        say(message["text"])
     elif kind == "rolled_back":
         first, end = message["sequences"]
-        progress.say(
+        say(
             f"Step {message['from_step']} is bad, {message['reason']}: going back to step {message['step']}, and on without "
             f"sequences {first} to {end - 1}."
         )
     elif kind == "step_skipped":
-        progress.say(f"The update of step {message['step']} is left out: {message['reason']}.")
+        say(f"The update of step {message['step']} is left out: {message['reason']}.")
     elif kind == "checkpoint_damaged":
-        progress.say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")
+        say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

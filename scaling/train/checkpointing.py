@@ -71,7 +71,7 @@ class Checkpointer:
 
     def due(self, state: TrainState) -> bool:
         every = self._config.checkpoint.every_steps
-        return every is not None and state.step % every == 0
+        return (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
 
     def save(self, engine: Engine, state: TrainState) -> float:
         """Take a snapshot and have it written behind training; returns the seconds that training was kept waiting.

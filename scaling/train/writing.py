@@ -94,7 +94,10 @@ class Writer:
         )
         commit(self.directory, manifest, self.workers)
         retention = self.config.checkpoint
-        prune(self.directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps)
+        prune(
+            self.directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps,
+            keep_steps=retention.keep_steps,
+        )  # fmt: skip
 
 
 def _attempt(act: Callable[[], Any]) -> dict[str, Any]:

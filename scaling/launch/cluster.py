@@ -1,0 +1,111 @@
+"""A connection to Ray: to a cluster that is started here and ends with us, or to one that stands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from scaling.config import ClusterConfig
+from scaling.errors import LaunchError
+from scaling.launch.tempdir import remove_tree, session_directory
+
+_ENVIRONMENT = {
+    # No reports to the vendor, no dashboards, no print patching. The controller looks at its workers every 0.3 s instead
+    # of every 2 s, so that an end or an error is seen at once.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_EMBEDDED_ENVIRONMENT = {
+    # What the controller would otherwise be sent by Ray Train, in an environment of its own.
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    # Processes are started ahead with the cluster, as many as its CPUs, and none later on a guess.
+    "RAY_enable_worker_prestart": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+_OBJECT_STORE_BYTES = 80 * 2**20
+"""Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
+_CONNECT_S = 10.0
+"""Longest wait for the head of a standing cluster to answer: assumption."""
+
+
+class RayCluster:
+    """Ray for `n_workers` workers. The thread that connects must live until the shutdown: Ray's servers die with it.
+
+    helpers: actors beside the workers, which take no CPU, but for each of which a process is started ahead.
+    """
+
+    def __init__(self, cluster: ClusterConfig, n_workers: int, *, helpers: int = 0, debug: bool = False) -> None:
+        self._cluster, self._n_workers, self._helpers, self._debug = cluster, n_workers, helpers, debug
+        self.embedded = cluster.kind == "embedded"
+        self.session: Path | None = session_directory() if self.embedded else None
+
+    def set_environment(self) -> None:
+        """Ray reads these when it is imported."""
+        os.environ.update(_ENVIRONMENT)
+        if self.embedded:
+            os.environ.update(_EMBEDDED_ENVIRONMENT)
+        elif _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    def connect(self) -> None:
+        """Raises LaunchError when a cluster that should stand does not answer."""
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.WARNING if self._debug else logging.CRITICAL)
+        options: dict[str, Any] = {
+            "log_to_driver": self._debug,
+            "logging_level": "warning" if self._debug else "critical",
+        }
+        if not self.embedded:
+            address = self._cluster.address or "auto"
+            _require_answer(address)
+            ray.init(address=address, **options)
+            return
+        cpus = self._n_workers * self._cluster.threads_per_worker
+        ray.init(
+            address="local",
+            num_cpus=cpus + self._helpers,
+            num_gpus=self._n_workers if self._cluster.device.kind == "gpu" else 0,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(self.session),
+            **options,
+        )
+
+    def shutdown(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self.session is not None:
+            remove_tree(self.session)
+
+
+def _require_answer(address: str) -> None:
+    """Raise LaunchError unless something listens at HOST:PORT; Ray itself would wait for it without end."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise LaunchError(
+            f"no Ray cluster answers at {address}: {error}",
+            "cluster.address",
+            "Start it (see cluster/README.md), or mend the address.",
+        ) from error
+
+
+def _has_token() -> bool:
+    """Whether there is a token to show to a cluster; Ray sends it to one that stands only when asked to."""
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(given) or (Path.home() / ".ray" / "auth_token").exists()

@@ -1,0 +1,99 @@
+"""What the person at the terminal sees while a study goes on: a live table, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from scaling.launch.console import PLAIN_INTERVAL_S
+from scaling.metrics import names
+from scaling.units import format_count, format_duration
+
+_REFRESH_PER_S = 2
+
+
+@dataclass
+class Tally:
+    """The study as a whole. flops: of what is still to be done, and done since this command began."""
+
+    n_trials: int
+    finished: int = 0
+    failed: int = 0
+    waiting: int = 0
+    flops: float = 0.0
+    flops_done: float = 0.0
+
+
+class StudyConsole:
+    """The trials that run, each with its progress, and a line for the study. `notes` are printed above, once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began_s = self._last_plain_s = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> StudyConsole:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> None:
+        """running: name of a trial -> its latest progress, empty before the first."""
+        if self._live is not None:
+            self._live.update(self._table(running, tally))
+        elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
+            self._last_plain_s = time.monotonic()
+            steps = [f"{name} {p['step']}/{p['n_steps']}" for name, p in running.items() if p]
+            self.say("; ".join([self._whole(tally), *steps]))
+
+    def _table(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> RenderableType:
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        table.add_column("trial", overflow="ellipsis", min_width=16, no_wrap=True)
+        table.add_column("state")
+        for heading in ("step", "loss", "tokens/s", "ETA"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, progress in running.items():
+            table.add_row(name, *progress_cells(progress))
+        return Group(table, Text(self._whole(tally)))
+
+    def _whole(self, tally: Tally) -> str:
+        elapsed_s = time.monotonic() - self._began_s
+        parts = [f"{tally.finished}/{tally.n_trials} finished"]
+        if tally.failed:
+            parts.append(f"{tally.failed} failed")
+        if tally.waiting:
+            parts.append(f"{tally.waiting} waiting")
+        parts.append(f"{format_duration(elapsed_s)} so far")
+        if tally.flops and tally.flops_done > 0.01 * tally.flops:  # before that the rate is that of the start
+            parts.append(f"ETA {format_duration(elapsed_s * (tally.flops / tally.flops_done - 1))}")
+        return ", ".join(parts)
+
+
+def progress_cells(progress: dict[str, Any]) -> tuple[str, ...]:
+    """State, step, loss, tokens/s and ETA of a trial that runs."""
+    if not progress:
+        return "starting", "-", "-", "-", "-"
+    rate = progress.get(names.TOKENS_PER_S)
+    eta_s = (progress["n_tokens_total"] - progress["n_tokens"]) / rate if rate else None
+    return (
+        "running",
+        f"{progress['step']}/{progress['n_steps']}",
+        f"{progress['loss']:.4f}" if "loss" in progress else "-",
+        format_count(rate) if rate else "-",
+        "-" if eta_s is None else format_duration(eta_s),
+    )

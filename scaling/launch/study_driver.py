@@ -1,0 +1,308 @@
+"""A study from its declaration to its results: what the process at the user's terminal does with many runs.
+
+Each trial is an ordinary run in a directory of its own; the workers are kept from one to the next (`pool.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scaling.channel import decode_error
+from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
+from scaling.config import RunConfig
+from scaling.driver_lock import DriverLock
+from scaling.errors import LaunchError, PlanError, ScalingError
+from scaling.files import disk_error
+from scaling.launch.blame import Troubles
+from scaling.launch.driver import open_run, prepare_corpus
+from scaling.launch.entry import worker_entry
+from scaling.launch.pool import PoolLaunch, Slot, WorkerPool
+from scaling.launch.signals import StopSignals
+from scaling.launch.study_console import StudyConsole, Tally
+from scaling.launch.summary import finish
+from scaling.launch.watch import told
+from scaling.plan.choose import usable_bytes
+from scaling.plan.machine import check_available, n_devices
+from scaling.study.branch import reached, take_over
+from scaling.study.results import result_rows, results_table, write_results
+from scaling.study.table import study_table
+from scaling.study.trials import Standing, Study, Trial, declare, standing_of
+from scaling.units import format_duration
+
+_POLL_S = 0.1
+
+
+def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
+    """List, and unless `dry_run`, run the trials of these configurations; returns the exit code, raises ScalingError.
+
+    0 all are finished; 1 some failed too often, all others are finished; 75 stopped, the same command goes on.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)  # a file or a pipe has no width to keep to
+    study = declare(jobs)
+    standings = {trial.identity: standing_of(trial) for trial in study.trials}
+    console.print(study_table(study, standings))
+    _refuse(study)
+    if study.base.dry_run:
+        return EXIT_FINISHED
+    check_available(study.base)
+    try:
+        study.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error("create", study.directory, error) from error
+    with DriverLock(study.directory / "driver.lock").hold():
+        return _Runner(study, standings, console).run()
+
+
+def _refuse(study: Study) -> None:
+    """Raise PlanError where a trial cannot be planned: the whole study is refused before anything of it is started."""
+    refused = study.refused
+    if refused:
+        first = refused[0].refused
+        assert first is not None
+        more = f" ({len(refused)} of {len(study.trials)} trials are refused)" if len(refused) > 1 else ""
+        raise PlanError(f"{refused[0].name}: {first.what}{more}", first.where, first.fix)
+
+
+class _Attempt:
+    """One trial on its way through the pool. Entered, it holds the run directory's lock."""
+
+    def __init__(self, trial: Trial, corpus: tuple[Path | str, list[str]], slots: list[Slot], pool: WorkerPool) -> None:
+        assert trial.plan is not None
+        self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
+        self.began_step: int | None = None
+        self._corpus_dir, skipped = corpus
+        self._fatal: ScalingError | None = None
+        self._troubles = Troubles(self.plan.layout.world_size)
+        run_dir = trial.run_dir
+        now_s = time.time()
+        spec = {
+            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(self._corpus_dir),
+            "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
+        }  # fmt: skip
+        self.launch: PoolLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
+
+    def over(self, console: StudyConsole) -> bool:
+        """Whether the workers have ended; passes on what they say."""
+        over = self.launch.done(0.0)
+        for kind, message in self.launch.receive():
+            if kind == "progress":
+                self.progress = message
+            elif kind == "began":
+                self.began_step = message["step"]
+            elif kind == "fatal":
+                self._fatal = self._fatal or decode_error(message)
+            elif kind in ("crashed", "hung"):
+                self._troubles.add(kind, message)
+            else:
+                told(kind, message, lambda text: console.say(f"{self.trial.name}: {text}"))
+        return over
+
+    def result(self) -> dict[str, Any]:
+        """What the first rank returned. Raises the first error in the workers' own words."""
+        try:
+            return self.launch.result()
+        except LaunchError as error:
+            trouble = self._troubles.verdict()
+            if self._fatal is not None:
+                raise self._fatal from error
+            if trouble is not None:
+                raise LaunchError(trouble.text, None, trouble.fix) from error
+            raise
+
+    def complete(self, result: dict[str, Any]) -> float:
+        """Write the end of a finished run; returns the seconds it trained, over its devices."""
+        trial = self.trial
+        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus_dir, result)
+        seconds: float = summary["training_s"] * self.plan.layout.world_size
+        return seconds
+
+
+class _Runner:
+    """Starts what fits, watches what runs, and writes down what came of it, until nothing is left or a signal comes."""
+
+    def __init__(self, study: Study, standings: dict[str, Standing], console: Console) -> None:
+        self._study, self._standings, self._console = study, standings, console
+        self._waiting = sorted((trial for trial in study.trials if self._is_open(trial)), key=lambda trial: -trial.flops)
+        self._running: dict[str, tuple[_Attempt, ExitStack]] = {}
+        self._corpora: dict[str, tuple[Path | str, list[str]]] = {}
+        self._stopping = False
+        self._flops = float(sum(self._left(trial) for trial in self._waiting))
+        self._flops_done = self._training_s = 0.0
+
+    def _is_open(self, trial: Trial) -> bool:
+        return self._standings[trial.identity].state not in ("finished", "given up", "damaged")
+
+    def _left(self, trial: Trial) -> float:
+        """FLOPs still to be done of a trial."""
+        assert trial.plan is not None
+        step = max(self._standings[trial.identity].step, trial.branch.step if trial.branch is not None else 0)
+        return trial.flops * max(0.0, 1 - step / trial.plan.n_steps)
+
+    def run(self) -> int:
+        began_s = time.monotonic()
+        if self._waiting:
+            self._work()
+        rows = result_rows(self._study, self._standings)
+        path = write_results(rows, self._study.directory)
+        self._console.print(results_table(self._study, rows))
+        self._tell(path, time.monotonic() - began_s)
+        if self._stopping:
+            return EXIT_STOPPED
+        return EXIT_FINISHED if all(row["state"] == "finished" for row in rows) else EXIT_FAILED
+
+    def _work(self) -> None:
+        base = self._study.base
+        with ExitStack() as cleanup:
+            signals = cleanup.enter_context(StopSignals())
+            for trial in self._waiting:
+                self._prepare(trial)
+            slots = base.study.trials_per_device
+            pool = cleanup.enter_context(WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug))
+            console = cleanup.enter_context(StudyConsole(self._console))
+            while self._waiting or self._running:
+                signals.renew()
+                if signals.received and not self._stopping:
+                    self._stop(signals.received, console)
+                pool.poll()
+                over = [attempt for attempt, _ in self._running.values() if attempt.over(console)]
+                self._start_what_fits(pool)
+                for attempt in over:
+                    self._settle(attempt, console)
+                console.show({a.trial.name: a.progress for a, _ in self._running.values()}, self._tally())
+                time.sleep(_POLL_S)
+
+    def _prepare(self, trial: Trial) -> None:
+        """The corpus that a trial reads, which most share."""
+        key = self._corpus_key(trial)
+        if key not in self._corpora:
+            trial.run_dir.create()
+            self._corpora[key] = prepare_corpus(trial.config, trial.run_dir, self._console)
+
+    def _corpus_key(self, trial: Trial) -> str:
+        return repr((trial.config.data, trial.config.tokenizer))
+
+    def _start_what_fits(self, pool: WorkerPool) -> None:
+        for trial in list(self._waiting):
+            assert trial.plan is not None
+            if self._trunk_failed(trial):
+                self._waiting.remove(trial)
+                trunk = self._trunk_of(trial)
+                assert trunk is not None
+                self._standings[trial.identity] = Standing("failed", trouble=f"its trunk {trunk.name} failed")
+            elif self._may_start(trial):
+                slots = pool.room(trial.plan.layout.world_size, whole=not self._shares_device(trial))
+                if slots is not None:
+                    self._waiting.remove(trial)
+                    self._start(trial, slots, pool)
+
+    def _shares_device(self, trial: Trial) -> bool:
+        """Whether its memory leaves room for the other trials of a device."""
+        assert trial.plan is not None
+        return trial.plan.memory.need() * self._study.config.trials_per_device <= usable_bytes(trial.config)
+
+    def _trunk_of(self, trial: Trial) -> Trial | None:
+        if trial.branch is None:
+            return None
+        return next((other for other in self._study.trials if other.identity == trial.branch.trunk), None)
+
+    def _may_start(self, trial: Trial) -> bool:
+        """A branch waits for its trunk's checkpoint, and no longer than the trunk may still write it."""
+        trunk = self._trunk_of(trial)
+        if trunk is None or trial.branch is None or self._standings[trial.identity].step:
+            return True
+        return reached(trunk.run_dir, trial.branch.step) or self._standings[trunk.identity].state == "finished"
+
+    def _trunk_failed(self, trial: Trial) -> bool:
+        trunk = self._trunk_of(trial)
+        return (
+            trunk is not None and self._standings[trunk.identity].state in ("given up", "damaged") and not self._may_start(trial)
+        )
+
+    def _start(self, trial: Trial, slots: list[Slot], pool: WorkerPool) -> None:
+        held = ExitStack()
+        try:
+            run_dir = trial.run_dir.create()
+            held.enter_context(run_dir.lock())
+            assert trial.plan is not None
+            open_run(run_dir, trial.config, trial.plan)
+            if (trunk := self._trunk_of(trial)) is not None and trial.branch is not None:
+                take_over(trunk.run_dir, run_dir, trial.config, trial.branch.step)
+            attempt = _Attempt(trial, self._corpora[self._corpus_key(trial)], slots, pool)
+        except ScalingError as error:
+            held.close()
+            self._standings[trial.identity] = Standing("failed", trouble=str(error))
+            self._console.print(f"{trial.name}: {error}", highlight=False, markup=False)
+            return
+        self._running[trial.identity] = attempt, held
+
+    def _settle(self, attempt: _Attempt, console: StudyConsole) -> None:
+        """Note how a trial ended; one that failed goes to the end of the queue while it may be tried again."""
+        trial = attempt.trial
+        _, held = self._running.pop(trial.identity)
+        with held:
+            try:
+                trial.run_dir.settle_account()
+                result = attempt.result()
+                if result["finished"]:
+                    self._training_s += attempt.complete(result)
+                else:
+                    trial.run_dir.event("preempted", step=result["step"], reason="the study was stopped")
+            except ScalingError as error:
+                trial.run_dir.event("failed", reason=str(error))
+            standing = self._standings[trial.identity] = standing_of(trial)
+        if standing.state == "finished":
+            self._flops_done += self._left_before(attempt)
+            loss = trial.run_dir.read_summary() or {}
+            console.say(f"{trial.name}: finished, loss {loss.get('val_loss', float('nan')):.4f}")
+        elif standing.state in ("failed", "given up"):
+            most = trial.config.study.max_attempts
+            console.say(f"{trial.name}: failed ({standing.failures} of at most {most}): {standing.trouble}")
+            if standing.state == "failed" and not self._stopping:
+                self._waiting.append(trial)
+
+    def _left_before(self, attempt: _Attempt) -> float:
+        return attempt.trial.flops * (1 - (attempt.began_step or 0) / attempt.plan.n_steps)
+
+    def _stop(self, signal: str, console: StudyConsole) -> None:
+        self._stopping = True
+        self._waiting.clear()
+        for attempt, _ in self._running.values():
+            attempt.launch.request_stop()
+        console.say(f"{signal}: writing checkpoints and stopping; Ctrl-C (again) leaves at once.")
+
+    def _tally(self) -> Tally:
+        states = [standing.state for standing in self._standings.values()]
+        done = self._flops_done
+        for attempt, _ in self._running.values():
+            if attempt.progress and attempt.began_step is not None:
+                done += attempt.trial.flops * (attempt.progress["step"] - attempt.began_step) / attempt.plan.n_steps
+        return Tally(
+            len(states), states.count("finished"), sum(state in ("given up", "damaged") for state in states), len(self._waiting),
+            self._flops, done,
+        )  # fmt: skip
+
+    def _tell(self, results: Path, wall_s: float) -> None:
+        say = lambda text: self._console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+        for trial in self._study.trials:
+            standing = self._standings[trial.identity]
+            if standing.state in ("failed", "given up", "damaged"):
+                say(f"{trial.name}: {standing.state} after {standing.failures} failures: {standing.trouble}")
+        if self._training_s:
+            share = self._training_s / wall_s / n_devices(self._study.base)
+            say(f"{format_duration(wall_s)}, of whose device time {100 * share:.1f} % went into training steps.")
+        say(f"Results: {results}")
+        if any(standing.state == "given up" for standing in self._standings.values()):
+            most = self._study.config.max_attempts
+            say(f"Trials given up are tried again with study.max_attempts above {most}.")
+        if self._stopping:
+            say("Stopped; the same command goes on from there.")
+        else:
+            say(f"A law through them: python -m scaling.fit study={self._study.directory}")

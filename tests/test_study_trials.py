@@ -1,0 +1,144 @@
+"""Trials: identity, places, devices, standing; and the list that is shown before a study starts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scaling.cli import EXIT_FINISHED
+from scaling.compose import compose
+from scaling.errors import PlanError
+from scaling.launch.study_driver import drive_study
+from scaling.rundir import RunDir
+from scaling.study.results import result_rows, write_results
+from scaling.study.table import measured_rate, remaining, study_table, total
+from scaling.study.trials import Study, declare, differences, fair_shares, on_fewest_devices, standing_of
+
+CPU = ("tokenizer=byte", "cluster.devices_per_node=4", "cluster.device.name=test CPU", "cluster.device.memory_gb=8")
+GPUS = ("cluster=8xH100", "train.global_batch_size=256", "train.n_tokens=1B")
+
+
+def declared(root: Path, *sweep: tuple[str, ...], base: tuple[str, ...] = CPU) -> Study:
+    jobs = [(*base, f"run.root={root}", *words) for words in sweep]
+    return declare([(compose(words), words) for words in jobs])
+
+
+def shown(study: Study) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(study_table(study, {trial.identity: standing_of(trial) for trial in study.trials}))
+    return console.export_text()
+
+
+def test_trials_are_known_by_their_hash_wherever_they_lie(tmp_path: Path) -> None:
+    study = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",))
+    first, second = study.trials
+    assert first.run_dir.path == tmp_path / "sweep" / f"gpt_nano-{first.config.run_id}"
+    assert first.identity == compose((*CPU, "optim.lr=1e-3")).semantic_hash
+    assert (first.varied, second.varied) == ({"optim.lr": 1e-3}, {"optim.lr": 2e-3})
+    moved = tmp_path / "sweep" / f"other-{first.config.run_id}"
+    moved.mkdir(parents=True)
+    again = declared(tmp_path, ("optim.lr=2e-3",), ("optim.lr=1e-3",), ("optim.lr=3e-3",))
+    assert [trial.identity for trial in again.trials][:2] == [second.identity, first.identity]
+    assert again.trials[1].run_dir.path == moved, "a directory keeps its name, whatever the command calls the trial now"
+
+
+def test_equal_trials_are_one(tmp_path: Path) -> None:
+    study = declared(tmp_path, ("train.n_tokens=2048",), ("train.n_tokens=2047",), ("train.n_tokens=2048", "train.log_every=3"))
+    assert len(study.trials) == 1
+
+
+def test_differences_name_the_keys_that_vary() -> None:
+    configs = [compose((*CPU, word)) for word in ("attention=full", "attention=local", "optim.eps=1e-7")]
+    found = differences(configs)
+    assert set(found) == {"attention.kind", "attention.window", "optim.eps"}
+    assert found["attention.window"][0] is None
+
+
+def test_devices_follow_from_memory_and_from_the_share_of_the_work(tmp_path: Path) -> None:
+    small = compose((*GPUS, "model=gpt_125m"))
+    assert on_fewest_devices(small)[1].layout.world_size == 1
+    assert on_fewest_devices(small, least=8)[1].layout.world_size == 8
+    narrowed, plan = on_fewest_devices(compose((*GPUS, "model=gpt_13b")))
+    assert plan.layout.world_size == narrowed.cluster.devices_per_node * narrowed.cluster.n_nodes > 2
+    with pytest.raises(PlanError, match="does not fit"):
+        on_fewest_devices(compose((*GPUS, "model=gpt_175b")))
+    assert fair_shares([small] * 16, 8) == [1] * 16
+    assert fair_shares([small], 8) == [8]
+    assert fair_shares([small, compose((*GPUS, "model=gpt_7b"))], 8) == [1, 8]
+
+
+def test_a_layout_that_is_asked_for_is_kept(tmp_path: Path) -> None:
+    study = declared(tmp_path, *(("layout=ddp", f"optim.lr={lr}e-3") for lr in range(1, 9)))
+    assert {trial.plan.layout.engine for trial in study.trials if trial.plan} == {"ddp"}
+    pairs = declared(tmp_path, *(("layout=manual", "layout.dp=2", f"optim.lr={lr}e-3") for lr in range(1, 9)))
+    assert {trial.plan.layout.world_size for trial in pairs.trials if trial.plan} == {2}
+
+
+def test_the_list_has_totals_of_what_is_left(tmp_path: Path) -> None:
+    study = declared(tmp_path, ("model=gpt_125m",), ("model=gpt_350m",), base=GPUS)
+    standings = {trial.identity: standing_of(trial) for trial in study.trials}
+    rests = [remaining(trial, standings[trial.identity], None) for trial in study.trials]
+    whole = total(rests)
+    assert whole.tokens == sum(trial.plan.n_tokens for trial in study.trials if trial.plan)
+    assert whole.usd == pytest.approx(sum(trial.plan.usd for trial in study.trials if trial.plan and trial.plan.usd))
+    assert whole.device_hours == pytest.approx(
+        sum(t.plan.hours * t.plan.layout.world_size for t in study.trials if t.plan and t.plan.hours)
+    )
+    assert "still to do" in (text := shown(study))
+    assert "2 B" in text
+    assert "refused" in shown(declared(tmp_path, ("model=gpt_125m",), ("model=gpt_175b",), base=GPUS))
+
+
+def test_what_is_done_is_not_counted_again(tmp_path: Path) -> None:
+    study = declared(tmp_path, ("train.seed=0",), ("train.seed=1",), ("train.seed=2",))
+    done, begun, failing = study.trials
+    for trial in (done, begun, failing):
+        trial.run_dir.create().event("start", step=0)
+    done.run_dir.event("finished")
+    done.run_dir.write_summary({"flops": 1e12, "device_s": 50.0, "steps": 10, "val_loss": 2.5})
+    (begun.run_dir.checkpoints / f"step-{begun.plan.n_steps // 2:08d}").mkdir()
+    for _ in range(3):
+        failing.run_dir.event("failed", reason="no luck")
+    standings = {trial.identity: standing_of(trial) for trial in study.trials}
+    assert [s.state for s in standings.values()] == ["finished", "begun", "given up"]
+    assert standings[failing.identity].trouble == "no luck"
+    rate = measured_rate(study, standings)
+    assert rate == 2e10
+    rests = [remaining(trial, standings[trial.identity], rate) for trial in study.trials]
+    assert rests[0].flops == rests[2].flops == 0
+    half = begun.plan.n_steps // 2 / begun.plan.n_steps
+    assert rests[1].flops == pytest.approx((1 - half) * begun.flops)
+    assert rests[1].device_hours == pytest.approx((1 - half) * begun.flops / 2e10 / 3600)
+    assert f"begun, from step {begun.plan.n_steps // 2}" in shown(study)
+    rows = result_rows(study, standings)
+    path = write_results(rows, tmp_path)
+    assert [row["val_loss"] for row in rows] == [2.5, None, None]
+    assert path.read_text().splitlines()[1].startswith(f"{done.name},{done.config.run_id},finished,0,0,")
+
+
+def test_a_study_that_cannot_be_planned_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [(*GPUS, f"model={name}", f"run.root={tmp_path}") for name in ("gpt_125m", "gpt_175b", "gpt_70b")]
+    with pytest.raises(PlanError, match=r"gpt_175b-\w+: .*does not fit.*2 of 3 trials are refused"):
+        drive_study([(compose(words), words) for words in jobs])
+    assert "refused" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_lists_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [(*GPUS, f"model={name}", f"run.root={tmp_path}", "dry_run=true") for name in ("gpt_125m", "gpt_350m")]
+    assert drive_study([(compose(words), words) for words in jobs]) == EXIT_FINISHED
+    assert "Study sweep: 2 trials" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_is_an_ordinary_run(tmp_path: Path) -> None:
+    """Nothing of the study is in what makes it a run: it can be continued alone, with the study's directory as root."""
+    study = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",))
+    trial = study.trials[0]
+    alone = compose((*CPU, "optim.lr=1e-3", f"run.root={tmp_path / 'sweep'}"))
+    assert RunDir.for_config(alone).path == trial.run_dir.path
+    assert trial.config.study.kind == "none"
+    assert trial.config.logger.group == "sweep"
