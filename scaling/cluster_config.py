@@ -94,4 +94,19 @@ class ClusterConfig(Section):
     threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for a rank in a collective operation")
+    hang_s: float = Field(
+        300.0,
+        gt=0,
+        description="longest time without a step before workers are taken to hang and are started again; thrice "
+        "that for a start, an evaluation or a checkpoint",
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="longest wait for a rank in a collective operation")
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        if self.timeout_s < 4 * self.hang_s:
+            raise ValueError(
+                f"cluster.timeout_s={self.timeout_s:g} is less than four times cluster.hang_s={self.hang_s:g}: "
+                "ranks that wait for one that hangs would fail before it is found and named"
+            )
+        return self

@@ -118,9 +118,13 @@ class PipelineEngine(DeepSpeedEngine):
     def _train(self, micro_batches: Sequence[Batch], n_targets: Tensor) -> Tensor:
         # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all targets wants neither.
         self._begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
+        self._divisor = n_targets
         self._engine.train_batch(_placeholders())
+        return self._loss()
+
+    def _loss(self) -> Tensor:
         nats, _ = self._summed()
-        return nats.float() / n_targets
+        return nats.float() / self._divisor
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:

@@ -19,12 +19,14 @@ from scaling.config import RunConfig
 from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError
 from scaling.files import disk_error
-from scaling.launch.driver import open_run, prepare_corpus, told
+from scaling.launch.blame import Troubles
+from scaling.launch.driver import open_run, prepare_corpus
 from scaling.launch.entry import worker_entry
 from scaling.launch.pool import PoolLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
+from scaling.launch.watch import told
 from scaling.metrics.wandb_sink import log_results
 from scaling.plan.choose import usable_bytes
 from scaling.plan.machine import check_available, n_devices
@@ -78,7 +80,8 @@ class _Attempt:
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
         self._corpus_dir, skipped = corpus
-        self._words: list[tuple[str, dict[str, Any]]] = []
+        self._fatal: ScalingError | None = None
+        self._troubles = Troubles(self.plan.layout.world_size)
         run_dir = trial.run_dir
         now_s = time.time()
         spec = {
@@ -95,8 +98,10 @@ class _Attempt:
                 self.progress = message
             elif kind == "began":
                 self.began_step = message["step"]
-            elif kind in ("fatal", "crashed"):
-                self._words.append((kind, message))
+            elif kind == "fatal":
+                self._fatal = self._fatal or decode_error(message)
+            elif kind in ("crashed", "hung"):
+                self._troubles.add(kind, message)
             else:
                 told(kind, message, lambda text: console.say(f"{self.trial.name}: {text}"))
         return over
@@ -106,11 +111,11 @@ class _Attempt:
         try:
             return self.launch.result()
         except LaunchError as error:
-            for kind, message in self._words:
-                if kind == "fatal":
-                    raise decode_error(message) from error
-                fix = f"Its traceback is in {message['traceback']}"
-                raise LaunchError(f"rank {message['rank']} failed: {message['error']}", None, fix) from error
+            trouble = self._troubles.verdict()
+            if self._fatal is not None:
+                raise self._fatal from error
+            if trouble is not None:
+                raise LaunchError(trouble.text, None, trouble.fix) from error
             raise
 
     def complete(self, result: dict[str, Any]) -> float:
@@ -247,6 +252,7 @@ class _Runner:
         _, held = self._running.pop(trial.identity)
         with held:
             try:
+                trial.run_dir.settle_account()
                 result = attempt.result()
                 if result["finished"]:
                     self._training_s += attempt.complete(result)
