@@ -21,6 +21,10 @@ class Channel(Protocol):
         """True once the driver wants the run to be checkpointed and ended."""
         ...
 
+    def abandon(self) -> None:
+        """End this rank's process at once, where it has one of its own; otherwise the driver ends, having been told why."""
+        ...
+
 
 class LocalChannel:
     """Both ends in one process: the worker runs in a thread of the driver."""
@@ -40,6 +44,9 @@ class LocalChannel:
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
+
+    def abandon(self) -> None:
+        """The process is the driver's."""
 
     def request_stop(self) -> None:
         self._stop.set()
@@ -64,6 +71,7 @@ class Heartbeat:
         self._channel = channel
         self._interval_s = interval_s
         self._progress: dict[str, Any] | None = None
+        self._others: list[Callable[[], None]] = []
         self._stop = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -71,6 +79,10 @@ class Heartbeat:
 
     def progress(self, **fields: Any) -> None:
         self._progress = fields
+
+    def also(self, act: Callable[[], None]) -> None:
+        """Do `act` with every beat from now on; it must be quick, and raise nothing."""
+        self._others.append(act)
 
     @property
     def stop_requested(self) -> bool:
@@ -81,6 +93,8 @@ class Heartbeat:
         if progress is not None:
             self._channel.send("progress", progress)
         self._stop = self._stop or self._channel.stop_requested()
+        for act in self._others:
+            act()
 
     def _run(self) -> None:
         while not self._done.wait(self._interval_s):

@@ -2,28 +2,37 @@
 
 Layout of a run's checkpoints directory:
 
-    step-00000100/          committed: manifest.json lists and vouches for every other file
-    .step-00000150.partial/ being written, or left by a killed run; never read, removed by the next driver
+    step-00000100/                   committed: manifest.json lists and vouches for every other file
+    .step-00000150.1f3b09aa.partial/ being written by one group of workers, or left by a killed one; never read
+    .step-00000050.damaged/          found damaged when a run resumed, and put aside; removed once the run is past it
+    .fence                           which group of workers may commit (fence.py)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import CheckpointError
+from scaling.fence import Fence
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"^step-(\d{8,})$")
-_PARTIAL = re.compile(r"^\.step-\d{8,}\.partial$")
+_PARTIAL = re.compile(r"^\.step-\d{8,}(\.\w+)?\.partial$")
+_DAMAGED = re.compile(r"^\.step-(\d{8,})\.damaged$")
 MANIFEST = "manifest.json"
+FENCE = ".fence"
+_READERS = 8
+"""Files whose checksums are computed at a time: assumption, enough to hide a network disk's latency."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,9 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def partial_path(directory: Path, step: int) -> Path:
-    """Where the files of a checkpoint are written before it is committed."""
-    return directory / f".{checkpoint_name(step)}.partial"
+def partial_path(directory: Path, step: int, group: str = "") -> Path:
+    """Where the files of a checkpoint are written before it is committed, by the group of workers of this name."""
+    return directory / f".{checkpoint_name(step)}{f'.{group}' if group else ''}.partial"
 
 
 def _sha256(path: Path) -> str:
@@ -76,17 +85,30 @@ def sealed(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
 
 
-def commit(directory: Path, manifest: Manifest) -> Path:
+def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Path:
     """Write the manifest into the partial directory of its step and rename that into place: the checkpoint exists, or not.
 
-    A checkpoint of the same step that was found damaged is moved away first. Raises CheckpointError if a sound
-    one of this step stands already (a run never overwrites a newer state).
+    group: of the workers that wrote it; SupersededError unless it has the fence. A checkpoint of the same step that
+    is damaged is removed first. Raises CheckpointError if a sound one of this step, or any of a later one, stands already.
     """
-    partial, final = partial_path(directory, manifest.step), directory / checkpoint_name(manifest.step)
+    partial, final = partial_path(directory, manifest.step, group or ""), directory / checkpoint_name(manifest.step)
     path = partial / MANIFEST
     path.write_text(json.dumps(sealed(asdict(manifest)), indent=1) + "\n")
     _fsync(path)
     _fsync(partial)
+    with Fence(directory / FENCE).passing(group) if group else contextlib.nullcontext():
+        _make_way(directory, final, manifest.step)
+        os.replace(partial, final)
+        _fsync(directory)
+    return final
+
+
+def _make_way(directory: Path, final: Path, step: int) -> None:
+    """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one, or a newer one."""
+    newest = max((found for found, _ in committed(directory)), default=-1)
+    if newest > step:
+        fix = "Two drivers must not share a run directory; nothing was overwritten."
+        raise CheckpointError(f"{directory} holds step {newest} already, which is newer than this of step {step}", fix=fix)
     if final.exists():
         try:
             verify(final)
@@ -94,9 +116,6 @@ def commit(directory: Path, manifest: Manifest) -> Path:
             shutil.rmtree(final)
         else:
             raise CheckpointError(f"{final} exists already, and is sound", fix="two drivers must not share a run directory")
-    os.replace(partial, final)
-    _fsync(directory)
-    return final
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -112,22 +131,31 @@ def _read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
 
 
+def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """How a file of a checkpoint differs from what the manifest says of it; None where it does not."""
+    file = path / name
+    if Path(name).name != name:
+        return f"{path / MANIFEST} names {name!r}, which is outside the checkpoint"
+    if not file.is_file():
+        return f"{file} is missing"
+    size = file.stat().st_size
+    if size != expected["size_bytes"]:
+        return f"{file} has {size} bytes, not {expected['size_bytes']}"
+    return f"{file} is damaged: its SHA-256 differs from the manifest's" if _sha256(file) != expected["sha256"] else None
+
+
 def verify(path: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the first that differs."""
     manifest = _read_manifest(path)
+    foreign = sorted({file.name for file in path.glob("rank-*")} - manifest.files.keys())
+    if foreign:
+        raise CheckpointError(f"{path / foreign[0]} is not named by the manifest")
     if path.name != checkpoint_name(manifest.step) or manifest.state.get("step") != manifest.step:
         raise CheckpointError(f"{path} holds step {manifest.step} under another name")
-    for name, expected in manifest.files.items():
-        file = path / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{path / MANIFEST} names {name!r}, which is outside the checkpoint")
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        size = file.stat().st_size
-        if size != expected["size_bytes"]:
-            raise CheckpointError(f"{file} has {size} bytes, not {expected['size_bytes']}")
-        if _sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the manifest's")
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        for problem in pool.map(lambda item: _problem(path, *item), manifest.files.items()):
+            if problem is not None:
+                raise CheckpointError(problem)
     return manifest
 
 
@@ -163,19 +191,30 @@ def newest_valid(
 
 
 def prune(directory: Path, *, keep_last: int, keep_every_steps: int | None, keep_steps: Collection[int] = ()) -> list[Path]:
-    """Remove what retention does not keep; returns the paths that went."""
+    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths of the former."""
     steps = committed(directory)
     kept = {path for _, path in steps[-keep_last:]} | {path for step, path in steps if step in keep_steps}
     if keep_every_steps:
         kept |= {path for step, path in steps if step % keep_every_steps == 0}
     gone = [path for _, path in steps if path not in kept]
-    for path in gone:
+    for path in [*gone, *_damaged_up_to(directory, steps[-1][0] if steps else -1)]:
         shutil.rmtree(path)
     return gone
 
 
+def _damaged_up_to(directory: Path, step: int) -> list[Path]:
+    return [path for path in directory.iterdir() if (match := _DAMAGED.match(path.name)) and int(match.group(1)) <= step]
+
+
+def set_aside(path: Path) -> None:
+    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound one must be there."""
+    aside = path.with_name(f".{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+
+
 def remove_partials(directory: Path) -> None:
-    """Remove what killed runs left half-written. Only the driver that holds the run's lock may call this."""
+    """Remove what killed groups of workers left half-written. Only for the driver that has the lock, or who has the fence."""
     if directory.is_dir():
         for path in directory.iterdir():
             if _PARTIAL.match(path.name):

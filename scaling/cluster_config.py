@@ -18,14 +18,20 @@ class LayoutConfig(Section):
     )
     dp: int | None = Field(None, gt=0, description="data-parallel ranks; null: as many devices as divide the global batch")
     tp: int | None = Field(None, gt=0, description="tensor-parallel ranks, which share heads and columns")
-    pp: int | None = Field(None, gt=0, description="pipeline stages, which share the blocks")
+    pp: int | None = Field(None, gt=0, description="pipeline-parallel ranks, which share the blocks")
+    pp_schedule: Literal["1f1b", "dualpipev"] | None = Field(
+        None, description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: 1f1b"
+    )
     sp: int | None = Field(None, gt=0, description="ranks among which the positions of a sequence are dealt")
+    sp_attention: Literal["ulysses", "ring"] | None = Field(
+        None, description="ulysses: sp ranks swap positions for heads; ring: they pass keys round; null: ring where heads are few"
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None, description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too"
     )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
     activation_checkpointing: Literal["none", "selective", "full"] | None = Field(
-        None, description="made anew in backward; selective: attention alone; full: every block"
+        None, description="made anew in backward; selective: norms, activations and gates; full: every block"
     )
     offload: Literal["none", "optimizer", "parameters"] | None = Field(
         None, description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; null: none"
@@ -88,4 +94,19 @@ class ClusterConfig(Section):
     threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for a rank in a collective operation")
+    hang_s: float = Field(
+        300.0,
+        gt=0,
+        description="longest time without a step before workers are taken to hang and are started again; thrice "
+        "that for a start, an evaluation or a checkpoint",
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="longest wait for a rank in a collective operation")
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        if self.timeout_s < 4 * self.hang_s:
+            raise ValueError(
+                f"cluster.timeout_s={self.timeout_s:g} is less than four times cluster.hang_s={self.hang_s:g}: "
+                "ranks that wait for one that hangs would fail before it is found and named"
+            )
+        return self

@@ -152,6 +152,17 @@ class TrainConfig(Section):
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
     parent: str | None = Field(None, description="HASH@STEP of the run that this one goes on from with other values; null: none")
     eval_sequences: int = Field(512, gt=0, description="held-out sequences of an evaluation, at most")
+    on_nonfinite: Literal["skip", "rollback", "fail"] = Field(
+        "skip",
+        description="a loss or gradients that are not finite; skip: leave the update out; rollback: go on from the last "
+        "checkpoint without these sequences; fail: stop",
+    )
+    on_spike: Literal["ignore", "skip", "rollback", "fail"] = Field(
+        "ignore", description="a loss or gradient norm that stands out; as on_nonfinite"
+    )
+    spike_sigmas: float = Field(6.0, gt=0, description="standard deviations above the mean from which it stands out")
+    spike_window: int = Field(128, gt=1, description="steps before, of which mean and deviation are")
+    max_rollbacks: int = Field(3, gt=0, description="to the same checkpoint, before the run is given up")
     compile: bool = Field(False, description="torch.compile each block")
     sample_prompt: str = Field("", description="prompt of the text generated at the end")
     sample_tokens: int = Field(0, ge=0, description="tokens generated at the end; 0: none")

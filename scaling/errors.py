@@ -41,6 +41,14 @@ class CheckpointError(ScalingError):
     """A checkpoint that is absent, damaged or belongs to another run."""
 
 
+class SupersededError(CheckpointError):
+    """A group of workers whose run another group has taken over since."""
+
+
+class DivergedError(ScalingError):
+    """A loss or gradients that are not finite, or a spike, where the policy says to stop."""
+
+
 class RunDirError(ScalingError):
     """A run directory that cannot be used: not writable, full, or held by another driver."""
 

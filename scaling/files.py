@@ -14,7 +14,7 @@ from typing import Any
 
 from scaling.errors import RunDirError
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _FIXES = {
     errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; nothing that was complete is lost",
     errno.EDQUOT: "Your quota is used up: free some space, or choose another disk with run.root=DIR",
@@ -87,7 +87,7 @@ def append_line(path: Path, text: str, *, sync: bool = False) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            with _locked(fd):
+            with locked(fd):
                 size = _mend_end(fd)
                 _write_or_cut(fd, text.encode() + b"\n", size)
             if sync:
@@ -142,12 +142,12 @@ def _write_or_cut(fd: int, line: bytes, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(fd: int) -> Iterator[None]:
-    """Keep other processes' appends out for the moment of ours, where the file system has locks."""
+def locked(fd: int) -> Iterator[None]:
+    """Keep others that do the same out while the context lasts, where the file system has locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
     yield
 

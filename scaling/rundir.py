@@ -1,7 +1,7 @@
 """The run directory: where it is, who drives it, and its small files.
 
     NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl tokenizer.json checkpoints/ summary.json
-               driver.lock
+               driver.lock, and while workers are at work progress.json
 
 Every JSON file is complete or absent (`files.py`). Nothing here needs torch, Ray or DeepSpeed.
 """
@@ -23,11 +23,12 @@ from scaling.config import RunConfig
 from scaling.driver_lock import DriverLock, Owner
 from scaling.errors import ConfigError, RunDirError
 from scaling.files import append_line, disk_error, read_object, split_lines, write_atomic, write_json
+from scaling.goodput import Seconds, account
 from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "branched", "stopped",
+    "first_step", "branched", "stopped", "account", "step_skipped", "rolled_back", "worker_failed",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "stopped", "finished"]
 
@@ -145,6 +146,33 @@ class RunDir:
         attempts = (read_object(path) or {"attempts": []})["attempts"]
         write_json(path, {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]})
 
+    # Where its time goes.
+
+    @property
+    def _progress(self) -> Path:
+        return self.path / "progress.json"
+
+    def write_progress(self, workers: str, step: int, seconds: Seconds) -> None:
+        """Keep the account of a group of workers that is at work. Raises RunDirError."""
+        write_json(self._progress, {"workers": workers, "step": step, "seconds": seconds})
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """The account of the group that is at work, or that was killed; None where there is none."""
+        found = read_object(self._progress, strict=False)
+        return found if found is not None and {"workers", "step", "seconds"} <= found.keys() else None
+
+    def settle_account(self) -> None:
+        """Note in events.jsonl what a group that has ended has spent its time on. Raises RunDirError."""
+        progress = self.read_progress()
+        if progress is not None:
+            rounded = {activity: round(seconds, 3) for activity, seconds in progress["seconds"].items()}
+            self.event("account", step=progress["step"], workers=progress["workers"], seconds=rounded)
+        self._progress.unlink(missing_ok=True)
+
+    def seconds(self) -> Seconds:
+        """Where its time has gone up to the last sign of life (`scaling.goodput`)."""
+        return account(self.read_events(), self.read_progress())
+
     # What happened to it.
 
     def event(self, kind: EventKind, *, step: int | None = None, world_size: int | None = None, **fields: Any) -> None:
@@ -164,6 +192,10 @@ class RunDir:
         except OSError as error:
             raise disk_error("read", self.events, error) from error
         return [_parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)]
+
+    def condemned(self) -> list[int]:
+        """First sequences of the global batches that rollbacks have condemned, of which no checkpoint may tell yet."""
+        return [event["sequences"][0] for event in self.read_events() if event["kind"] == "rolled_back"]
 
     def state(self) -> State:
         """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.files import read_object, split_lines
+from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record, portable_number
 from scaling.rundir import RunDir
@@ -38,7 +39,8 @@ _COLOURS = {"running": "green", "finished": "blue", "failed": "bold red", "inter
 @dataclass(frozen=True)
 class RunStatus:
     """One row. None is unknown. `state` is running, finished, failed, preempted, interrupted, begun, new or damaged:
-    interrupted has begun and has no living driver; begun is one of the two where locks cannot tell."""
+    interrupted has begun and has no living driver; begun is one of the two where locks cannot tell. `seconds`: where its time
+    has gone (`scaling.goodput`), and `goodput` the share of steps that count."""
 
     name: str
     path: str
@@ -49,6 +51,8 @@ class RunStatus:
     val_loss: float | None = None
     tokens_per_s: float | None = None
     restarts: int | None = None
+    goodput: float | None = None
+    seconds: Seconds | None = None
     eta_s: float | None = None
     age_s: float | None = None
     trouble: str | None = None
@@ -123,7 +127,7 @@ def status_of(path: Path, root: Path) -> RunStatus:
     try:
         events, plan = run_dir.read_events(), read_object(path / "plan.json") or {}
         newest = newest_values(run_dir.metrics)
-        state = _state(run_dir)
+        state, seconds = _state(run_dir), account(events, run_dir.read_progress())
     except ScalingError as error:
         return RunStatus(name, str(path), "damaged", trouble=str(error))
     tokens_per_s = newest.get(names.TOKENS_PER_S)
@@ -139,6 +143,8 @@ def status_of(path: Path, root: Path) -> RunStatus:
         val_loss=newest.get(names.VAL_LOSS),
         tokens_per_s=tokens_per_s,
         restarts=sum(event["kind"] == "resume" for event in events),
+        goodput=goodput(seconds),
+        seconds={activity: round(spent_s, 3) for activity, spent_s in seconds.items()} if events else None,
         eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s) if running else None,
         age_s=_age_s(run_dir),
         trouble=next((str(event["reason"]) for event in events[-1:] if event["kind"] == "failed" and "reason" in event), None),
@@ -212,7 +218,7 @@ def _table(statuses: Sequence[RunStatus]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("run", no_wrap=True, overflow="ellipsis", min_width=12)
     table.add_column("state", no_wrap=True)
-    for heading in ("step", "loss", "val loss", "tokens/s", "restarts", "ETA", "last record"):
+    for heading in ("step", "loss", "val loss", "tokens/s", "restarts", "goodput", "ETA", "last record"):
         table.add_column(heading, justify="right", no_wrap=True)
     for s in statuses:
         table.add_row(
@@ -223,6 +229,7 @@ def _table(statuses: Sequence[RunStatus]) -> Table:
             _shown(s.val_loss, "{:.3f}"),
             format_count(s.tokens_per_s) if s.tokens_per_s is not None else "-",
             _shown(s.restarts, "{}"),
+            _shown(s.goodput, "{:.1%}"),
             format_duration(s.eta_s) if s.eta_s is not None else "-",
             f"{format_duration(s.age_s)} ago" if s.age_s is not None else "-",
         )

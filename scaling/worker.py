@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,27 +22,35 @@ from scaling.data.stream import Loader, SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
-from scaling.metrics.record import MetricLog
-from scaling.metrics.sinks import make_sinks
-from scaling.metrics.throughput import ThroughputMeter
+from scaling.failure import tell
+from scaling.goodput import EVALUATING
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
+from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
-from scaling.startup import Marks, begin, mark, since_command
+from scaling.startup import Marks, begin, mark
+from scaling.train.agreement import Agreement
+from scaling.train.batches import Uncondemned
 from scaling.train.checkpointing import Checkpointer
+from scaling.train.clock import EVALUATED, Clock
+from scaling.train.guard import Guard
 from scaling.train.loop import train
-from scaling.train.preempt import Stop
-from scaling.train.recorder import FirstRankRecorder, Recorder
+from scaling.train.opening import Opening
+from scaling.train.recorder import Recorder
+from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
+from scaling.train.watchdog import Watchdog
 
 EVAL_SPLIT = "val"
+_WRITING_PATIENCE = 6
+"""How much longer a rank that has written its part of a checkpoint waits for the others than in training: assumption."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +110,15 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     layout, last_step = plan.layout, min(plan.n_steps, spec.until_step or plan.n_steps)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
+        clock = Clock()
+        cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
         device = _prepare_device(config, ranks)
-        group = cleanup.enter_context(_process_group(config, layout, ranks, device, rendezvous))
+        group, writing_group = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
-        engine = build_engine(config, layout, ranks, device)
+        engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
+        report = _event_reporter(run_dir, channel, ranks)
         checkpoints = Checkpointer(
             run_dir.checkpoints,
             config,
@@ -115,32 +126,72 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             corpus_fingerprint=corpus.index.fingerprint,
             ranks=ranks,
             group=group,
-            on_event=_event_reporter(run_dir, channel, ranks),
+            writing_group=writing_group,
+            on_event=report,
         )
+        cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
             run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
-        state = restored or TrainState()
+        condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
+        state = (restored or TrainState()).without(condemned)
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
+        recorder = Recorder()
+        if heartbeat is not None:
+            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
+            recorder = opening.recorder(restored, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state))
-        state = train(
-            engine,
-            loader,
-            state,
-            n_steps=last_step,
-            tokens_per_step=plan.tokens_per_step,
-            lr_after=_schedule(config, plan),
-            begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder, last_step),
-            checkpoints=checkpoints,
-            recorder=recorder,
-            stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
+        guard, agreement = Guard(config.train, report), Agreement(group)
+        training = _Training(
+            config, plan, last_step, ranks, corpus, stream, engine, guard, checkpoints, recorder, clock, agreement, heartbeat
         )
+        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
+        state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
         finished = state.step >= plan.n_steps
+        clock.enter(EVALUATING)
+        clock.at(EVALUATED, state.step)
         sample = _sample(config, plan, corpus, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The parts of one rank's training, and how they are handed to the loop."""
+
+    config: RunConfig
+    plan: RunPlan
+    last_step: int
+    ranks: Ranks
+    corpus: Corpus
+    stream: SequenceStream
+    engine: Engine
+    guard: Guard
+    checkpoints: Checkpointer
+    recorder: Recorder
+    clock: Clock
+    agreement: Agreement
+    heartbeat: Heartbeat | None
+
+    def run_from(self, state: TrainState) -> TrainState:
+        """Train from `state` to the end, or until asked to stop. Raises RollBack."""
+        config, plan, ranks = self.config, self.plan, self.ranks
+        with _open_loader(config, plan, self.corpus, self.stream, ranks, state) as loader:
+            return train(
+                self.engine,
+                Uncondemned(loader, state.condemned, config.train.global_batch_size),
+                state,
+                n_steps=self.last_step,
+                tokens_per_step=plan.tokens_per_step,
+                lr_after=_schedule(config, plan),
+                begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
+                evaluate=_evaluator(config, plan, self.corpus, self.engine, ranks, self.recorder, self.clock, self.last_step),
+                guard=self.guard,
+                checkpoints=self.checkpoints,
+                recorder=self.recorder,
+                clock=self.clock,
+                agreement=self.agreement,
+                stop_requested=lambda: self.heartbeat is not None and self.heartbeat.stop_requested,
+            )
 
 
 @contextlib.contextmanager
@@ -163,12 +214,12 @@ def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
 
 
 @contextlib.contextmanager
-def _process_group(
+def _process_groups(
     config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device, rendezvous: str
-) -> Iterator[dist.ProcessGroup | None]:
-    """The default process group, and a gloo group for decisions and small objects; None for a single rank."""
+) -> Iterator[tuple[Group, Group]]:
+    """Starts the default process group; gives gloo groups for small things: one for training, one for who writes checkpoints."""
     if ranks.world_size == 1 and layout.engine != "deepspeed":
-        yield None
+        yield None, None
         return
     timeout, alone = timedelta(seconds=config.cluster.timeout_s), ranks.world_size == 1
     dist.init_process_group(
@@ -181,14 +232,19 @@ def _process_group(
     )
     try:
         if alone:
-            yield None
+            yield None, None
         else:
-            yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+            group = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+            yield group, dist.new_group(backend="gloo", timeout=_WRITING_PATIENCE * timeout)
     finally:
         dist.destroy_process_group()
 
 
 def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable[..., None]:
+    """Notes an event and tells the driver of it, on the first rank."""
+    if not ranks.is_first:
+        return lambda kind, **fields: None
+
     def report(kind: Any, **fields: Any) -> None:
         run_dir.event(kind, world_size=ranks.world_size, **fields)
         channel.send(kind, fields)
@@ -202,39 +258,6 @@ def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heart
     heartbeat = Heartbeat(channel)
     cleanup.callback(heartbeat.close)
     return heartbeat
-
-
-def _open_recorder(
-    spec: WorkerSpec,
-    plan: RunPlan,
-    restored: TrainState | None,
-    heartbeat: Heartbeat | None,
-    channel: Channel,
-    cleanup: ExitStack,
-) -> Recorder:
-    if heartbeat is None:
-        return Recorder()
-    config, run_dir = spec.config, RunDir(spec.run_dir)
-    step = restored.step if restored else None
-    sinks = make_sinks(config, run_dir.path, step, lambda text: channel.send("notice", {"text": text}))
-    log = MetricLog(run_dir.metrics, sinks)
-    cleanup.callback(log.close)
-    wall_s = log.resume(step)
-    run_dir.event("resume" if restored else "start", step=step or 0, world_size=plan.layout.world_size)
-    channel.send("began", {"step": step or 0})
-    device = config.cluster.device
-    peak_tflops = device.peak_tflops_bf16 if config.dtype == "bf16" else device.peak_tflops_fp32
-    meter = ThroughputMeter(
-        plan.counts.flops_per_token, plan.layout.world_size, peak_tflops * 1e12 if peak_tflops is not None else None
-    )
-
-    def on_first_step(state: TrainState) -> None:
-        mark(spec.startup, "first_step")
-        run_dir.event("first_step", step=state.step, startup_s=since_command(spec.startup))
-
-    return FirstRankRecorder(
-        log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s, on_first_step=on_first_step
-    )
 
 
 def _open_loader(
@@ -266,7 +289,14 @@ def _schedule(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
 
 
 def _evaluator(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder, last_step: int
+    config: RunConfig,
+    plan: RunPlan,
+    corpus: Corpus,
+    engine: Engine,
+    ranks: Ranks,
+    recorder: Recorder,
+    clock: Clock,
+    last_step: int,
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
     stream = corpus.stream(config, EVAL_SPLIT)
@@ -279,7 +309,8 @@ def _evaluator(
 
     def evaluate(state: TrainState) -> None:
         if state.step == last_step or (every is not None and state.step % every == 0):
-            recorder.evaluation(state, engine.evaluate(batches), n_bytes)
+            with clock.doing(EVALUATING):
+                recorder.evaluation(state, engine.evaluate(batches), n_bytes)
 
     return evaluate
 

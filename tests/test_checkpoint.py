@@ -312,7 +312,7 @@ def checkpointer(directory: Path, *overrides: str, fingerprint: str = "f" * 64) 
         )
     )  # fmt: skip
     layout = make_plan(config).layout
-    place = {"ranks": Ranks(0, 1, 0), "group": None, "on_event": lambda *_, **__: None}
+    place = {"ranks": Ranks(0, 1, 0), "group": None, "writing_group": None, "on_event": lambda *_, **__: None}
     found = Checkpointer(directory, config, layout, corpus_fingerprint=fingerprint, **place)
     return found, ReferenceEngine(config, layout, torch.device("cpu"))
 
@@ -320,6 +320,7 @@ def checkpointer(directory: Path, *overrides: str, fingerprint: str = "f" * 64) 
 def test_another_run_or_corpus_is_refused(tmp_path: Path) -> None:
     ours, engine = checkpointer(tmp_path)
     ours.save(engine, TrainState(step=5))
+    ours.wait()
     restored = ours.restore(engine)
     assert restored is not None
     assert restored.step == 5
@@ -336,6 +337,7 @@ def test_another_run_or_corpus_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     ours, engine = checkpointer(tmp_path)
     ours.save(engine, TrainState(step=5))
+    ours.wait()
     _, other = checkpointer(tmp_path, "model.d_model=32")
     with pytest.raises(CheckpointError, match="of another model"):
         other.load(tmp_path / checkpoint_name(5))
@@ -345,6 +347,7 @@ def test_the_training_state_survives_exactly(tmp_path: Path) -> None:
     ours, engine = checkpointer(tmp_path)
     state = TrainState(step=5, n_tokens=10**13 + 1, next_sequence=2**40 + 1, loss_sum=0.1 + 0.2, grad_norm_sum=1 / 3, n_logged=2)
     ours.save(engine, state)
+    ours.wait()
     assert ours.restore(engine) == state
     assert ours.restore(engine) != replace(state, loss_sum=0.3)
 

@@ -14,17 +14,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "units"},
+    {"errors", "units", "goodput"},
     {"section"},
     {"attention_config", "cluster_config", "model_config", "study_config"},
     {"config"},
     {"redact", "files", "startup"},
-    {"driver_lock", "provenance"},
+    {"driver_lock", "fence", "provenance"},
     {"parallel"},
     {"plan"},
     {"compose"},
     {"rundir"},
     {"channel"},
+    {"failure"},
     {"metrics"},
     {"laws"},
     {"checkpoint"},

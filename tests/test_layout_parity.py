@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_runs import FAMILIES, G, layout, reference, run
+import torch
+from layout_runs import FAMILIES, SHAPE, G, layout, reference, rule_against, run, train
+from objectives import objective
+from ranks import run_ranks
+from test_family_models import sequences
 
+from scaling.engine import deepspeed
+from scaling.engine.build import build_engine
+from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 
 N_STEPS = 20
@@ -22,15 +30,28 @@ LAYOUTS = {
     "tp2": layout(tp=2),
     "tp2-sequence": layout(tp=2, sequence_parallel=True),
     "pp2": layout(pp=2),
+    "pp2-dualpipev": layout(pp=2, pp_schedule="dualpipev"),
     "sp2": layout(sp=2),
+    "sp2-ring": layout(sp=2, sp_attention="ring"),
     "tp2-pp2": layout(tp=2, pp=2),
     "dp2-tp2-zero1": layout(dp=2, tp=2),
     "dp2-tp2-zero2": layout(dp=2, tp=2, zero_stage=2),
     "dp2-tp2-zero3": layout(dp=2, tp=2, zero_stage=3),
     "dp2-pp2": layout(dp=2, pp=2),
+    "tp2-pp2-dualpipev": layout(tp=2, pp=2, pp_schedule="dualpipev"),
     "tp2-sp2-zero2": layout(tp=2, sp=2, zero_stage=2),
     "dp2-sp2-zero3": layout(dp=2, sp=2, zero_stage=3),
+    "sp4-ring": layout(sp=4, sp_attention="ring"),
+    "tp2-sp2-ring": layout(tp=2, sp=2, sp_attention="ring", sequence_parallel=True),
 }
+
+
+PLACES: dict[str, Layout] = LAYOUTS | {"reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"), "dp4": layout(dp=4)}
+
+
+def more_blocks(family: str, name: str) -> tuple[str, ...]:
+    """Where two blocks are fewer than the stages; families of two stacks have four."""
+    return ("model.n_layers=4",) if PLACES[name].n_stages > 2 and family in ("gpt", "bert") else ()
 
 
 def assert_follows(curves: list[list[float]], expected: list[float], rtol: float = FP32_RTOL) -> None:
@@ -41,13 +62,13 @@ def assert_follows(curves: list[list[float]], expected: list[float], rtol: float
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layout_follows_the_reference(family: str, name: str) -> None:
-    overrides = FAMILIES[family]
+    overrides = (*FAMILIES[family], *more_blocks(family, name))
     assert_follows(run(overrides, LAYOUTS[name], 0, N_STEPS), reference(N_STEPS, *overrides))
 
 
 VARIANTS = {
     "gqa": ("attention=gqa", "model.n_kv_heads=2", "model.bias=true"),
-    "mqa-sp": ("attention=mqa",),
+    "mqa": ("attention=mqa",),
     "relative": ("attention=relative", "position=none"),
     "local": ("attention=local", "attention.window=8"),
     "strided": ("attention=strided", "attention.stride=4"),
@@ -63,19 +84,22 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2"])
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring"])
 def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
-    if (variant, name) in {("mqa-sp", "tp2"), ("mqa-sp", "tp2-sequence"), ("experts", "sp2")}:
-        pytest.skip("refused by a rule of the plan")
     overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
+    if (rule := rule_against(overrides, LAYOUTS[name])) is not None:
+        pytest.skip(rule)
     assert_follows(run(overrides, LAYOUTS[name], 0, 4), reference(4, *overrides))
 
 
-@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2"])
+@pytest.mark.parametrize(
+    "name", ["tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2", "tp2-pp2-dualpipev", "sp2-ring"]
+)
 def test_bf16_stays_within_its_roundings(name: str) -> None:
-    expected = np.array(reference(6, *FAMILIES["gpt"], "precision=bf16"))
-    assert abs(expected / np.array(reference(6, *FAMILIES["gpt"])) - 1).max() > 1e-5, "bf16 is not on"
-    curve = np.array(run((*FAMILIES["gpt"], "precision=bf16"), LAYOUTS[name], 0, 6)[0])
+    overrides = (*FAMILIES["gpt"], *more_blocks("gpt", name))
+    expected = np.array(reference(6, *overrides, "precision=bf16"))
+    assert abs(expected / np.array(reference(6, *overrides)) - 1).max() > 1e-5, "bf16 is not on"
+    curve = np.array(run((*overrides, "precision=bf16"), LAYOUTS[name], 0, 6)[0])
     np.testing.assert_allclose(np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=BF16_LOSS_RTOL)
     np.testing.assert_allclose(curve[1:-1:2], expected[1:-1:2], rtol=BF16_NORM_RTOL)
 
@@ -88,6 +112,35 @@ def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
     differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
     assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
     assert_follows(run((*FAMILIES["gpt"], *clipped), LAYOUTS[name], 0, 4), expected)
+
+
+def evaluate_one(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> float:
+    config, make_batch = objective(*SHAPE, *overrides)
+    ranks = ranks.laid_out(tp=1, pp=layout.pp, sp=1)
+    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+        return engine.evaluate([make_batch(sequences(config, np.arange(2)), np.arange(2))]).loss
+
+
+@pytest.mark.parametrize("name", ["pp2", "pp2-dualpipev"])
+def test_fewer_batches_than_stages_are_evaluated(name: str) -> None:
+    overrides = (*FAMILIES["gpt"], "model.n_layers=4")
+    expected = run_ranks(evaluate_one, 1, overrides, PLACES["reference"])
+    np.testing.assert_allclose(run_ranks(evaluate_one, 2, overrides, LAYOUTS[name]), expected * 2, rtol=FP32_RTOL)
+
+
+def train_in_small_buckets(ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int) -> list[float]:
+    before, deepspeed.REDUCE_BUCKET = deepspeed.REDUCE_BUCKET, 5_000  # a tenth of the model
+    try:
+        return train(ranks, overrides, layout, 0, n_steps)
+    finally:
+        deepspeed.REDUCE_BUCKET = before
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "dp2-tp2-zero2"])
+def test_gradients_that_leave_in_many_buckets_are_the_same(name: str) -> None:
+    layout = LAYOUTS[name]
+    found = run_ranks(train_in_small_buckets, layout.world_size, FAMILIES["gpt"], layout, 4)
+    assert_follows(found, reference(4, *FAMILIES["gpt"]))
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
@@ -106,7 +159,7 @@ def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_pat
     assert_follows([first[:6] + run(FAMILIES["gpt"], offloaded, 3, 6, tmp_path)[0]], expected)
 
 
-@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "tp2-pp2", "dp2-tp2-zero3"])
+@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"])
 def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
     overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
     unbroken = run(overrides, LAYOUTS[name], 0, 4)[0]
@@ -117,19 +170,20 @@ def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path
 
 MOVES = [
     ("reference", "tp2"), ("tp2", "reference"), ("dp4", "tp2"), ("pp2", "zero3"), ("zero3", "tp2-pp2"), ("tp2-pp2", "dp2-pp2"),
-    ("dp2-tp2-zero3", "pp2"), ("tp2-sequence", "ddp"), ("ddp", "sp2"), ("zero2", "dp4"), ("dp4", "reference"),
+    ("dp2-tp2-zero3", "pp2-dualpipev"), ("pp2-dualpipev", "pp2"), ("tp2-sequence", "ddp"), ("ddp", "sp2"), ("zero2", "dp4"),
+    ("dp4", "reference"),
 ]  # fmt: skip
-PLACES: dict[str, Layout] = LAYOUTS | {"reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"), "dp4": layout(dp=4)}
 
 
 @pytest.mark.parametrize(("written", "read"), MOVES)
 @pytest.mark.parametrize("family", ["gpt", "t5"])
 def test_a_checkpoint_opens_under_another_layout(family: str, written: str, read: str, tmp_path: Path) -> None:
-    first = run(FAMILIES[family], PLACES[written], 0, 3, None, tmp_path)[0]
-    assert_follows([first[:6] + run(FAMILIES[family], PLACES[read], 3, 6, tmp_path)[0]], reference(6, *FAMILIES[family]))
+    overrides = (*FAMILIES[family], *more_blocks(family, written), *more_blocks(family, read))
+    first = run(overrides, PLACES[written], 0, 3, None, tmp_path)[0]
+    assert_follows([first[:6] + run(overrides, PLACES[read], 3, 6, tmp_path)[0]], reference(6, *overrides))
 
 
-@pytest.mark.parametrize("name", ["tp2", "pp2", "dp2-tp2-zero3", "tp2-pp2"])
+@pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-dualpipev", "dp2-tp2-zero3", "tp2-pp2"])
 def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     unbroken = run(FAMILIES["t5"], LAYOUTS[name], 0, 4)[0]
     first = run(FAMILIES["t5"], LAYOUTS[name], 0, 2, None, tmp_path)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ ACTIVATIONS = G * 16 * 32
 WITHIN = 0.1
 
 
-def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True) -> dict[str, int]:
+def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True, *overrides: str) -> dict[str, int]:
     """By one rank in its third step, when all that is made once has been made. reuse: ZeRO-3 may keep weights for backward."""
     import scaling.engine.deepspeed as module
 
@@ -38,11 +39,11 @@ def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True) -> dict[str
         return config
 
     module.deepspeed_config = configured if reuse else without_reuse
-    config, make_batch = objective(*SHAPE, *FAMILIES["gpt"])
+    config, make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     try:
-        with counted() as counts:
-            engine = build_engine(config, layout, ranks, torch.device("cpu"))
+        with counted() as counts, ExitStack() as building:
+            engine = building.enter_context(closing(build_engine(config, layout, ranks, torch.device("cpu"))))
             for step in range(3):
                 before = dict(counts)
                 ks = np.arange(G) + G * step
@@ -99,6 +100,19 @@ def test_ulysses_swaps_positions_for_heads_and_back() -> None:
     counts = sent(layout(sp=2))
     # Queries, keys, values and what is gathered, forward and backward, of a rank's half.
     assert counts["all_to_all_single"] == pytest.approx(8 * L * ACTIVATIONS / 2, rel=WITHIN)
+
+
+def test_a_ring_passes_keys_and_values_round() -> None:
+    counts = sent(layout(sp=4, sp_attention="ring"))
+    # A rank's quarter of keys and values to three others, forward and backward; their gradients to three others, and home.
+    expected = (2 * 3 + 4) * 2 * L * ACTIVATIONS / 4
+    assert counts["batch_isend_irecv"] == pytest.approx(expected, rel=WITHIN)
+
+
+def test_stages_there_and_back_send_twice_as_much() -> None:
+    pipeline = layout(pp=2, pp_schedule="dualpipev")
+    for counts in run_ranks(sent_in_a_step, 2, pipeline, True, "model.n_layers=4"):
+        assert counts["batch_isend_irecv"] == 2 * ACTIVATIONS
 
 
 def test_stages_send_activations_forward_and_gradients_back() -> None:

@@ -101,7 +101,8 @@ def test_a_run_leaves_the_files_of_its_record(unbroken: Unbroken) -> None:
     assert len(held_out) == N_STEPS // 20
     assert losses[-1] < 0.5 * losses[0]
     assert held_out[-1] < 0.6 * held_out[0]
-    assert [p.name for p in sorted((directory / "checkpoints").iterdir())] == [f"step-{N_STEPS - 10:08d}", f"step-{N_STEPS:08d}"]
+    kept = sorted(path.name for path in (directory / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{N_STEPS - 10:08d}", f"step-{N_STEPS:08d}"]
     assert [e["kind"] for e in events(unbroken.run, "start", "resume", "failed", "preempted", "finished")] == [
         "start",
         "finished",
@@ -135,6 +136,23 @@ def test_every_stop_has_its_exit_code_and_event(broken: Broken) -> None:
 
 def test_a_stopped_run_ends_as_if_it_had_never_been(unbroken: Unbroken, broken: Broken) -> None:
     assert curve(broken.parts[0]) == curve(unbroken.run), f"stopped at {broken.stops}"
+
+
+def test_every_second_is_accounted_for(unbroken: Unbroken, broken: Broken) -> None:
+    spent = {}
+    for name, run in (("unbroken", unbroken.run), ("broken", broken.parts[-1])):
+        summary = json.loads((run.directory / "summary.json").read_text())
+        spent[name] = summary["seconds"]
+        first, last = events(run, "start")[0], events(run, "finished")[0]
+        assert sum(spent[name].values()) == pytest.approx(last["time_s"] - first["command_s"], abs=0.5)
+        assert summary["goodput"] == pytest.approx(
+            spent[name]["productive"] / (sum(spent[name].values()) - spent[name]["stopped"]), abs=0.01
+        )
+        assert 0 < [r["run/goodput"] for r in run.records() if "run/goodput" in r][-1] <= 1
+    assert spent["unbroken"]["recomputing"] == spent["unbroken"]["restarting"] == spent["unbroken"]["stopped"] == 0
+    assert min(spent["unbroken"][name] for name in ("productive", "starting", "evaluating", "checkpointing")) > 0
+    assert min(spent["broken"][name] for name in ("productive", "recomputing", "restarting", "stopped")) > 0
+    assert [r["run/restarts"] for r in broken.parts[-1].records() if "run/restarts" in r][-1] == 3
 
 
 def test_nothing_is_left_behind(unbroken: Unbroken, broken: Broken) -> None:

@@ -12,6 +12,7 @@ import pytest
 from scaling import status
 from scaling.curve import plot_loss_curve, running_mean
 from scaling.errors import DataError
+from scaling.goodput import MEANING
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.rundir import RunDir
@@ -42,6 +43,8 @@ def test_a_row_says_how_the_run_stands(tmp_path, capsys):
     with run_dir.lock():
         row = rows(capsys, f"run.root={tmp_path}")["a"]
     assert 0 <= row.pop("age_s") < 60
+    assert row.pop("goodput") == pytest.approx(0.0, abs=1e-9)
+    assert row.pop("seconds").keys() == MEANING.keys()
     assert row == {
         "name": "a", "path": str(tmp_path / "a"), "state": "running", "step": 20, "n_steps": 40, "loss": 0.5,
         "val_loss": 1.25, "tokens_per_s": 10_000.0, "restarts": 2, "eta_s": 2.0, "trouble": None,
@@ -64,6 +67,19 @@ def test_states_without_a_driver(tmp_path, capsys, kinds, state):
     (tmp_path / "a" / "config.yaml").touch()
     row = rows(capsys, str(tmp_path))["a"]
     assert (row["state"], row["eta_s"]) == (state, None)
+
+
+def test_where_the_time_goes_is_shown_while_a_run_goes_on(tmp_path, capsys):
+    run_dir = RunDir(tmp_path / "a").create()
+    begun_s = time.time()
+    run_dir.event("start", step=0, workers="w", command_s=begun_s - 10)
+    run_dir.write_progress("w", 5, dict.fromkeys(MEANING, 0.0) | {"productive": 30.0})
+    row = rows(capsys, str(tmp_path))["a"]
+    assert row["seconds"]["productive"] == 30.0
+    assert row["seconds"]["starting"] == pytest.approx(10.0, abs=1.0)
+    assert row["goodput"] == pytest.approx(0.75, abs=0.05)
+    assert status.main([str(tmp_path)]) == 0
+    assert f"{row['goodput']:.1%}" in capsys.readouterr().out
 
 
 def test_what_was_not_measured_is_null(tmp_path, capsys):

@@ -16,11 +16,22 @@ from scaling.model.batch import Batch, Loss
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Of a step's loss and gradient norm before clipping; an update beyond one of them is left out."""
+
+    loss: float
+    grad_norm: float
+
+    def exceeded(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        return (loss > self.loss) | (grad_norm > self.grad_norm)
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one optimiser step tells: 0-dim fp32 tensors on the engine's device, equal on every rank.
 
     loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm before
-    clipping. skipped: 1 where the update was left out because the gradients were not finite, else 0.
+    clipping. skipped: 1 where the update was left out because the gradients were not finite or a limit was exceeded, else 0.
     """
 
     loss: torch.Tensor
@@ -54,8 +65,8 @@ class Engine(Protocol):
         """This rank's share of the model."""
         ...
 
-    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
-        """One optimiser update on this rank's part of the global batch, at learning rate `lr`."""
+    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
+        """One optimiser update on this rank's part of the global batch, at learning rate `lr`, unless it exceeds `limits`."""
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
@@ -66,12 +77,17 @@ class Engine(Protocol):
         """The model as one module of ordinary weights, for generation; a copy where weights are sharded over the ranks."""
         ...
 
-    def snapshot(self) -> Snapshot:
-        """This rank's part of the weights and optimiser states as they are now, in the host's memory."""
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
+        """This rank's part of the weights and optimiser states as they are now, in the host's memory, which may be that of an
+        earlier one."""
         ...
 
     def load(self, directory: Path) -> None:
         """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises CheckpointError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all that would stay with the process; the engine is not used after it."""
         ...
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from scaling.config import RunConfig
-from scaling.engine.base import EvalResult, LossModule, StepResult
+from scaling.engine.base import EvalResult, Limits, LossModule, StepResult
 from scaling.engine.reference import ReferenceEngine
 from scaling.fragments import Snapshot
 from scaling.model.batch import Batch
@@ -29,7 +29,7 @@ class DDPEngine(ReferenceEngine):
         unused = config.model.n_experts > 1 or config.objective.sentence_order
         self._ddp = DistributedDataParallel(LossModule(self.model), device_ids=devices, find_unused_parameters=unused)
 
-    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         self.model.train()
         n_targets = torch.tensor(float(sum(batch.n_targets for batch in micro_batches)), device=self.device)
         dist.all_reduce(n_targets)
@@ -43,7 +43,7 @@ class DDPEngine(ReferenceEngine):
                 (objective / n_targets * self._ranks.dp).backward()
             loss += nats.detach() / n_targets
         dist.all_reduce(loss)
-        return self._update(loss, lr)
+        return self._update(loss, lr, limits)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
         own = super().evaluate(batches)
@@ -51,6 +51,6 @@ class DDPEngine(ReferenceEngine):
         dist.all_reduce(sums)
         return EvalResult(float(sums[0]), int(sums[1]))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """All of it on the first rank, as all have the same."""
-        return super().snapshot() if self._ranks.is_first else Snapshot([], self._optimizer_step())
+        return super().snapshot(reuse) if self._ranks.is_first else Snapshot([], self._optimizer_step())

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling.config import RunConfig
-from scaling.engine.base import EvalResult, LossModule, StepResult
+from scaling.engine.base import EvalResult, Limits, LossModule, StepResult
 from scaling.engine.optim import build_optimizer, set_rate
+from scaling.engine.refusal import Refusal
 from scaling.engine.share import Share
 from scaling.engine.zero_states import ZeroStates
 from scaling.fragments import Fragment, FragmentReader, Snapshot
@@ -26,6 +27,7 @@ from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
 from scaling.plan.degrees import Layout
+from scaling.plan.setting import REDUCE_BUCKET
 
 
 def import_deepspeed() -> Any:
@@ -64,6 +66,8 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
     # Each gradient is reduced to the rank that owns it: P elements. By default all ranks get it and most forget it: 2 P.
     zero["use_multi_rank_bucket_allreduce"] = False
+    if layout.pp == 1:  # the pipeline sends gradients when all micro-batches are through
+        zero |= {"overlap_comm": True, "reduce_bucket_size": REDUCE_BUCKET}
     if layout.zero_stage == 3:
         # Every parameter is partitioned: those kept whole would need a copy of their own on loading.
         zero["stage3_param_persistence_threshold"] = 0
@@ -163,6 +167,7 @@ class DeepSpeedEngine:
                 model=module, optimizer=optimizer, config=settings, dist_init_required=False, mpu=mpu
             )  # fmt: skip
         self._states = ZeroStates(self._engine, layout.zero_stage, ranks.replica)
+        self._refusal = Refusal(self._engine.optimizer, layout.zero_stage, self._loss)
 
     @property
     def model(self) -> LanguageModel:
@@ -173,12 +178,15 @@ class DeepSpeedEngine:
         """What DeepSpeed is given."""
         return LossModule(self.model)
 
-    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         engine = self._engine
+        self._refusal.begin(limits)
         set_rate(engine.optimizer.param_groups, lr)
         skipped = engine.skipped_steps
         loss = self._train([batch.to(self.device) for batch in micro_batches], self._n_targets(micro_batches))
-        grad_norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        refused = self._refusal.grad_norm
+        norm = engine.get_global_grad_norm() if refused is None else refused
+        grad_norm = torch.as_tensor(norm, dtype=torch.float32, device=self.device)
         return StepResult(loss, grad_norm, torch.tensor(float(engine.skipped_steps - skipped), device=self.device))
 
     def _n_targets(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
@@ -194,14 +202,18 @@ class DeepSpeedEngine:
     def _train(self, micro_batches: Sequence[Batch], n_targets: torch.Tensor) -> torch.Tensor:
         """Forward, backward and update; the loss."""
         self._engine.train()
-        loss = torch.zeros((), device=self.device)
+        self._own_loss = torch.zeros((), device=self.device)
         for batch in micro_batches:
             nats, _, objective = self._engine(*batch)
             # ZeRO averages gradients over the ranks; the sum over all targets wants the sum.
             self._engine.backward(objective / n_targets * self._ranks.replicas, scale_wrt_gas=False)
-            loss += nats.detach() / n_targets
+            self._own_loss += nats.detach() / n_targets
             self._engine.step()
-        return self._over_replicas(loss)
+        return self._loss()
+
+    def _loss(self) -> torch.Tensor:
+        """Of the step's micro-batches, over all ranks."""
+        return self._over_replicas(self._own_loss.clone())
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
@@ -230,14 +242,14 @@ class DeepSpeedEngine:
                     weights[name] = param.detach().clone()
         return self._share.whole_model(weights)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         def fragments() -> Iterator[Fragment]:
             for name, param in self._share.owned():
                 views = self._states.views(param)
                 if views is not None:
                     yield Fragment(name, part_of(param), views[0], views[1])
 
-        return Snapshot.of(fragments(), optimizer_step=self._states.optimizer_step)
+        return Snapshot.of(fragments(), optimizer_step=self._states.optimizer_step, reuse=reuse)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -253,6 +265,11 @@ class DeepSpeedEngine:
             self._states.written(param, tensors["param"])
         self._states.optimizer_step = reader.optimizer_step
         self._states.all_written()
+
+    def close(self) -> None:
+        """Without it hooks in autograd's graph, of which Python's collector sees nothing, would keep all of the engine. Of ZeRO-3
+        something stays even so (0.19.8): a process that is to live on should not."""
+        self._engine.destroy()
 
 
 def forget_layout() -> None:

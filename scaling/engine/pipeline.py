@@ -1,6 +1,6 @@
 """DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers, behind the engine contract.
 
-Stages are cut by `scaling.plan.stages`, and each is a model of the blocks that it has. What passes between two is one tensor
+Stages are cut by `scaling.plan.stages`, and each runs its blocks of its rank's model. What passes between two is one tensor
 (`Flow.packed`); tokens, targets and documents do not pass, for every rank reads the batch itself.
 """
 
@@ -19,7 +19,7 @@ from scaling.engine.base import EvalResult
 from scaling.engine.deepspeed import DeepSpeedEngine, import_deepspeed
 from scaling.engine.share import Share
 from scaling.model.base import Flow
-from scaling.model.batch import Batch
+from scaling.model.batch import IGNORED, Batch
 
 
 class Stage(nn.Module):
@@ -28,9 +28,9 @@ class Stage(nn.Module):
     The schedule runs the forwards of micro-batches in their order, so a count says which one it is.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, blocks: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.blocks = share.model, share.blocks
+        self.model, self.blocks = share.model, blocks
         self.begin([], 1.0)
 
     def begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
@@ -66,18 +66,18 @@ class Stage(nn.Module):
 def _pipeline_module(share: Share) -> nn.Module:
     """DeepSpeed's module of as many layers as stages, of which each rank builds its own."""
     import_deepspeed()
-    from deepspeed.pipe import LayerSpec, PipelineModule
+    from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-    class Staged(PipelineModule):
+    class Staged(DualPipeVModule if share.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
         """Weights that several stages hold are told to DeepSpeed by our names of them, not as layers of its own kind."""
 
         def _index_tied_modules(self) -> dict[str, Any]:
             self.shared: list[tuple[nn.Parameter, Any]] = []
-            groups = _groups_of_stages(share)
-            for parameter, stages in share.shared_stages():
-                vars(parameter)["ds_pipe_replicated"] = stages[0] != share.ranks.pp_rank
-                self.shared.append((parameter, groups[tuple(stages)]))
+            groups = _groups_that_share(share)
+            for parameter, pp_ranks in share.shared():
+                vars(parameter)["ds_pipe_replicated"] = pp_ranks[0] != share.ranks.pp_rank
+                self.shared.append((parameter, groups[tuple(pp_ranks)]))
             return {}
 
         def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
@@ -85,58 +85,75 @@ def _pipeline_module(share: Share) -> nn.Module:
 
     ranks = share.ranks
     topology = PipeModelDataParallelTopology(num_pp=ranks.pp, num_mp=ranks.tp, num_dp=ranks.dp)
-    layers = [LayerSpec(Stage, share) for _ in range(ranks.pp)]
+    layers = [LayerSpec(Stage, share, blocks) for blocks in share.blocks]
     with contextlib.redirect_stdout(io.StringIO()):
         return Staged(layers, topology=topology, partition_method="uniform", loss_fn=None)
 
 
-def _groups_of_stages(share: Share) -> dict[tuple[int, ...], Any]:
-    """For each set of stages that share a weight, the group of its ranks at this rank's place. Collective over the world."""
+def _groups_that_share(share: Share) -> dict[tuple[int, ...], Any]:
+    """For each set of pipeline ranks that share a weight, the group of those at this rank's place. Collective over the world."""
     ranks, mine = share.ranks, {}
-    for stages in sorted({tuple(stages) for stages in share.stages.values() if len(stages) > 1}):
+    for pp_ranks in sorted({tuple(pp_ranks) for pp_ranks in share.pp_ranks.values() if len(pp_ranks) > 1}):
         for members in ranks.axis("pp"):
-            chosen = [members[stage] for stage in stages]
+            chosen = [members[pp_rank] for pp_rank in pp_ranks]
             group = dist.new_group(chosen)
             if ranks.rank in chosen:
-                mine[stages] = group
+                mine[pp_ranks] = group
     return mine
 
 
 class PipelineEngine(DeepSpeedEngine):
-    """1F1B (Narayanan et al. 2019, arXiv:1806.03377) over pp stages: as many micro-batches as accumulation steps in flight."""
+    """As many micro-batches as accumulation steps pass through the stages, in the order of the layout's `pp_schedule`.
+
+    1f1b (Narayanan et al. 2019, arXiv:1806.03377) or dualpipev (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1, cut in half),
+    whose micro-batches come back: the first rank has the first stage and the last one, which makes the loss.
+    """
 
     def _module(self) -> nn.Module:
         module = _pipeline_module(self._share)
-        self._stage: Stage = next(m for m in module.modules() if isinstance(m, Stage))
+        self._stages = [m for m in module.modules() if isinstance(m, Stage)]
         self._shape: tuple[int, ...] | None = None
         return module
 
     def _train(self, micro_batches: Sequence[Batch], n_targets: Tensor) -> Tensor:
         # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all targets wants neither.
-        self._stage.begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
-        self._expect(micro_batches)
+        self._begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
+        self._divisor = n_targets
         self._engine.train_batch(_placeholders())
-        loss = self._told_once(self._stage.nats).float() / n_targets
-        dist.all_reduce(loss)
-        return loss
+        return self._loss()
+
+    def _loss(self) -> Tensor:
+        nats, _ = self._summed()
+        return nats.float() / self._divisor
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        """DualPipeV takes as many batches at a time as in training, for which its engine (0.19.8) keeps buffers: the last ones
+        are filled up with some that have no targets."""
         moved = [batch.to(self.device) for batch in batches]
-        self._stage.begin(moved, 1.0)
-        self._expect(moved)
-        self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=len(moved))
-        sums = self._told_once(torch.stack([self._stage.nats, self._stage.n_targets.double()]))
-        dist.all_reduce(sums)
+        size = self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
+        blank = moved[-1]._replace(targets_BT=torch.full_like(moved[-1].targets_BT, IGNORED))
+        moved += [blank] * (-len(moved) % size)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for start in range(0, len(moved), size):
+            self._begin(moved[start : start + size], 1.0)
+            self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=size)
+            sums += self._summed()
         return EvalResult(float(sums[0]), int(sums[1]))
 
-    def _told_once(self, x: Tensor) -> Tensor:
-        """x on one rank of each last stage, zero on all others: their sum counts it once."""
-        tells = self._stage.is_last and self._ranks.tp_rank == 0
-        return x.to(self.device) if tells else torch.zeros_like(x, device=self.device)
+    def _summed(self) -> Tensor:
+        """(nats, targets) of all ranks; one rank of each last stage tells them, so that they are counted once."""
+        last = next((stage for stage in self._stages if stage.is_last), None)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if last is not None and self._ranks.tp_rank == 0:
+            sums = torch.stack([last.nats, last.n_targets.double()]).to(self.device)
+        dist.all_reduce(sums)
+        return sums
 
-    def _expect(self, batches: Sequence[Batch]) -> None:
-        """Buffers are kept from step to step while shapes are the same."""
+    def _begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
+        """Micro-batches to come. Buffers are kept from step to step while shapes are the same."""
+        for stage in self._stages:
+            stage.begin(batches, scale)
         shape = tuple(batches[0].tokens_BT.shape)
         if shape != self._shape:
             self._engine.reset_activation_shape()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from scaling.config import RunConfig
-from scaling.engine.base import EvalResult, StepResult
+from scaling.engine.base import EvalResult, Limits, StepResult
 from scaling.engine.optim import build_optimizer, set_rate
 from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel, build_model, initialise
@@ -36,7 +36,7 @@ class ReferenceEngine:
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast_bf16 else nullcontext()
 
-    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         self.model.train()
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss = torch.zeros((), device=self.device)
@@ -46,15 +46,16 @@ class ReferenceEngine:
                 nats, _, objective = self.model.loss(batch)
             (objective / n_targets).backward()
             loss += nats.detach() / n_targets
-        return self._update(loss, lr)
+        return self._update(loss, lr, limits)
 
-    def _update(self, loss: torch.Tensor, lr: float) -> StepResult:
+    def _update(self, loss: torch.Tensor, lr: float, limits: Limits | None) -> StepResult:
         """Clip the gradients that are there, and step."""
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         set_rate(self._optimizer.param_groups, lr)
-        skipped = (~torch.isfinite(grad_norm)).float()
+        bad = ~torch.isfinite(grad_norm) if limits is None else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
+        skipped = bad.float()
         # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody waits for the device.
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
@@ -77,7 +78,7 @@ class ReferenceEngine:
     def whole_model(self) -> LanguageModel:
         return self.model
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         state = self._optimizer.state
 
         def fragments() -> Iterator[Fragment]:
@@ -85,7 +86,7 @@ class ReferenceEngine:
                 moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
                 yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
-        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step())
+        return Snapshot.of(fragments(), optimizer_step=self._optimizer_step(), reuse=reuse)
 
     def _optimizer_step(self) -> int:
         return max((int(moments["step"]) for moments in self._optimizer.state.values()), default=0)
@@ -96,6 +97,7 @@ class ReferenceEngine:
         named = dict(self.model.named_parameters())
         reader.check({name: tuple(p.shape) for name, p in named.items()})
         fused = bool(self._optimizer.param_groups[0].get("fused"))
+        self._optimizer.state.clear()
         for name, param in named.items():
             param.copy_(reader.read("param", name, part_of(param), 0, param.numel()).view_as(param))
             if reader.optimizer_step:
@@ -106,3 +108,6 @@ class ReferenceEngine:
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }
+
+    def close(self) -> None:
+        """Nothing outlives it."""

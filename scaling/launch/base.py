@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
-from scaling.channel import Channel, LocalChannel, encode_error
+from scaling.channel import Channel, LocalChannel
 from scaling.errors import LaunchError, ScalingError
+from scaling.failure import tell
 from scaling.parallel.grid import Ranks
 
 WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]
@@ -17,7 +16,12 @@ WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]
 
 
 class Launch(Protocol):
-    """Workers on their way. Used as a context manager: leaving it takes every process and temporary file away."""
+    """Workers on their way. Used as a context manager: leaving it takes every process and temporary file away.
+
+    dies_with_its_worker: nobody starts a worker again that hangs, for it is a thread of the driver.
+    """
+
+    dies_with_its_worker: bool
 
     def receive(self) -> list[tuple[str, dict[str, Any]]]:
         """Messages of the workers that are new since the last call."""
@@ -44,20 +48,15 @@ def guarded(worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, channel: Ch
     """Run a worker; its error reaches the driver as a message, and its traceback a file of the run directory."""
     try:
         return worker_fn(spec, ranks, channel, rendezvous)
-    except ScalingError as error:
-        channel.send("fatal", encode_error(error) | {"rank": ranks.rank})
-        raise
     except Exception as error:
-        path = Path(spec["run_dir"]) / "errors" / f"rank-{ranks.rank:05d}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(traceback.format_exc())
-        summary = "".join(traceback.format_exception_only(error)).strip()
-        channel.send("crashed", {"rank": ranks.rank, "error": summary, "traceback": str(path)})
+        tell(error, channel, spec["run_dir"], ranks.rank)
         raise
 
 
 class InProcessLaunch:
     """A single worker in a thread of the driver: no Ray, no second process, the first step two seconds after the start."""
+
+    dies_with_its_worker = True
 
     def __init__(self, worker_fn: WorkerFn, spec: dict[str, Any]) -> None:
         self._channel = LocalChannel()

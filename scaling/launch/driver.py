@@ -9,25 +9,22 @@ from typing import Any
 
 from rich.console import Console
 
-from scaling.channel import decode_error
-from scaling.checkpoint import remove_partials
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
 from scaling.data.shards import CorpusIndex
 from scaling.data.stream import check_shards
-from scaling.errors import DataError, LaunchError, RunDirError, ScalingError
+from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine
 from scaling.launch.signals import StopSignals
 from scaling.launch.summary import finish, print_summary
+from scaling.launch.watch import Watch
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import check_available, resolve_cluster
 from scaling.plan.show import plan_table
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark
-
-_POLL_S = 0.2
 
 
 def drive(config: RunConfig) -> int:
@@ -53,7 +50,8 @@ def drive(config: RunConfig) -> int:
         try:
             return _train(config, plan, run_dir, console, marks)
         except ScalingError as error:
-            run_dir.event("failed", reason=str(error))
+            run_dir.settle_account()
+            run_dir.event("failed", reason=str(error), command_s=marks["command"])
             raise
 
 
@@ -67,7 +65,6 @@ def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     run_dir.write_config(config)
     run_dir.write_plan(plan.to_dict())
     run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
-    remove_partials(run_dir.checkpoints)
 
 
 def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:
@@ -84,9 +81,10 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
         mark(marks, "prepared")
         progress = cleanup.enter_context(ProgressLine(console))
         launch = cleanup.enter_context(_launch(config, plan, spec))
-        result = _watch(launch, signals, progress)
+        result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
+    run_dir.settle_account()
     if not result["finished"]:
-        run_dir.event("preempted", step=result["step"], reason=signals.received)
+        run_dir.event("preempted", step=result["step"], reason=signals.received, command_s=marks["command"])
         console.print(
             f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
         )  # fmt: skip
@@ -134,51 +132,3 @@ def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
     from scaling.launch.ray_train import RayLaunch
 
     return RayLaunch(worker_entry, spec, config.cluster, plan.layout.world_size, debug=config.scaling.debug)
-
-
-def _watch(launch: Launch, signals: StopSignals, progress: ProgressLine) -> dict[str, Any]:
-    """Show what the workers say and pass on the wish to stop, until they end. Raises the first error among them."""
-    asked = began = False
-    crashes: list[dict[str, Any]] = []
-    progress.waiting("starting workers ...")
-    while True:
-        over = launch.done(_POLL_S)
-        signals.renew()
-        for kind, message in launch.receive():
-            if kind == "progress":
-                progress.show(message)
-            elif kind == "fatal":
-                raise decode_error(message)
-            elif kind == "crashed":
-                crashes.append(message)
-                progress.say(f"rank {message['rank']} failed: {message['error']}")
-            else:
-                began = began or kind == "began"
-                told(kind, message, progress.say)
-        if signals.received and not began:
-            return {"finished": False, "step": None}
-        if signals.received and not asked:
-            asked = True
-            launch.request_stop()
-            progress.say(f"{signals.received}: writing a checkpoint and stopping; Ctrl-C (again) leaves at once.")
-        if over:
-            break
-    try:
-        return launch.result()
-    except LaunchError as error:
-        if not crashes:
-            raise
-        first = crashes[0]
-        fix = f"Its traceback is in {first['traceback']}; the same command resumes from the last checkpoint."
-        raise LaunchError(f"rank {first['rank']} failed first: {first['error']}", None, fix) from error
-
-
-def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Pass a worker's message on to the person who waits."""
-    if kind == "began":
-        step = message["step"]
-        say(f"Resuming after step {step}." if step else "Training begins.")
-    elif kind == "notice":
-        say(message["text"])
-    elif kind == "checkpoint_damaged":
-        say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

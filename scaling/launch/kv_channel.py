@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -24,6 +25,9 @@ class KvChannel:
         from ray.experimental.internal_kv import _internal_kv_exists
 
         return bool(_internal_kv_exists(f"{self._prefix}/stop"))
+
+    def abandon(self) -> None:
+        os._exit(1)
 
 
 class KvInbox:

@@ -27,6 +27,21 @@ _SHUTDOWN_S = 30.0
 _RENDEZVOUS = "SCALING_RENDEZVOUS"
 
 
+def _loss_teller(prefix: str) -> Any:
+    """Ray Train's callback, in its controller, that tells the driver which ranks ended without an error of their own."""
+    from ray.exceptions import RayActorError
+    from ray.train import UserCallback
+
+    class LossTeller(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
+            lost = sorted(rank for rank, cause in causes.items() if isinstance(cause, RayActorError))
+            if lost:
+                KvChannel(prefix, lost[0]).send("lost", {"ranks": lost})
+
+    return LossTeller()
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's train function, on each rank."""
     import ray.train
@@ -72,6 +87,8 @@ def _make_backend(rendezvous_dir: str | None) -> Any:
 
 class RayLaunch:
     """Workers of one run under Ray Train, on a cluster started here for it or on one that stands."""
+
+    dies_with_its_worker = False
 
     def __init__(
         self, worker_fn: WorkerFn, spec: dict[str, Any], cluster: ClusterConfig, world_size: int, *, debug: bool = False
@@ -134,6 +151,7 @@ class RayLaunch:
                 name=uuid.uuid4().hex,
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=self._cluster.max_failures),
+                callbacks=[_loss_teller(self._prefix)],
             ),
         )
         result = trainer.fit()

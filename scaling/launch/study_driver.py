@@ -20,12 +20,14 @@ from scaling.config import RunConfig
 from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError
 from scaling.files import disk_error
-from scaling.launch.driver import open_run, prepare_corpus, told
+from scaling.launch.blame import Troubles
+from scaling.launch.driver import open_run, prepare_corpus
 from scaling.launch.entry import worker_entry
 from scaling.launch.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
+from scaling.launch.watch import told
 from scaling.metrics.wandb_sink import log_results
 from scaling.plan.choose import usable_bytes
 from scaling.plan.machine import check_available, n_devices
@@ -124,9 +126,10 @@ class _Attempt:
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
         self._corpus_dir, skipped = corpus
-        self._words: list[tuple[str, dict[str, Any]]] = []
+        self._fatal: ScalingError | None = None
+        self._troubles = Troubles(self.plan.layout.world_size)
         run_dir = trial.run_dir
-        now_s = time.time()
+        self.began_s = now_s = time.time()
         spec = {
             "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(self._corpus_dir),
             "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
@@ -141,8 +144,10 @@ class _Attempt:
                 self.progress = message
             elif kind == "began":
                 self.began_step = message["step"]
-            elif kind in ("fatal", "crashed"):
-                self._words.append((kind, message))
+            elif kind == "fatal":
+                self._fatal = self._fatal or decode_error(message)
+            elif kind in ("crashed", "hung"):
+                self._troubles.add(kind, message)
             else:
                 told(kind, message, lambda text: console.say(f"{self.trial.name}: {text}"))
         return over
@@ -152,11 +157,11 @@ class _Attempt:
         try:
             return self.launch.result()
         except LaunchError as error:
-            for kind, message in self._words:
-                if kind == "fatal":
-                    raise decode_error(message) from error
-                fix = f"Its traceback is in {message['traceback']}"
-                raise LaunchError(f"rank {message['rank']} failed: {message['error']}", None, fix) from error
+            trouble = self._troubles.verdict()
+            if self._fatal is not None:
+                raise self._fatal from error
+            if trouble is not None:
+                raise LaunchError(trouble.text, None, trouble.fix) from error
             raise
 
     def complete(self, result: dict[str, Any]) -> float:
@@ -289,13 +294,17 @@ class _Runner:
         _, held = self._running.pop(trial.identity)
         with held:
             try:
+                trial.run_dir.settle_account()
                 result = attempt.result()
+                trial.run_dir.settle_account()
                 if result["finished"]:
                     self._training_s += attempt.complete(result)
                 else:
-                    trial.run_dir.event("preempted", step=result["step"], reason="the study was stopped")
+                    reason, step = "the study was stopped", result["step"]
+                    trial.run_dir.event("preempted", step=step, reason=reason, command_s=attempt.began_s)
             except ScalingError as error:
-                trial.run_dir.event("failed", reason=str(error))
+                trial.run_dir.settle_account()
+                trial.run_dir.event("failed", reason=str(error), command_s=attempt.began_s)
             standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
             self._flops_done += self._left_before(attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from scaling.config import RunConfig
 from scaling.data.shards import CorpusIndex
+from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
 from scaling.plan.layout import RunPlan
@@ -61,17 +63,17 @@ def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
 def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]) -> dict[str, Any]:
     """The run in a dozen numbers.
 
-    wall_s counts the time that workers trained, evaluated and wrote checkpoints; goodput is the share of the time since the
-    first start that was spent in steps which count. Of a run that branched from another, times are its own part's.
+    wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was lost; seconds is all the time
+    since the first command by what it went to, and goodput the share of steps which count (`scaling.goodput`). Of a run that
+    branched from another, times are its own part's.
     """
     train = [r for r in records if names.TRAIN_LOSS in r]
     held_out = [r for r in records if names.VAL_LOSS in r]
     last = records[-1]
     branched = next((e for e in events if e["kind"] == "branched"), {"step": 0, "wall_s": 0.0})
     own_wall_s = last[names.WALL_S] - branched["wall_s"]
-    productive_s = training_s(records, first_step=branched["step"])
+    seconds = account([*events, {"kind": "finished", "time_s": time.time()}])
     starts = [e for e in events if e["kind"] in ("start", "resume")]
-    elapsed_s = max(e["time_s"] for e in events) - starts[0]["time_s"]
     rates = sorted(r[names.TOKENS_PER_S] for r in train if names.TOKENS_PER_S in r)
     return {
         "steps": int(last[names.STEP]),
@@ -84,11 +86,19 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
         "val_bits_per_byte": held_out[-1].get(names.VAL_BITS_PER_BYTE),
         "tokens_per_s": rates[len(rates) // 2] if rates else None,
         "wall_s": own_wall_s,
-        "training_s": productive_s,
+        "training_s": training_s(records, first_step=branched["step"]),
         "device_s": own_wall_s * plan.layout.world_size,
-        "goodput": min(1.0, productive_s / elapsed_s) if elapsed_s > 0 else None,
+        "goodput": goodput(seconds),
+        "seconds": {activity: round(spent_s, 3) for activity, spent_s in seconds.items()},
         "restarts": len(starts) - 1,
     }
+
+
+def time_text(seconds: Seconds) -> str:
+    """The activities that took more than a tenth of a percent of the time, the longest first."""
+    total = sum(seconds.values()) or 1.0
+    shares = sorted(((spent_s / total, activity) for activity, spent_s in seconds.items()), reverse=True)
+    return ", ".join(f"{activity} {share:.1%}" for share, activity in shares if share >= 0.001)
 
 
 def training_s(records: list[Record], first_step: float = 0) -> float:
@@ -113,6 +123,7 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
         "perplexity": f"{summary['val_ppl']:.2f}" + (f", {bits:.3f} bits per byte" if bits is not None else ""),
         "trained": f"{summary['steps']} steps, {format_count(summary['n_tokens'])} tokens, {format_flops(summary['flops'])}",
         "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
+        "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s" if summary["tokens_per_s"] else "unknown",
         "loss curve": str(run_dir.path / CURVE),
         "record": str(run_dir.metrics),

@@ -16,6 +16,7 @@ from scaling.channel import decode_error
 from scaling.checkpoint import committed
 from scaling.config import RunConfig
 from scaling.errors import LaunchError, ScalingError
+from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run
 from scaling.launch.entry import worker_entry
 from scaling.launch.kv_channel import KvChannel
@@ -101,6 +102,7 @@ class RunTrainable(tune.Trainable):
                 try:
                     loss = self._train(config, plan, run_dir, target)
                 except ScalingError as error:
+                    run_dir.settle_account()
                     run_dir.event("failed", reason=str(error))
                     raise
         if loss is not None:
@@ -127,6 +129,7 @@ class RunTrainable(tune.Trainable):
         meeting = meeting_place(self._workers[0], self._places[0], session) if self._spec.n_ranks > 1 else ""
         launch = GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, self._over)
         result = self._watch(launch, run_dir.path.name)
+        run_dir.settle_account()
         if result["step"] < target:
             run_dir.event("preempted", step=result["step"], reason="the search was stopped")
             return None
@@ -144,14 +147,16 @@ class RunTrainable(tune.Trainable):
         """Pass progress on to the driver, and its wish to stop to the workers."""
         driver = KvChannel(f"{self._spec.prefix}/{self.trial_id}", 0)
         everyone = KvChannel(self._spec.prefix, 0)
-        words: list[tuple[str, dict[str, Any]]] = []
+        troubles, fatal = Troubles(self._spec.n_ranks), list[ScalingError]()
         while True:
             over = launch.done(_POLL_S)
             for kind, message in launch.receive():
                 if kind == "progress":
                     driver.send(kind, message | {"run": run})
-                elif kind in ("fatal", "crashed"):
-                    words.append((kind, message))
+                elif kind == "fatal":
+                    fatal.append(decode_error(message))
+                elif kind in ("crashed", "hung"):
+                    troubles.add(kind, message)
             if everyone.stop_requested():
                 launch.request_stop()
             if over:
@@ -159,8 +164,11 @@ class RunTrainable(tune.Trainable):
         try:
             return launch.result()
         except LaunchError as error:
-            for kind, message in words:
-                raise (decode_error(message) if kind == "fatal" else LaunchError(message["error"])) from error
+            trouble = troubles.verdict()
+            if fatal:
+                raise fatal[0] from error
+            if trouble is not None:
+                raise LaunchError(trouble.text, None, trouble.fix) from error
             raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -15,6 +15,7 @@ TRAIN_LOSS: Final = "train/loss"
 TRAIN_LR: Final = "train/lr"
 TRAIN_GRAD_NORM: Final = "train/grad_norm"
 TRAIN_TOKENS: Final = "train/tokens"
+TRAIN_SEQUENCES: Final = "train/sequences"
 TRAIN_SKIPPED_STEPS: Final = "train/skipped_steps"
 
 VAL_LOSS: Final = "val/loss"

@@ -49,6 +49,11 @@ class MetricLog:
         for sink in self._sinks:
             sink.log(record)
 
+    def last_step(self) -> int:
+        """Of the records in the file, as a group of workers before has left them; 0 where there are none. Raises RunDirError."""
+        lines, _ = split_lines(_read(self.path))
+        return int(_decode_lines(self.path, lines[-1:])[0][names.STEP]) if lines else 0
+
     def resume(self, step: int | None) -> float:
         """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that is left, or 0.0.
 
@@ -65,6 +70,12 @@ class MetricLog:
             write_atomic(self.path, whole)
         self._last_step, self._kinds = last_step, {_kind(record) for _, record in kept if record[names.STEP] == last_step}
         return kept[-1][1][names.WALL_S] if kept else 0.0
+
+    def rewind(self, step: int) -> None:
+        """Drop every record after `step`, which will be recorded again, and tell the sinks. Raises RunDirError."""
+        self.resume(step)
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def close(self) -> None:
         """Close every sink, the last ones too when an earlier one fails."""

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of them."""
+    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of them.
+
+    `rewind`: the records after `step` do not count, and others of these steps will come.
+    """
 
     def log(self, record: Mapping[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
 
     def close(self) -> None: ...
 

@@ -21,7 +21,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
@@ -34,7 +34,14 @@ class TensorBoardSink:
             raise disk_error("write", self.path, error) from error
         self._writer = RecordWriter(self._file)
         self._write(Event(wall_time=now_s, file_version="brain.Event:2"))
-        self._write(Event(wall_time=now_s, step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self.rewind(first_step - 1)
+
+    def rewind(self, step: int) -> None:
+        """What is there of later steps is hidden."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._write(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def log(self, record: Mapping[str, float]) -> None:
         """Write a scalar for every value; its step is the record's."""

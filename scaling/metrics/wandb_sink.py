@@ -45,7 +45,7 @@ class WandbSink:
 
     def __init__(self, run: Any, last_step: int, notice: Callable[[str], None]) -> None:
         self._run: Any | None = run
-        self._last_step = last_step
+        self._last_step = self._newest_step = last_step
         self._notice = notice
 
     def log(self, record: Mapping[str, float]) -> None:
@@ -56,6 +56,11 @@ class WandbSink:
         values = {name: value for name, value in record.items() if name not in (names.STEP, names.N_TOKENS)}
         with self._ending_on_trouble():
             self._run.log(values | {names.TRAIN_TOKENS: record[names.N_TOKENS]}, step=step)
+        self._newest_step = step
+
+    def rewind(self, step: int) -> None:
+        """W&B takes no step twice: of those that come again it keeps what it has."""
+        self._last_step = max(self._last_step, self._newest_step)
 
     def close(self) -> None:
         """Finish the W&B run, waiting a bounded time for its upload; more than once does no harm."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -27,20 +27,20 @@ def build_model(
     device: torch.device | str | None = None,
     *,
     split: Split = WHOLE,
-    blocks: tuple[int, int] | None = None,
+    blocks: Sequence[tuple[int, int]] | None = None,
     place: Callable[[str, nn.Module], None] | None = None,
 ) -> LanguageModel:
     """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given: `initialise` or load them.
 
     Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at all.
-    split: how its parameters are cut among ranks. blocks: the half-open range that a pipeline stage has; null: all.
+    split: how its parameters are cut among ranks. blocks: the half-open range of each pipeline stage that a rank has; null: all.
     place: is given each module (and its name) whose own parameters have just got memory, before the next ones get theirs: so
     a model that no device can hold is given its weights, and these dealt out among ranks, as it is built.
     """
     with torch.device("meta"):
         model = FAMILIES[config.model.family](config)
     if blocks is not None:
-        drop(model, model.stage(*blocks))
+        drop(model, set().union(*(model.stage(*of_stage) for of_stage in blocks)))
     parts = cut(model, split)
     target = torch.device(device or "cpu")
     for name, module in reversed(list(model.named_modules())):

@@ -79,7 +79,7 @@ class Position(nn.Module):
 
     def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
         """For a stack of which x_BTD is the input, from position `start` on: of all positions, of which x may be a part."""
-        return Context(self.rotation(start, self.split.n_positions(x_BTD), x_BTD.device), self.bias, documents_BT)
+        return Context(self.rotation(*self.split.in_attention(start, x_BTD), x_BTD.device), self.bias, documents_BT)
 
 
 class SinusoidalPosition(Position):

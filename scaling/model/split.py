@@ -4,7 +4,7 @@ Tensor parallel (Shoeybi et al. 2019, arXiv:1909.08053): the ranks of a `tp` gro
 and rows of the embedding. What all of them use they take by `enter`; what each made a part of they add up by `leave`. With
 `sequence` they also share the positions of the residual stream between (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2).
 Sequence parallel (Jacobs et al. 2023, arXiv:2309.14509, Ulysses): the ranks of an `sp` group hold positions of every layer, and
-swap them for heads around attention.
+swap them for heads around attention, or with `ring` pass keys and values round (scaling/model/attention/ring.py).
 
 Shapes: B batch, T positions, t a rank's own positions, D d_model, H heads, h a rank's own heads, K d_head, V vocabulary.
 """
@@ -32,6 +32,7 @@ class Split:
     tp: Group | None = None
     sp: Group | None = None
     sequence: bool = False
+    ring: bool = False
 
     @property
     def tp_rank(self) -> int:
@@ -102,9 +103,14 @@ class Split:
     def n_positions(self, x_BtD: Tensor) -> int:
         return self.sp_size * x_BtD.shape[1]
 
+    def in_attention(self, start: int, x_BtD: Tensor) -> tuple[int, int]:
+        """(first, number) of the positions that queries are of, where x is of the rank's own and all begin at `start`."""
+        own = x_BtD.shape[1]
+        return (start + self.sp_rank * own, own) if self.ring else (start, self.sp_size * own)
+
     def to_heads(self, x_BtHK: Tensor) -> Tensor:
-        """x_BThK: all positions of the rank's own heads. Key/value heads fewer than the ranks are repeated before."""
-        if self.sp is None:
+        """x_BThK: all positions of the rank's own heads; in a ring as it is. Key/value heads fewer than ranks are repeated."""
+        if self.sp is None or self.ring:
             return x_BtHK
         repeats = self.sp_size // math.gcd(self.sp_size, x_BtHK.shape[2])
         if repeats > 1:
@@ -113,19 +119,20 @@ class Split:
 
     def to_positions(self, x_BThK: Tensor) -> Tensor:
         """x_BtHK: the reverse, for queries' heads."""
-        return x_BThK if self.sp is None else swap(x_BThK, 1, 2, self.sp)
+        return x_BThK if self.sp is None or self.ring else swap(x_BThK, 1, 2, self.sp)
 
     # Both.
 
     def heads(self, n_heads: int) -> slice:
         """Those of a model's query heads whose attention this rank computes."""
-        own = n_heads // (self.tp_size * self.sp_size)
-        first = (self.tp_rank * self.sp_size + self.sp_rank) * own
+        sp_size, sp_rank = (1, 0) if self.ring else (self.sp_size, self.sp_rank)
+        own = n_heads // (self.tp_size * sp_size)
+        first = (self.tp_rank * sp_size + sp_rank) * own
         return slice(first, first + own)
 
     def own_bias(self, bias_H: Tensor) -> Tensor:
         """Of a bias for all heads of a tp rank, that of the heads that this sp rank attends with."""
-        return bias_H if self.sp is None else bias_H.chunk(self.sp_size)[self.sp_rank]
+        return bias_H if self.sp is None or self.ring else bias_H.chunk(self.sp_size)[self.sp_rank]
 
     @contextlib.contextmanager
     def own_randomness(self, wanted: bool) -> Iterator[None]:

@@ -5,6 +5,7 @@ Of every pair, one is the other's backward: copies become sums, parts become who
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,20 @@ def _all_to_all(x: Tensor, cut: int, join: int, group: Group) -> Tensor:
     else:
         dist.all_to_all(out, parts, group=group)
     return torch.cat(out, dim=join)
+
+
+def pass_on(x: Tensor, group: Group) -> Callable[[], Tensor]:
+    """Give x to the next rank of a ring and take the previous one's: call what is returned to wait for it. Without a gradient."""
+    size, rank, got = dist.get_world_size(group), dist.get_rank(group), torch.empty_like(x)
+    to, from_ = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
+    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, got, from_, group)])
+
+    def wait() -> Tensor:
+        for work in works:
+            work.wait()
+        return got
+
+    return wait
 
 
 class _Copy(torch.autograd.Function):

@@ -22,6 +22,8 @@ def short(layout: Layout) -> str:
     """dp=8 tp=2 zero_stage=1 micro_batch_size=4, and what else is not usual."""
     words = [f"dp={layout.dp}"]
     words += [f"{name}={degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1]
+    words += [f"sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+    words += [f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"zero_stage={layout.zero_stage}", f"micro_batch_size={layout.micro_batch_size}"]
     words += [f"activation_checkpointing={layout.activation_checkpointing}"] if layout.activation_checkpointing != "none" else []
     return " ".join(words + ([f"offload={layout.offload}"] if layout.offload != "none" else []))

@@ -124,9 +124,11 @@ def stage_params(work: Workload, layout: Layout, *, first: bool, last: bool) -> 
 
 def in_flight(layout: Layout) -> float:
     """Micro-batches whose activations the first pipeline rank holds: 1F1B keeps pp; chunks of it keep a part more
-    (Korthikanti et al. 2022, section 4.2.3)."""
+    (Korthikanti et al. 2022, section 4.2.3). DualPipeV keeps 2 pp + 1 in one of its two stages (counted in DeepSpeed's)."""
     if layout.pp == 1:
         return 1.0
+    if layout.pp_schedule == "dualpipev":
+        return layout.pp + 0.5
     if layout.virtual_pp > 1:
         return layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_pp))
     return float(min(layout.pp, layout.grad_accum_steps))

@@ -46,6 +46,8 @@ def overrides(layout: Layout) -> str:
     """A layout as words for the command line."""
     words = [f"layout.{name}={getattr(layout, name)}" for name in ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size")]
     words.append(f"layout.activation_checkpointing={layout.activation_checkpointing}")
+    words += [f"layout.sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+    words += [f"layout.pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"layout.offload={layout.offload}"] if layout.offload != "none" else []
     return "layout=manual " + " ".join(words)
 

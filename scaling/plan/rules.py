@@ -45,24 +45,30 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
 
 def _pipeline(work: Workload, layout: Layout) -> str | None:
     if layout.pp == 1:
+        if layout.pp_schedule == "dualpipev":
+            return "pp_schedule=dualpipev needs pp above 1"
         return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
-    if layout.pp > work.n_blocks:
-        return f"pp={layout.pp} is more than the {work.n_blocks} blocks of all layers"
-    if layout.grad_accum_steps < layout.pp:
-        return f"pp={layout.pp} would idle: a rank has {layout.grad_accum_steps} micro-batches"
+    stages = f"pp={layout.pp}" + (" x 2 stages of pp_schedule=dualpipev" if layout.pp_schedule == "dualpipev" else "")
+    if layout.n_stages > work.n_blocks:
+        return f"{stages} is more than the {work.n_blocks} blocks of all layers"
+    if layout.grad_accum_steps < layout.n_stages:
+        return f"{stages} would idle: a rank has {layout.grad_accum_steps} micro-batches"
     return None
 
 
 def _context(work: Workload, layout: Layout) -> str | None:
-    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509)."""
+    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509); in a ring keys
+    and values go round (Liu et al. 2023, arXiv:2310.01889)."""
     sp = layout.sp
     if sp == 1:
-        return None
+        return "sp_attention=ring needs sp above 1" if layout.sp_attention == "ring" else None
     heads = work.n_heads // layout.tp  # key/value heads are repeated where they are too few
-    if heads % sp:
-        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has"
+    if layout.sp_attention == "ulysses" and heads % sp:
+        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as sp_attention=ulysses needs"
+    if layout.sp_attention == "ring" and not work.full_attention:
+        return f"sp={sp} with sp_attention=ring: only attention=full, gqa and mqa can pass keys round"
     for stack in work.stacks:
         if stack.length % sp:
             return f"sp={sp} does not divide the {stack.length} positions of a stack"

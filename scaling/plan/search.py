@@ -95,11 +95,13 @@ def _families(work: Workload, machine: Machine, batch: int, offload: Offload) ->
             for checkpointing in CHECKPOINTINGS:
                 base = Layout(
                     dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sequence_parallel=shared,
-                    offload=offload,
+                    sp_attention="ring" if work.n_heads // tp % sp else "ulysses", offload=offload,
                 )  # fmt: skip
                 if base.world_size == 1 and offload == "none":
                     base = replace(base, engine="reference")
                 yield _micro_batches(base, batch)
+                if pp > 1:
+                    yield _micro_batches(replace(base, pp_schedule="dualpipev"), batch)
 
 
 def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:

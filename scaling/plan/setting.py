@@ -20,6 +20,10 @@ CPU_PROCESS_BYTES = 600_000_000
 """A worker process before it holds a model. Measured 0.40 GB resident after importing torch 2.13.0, deepspeed 0.19.8,
 ray.train 2.60.0 and webdataset 1.0.2 on Linux; the rest, for loader, buffers and allocator, is an assumption."""
 
+REDUCE_BUCKET = 40_000_000
+"""Gradients that ZeRO sends at once, while backward makes the next: as many as Megatron-LM's buckets begin with. DeepSpeed's own
+500 million are one bucket for most models, and so leave nothing to overlap; its buffers are of this size whatever the model's."""
+
 LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
 """Tokens whose logits are held at once: those of scaling/model/loss.py, with which a test compares them."""
 
@@ -58,6 +62,7 @@ def workload_of(config: RunConfig) -> Workload:
         head_positions=head_positions(config), seq_len=config.train.seq_len,
         flops_per_token=flops_per_sequence(config) / config.train.seq_len, n_experts=model.n_experts,
         experts_per_token=model.experts_per_token, distinct_blocks=not model.share_layers,
+        full_attention=config.attention.kind in ("full", "gqa", "mqa"),
     )  # fmt: skip
 
 
@@ -99,6 +104,7 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
+        bucket_elements=2 * REDUCE_BUCKET,
         live_parameters=LIVE,
         context_bytes=CPU_PROCESS_BYTES if kind == "cpu" else None,
     )

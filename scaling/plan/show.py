@@ -72,16 +72,15 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     spot = ", preemptible" if cluster.preemptible else ""
     yield "cluster", f"{cluster.name}: {devices}{noun} {cluster.device.name}{nodes}{spot}"
     zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
-    sp = f" sp={layout.sp}" if layout.sp > 1 else ""
+    sp = f" sp={layout.sp} ({layout.sp_attention})" if layout.sp > 1 else ""
     yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}"
     if layout.offload != "none":
         yield "", f"offload={layout.offload}: held by the host's memory"
     if layout.tp > 1:
         yield from _vocabulary(config.vocab_size, layout.tp)
     if layout.pp > 1:
-        bubble = (layout.pp - 1) / (layout.grad_accum_steps + layout.pp - 1)
-        blocks = ", ".join(f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.pp))
-        yield "", f"stages of blocks {blocks}; {bubble:.0%} of a step idle in the bubble"
+        blocks = ", ".join(f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.n_stages))
+        yield "", f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the {layout.pp_schedule} bubble"
     if layout.world_size < devices:
         batch = config.train.global_batch_size
         yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"

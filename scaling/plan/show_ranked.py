@@ -48,9 +48,13 @@ def _head(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(layouts: list[dict[str, Any]]) -> Iterator[str]:
-    yield "   dp  tp  pp  sp zero micro accum recompute  need/dev  verdict     tok/s/dev  MFU (80 %)          hours  runs here"
+    yield (
+        "   dp  tp  pp  sp  schedule zero micro accum recompute  need/dev  verdict     tok/s/dev  MFU (80 %)     "
+        "     hours  runs here"
+    )
     for layout in layouts:
         degrees = "".join(f"{layout[name]:>4}" for name in ("tp", "pp", "sp"))
+        degrees += f"{layout['pp_schedule'] if layout['pp'] > 1 else '-':>10}"
         cut = f"{layout['zero_stage']:>5}{layout['micro_batch_size']:>6}{layout['grad_accum_steps']:>6}"
         state = (
             f"{layout['activation_checkpointing']:>10}{format_bytes(layout['memory_bytes']['need']):>10}  {layout['verdict']:<10}"

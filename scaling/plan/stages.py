@@ -10,20 +10,20 @@ from scaling.errors import PlanError
 from scaling.plan.counts import block_flops, head_flops
 
 
-def stage_bounds(config: RunConfig, pp: int) -> list[tuple[int, int]]:
+def stage_bounds(config: RunConfig, n_stages: int) -> list[tuple[int, int]]:
     """The half-open range of global block indices of each stage, an encoder's blocks before its decoder's.
 
     The largest stage is as small as it can be, its share of the head included, which the last one has. Raises PlanError
     where there are fewer blocks than stages.
     """
     costs = block_flops(config)
-    if not 1 <= pp <= len(costs):
+    if not 1 <= n_stages <= len(costs):
         raise PlanError(
-            f"layout.pp={pp} stages cannot be cut from {len(costs)} blocks",
+            f"{n_stages} pipeline stages cannot be cut from {len(costs)} blocks",
             f"model={config.model.name}, layout.pp",
-            f"Use pp from 1 to {len(costs)}.",
+            f"Use pp so that there are from 1 to {len(costs)} stages.",
         )
-    return balanced(costs, pp, after_last=head_flops(config))
+    return balanced(costs, n_stages, after_last=head_flops(config))
 
 
 def balanced(costs: Sequence[float], n_parts: int, *, after_last: float = 0.0) -> list[tuple[int, int]]:

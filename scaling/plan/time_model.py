@@ -62,8 +62,10 @@ def step_time(
     average = block.compute_s + head.compute_s / layout.pp + block.traffic_s
     bubble = 0.0
     if layout.pp > 1:
-        bubble = (layout.pp - 1) * average / layout.virtual_pp
-        bubble += 2 * micro * layout.virtual_pp * _pass_s(work, layout, software, machine, constants)
+        bubble = bubble_s(layout, average, slowest.backward_s * average / (slowest.compute_s + slowest.traffic_s))
+        bubble += (
+            2 * micro * layout.n_stages / layout.pp * layout.virtual_pp * _pass_s(work, layout, software, machine, constants)
+        )
     data = _data_parallel_s(work, layout, software, machine, constants, slowest)
     late = 1 + constants.jitter * max(0, (-(-layout.world_size // machine.devices_per_node)).bit_length() - 1)
     return StepTime(
@@ -73,6 +75,19 @@ def step_time(
         bubble_s=late * bubble,
         optimizer_s=_optimizer_s(work, layout, software, machine, constants),
     )
+
+
+def bubble_s(layout: Layout, average_s: float, backward_s: float) -> float:
+    """Seconds in which a rank waits for others; `average_s` a micro-batch takes on one, of which backward `backward_s`.
+
+    1F1B waits for a micro-batch at each other stage, or at a chunk of it (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
+    DualPipeV has two stages a rank, and waits for 2 (pp - 1) backwards of a stage but for one forward: found by following
+    DeepSpeed's instructions (tests/test_pictures.py).
+    """
+    if layout.pp_schedule == "dualpipev":
+        forward_s = average_s - backward_s
+        return max((layout.pp - 1) * forward_s, (layout.pp - 1) * backward_s - forward_s / 2)
+    return (layout.pp - 1) * average_s / layout.virtual_pp
 
 
 def _stage_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> tuple[Work, Work]:

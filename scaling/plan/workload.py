@@ -40,6 +40,7 @@ class Workload:
     seq_len           tokens by which a run counts, for one sequence
     flops_per_token   forward and backward of the model, without recomputation: `counts.flops_per_sequence`
     distinct_blocks   False where all blocks of a stack are one and the same
+    full_attention    every position attends to all before it, or to all
     """
 
     name: str
@@ -61,6 +62,7 @@ class Workload:
     n_experts: int = 1
     experts_per_token: int = 1
     distinct_blocks: bool = True
+    full_attention: bool = True
 
     @cached_property
     def n_blocks(self) -> int:

@@ -1,30 +1,39 @@
-"""When a checkpoint is due, and how the ranks write one together."""
+"""When a checkpoint is due; saving behind training, with at most one on its way; and taking up the newest sound one."""
 
 from __future__ import annotations
 
-import shutil
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from safetensors import SafetensorError
-
-from scaling.checkpoint import Manifest, commit, describe_file, newest_valid, partial_path, prune
+from scaling.checkpoint import FENCE, Manifest, newest_valid, remove_partials, set_aside
 from scaling.config import RunConfig
 from scaling.engine.base import Engine
 from scaling.errors import CheckpointError
+from scaling.fence import Fence
+from scaling.fragments import Snapshot
+from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.train.state import TrainState
+from scaling.train.writing import Writer
+
+_NICENESS = 10
+"""Of the writing thread, where threads have one of their own (Linux): training goes first on a core that both want."""
 
 
 class Checkpointer:
-    """Saves and restores one run. `group`: gloo over all ranks, or None for a single one.
+    """Saves and restores one run. Every method is collective over the ranks.
 
-    on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
+    group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
+    for a single rank. on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
+    workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint that
+    this group has restored or saved.
     """
 
     def __init__(
@@ -35,81 +44,100 @@ class Checkpointer:
         *,
         corpus_fingerprint: str,
         ranks: Ranks,
-        group: dist.ProcessGroup | None,
+        group: Group,
+        writing_group: Group,
         on_event: Callable[..., None],
     ) -> None:
         self._directory = directory
         self._config = config
-        self._layout = layout
         self._fingerprint = corpus_fingerprint
         self._ranks = ranks
         self._group = group
         self._on_event = on_event
-        self.last_step = 0
+        self.workers = share_json(self._take_over(), group)
+        self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event)
+        self._memory: Snapshot | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.last_step: int | None = None
+
+    def _take_over(self) -> str:
+        """Be the run's only group of workers from now on, and remove what others left half-written; its name."""
+        if not self._ranks.is_first:
+            return ""
+        name = Fence(self._directory / FENCE).take()
+        remove_partials(self._directory)
+        return name
 
     def due(self, state: TrainState) -> bool:
         every = self._config.checkpoint.every_steps
         return (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
 
     def save(self, engine: Engine, state: TrainState) -> float:
-        """Write and commit a checkpoint of `state`; returns the seconds it took. Raises CheckpointError."""
+        """Take a snapshot and have it written behind training; returns the seconds that training was kept waiting.
+
+        Waits for the one before, if that is still on its way. Raises CheckpointError if that one could not be written.
+        """
         begun_s = time.perf_counter()
-        partial = partial_path(self._directory, state.step)
-        try:
-            if self._ranks.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self._barrier()
-            path = partial / f"rank-{self._ranks.rank:05d}.safetensors"
-            engine.snapshot().write(path)
-            own = {path.name: describe_file(path)}
-            files = self._gather(own)
-            if self._ranks.is_first:
-                self._commit(state, files)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"the checkpoint of step {state.step} cannot be written to {self._directory}: {error}",
-                fix="The previous checkpoint is untouched. Make room (or set run.root) and run the same command again.",
-            ) from error
-        self._barrier()
+        self.wait()
+        snapshot = self._memory = engine.snapshot(self._memory)
+        stall_s = time.perf_counter() - begun_s
+        self._thread = threading.Thread(target=self._write, args=(snapshot, state, stall_s), name="checkpoint", daemon=True)
+        self._thread.start()
         self.last_step = state.step
+        return stall_s
+
+    def _write(self, snapshot: Snapshot, state: TrainState, stall_s: float) -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            self._writer.write(snapshot, state, stall_s=stall_s)
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows that what was on its way could not be written; `wait` raises why, on every rank."""
+        return self._error is not None
+
+    def wait(self) -> float:
+        """Until the last checkpoint is committed; the seconds this took. Raises CheckpointError if it could not be written."""
+        begun_s = time.perf_counter()
+        self.close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         return time.perf_counter() - begun_s
 
-    def _commit(self, state: TrainState, files: dict[str, dict[str, Any]]) -> None:
-        manifest = Manifest(
-            semantic_hash=self._config.semantic_hash,
-            corpus_fingerprint=self._fingerprint,
-            step=state.step,
-            state=state.to_dict(),
-            layout=asdict(self._layout),
-            files=files,
-        )
-        commit(self._directory, manifest)
-        retention = self._config.checkpoint
-        prune(
-            self._directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps,
-            keep_steps=retention.keep_steps,
-        )  # fmt: skip
-        self._on_event("checkpoint_committed", step=state.step)
+    def close(self) -> None:
+        """Let what is on its way come to its end, be it good or bad."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def restore(self, engine: Engine) -> TrainState | None:
         """Load the newest sound checkpoint into `engine`; None when there is none. Raises CheckpointError."""
-        found: list[Any] = [None]
-        if self._ranks.is_first:
-            found = [newest_valid(self._directory, on_damaged=self._damaged)]
-        if self._group is not None:
-            dist.broadcast_object_list(found, src=0, group=self._group)
-        if found[0] is None:
+        found = share_json(self._newest() if self._ranks.is_first else None, self._group)
+        if found is None:
             return None
-        path, manifest = found[0]
+        path, manifest = Path(found["path"]), Manifest(**found["manifest"])
         self._check(path, manifest)
         engine.load(path)
         self.last_step = manifest.step
-        return TrainState(**manifest.state)
+        return TrainState.from_dict(manifest.state)
 
-    def _damaged(self, path: Path, error: CheckpointError) -> None:
-        self._on_event("checkpoint_damaged", path=str(path), reason=error.what)
+    def _newest(self) -> dict[str, Any] | None:
+        """Path and manifest of the newest sound one. Damaged ones are put aside, once it is known that they are not the last."""
+        damaged: list[Path] = []
+
+        def told(path: Path, error: CheckpointError) -> None:
+            damaged.append(path)
+            self._on_event("checkpoint_damaged", path=str(path), reason=error.what)
+
+        found = newest_valid(self._directory, on_damaged=told)
+        for path in damaged:
+            set_aside(path)
+        return None if found is None else {"path": str(found[0]), "manifest": asdict(found[1])}
 
     def _check(self, path: Path, manifest: Manifest) -> None:
         if manifest.semantic_hash != self._config.semantic_hash:
@@ -123,15 +151,3 @@ class Checkpointer:
                 f"{self._fingerprint[:12]}: its data position would point at other text",
                 fix="restore the shards it was trained on, or start another run with run.name=...",
             )
-
-    def _barrier(self) -> None:
-        if self._group is not None:
-            dist.barrier(group=self._group)
-
-    def _gather(self, own: dict[str, Any]) -> dict[str, Any]:
-        """The union of every rank's dict, on every rank."""
-        if self._group is None:
-            return own
-        parts: list[Any] = [None] * self._ranks.world_size
-        dist.all_gather_object(parts, own, group=self._group)
-        return {name: value for part in parts for name, value in part.items()}

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from scaling.data.objective import Batch
 from scaling.engine.base import Engine
+from scaling.goodput import CHECKPOINTING, PRODUCTIVE, RECOMPUTING
+from scaling.train.agreement import Agreement
+from scaling.train.batches import Batches
 from scaling.train.checkpointing import Checkpointer
-from scaling.train.preempt import Stop
+from scaling.train.clock import AGREEING, COMPUTING, EVALUATED, READING, RECORDING, SAVING, Clock
+from scaling.train.guard import Guard
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
-
-
-class Batches(Protocol):
-    """Steps of this rank: (micro-batches, data position after the step). `last_wait_s`: seconds the last one kept us waiting."""
-
-    last_wait_s: float
-
-    def __iter__(self) -> Iterator[tuple[Sequence[Batch], int]]: ...
 
 
 def train(
@@ -32,27 +26,51 @@ def train(
     lr_after: Callable[[int], float],
     begin_step: Callable[[int], None],
     evaluate: Callable[[TrainState], None],
+    guard: Guard,
     checkpoints: Checkpointer,
     recorder: Recorder,
-    stop: Stop,
+    clock: Clock,
+    agreement: Agreement,
+    stop_requested: Callable[[], bool],
 ) -> TrainState:
     """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
 
     lr_after: tokens seen after a step -> its learning rate. begin_step: seeds the random generators of a step.
+    stop_requested: as this rank sees it. Raises CheckpointError at the step after a checkpoint could not be written, and
+    RollBack or DivergedError where the guard says so, before anything of that step is recorded or saved.
     """
     steps = iter(batches)
-    while state.step < n_steps and not stop.requested:
+    while state.step < n_steps:
+        clock.at(AGREEING, state.step)
+        stop, failed = agreement.any(stop_requested(), checkpoints.failed)
+        if failed:
+            checkpoints.wait()
+        if stop:
+            break
+        clock.enter(RECOMPUTING if state.step < recorder.reached_step else PRODUCTIVE)
+        clock.at(READING, state.step)
         begun_s = time.perf_counter()
         micro_batches, next_sequence = next(steps)
+        clock.at(COMPUTING, state.step)
         begin_step(state.step)
         lr = lr_after(state.n_tokens + tokens_per_step)
-        result = engine.step(micro_batches, lr)
+        result = engine.step(micro_batches, lr, guard.limits(state))
         state = state.advance(next_sequence=next_sequence, n_tokens=tokens_per_step)
         step_time_s = time.perf_counter() - begun_s
+        clock.stepped(step_time_s)
+        clock.at(RECORDING, state.step)
+        state = guard.after_step(state, result)
         state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
+        clock.at(EVALUATED, state.step)
         evaluate(state)
+        clock.at(SAVING, state.step)
         if checkpoints.due(state):
-            recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
-    if checkpoints.last_step != state.step:
-        recorder.checkpoint(state, checkpoints.save(engine, recorder.settle(state)))
+            with clock.doing(CHECKPOINTING):
+                state = recorder.settle(guard.settle(state))
+                recorder.checkpoint(state, checkpoints.save(engine, state))
+    clock.enter(CHECKPOINTING)
+    clock.at(SAVING, state.step)
+    if state.step and checkpoints.last_step != state.step:
+        checkpoints.save(engine, recorder.settle(guard.settle(state)))
+    checkpoints.wait()
     return state

@@ -15,11 +15,17 @@ from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.metrics.throughput import ThroughputMeter
 from scaling.plan.layout import RunPlan
+from scaling.train.ledger import Ledger
 from scaling.train.state import TrainState
 
 
 class Recorder:
-    """What the loop tells about its steps; this one, for every rank but the first, lets it pass."""
+    """What the loop tells about its steps; this one, for every rank but the first, lets it pass.
+
+    reached_step: where the run stood before its last failure, as far as is known.
+    """
+
+    reached_step = 0
 
     def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
         """Take note of a step that led to `state`; returns the state with the interval's sums."""
@@ -30,6 +36,9 @@ class Recorder:
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
+
+    def rewind(self, state: TrainState, reached_step: int) -> None:
+        """Forget what was recorded after `state`, which a rollback from `reached_step` went back to."""
 
     def settle(self, state: TrainState) -> TrainState:
         """`state` with what is still on the device written into it, as a checkpoint needs it."""
@@ -46,11 +55,14 @@ class FirstRankRecorder(Recorder):
         heartbeat: Heartbeat,
         plan: RunPlan,
         *,
+        ledger: Ledger,
         log_every: int,
         wall_s: float,
         on_first_step: Callable[[TrainState], None],
     ) -> None:
         self._log, self._meter, self._heartbeat, self._plan = log, meter, heartbeat, plan
+        self._ledger = ledger
+        self.reached_step = ledger.reached_step
         self._log_every = log_every
         self._on_first_step: Callable[[TrainState], None] | None = on_first_step
         self._started_s = time.monotonic() - wall_s
@@ -72,6 +84,7 @@ class FirstRankRecorder(Recorder):
             self._on_first_step(state)
             self._on_first_step = None
         self._pending += 1
+        self._ledger.step(state.step)
         self._meter.step(self._plan.tokens_per_step, step_time_s, data_wait_s)
         if state.step % self._log_every == 0 or state.step == self._plan.n_steps:
             state = self._record(self.settle(state), lr)
@@ -101,9 +114,13 @@ class FirstRankRecorder(Recorder):
             names.TRAIN_LR: lr,
             names.TRAIN_GRAD_NORM: state.grad_norm_sum / state.n_logged,
             names.TRAIN_TOKENS: state.n_tokens,
+            names.TRAIN_SEQUENCES: state.next_sequence,
             names.TRAIN_SKIPPED_STEPS: state.skipped_steps,
             **rates,
             names.MEMORY_PEAK_GB: peak_memory_bytes() / 1e9,
+            names.RUN_GOODPUT: self._ledger.goodput,
+            names.RUN_RESTARTS: self._ledger.restarts,
+            names.RUN_WORLD_SIZE: self._plan.layout.world_size,
         }
         if self._stall_s:
             values[names.CHECKPOINT_STALL_S], self._stall_s = self._stall_s, 0.0
@@ -119,6 +136,13 @@ class FirstRankRecorder(Recorder):
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         self._stall_s += stall_s
+
+    def rewind(self, state: TrainState, reached_step: int) -> None:
+        self._log.rewind(state.step)
+        self._meter.take()
+        self._sums, self._pending = None, 0
+        self._ledger.step(reached_step)
+        self.reached_step = self._ledger.reached_step
 
 
 def peak_memory_bytes() -> int:

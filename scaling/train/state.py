@@ -7,10 +7,13 @@ resume is that of the run that never stopped.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+
+from scaling.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class TrainState:
 
     next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the interval since the last
     record, so that a record's means do not depend on where the run was interrupted. skipped_steps: since the start.
+    recent_losses, recent_grad_norms: of the steps that the next is judged by, oldest first (`train.on_spike`).
+    condemned: first sequences of the global batches that are left out for good.
     """
 
     step: int = 0
@@ -28,13 +33,29 @@ class TrainState:
     grad_norm_sum: float = 0.0
     n_logged: int = 0
     skipped_steps: int = 0
+    recent_losses: tuple[float, ...] = ()
+    recent_grad_norms: tuple[float, ...] = ()
+    condemned: tuple[int, ...] = ()
 
     def advance(self, *, next_sequence: int, n_tokens: int) -> TrainState:
         """The state after one more step of `n_tokens` tokens."""
         return replace(self, step=self.step + 1, n_tokens=self.n_tokens + n_tokens, next_sequence=next_sequence)
 
+    def without(self, first_sequences: Iterable[int]) -> TrainState:
+        """The state from which the global batches that begin at these sequences are left out too."""
+        return replace(self, condemned=tuple(sorted({*self.condemned, *first_sequences})))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> TrainState:
+        """The state that a manifest holds. Raises CheckpointError for one that another version has written."""
+        unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
+        if unknown:
+            raise CheckpointError(f"the checkpoint's training state has {unknown[0]!r}, which this version does not know")
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return TrainState(**known)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -5,8 +5,9 @@ Usage: python tools/bench/layouts.py [ROUNDS [STEPS]]      default: 4 rounds; in
 Every layout has processes of its own, of one thread, that sleep while the others run, so a round compares neighbours in time.
 A random batch is trained on: the loader is measured by loop.py. Two ranks on two cores cannot be faster than one
 process by more than two; what is lost against that is communication through gloo and DeepSpeed's own work.
-The bubble is counted while micro-batches run: the time in which a stage neither runs forward nor backward, over the time
-from the first forward to the last backward.
+The vocabulary is of bytes, so that the head is small and stages of equally many blocks take as long as each other. The bubble is
+counted while micro-batches run: the time in which a rank runs neither forward nor backward, over the time from the first
+forward to the last backward.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from scaling.config import RunConfig
 from scaling.plan.degrees import Layout
 from scaling.plan.machine import resolve_cluster
 
-MODEL = ("model=gpt_10m", "precision=fp32")
+MODEL = ("model=gpt_10m", "tokenizer=byte", "precision=fp32")
 BATCH, SEQ_LEN = 8, 256
 ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
 LAYOUTS = {
@@ -43,8 +44,12 @@ LAYOUTS = {
     "tp2": replace(ONE, tp=2, engine="deepspeed"),
     "tp2, sequence_parallel": replace(ONE, tp=2, sequence_parallel=True, engine="deepspeed"),
     "sp2": replace(ONE, sp=2, engine="deepspeed"),
+    "sp2, ring": replace(ONE, sp=2, sp_attention="ring", engine="deepspeed"),
     "pp2, 2 micro-batches": replace(ONE, pp=2, engine="deepspeed"),
     "pp2, 8 micro-batches": replace(ONE, pp=2, micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"),
+    "pp2 dualpipev, 8 micro-batches": replace(
+        ONE, pp=2, pp_schedule="dualpipev", micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"
+    ),
     "full recompute": replace(ONE, activation_checkpointing="full"),
     "selective recompute": replace(ONE, activation_checkpointing="selective"),
 }
@@ -172,17 +177,17 @@ def main() -> None:
 
 
 def _print(console: Console, sides: dict[str, Side], bubbles: dict[str, list[float]], steps: int) -> None:
-    table = Table("layout", "tokens/s", "to one process", "peak memory of a rank", "sent by a rank", "bubble", "(p-1)/(m+p-1)")
+    table = Table("layout", "tokens/s", "to one process", "peak memory of a rank", "sent by a rank", "bubble", "in theory")
     plain = [turn[0].wall_s for turn in sides["one process"].turns]
     for name, side in sides.items():
         walls = [max(turn.wall_s for turn in turns) for turns in side.turns]
         ratio = statistics.median(one / own for one, own in zip(plain, walls, strict=True))
         sent = sum(n for kind, n in side.turns[-1][0].sent.items() if not kind.endswith(" calls")) * 4 / steps
-        p, m = side.layout.pp, side.layout.grad_accum_steps
         table.add_row(
             name, f"{BATCH * SEQ_LEN * steps / statistics.median(walls):.0f}", f"{ratio:.2f}",
             f"{max(turn.peak_bytes for turn in side.turns[-1]) / 1e6:.0f} MB", f"{sent / 1e6:.1f} MB" if sent else "-",
-            f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "", f"{(p - 1) / (m + p - 1):.1%}" if p > 1 else "",
+            f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "",
+            f"{side.layout.bubble_share:.1%}" if name in bubbles else "",
         )  # fmt: skip
     console.print(table)
 

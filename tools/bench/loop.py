@@ -124,6 +124,10 @@ class _NoCheckpoints:
     """A Checkpointer that finds none due and has the last step behind it."""
 
     last_step = 0
+    failed = False
+
+    def wait(self) -> None:
+        """Nothing is on its way."""
 
     def due(self, state: Any) -> bool:
         self.last_step = state.step

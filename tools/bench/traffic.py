@@ -25,6 +25,7 @@ _VOLUMES: dict[str, Callable[..., int]] = {
     "all_to_all_single": lambda _, given, *__, **___: given.numel(),
     "all_to_all": lambda _, given, *__, **___: sum(part.numel() for part in given),
     "send": lambda tensor, *_, **__: tensor.numel(),
+    "batch_isend_irecv": lambda ops: sum(op.tensor.numel() for op in ops if op.op is dist.isend),
 }
 
 

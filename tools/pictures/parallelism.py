@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from canvas import BLUE, FAINT, GREEN, INK, LINE, QUIET, RANKS, SKY, VERMILION, Canvas, tint
-from schedule import bubble, one_forward_one_backward
+from schedule import bubble, followed
+
+from scaling.plan.degrees import PipelineSchedule
 
 N = 4  # ranks or stages of each picture but that of tensor parallelism, which has two
 
@@ -144,7 +146,7 @@ def _ends(canvas: Canvas, y: float) -> None:
 
 def pipeline_parallel() -> Canvas:
     """Which stage has what, and the schedule."""
-    canvas = Canvas(62, "Pipeline parallel, pp=4: each rank has some blocks; micro-batches follow one another")
+    canvas = Canvas(99, "Pipeline parallel, pp=4: each rank has some blocks; micro-batches follow one another")
     canvas.text(2, 6.4, "gpt, bert", align="left", weight="bold")
     _stages(canvas, 8.4, [["embedding", "blocks 0-2"], ["blocks 3-5"], ["blocks 6-8"], ["blocks 9-11", "norm, head"]], ["x"] * 3)
     canvas.text(2, 20.8, "t5, transformer", align="left", weight="bold")
@@ -153,23 +155,43 @@ def pipeline_parallel() -> Canvas:
     canvas.text(
         2, 35.4, "A tied embedding is on every stage that uses it; its gradients are summed over those.", align="left", size=10
     )
-    work = one_forward_one_backward(N, 2 * N)
-    end, top = max(piece.end for piece in work), 42.6
-    unit = 88 / end
-    for stage in range(N):
-        canvas.text(2, top + 3.6 * stage + 1.5, f"stage {stage}", align="left", size=10, colour=QUIET)
-        canvas.box(10, top + 3.6 * stage, 88, 3, fill=FAINT, edge=FAINT)
+    _schedule(
+        canvas, 42.6, "1f1b", f"1F1B of {2 * N} micro-batches", "(p - 1) / (m + p - 1) of p={p} ranks and m={m} micro-batches."
+    )
+    canvas.text(2, 62.4, "DualPipeV: two stages a rank, the second (darker) on the way back", align="left", weight="bold")
+    back = [[f"stages {rank} and {2 * N - 1 - rank}", f"block {rank}", f"block {2 * N - 1 - rank}"] for rank in range(N)]
+    for rank, (x, (_, there, again)) in enumerate(zip((2, 27.5, 53, 78.5), back, strict=True)):
+        canvas.box(x, 64.4, 18, 9, fill=tint(RANKS[rank], 0.12), edge=RANKS[rank])
+        canvas.text(x + 9, 66, back[rank][0], size=9.5, colour=QUIET)
+        canvas.box(x + 1.5, 67.3, 15, 2.7, ("embedding, " if rank == 0 else "") + there, size=9.5)
+        canvas.box(x + 1.5, 70.3, 15, 2.7, again + (", norm, head" if rank == 0 else ""), size=9.5)
+        if rank:
+            canvas.arrow((x - 7, 68.6), (x - 0.5, 68.6))
+            canvas.arrow((x - 0.5, 71.6), (x - 7, 71.6))
+    canvas.arrow((97.2, 68.6), (97.2, 71.6), bend=-0.9)
+    _schedule(canvas, 80, "dualpipev", f"DualPipeV of {2 * N} micro-batches", "against {of_1f1b:.1f} % of 1F1B.")
+    return canvas
+
+
+def _schedule(canvas: Canvas, top: float, kind: PipelineSchedule, title: str, said: str) -> None:
+    """A row a rank of what it computes when."""
+    p, m = N, 2 * N
+    work = followed(kind, p, m)
+    unit = 88 / max(piece.end for piece in work)
+    for rank in range(p):
+        canvas.text(2, top + 3.6 * rank + 1.5, f"rank {rank}", align="left", size=10, colour=QUIET)
+        canvas.box(10, top + 3.6 * rank, 88, 3, fill=FAINT, edge=FAINT)
     for piece in work:
-        colour = tint(BLUE, 0.35) if piece.kind == "forward" else tint(VERMILION, 0.4)
-        canvas.box(10 + unit * piece.start, top + 3.6 * piece.stage, unit * (piece.end - piece.start), 3, str(piece.micro_batch),
-                   fill=colour, edge="white", size=9.5)  # fmt: skip
-    canvas.text(2, top - 2, f"1F1B of {2 * N} micro-batches", align="left", weight="bold")
-    for x, text, colour in ((38, "forward", tint(BLUE, 0.35)), (52, "backward", tint(VERMILION, 0.4)), (67, "bubble", FAINT)):
+        again = piece.stage >= p
+        colour = tint(BLUE, 0.6 if again else 0.35) if piece.kind == "forward" else tint(VERMILION, 0.65 if again else 0.4)
+        canvas.box(10 + unit * piece.start, top + 3.6 * piece.rank, unit * (piece.end - piece.start), 3, str(piece.micro_batch),
+                   fill=colour, edge="white", size=9.5 if kind == "1f1b" else 8)  # fmt: skip
+    canvas.text(2, top - 2, title, align="left", weight="bold")
+    for x, text, colour in ((42, "forward", tint(BLUE, 0.35)), (56, "backward", tint(VERMILION, 0.4)), (71, "bubble", FAINT)):
         canvas.box(x, top - 2.8, 1.6, 1.6, fill=colour, edge=LINE)
         canvas.text(x + 2.4, top - 2, text, align="left", size=10)
-    lost = f"Bubble: {100 * bubble(work):.1f} % of the time, (p - 1) / (m + p - 1) of p={N} stages and m={2 * N} micro-batches."
-    canvas.text(2, top + 16, lost, align="left", size=10)
-    return canvas
+    said = said.format(p=p, m=m, of_1f1b=100 * bubble(followed("1f1b", p, m)))
+    canvas.text(2, top + 16, f"Bubble: {100 * bubble(work):.1f} % of the time, {said}", align="left", size=10)
 
 
 def _stages(canvas: Canvas, y: float, stages: list[list[str]], passed: list[str]) -> None:
@@ -188,7 +210,7 @@ def _stages(canvas: Canvas, y: float, stages: list[list[str]], passed: list[str]
 
 def sequence_parallel() -> Canvas:
     """Positions of all heads, heads of all positions, and back."""
-    canvas = Canvas(47, "Sequence parallel, sp=4 (Ulysses): positions are swapped for heads around attention")
+    canvas = Canvas(79, "Sequence parallel, sp=4. Ulysses: positions are swapped for heads around attention")
     y, side = 11.0, 20.0
     for rank in range(N):
         canvas.box(14 + 18 * rank, 5.6, 1.6, 1.6, fill=RANKS[rank], edge=RANKS[rank])
@@ -210,7 +232,28 @@ def sequence_parallel() -> Canvas:
         canvas.text(x + 4.5, y + 13, what, size=10)
     sent = "A rank keeps 1/4 of what it has and sends 1/4 to each of the others: four times a block forward, four backward."
     canvas.text(2, 44.4, sent, align="left", size=10)
+    _ring(canvas, 49)
     return canvas
+
+
+def _ring(canvas: Canvas, y: float) -> None:
+    """Whose keys a rank meets at each turn."""
+    canvas.text(2, y, "Ring: queries stay, keys and values go round; for any number of heads", align="left", weight="bold")
+    for turn in range(N):
+        x = 16 + 21 * turn
+        canvas.text(x + 8, y + 4.4, f"turn {turn + 1}", size=10, colour=QUIET)
+        for rank in range(N):
+            row, owner = y + 6.4 + 4.6 * rank, (rank - turn) % N
+            canvas.box(x, row, 7.4, 3.8, f"q of t{rank}", fill=tint(RANKS[rank], 0.45), edge=RANKS[rank], size=9.5)
+            ahead = owner > rank
+            canvas.box(x + 8, row, 7.4, 3.8, f"k, v of t{owner}", fill="white" if ahead else tint(RANKS[owner], 0.45),
+                       edge=RANKS[owner], size=9.5, colour=QUIET if ahead else INK, dashed=ahead)  # fmt: skip
+            if turn < N - 1 and rank < N - 1:
+                canvas.arrow((x + 16, row + 1.9), (x + 20, row + 6.5))
+    for rank in range(N):
+        canvas.text(2, y + 6.4 + 4.6 * rank + 1.9, f"rank {rank}", align="left", size=10, colour=QUIET)
+    said = "Keys of later positions (dashed boxes) pass unused where attention is causal. The last rank's go to the first."
+    canvas.text(2, y + 26.6, said, align="left", size=10)
 
 
 PICTURES = {

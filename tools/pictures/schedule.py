@@ -1,57 +1,82 @@
-"""The 1F1B schedule of a pipeline (Narayanan et al. 2019, arXiv:1806.03377), by running it: who computes what, and when."""
+"""The schedules of a pipeline, by following DeepSpeed's own instructions with a clock: who computes what, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-FORWARD_TIME, BACKWARD_TIME = 1, 2
-"""Backward has two products for each of forward's."""
+from scaling.engine.deepspeed import import_deepspeed
+from scaling.plan.degrees import Layout, PipelineSchedule
 
 
 @dataclass(frozen=True)
 class Work:
+    """One pass of a micro-batch through a stage of a rank; times in any unit."""
+
+    rank: int
     stage: int
     kind: Literal["forward", "backward"]
     micro_batch: int
-    start: int
-    end: int
+    start: float
+    end: float
 
 
-def one_forward_one_backward(n_stages: int, n_micro_batches: int) -> list[Work]:
-    """Every piece of work, as early as it can be: a stage takes its own in order, and what it needs of its neighbour before."""
-    orders = [list(_order(stage, n_stages, n_micro_batches)) for stage in range(n_stages)]
-    ends: dict[tuple[int, str, int], int] = {}
-    free, done = [0] * n_stages, []
+def followed(
+    schedule: PipelineSchedule, pp: int, n_micro_batches: int, *, forward: float = 1.0, backward: float = 2.0
+) -> list[Work]:
+    """Every piece of work, as early as it can be: a rank takes its own in order, and what it needs of another stage before.
+
+    All stages take as long as each other, and messages no time. By default backward has two products for each of forward's.
+    """
+    layout = Layout(1, 1, pp, 1, 1, n_micro_batches, "none", "deepspeed", pp_schedule=schedule)
+    orders = [_passes(layout, rank) for rank in range(pp)]
+    ends: dict[tuple[str, int, int], float] = {}
+    counts: Counter[tuple[str, int]] = Counter()
+    free, done = [0.0] * pp, list[Work]()
     while any(orders):
-        for stage, order in enumerate(orders):
-            while order and (ready := _ready(stage, *order[0], n_stages, ends)) is not None:
-                kind, micro_batch = order.pop(0)
-                start = max(free[stage], ready)
-                free[stage] = ends[stage, kind, micro_batch] = start + (FORWARD_TIME if kind == "forward" else BACKWARD_TIME)
-                done.append(Work(stage, kind, micro_batch, start, free[stage]))
+        before = len(done)
+        for rank, order in enumerate(orders):
+            while order:
+                kind, stage = order[0]
+                number = counts[kind, stage]
+                ready = _ready(kind, stage, number, layout.n_stages, ends)
+                if ready is None:
+                    break
+                order.pop(0)
+                start = max(free[rank], ready)
+                free[rank] = ends[kind, stage, number] = start + (forward if kind == "forward" else backward)
+                counts[kind, stage] += 1
+                done.append(Work(rank, stage, kind, number, start, free[rank]))
+        assert len(done) > before, "the schedule never ends"
     return done
 
 
-def _order(stage: int, n_stages: int, n_micro_batches: int) -> Iterator[tuple[Literal["forward", "backward"], int]]:
-    """Forwards until the first backward can come, then one of each in turn, then the backwards that are left."""
-    n_ahead = min(n_stages - stage, n_micro_batches)
-    yield from (("forward", number) for number in range(n_ahead))
-    for number in range(n_micro_batches):
-        yield "backward", number
-        if number + n_ahead < n_micro_batches:
-            yield "forward", number + n_ahead
+def _passes(layout: Layout, rank: int) -> list[tuple[Literal["forward", "backward"], int]]:
+    """(kind, stage) of a rank's passes, in DeepSpeed's order."""
+    import_deepspeed()
+    from deepspeed.runtime.pipe import schedule
+
+    kinds: dict[Any, Literal["forward", "backward"]] = {schedule.ForwardPass: "forward", schedule.BackwardPass: "backward"}
+    made = schedule.DualPipeVSchedule if layout.pp_schedule == "dualpipev" else schedule.TrainSchedule
+    steps = made(micro_batches=layout.grad_accum_steps, stages=layout.pp, stage_id=rank).steps()
+    stages = layout.stages_of(rank)
+    return [(kinds[type(c)], stages[getattr(c, "phase", 0)]) for commands in steps for c in commands if type(c) in kinds]
 
 
-def _ready(stage: int, kind: str, micro_batch: int, n_stages: int, ends: dict[tuple[int, str, int], int]) -> int | None:
+def _ready(kind: str, stage: int, number: int, n_stages: int, ends: dict[tuple[str, int, int], float]) -> float | None:
     """When what the work needs is there; None while that is not known."""
     if kind == "forward":
-        return 0 if stage == 0 else ends.get((stage - 1, kind, micro_batch))
-    return ends.get((stage, "forward", micro_batch) if stage == n_stages - 1 else (stage + 1, kind, micro_batch))
+        return 0.0 if stage == 0 else ends.get((kind, stage - 1, number))
+    return ends.get(("forward", stage, number) if stage == n_stages - 1 else (kind, stage + 1, number))
+
+
+def waited(work: list[Work]) -> float:
+    """Time that the first rank waits, of the whole."""
+    return max(piece.end for piece in work) - sum(piece.end - piece.start for piece in work if piece.rank == 0)
 
 
 def bubble(work: list[Work]) -> float:
-    """The part of the time in which a stage waits, on average over the stages."""
-    end, n_stages = max(piece.end for piece in work), max(piece.stage for piece in work) + 1
-    return 1 - sum(piece.end - piece.start for piece in work) / (end * n_stages)
+    """The part of the time in which a rank waits, on average over the ranks."""
+    end, n_ranks = max(piece.end for piece in work), max(piece.rank for piece in work) + 1
+    return 1 - sum(piece.end - piece.start for piece in work) / (end * n_ranks)

@@ -15,6 +15,7 @@ from scaling.config import RunConfig
 from scaling.model.attention.base import HEADS, Attention
 from scaling.model.attention.cache import Cache, KVCache
 from scaling.model.attention.pieces import attend_in_pieces, sdpa
+from scaling.model.attention.ring import ring_attention
 from scaling.model.position import Context
 from scaling.model.split import WHOLE, OutputLinear, Split
 
@@ -40,6 +41,12 @@ class FullAttention(Attention):
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
         """With T < S the queries are the last T of S positions."""
+        if self.split.ring:
+            assert self.split.sp is not None
+            return ring_attention(
+                q_BHTK, k_BGSK, v_BGSK, self.split.sp, causal=self.causal, bias=context.bias, documents_BT=context.documents_BT,
+                source_documents_BS=context.documents_BT, scale=self.scale, dropout_p=self.dropout_p,
+            )  # fmt: skip
         return attend_all(q_BHTK, k_BGSK, v_BGSK, context, self.causal, self.scale, self.dropout_p)
 
     def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
@@ -111,6 +118,12 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """y_BHTK of T queries."""
         dropout_p = self.dropout if self.training else 0.0
+        if self.split.ring:
+            assert self.split.sp is not None
+            return ring_attention(
+                q_BHTK, source.k_BGSK, source.v_BGSK, self.split.sp, causal=False, documents_BT=documents_BT,
+                source_documents_BS=source_documents_BS, scale=self.scale, dropout_p=dropout_p,
+            )  # fmt: skip
         if documents_BT is None or source_documents_BS is None:
             return sdpa(q_BHTK, source.k_BGSK, source.v_BGSK, None, self.scale, dropout_p)
         return attend_in_pieces(

@@ -1,0 +1,121 @@
+"""Steps that should not count: losses and gradients that are not finite, or that stand out of those before."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from scaling.config import TrainConfig
+from scaling.engine.base import Limits, StepResult
+from scaling.errors import DivergedError
+from scaling.train.state import TrainState
+
+_LEAST_DEVIATION = 0.01
+"""Of the mean, is what the standard deviation is taken to be at least: a ripple of a calm stretch is no spike. Assumption."""
+
+Policy = Literal["ignore", "skip", "rollback", "fail"]
+
+
+class RollBack(Exception):
+    """The step that led to `step`, on the global batch from `first_sequence` on, is to be undone with all that followed it."""
+
+    def __init__(self, step: int, first_sequence: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step, self.first_sequence, self.reason = step, first_sequence, reason
+
+
+class Guard:
+    """Judges every step by `train.on_nonfinite` and `train.on_spike`: the same on every rank, as results of steps are.
+
+    A spike is a loss or a gradient norm more than `spike_sigmas` standard deviations above the mean of the last
+    `spike_window` steps that were none; those are part of the training state. on_event(kind, **fields) is told of
+    "step_skipped". Where nothing but leaving updates out is asked for, results stay on the device until `settle`.
+    """
+
+    def __init__(self, train: TrainConfig, on_event: Callable[..., None]) -> None:
+        self._train = train
+        self._on_event = on_event
+        self._watches_spikes = train.on_spike != "ignore"
+        self._pending: list[tuple[int, int, torch.Tensor]] = []
+
+    @property
+    def rolls_back(self) -> bool:
+        return "rollback" in (self._train.on_nonfinite, self._train.on_spike)
+
+    def limits(self, state: TrainState) -> Limits | None:
+        """Beyond which the engine leaves the next update out; None where spikes are not left out, or not known yet."""
+        return self._limits(state) if self._train.on_spike == "skip" else None
+
+    def _limits(self, state: TrainState) -> Limits | None:
+        if len(state.recent_losses) < self._train.spike_window:
+            return None
+        return Limits(loss=self._limit(state.recent_losses), grad_norm=self._limit(state.recent_grad_norms))
+
+    def _limit(self, recent: Sequence[float]) -> float:
+        mean = statistics.fmean(recent)
+        return mean + self._train.spike_sigmas * max(statistics.pstdev(recent, mean), _LEAST_DEVIATION * abs(mean))
+
+    def after_step(self, state: TrainState, result: StepResult) -> TrainState:
+        """Judge the step that led to `state`; returns it with what the next ones are judged by.
+
+        Raises RollBack or DivergedError where the policy says so.
+        """
+        first_sequence = state.next_sequence - self._train.global_batch_size
+        self._pending.append((state.step, first_sequence, torch.stack([result.loss, result.grad_norm, result.skipped])))
+        at_once = self._watches_spikes or self._train.on_nonfinite != "skip"
+        return self.settle(state) if at_once or len(self._pending) >= self._train.log_every else state
+
+    def settle(self, state: TrainState) -> TrainState:
+        """Judge what has not been judged yet."""
+        if self._pending:
+            values = torch.stack([values for _, _, values in self._pending]).tolist()
+            pending, self._pending = self._pending, []
+            for (step, first_sequence, _), (loss, grad_norm, _) in zip(pending, values, strict=True):
+                state = self._judge(state, step, first_sequence, loss, grad_norm)
+        return state
+
+    def _judge(self, state: TrainState, step: int, first_sequence: int, loss: float, grad_norm: float) -> TrainState:
+        policy, reason = self._verdict(state, loss, grad_norm)
+        if reason is None:
+            return self._remember(state, loss, grad_norm)
+        sequences = [first_sequence, first_sequence + self._train.global_batch_size]
+        if policy == "rollback":
+            raise RollBack(step, first_sequence, reason)
+        if policy == "fail":
+            raise _diverged(step, sequences, reason)
+        self._on_event("step_skipped", step=step, sequences=sequences, reason=reason)
+        return state
+
+    def _verdict(self, state: TrainState, loss: float, grad_norm: float) -> tuple[Policy, str | None]:
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                return self._train.on_nonfinite, f"its {name} is {value}"
+        limits = self._limits(state) if self._watches_spikes else None
+        if limits is not None:
+            for name, value, limit in (("loss", loss, limits.loss), ("gradient norm", grad_norm, limits.grad_norm)):
+                if value > limit:
+                    usual = f"{self._train.spike_sigmas:g} standard deviations above the {self._train.spike_window} steps before"
+                    return self._train.on_spike, f"its {name} of {value:.6g} is beyond {limit:.6g}, {usual}"
+        return "ignore", None
+
+    def _remember(self, state: TrainState, loss: float, grad_norm: float) -> TrainState:
+        if not self._watches_spikes:
+            return state
+        keep = self._train.spike_window
+        losses, norms = (*state.recent_losses, loss)[-keep:], (*state.recent_grad_norms, grad_norm)[-keep:]
+        return replace(state, recent_losses=losses, recent_grad_norms=norms)
+
+
+def _diverged(step: int, sequences: list[int], reason: str) -> DivergedError:
+    first, end = sequences
+    return DivergedError(
+        f"step {step} on sequences {first} to {end - 1} has been given up: {reason}",
+        "train.on_nonfinite or train.on_spike is fail",
+        "The same command with rollback in its place goes on from the last checkpoint without them, and with skip without "
+        "the update; a run that diverges again wants a smaller optim.lr or a longer warm-up, under another name.",
+    )

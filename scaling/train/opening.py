@@ -1,0 +1,81 @@
+"""The first rank's books, opened where a group of workers begins: the record, its views, and the account of time."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from scaling.channel import Channel, Heartbeat
+from scaling.config import RunConfig
+from scaling.goodput import RESTARTING, STARTING
+from scaling.metrics.record import MetricLog
+from scaling.metrics.sinks import make_sinks
+from scaling.metrics.throughput import ThroughputMeter
+from scaling.plan.layout import RunPlan
+from scaling.rundir import RunDir
+from scaling.startup import Marks, mark, since_command
+from scaling.train.clock import Clock
+from scaling.train.ledger import Ledger
+from scaling.train.recorder import FirstRankRecorder
+from scaling.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the books need to know. workers: the group's name, as the fence gave it."""
+
+    config: RunConfig
+    plan: RunPlan
+    run_dir: RunDir
+    channel: Channel
+    heartbeat: Heartbeat
+    startup: Marks
+    clock: Clock
+    workers: str
+
+    def recorder(self, restored: TrainState | None, cleanup: ExitStack) -> FirstRankRecorder:
+        """Go on from `restored`, or begin. Raises RunDirError."""
+        step = restored.step if restored else None
+        sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
+        log = MetricLog(self.run_dir.metrics, sinks)
+        cleanup.callback(log.close)
+        recorded_step = log.last_step()
+        wall_s = log.resume(step)
+        ledger = self._ledger(restored, recorded_step, cleanup)
+        self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
+        return FirstRankRecorder(
+            log, self._meter(), self.heartbeat, self.plan,
+            ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
+        )  # fmt: skip
+
+    def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:
+        """Settle the account of the workers before, note where this group begins, and keep its own from there."""
+        step = restored.step if restored else 0
+        self.run_dir.settle_account()
+        ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice)
+        ledger.step(recorded_step)
+        ledger.step(step)
+        self.run_dir.event(
+            "resume" if restored else "start", step=step, world_size=self.plan.layout.world_size, workers=self.workers,
+            command_s=self.startup["command"], reached_step=ledger.reached_step,
+        )  # fmt: skip
+        self.clock.begin(RESTARTING if ledger.restarts else STARTING)
+        self.heartbeat.also(ledger.beat)
+        cleanup.callback(lambda: ledger.beat(last=True))
+        return ledger
+
+    def _notice(self, text: str) -> None:
+        self.channel.send("notice", {"text": text})
+
+    def _meter(self) -> ThroughputMeter:
+        device = self.config.cluster.device
+        peak_tflops = device.peak_tflops_bf16 if self.config.dtype == "bf16" else device.peak_tflops_fp32
+        return ThroughputMeter(
+            self.plan.counts.flops_per_token,
+            self.plan.layout.world_size,
+            peak_tflops * 1e12 if peak_tflops is not None else None,
+        )
+
+    def _first_step(self, state: TrainState) -> None:
+        mark(self.startup, "first_step")
+        self.run_dir.event("first_step", step=state.step, startup_s=since_command(self.startup))

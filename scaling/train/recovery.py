@@ -1,0 +1,61 @@
+"""Going back to the last good checkpoint, and on from there without the sequences that did the harm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scaling.config import TrainConfig
+from scaling.engine.base import Engine
+from scaling.errors import DivergedError
+from scaling.train.checkpointing import Checkpointer
+from scaling.train.guard import Guard, RollBack
+from scaling.train.recorder import Recorder
+from scaling.train.state import TrainState
+
+
+@dataclass
+class Recovery:
+    """Trains, and as often as the guard wants it goes back. Every method is collective over the ranks.
+
+    on_event(kind, **fields) is told of "rolled_back", on the first rank.
+    """
+
+    train: TrainConfig
+    engine: Engine
+    guard: Guard
+    checkpoints: Checkpointer
+    recorder: Recorder
+    on_event: Callable[..., None]
+    _returns: Counter[int] = field(default_factory=Counter)
+
+    def run(self, train_from: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+        """train_from: trains from a state to the end, with the engine as that state has it."""
+        if self.guard.rolls_back and self.checkpoints.last_step is None:
+            self.checkpoints.save(self.engine, state)  # the initial weights, to go back to
+        while True:
+            try:
+                return train_from(state)
+            except RollBack as bad:
+                state = self._go_back(bad).without([*state.condemned, bad.first_sequence])
+
+    def _go_back(self, bad: RollBack) -> TrainState:
+        """The last checkpoint's state, which the engine is given too. Raises DivergedError if that has been tried too often."""
+        self.checkpoints.wait()
+        restored = self.checkpoints.restore(self.engine)
+        assert restored is not None, "there was a checkpoint to begin with"
+        end = bad.first_sequence + self.train.global_batch_size
+        self._returns[restored.step] += 1
+        if self._returns[restored.step] > self.train.max_rollbacks:
+            raise DivergedError(
+                f"step {bad.step} on sequences {bad.first_sequence} to {end - 1} is bad too ({bad.reason}), after "
+                f"{self.train.max_rollbacks} rollbacks to step {restored.step}",
+                "train.max_rollbacks",
+                f"Remove the checkpoint of step {restored.step} to go back further, or begin a run with a smaller optim.lr.",
+            )
+        self.on_event(
+            "rolled_back", step=restored.step, from_step=bad.step, sequences=[bad.first_sequence, end], reason=bad.reason
+        )
+        self.recorder.rewind(restored, reached_step=bad.step)
+        return restored

@@ -1,0 +1,87 @@
+"""A rank that makes no step within a bound says so, leaves its stacks and gives its process up: the group is restarted."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scaling.channel import Channel
+from scaling.failure import errors_dir
+from scaling.goodput import PRODUCTIVE, RECOMPUTING
+from scaling.train.clock import PLACES, Clock
+
+_PATIENCE = 3.0
+"""Times the bound for what is no step: a start, an evaluation, a checkpoint that is waited for. Assumption."""
+_SLOW_STEPS = 10.0
+"""Times the longest step so far, that a step may take whatever the bound is: a run of long steps does not hang. Assumption."""
+_GRACE_S = 3.0
+"""For the other ranks' reports, before a process that gives up tears the rest down. Assumption."""
+_WAITING_IN = ("torch/distributed", "torch/autograd")
+"""Places of a stack that waits for other ranks: collectives, and a backward that overlaps with them."""
+
+
+def limit_s(clock: Clock, bound_s: float) -> float:
+    """How long a rank may stay where it is, for a bound on the time without a finished step."""
+    if clock.activity in (PRODUCTIVE, RECOMPUTING):
+        return max(bound_s, _SLOW_STEPS * clock.longest_step_s)
+    return _PATIENCE * bound_s
+
+
+class Watchdog:
+    """A thread of each rank. bound_s: longest time without a finished step. The thread that makes it is the one watched."""
+
+    def __init__(self, clock: Clock, channel: Channel, run_dir: Path | str, rank: int, bound_s: float) -> None:
+        self._clock, self._channel, self._run_dir, self._rank, self._bound_s = clock, channel, run_dir, rank, bound_s
+        self._watched = threading.get_ident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(min(1.0, self._bound_s / 10)):
+            still_s = self._clock.still_s()
+            if still_s > limit_s(self._clock, self._bound_s):
+                self._give_up(still_s)
+                return
+
+    def _give_up(self, still_s: float) -> None:
+        stacks = errors_dir(self._run_dir) / f"hang-rank-{self._rank:05d}.txt"
+        with stacks.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._channel.send("hung", self._report(still_s, stacks))
+        time.sleep(_GRACE_S)
+        self._channel.abandon()
+
+    def _report(self, still_s: float, stacks: Path) -> dict[str, Any]:
+        frames = _frames(sys._current_frames().get(self._watched))
+        waiting = any(place in name for name, _ in frames[:8] for place in _WAITING_IN)
+        clock = self._clock
+        return {
+            "rank": self._rank, "step": clock.step, "place": PLACES.index(clock.place), "doing": clock.place,
+            "still_s": round(still_s, 1), "where": _own(frames), "waiting": waiting, "stacks": str(stacks),
+        }  # fmt: skip
+
+
+def _frames(frame: FrameType | None) -> list[tuple[str, int]]:
+    """(file, line), the innermost first."""
+    found = []
+    while frame is not None:
+        found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return found
+
+
+def _own(frames: list[tuple[str, int]]) -> str:
+    """The innermost place in this package, or the innermost of all."""
+    root = str(Path(__file__).parent.parent.parent)
+    name, line = next(((name, line) for name, line in frames if "/scaling/" in name), frames[0] if frames else ("unknown", 0))
+    return f"{name.removeprefix(root).lstrip('/')}:{line}"
