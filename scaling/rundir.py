@@ -27,7 +27,7 @@ from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step",
+    "first_step", "data_stalled",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "finished"]
 

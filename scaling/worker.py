@@ -16,9 +16,11 @@ import torch.distributed as dist
 from scaling.channel import Channel, Heartbeat
 from scaling.complete import complete
 from scaling.config import RunConfig
+from scaling.data.loader import Loader
 from scaling.data.objective import make_batch_for
+from scaling.data.shard_source import Streaming
 from scaling.data.shards import CorpusIndex
-from scaling.data.stream import Loader, SequenceStream
+from scaling.data.stream import SequenceStream
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
@@ -80,8 +82,8 @@ class Corpus:
     def stream(self, config: RunConfig, split: str) -> SequenceStream:
         train, shape = split != EVAL_SPLIT, lengths(config)
         return SequenceStream(
-            self.directory, self.index, split,
-            seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed, shuffle=train,
+            self.directory, self.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed,
+            shuffle=train, read_ahead=train, streaming=Streaming.of(config.data),
         )  # fmt: skip
 
 
@@ -103,6 +105,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         engine = build_engine(config, layout, ranks, device)
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
+        report_event = _event_reporter(run_dir, channel, ranks)
         checkpoints = Checkpointer(
             run_dir.checkpoints,
             config,
@@ -110,7 +113,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             corpus_fingerprint=corpus.index.fingerprint,
             ranks=ranks,
             group=group,
-            on_event=_event_reporter(run_dir, channel, ranks),
+            on_event=report_event,
         )
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
@@ -119,7 +122,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
         recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state))
+        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state, report_event))
         state = train(
             engine,
             loader,
@@ -227,8 +230,17 @@ def _open_recorder(
 
 
 def _open_loader(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, stream: SequenceStream, ranks: Ranks, state: TrainState
+    config: RunConfig,
+    plan: RunPlan,
+    corpus: Corpus,
+    stream: SequenceStream,
+    ranks: Ranks,
+    state: TrainState,
+    report_event: Callable[..., None],
 ) -> Loader:
+    def on_stall(waited_s: float, shards: list[str]) -> None:
+        report_event("data_stalled", rank=ranks.rank, waited_s=round(waited_s, 1), shards=shards)
+
     return Loader(
         stream,
         make_batch=make_batch_for(config, corpus.tokenizer),
@@ -237,6 +249,9 @@ def _open_loader(
         dp=ranks.dp,
         micro_batch_size=plan.layout.micro_batch_size,
         start_sequence=state.next_sequence,
+        workers=config.data.loader_workers,
+        on_stall=on_stall,
+        stall_after_s=config.data.stall_after_s,
     )
 
 

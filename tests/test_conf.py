@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from scaling.compose import compose
 from scaling.config import RunConfig, conf_dir
+from scaling.data_config import HOW_DATA_COMES
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
 
@@ -36,7 +37,7 @@ REFUSED = {
 
 SEMANTIC_SECTIONS = {"model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule", "precision"}
 SEMANTIC_TRAIN = {"train.n_tokens", "train.global_batch_size", "train.seq_len", "train.seed"}
-EXECUTION_ANYWHERE = {"model.name", "data.cache_dir", "data.on_bad_shard"}
+EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
 """precision=auto is fp32 on CPUs and bf16 on GPUs: through it, and only then, the kind of device is in the mathematics."""
 

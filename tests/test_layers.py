@@ -16,7 +16,7 @@ PACKAGE = ROOT / "scaling"
 LAYERS = [
     {"errors", "units"},
     {"section"},
-    {"attention_config", "cluster_config", "model_config"},
+    {"attention_config", "cluster_config", "data_config", "model_config"},
     {"config"},
     {"redact", "files", "startup"},
     {"driver_lock", "provenance"},

@@ -99,7 +99,8 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
 def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
-    bad = check_shards(directory, CorpusIndex.load(directory), "train")
+    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    bad = check_shards(directory, CorpusIndex.load(directory), "train", full=config.data.on_bad_shard == "skip")
     bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
@@ -179,5 +180,8 @@ def _say(progress: ProgressLine, kind: str, message: dict[str, Any]) -> None:
         progress.say(f"Resuming after step {step}." if step else "Training begins.")
     elif kind == "notice":
         progress.say(message["text"])
+    elif kind == "data_stalled":
+        shards = ", ".join(message["shards"]) or "its batch"
+        progress.say(f"Rank {message['rank']} has waited {message['waited_s']:.0f} s for {shards}.")
     elif kind == "checkpoint_damaged":
         progress.say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

@@ -1,0 +1,83 @@
+"""Where text comes from and how it is cut into tokens: groups `data` and `tokenizer`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from scaling.section import Count, Section
+
+HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_bytes", "stall_after_s", "give_up_s")
+"""Keys of `data` that change nothing of what is learnt."""
+
+
+class DataConfig(Section):
+    """Where text comes from, and where its shards are kept."""
+
+    kind: Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "shards"] = Field(
+        description="python_stdlib: sources of this interpreter's standard library; python_packages: of all that is installed "
+        "beside it; text_files: a glob; text_pairs: lines of source TAB target; shards: prepared before"
+    )
+    path: str | None = Field(
+        None, description="text_files, text_pairs: a glob of UTF-8 files; shards: a directory or URL with index.json"
+    )
+    target_path: str | None = Field(
+        None,
+        description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
+    )
+    val_path: str | None = Field(None, description="text_files: a glob of files to hold out; null: some of data.path, by hash")
+    cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
+    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
+    shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
+    attend_across_documents: bool = Field(
+        True, description="whether positions see documents before their own, where several share a sequence"
+    )
+    on_bad_shard: Literal["fail", "skip"] = Field(
+        "fail", description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)"
+    )
+    loader_workers: int = Field(1, gt=0, description="threads of each rank that read sequences and make batches")
+    stream_cache_bytes: Count = Field(
+        20_000_000_000, ge=0, description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none"
+    )
+    stall_after_s: float = Field(30.0, gt=0, description="a step that waits longer for its shards is reported, with their names")
+    give_up_s: float = Field(300.0, gt=0, description="of retries and waits for one remote shard, until the run fails")
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if self.kind not in ("python_stdlib", "python_packages") and not self.path:
+            raise ValueError(f"data={self.kind} needs data.path")
+        if self.target_path and self.kind != "text_pairs":
+            raise ValueError(f"data.target_path is set, but only data=text_pairs reads it, and this is data={self.kind}")
+        if self.val_path and self.kind != "text_files":
+            raise ValueError(f"data.val_path is set, but only data=text_files reads it, and this is data={self.kind}")
+        return self
+
+
+class TokenizerConfig(Section):
+    kind: Literal["bpe", "byte", "wordpiece", "unigram"] = Field(
+        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; byte: one token a byte"
+    )
+    vocab_size: Count = Field(gt=0, description="entries of the vocabulary, special tokens included")
+    special_tokens: Literal["eot", "all"] = Field(
+        "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
+    )
+    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
+
+    @property
+    def n_special(self) -> int:
+        """Special tokens: end-of-text, with special_tokens=all four more, and the sentinels."""
+        return (5 if self.special_tokens == "all" else 1) + self.n_sentinels
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        alphabet = 512 if self.kind == "wordpiece" else 256
+        least = alphabet + self.n_special
+        if self.vocab_size < least:
+            what = "256 bytes, at the start and inside of a word," if self.kind == "wordpiece" else "256 bytes"
+            raise ValueError(
+                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
+            )
+        if self.kind == "byte" and self.vocab_size != least:
+            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries")
+        return self
