@@ -51,6 +51,8 @@ HOMES = {
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
     "webdataset": {"data/reader.py", "data/fetch.py"},
+    "pyarrow": {"data/open_input.py"},
+    "huggingface_hub": {"data/hub.py", "data/hub_tokenizer.py"},
     "matplotlib": {"curve.py", "laws/figures.py"},
     "pynvml": {"plan/machine.py"},
 }

@@ -9,17 +9,20 @@ from __future__ import annotations
 import io
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, cast
 from urllib.parse import urlparse
 
 from scaling.data.http import HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
+from scaling.redact import redact
 
 WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
 """For what is asked while a person waits: short outages pass, a wrong address is told soon. Assumption."""
 _BUFFER_BYTES = 1 << 20
+_NO_HEAD = (405, 501)  # answers of servers that know no HEAD
 
 
 def scheme_of(location: str | Path) -> str:
@@ -47,13 +50,16 @@ def join(directory: str | Path, name: str) -> str:
     return str(path / name) if path is not None else f"{str(directory).rstrip('/')}/{name}"
 
 
-def open_location(location: str | Path, patience: Patience = AT_FIRST) -> IO[bytes]:
-    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises OSError, DataError."""
+def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: Mapping[str, str] | None = None) -> IO[bytes]:
+    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises OSError, DataError.
+
+    `headers` go along with requests to the server of an http location.
+    """
     path = local_path(location)
     if path is not None:
         return path.open("rb")
     if is_http(str(location)):
-        return cast(IO[bytes], io.BufferedReader(HttpFile(str(location), patience=patience), _BUFFER_BYTES))
+        return cast(IO[bytes], io.BufferedReader(HttpFile(str(location), patience=patience, headers=headers), _BUFFER_BYTES))
     from webdataset.gopen import gopen
 
     return cast(IO[bytes], gopen(str(location), "rb"))
@@ -74,16 +80,26 @@ def size_bytes(location: str | Path, patience: Patience = AT_FIRST) -> int | Non
         path = local_path(location)
         if path is not None:
             return path.stat().st_size
-        length = head(str(location), patience).get("Content-Length") if is_http(str(location)) else None
-        return int(length) if length is not None else None
+        return _http_size(str(location), patience) if is_http(str(location)) else None
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
+
+
+def _http_size(url: str, patience: Patience) -> int | None:
+    try:
+        length = head(url, patience).get("Content-Length")
+    except urllib.error.HTTPError as error:
+        if error.code not in _NO_HEAD:
+            raise
+        with HttpFile(url, patience=patience) as file:
+            return file.size
+    return int(length) if length is not None else None
 
 
 def unreadable(location: str | Path, error: Exception) -> DataError:
     """The error to raise for a file that the system or the server refused: its name, the cause, a way out."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
-    return DataError(f"{location} cannot be read: {reason}", fix=_fix(error))
+    return DataError(f"{redact(str(location))} cannot be read: {redact(reason)}", fix=_fix(error))
 
 
 def _fix(error: Exception) -> str:

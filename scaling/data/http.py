@@ -67,6 +67,11 @@ class HttpFile(io.RawIOBase):
         """Bytes in all; None where the server does not say."""
         return self._known()[0]
 
+    @property
+    def version(self) -> str | None:
+        """What tells this version of the file from another; None where the server does not say."""
+        return self._known()[1]
+
     def readable(self) -> bool:
         return True
 
@@ -145,7 +150,7 @@ class HttpFile(io.RawIOBase):
         return self._response
 
     def _check_version(self, response: http.client.HTTPResponse) -> None:
-        found = _size_in(response.headers), version_in(response.headers)
+        found = _size_in(response.headers), _version_in(response.headers)
         if self._version is not None and self._version != found:
             response.close()
             raise DataError(f"{self.url} changed while it was read: it was {self._version}, and is {found}", fix="Start again.")
@@ -207,7 +212,7 @@ def head(url: str, patience: Patience, headers: Mapping[str, str] | None = None)
     return Attempts(url, patience).until_it_works(ask)
 
 
-def version_in(headers: email.message.Message) -> str | None:
+def _version_in(headers: email.message.Message) -> str | None:
     """What a server tells one version of a file from another by."""
     return headers.get("ETag") or headers.get("Last-Modified")
 

@@ -8,11 +8,12 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from scaling.data.pieces import size_of
+from scaling.data.open_input import size_of
+from scaling.data.pieces import local_paths
 from scaling.data.prepare import Recipe, build
 from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
 from scaling.data.tasks import Report
@@ -23,15 +24,17 @@ RECIPE_FILE = ".recipe.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def build_or_finish(recipe: Recipe, out: str, processes: int, report: Report) -> tuple[CorpusIndex, bool]:
-    """The corpus in `out`, and whether all the work was done in this call.
+def build_or_finish(
+    recipe: Recipe, out: str, processes: int, report: Report, commits: Mapping[str, str] | None = None
+) -> tuple[CorpusIndex, bool]:
+    """The corpus in `out`, and whether all the work was done in this call. `commits`: of data sets of the hub, to be noted.
 
     Raises ConfigError when the directory holds anything else, or another process builds there; DataError for bad input and a
     full disk, which both leave what is done for the next call.
     """
     directory = Path(out).expanduser().absolute()
     try:
-        with _owned(directory, identity(recipe)) as fresh:
+        with _owned(directory, identity(recipe), commits or {}) as fresh:
             if (directory / INDEX_FILE).is_file():
                 report("the corpus is already there", 1.0)
                 return CorpusIndex.load(directory), False
@@ -42,16 +45,25 @@ def build_or_finish(recipe: Recipe, out: str, processes: int, report: Report) ->
         raise DataError(f"the corpus cannot be built in {directory}: {error.strerror or error}", error.filename, fix) from error
 
 
+def noted_commits(out: str) -> dict[str, str]:
+    """The commits of data sets that an earlier call began with: a data set may have moved on since."""
+    try:
+        found = json.loads((Path(out).expanduser() / RECIPE_FILE).read_bytes())
+        return dict(found.get("commits", {}))
+    except (OSError, ValueError):
+        return {}
+
+
 def identity(recipe: Recipe) -> str:
     """Hash of the recipe and of the size and time of change of its files. Raises DataError for one that is not there."""
     digest = hashlib.sha256(repr((FORMAT_VERSION, recipe)).encode())
-    for path in dict.fromkeys(path for piece in recipe.pieces for path in piece.paths):
+    for path in local_paths(recipe.pieces):
         digest.update(f"{path}\0{size_of(path)}\0{path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _owned(directory: Path, recipe: str) -> Iterator[bool]:
+def _owned(directory: Path, recipe: str, commits: Mapping[str, str]) -> Iterator[bool]:
     """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock when its holder dies."""
     where = f"out={directory}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -70,7 +82,7 @@ def _owned(directory: Path, recipe: str) -> Iterator[bool]:
                     "the directory holds a corpus of other inputs or options, or of inputs that have changed", where, fix
                 )
             if found is None:
-                file.write(json.dumps({"recipe": recipe}).encode())
+                file.write(json.dumps({"recipe": recipe, "commits": dict(commits)}).encode())
                 file.flush()
                 os.fsync(file.fileno())
             yield found is None

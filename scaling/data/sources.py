@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config import DataConfig
+from scaling.data.http import describe
 from scaling.errors import ConfigError, DataError
+from scaling.redact import redact
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
@@ -139,6 +141,6 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The error to raise for a file that the system refused."""
-    return DataError(f"{path} cannot be read: {error.strerror or error}", fix="Make it readable, or leave it out.")
+def unreadable(location: Path | str, error: OSError) -> DataError:
+    """The error to raise for an input that the system or its server refused."""
+    return DataError(f"{redact(str(location))} cannot be read: {describe(error)}", fix="Make it readable, or leave it out.")
