@@ -16,15 +16,15 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
 from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
-from scaling.data_config import HOW_DATA_COMES, DataConfig, TokenizerConfig
+from scaling.data_config import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
 from scaling.section import Count, Section, Share
 from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
-    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
-    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig",
-    "RunConfig", "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
+    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "ComponentConfig", "Count", "DataConfig", "DeviceConfig",
+    "LayoutConfig", "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig",
+    "PrecisionConfig", "RunConfig", "RunSection", "ScheduleConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
 ]  # fmt: skip
 
 

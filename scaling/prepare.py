@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import sys
 import time
@@ -14,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from scaling.command_line import run_command
 from scaling.config import TokenizerConfig
+from scaling.data_config import split_inputs
 from scaling.section import Count, Section
 from scaling.units import format_duration
 
@@ -37,8 +36,7 @@ _VOCAB_SIZE = 4096  # as in conf/tokenizer/bpe.yaml
 
 
 def _words(value: Any) -> Any:
-    """Words with commas between, but for those in braces."""
-    return tuple(word for word in re.split(r",(?![^{}]*})", value) if word) if isinstance(value, str) else value
+    return split_inputs(value) if isinstance(value, str) else value
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -104,6 +102,7 @@ def prepare(options: PrepareOptions) -> None:
     from scaling.data.pieces import Reading
     from scaling.data.prepare import Recipe
     from scaling.data.resume import build_or_finish, noted_commits
+    from scaling.data.tasks import n_cores
     from scaling.progress import ProgressBar
 
     begun_s = time.perf_counter()
@@ -126,7 +125,7 @@ def prepare(options: PrepareOptions) -> None:
         sample_bytes=options.tokenizer_sample,
     )
     with ProgressBar() as bar:
-        index, fresh = build_or_finish(recipe, options.out, options.processes or _n_cores(), bar.report, commits)
+        index, fresh = build_or_finish(recipe, options.out, options.processes or n_cores(), bar.report, commits=commits)
     _conclude(options.out, index, time.perf_counter() - begun_s if fresh else None)
 
 
@@ -143,10 +142,6 @@ def _conclude(out: str, index: CorpusIndex, seconds: float | None) -> None:
         print(f"{total / seconds:.0f} tokens/s: {total} in {format_duration(seconds)}")
     info = index.tokenizer
     print(f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}")
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,10 +18,9 @@ from scaling.complete import complete
 from scaling.config import RunConfig
 from scaling.data.loader import Loader
 from scaling.data.objective import make_batch_for
-from scaling.data.shard_source import Streaming
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import SequenceStream
-from scaling.data.tokenizer import Tokenizer, load_tokenizer
+from scaling.data.opened import EVAL_SPLIT, Corpus
+from scaling.data.stream import Sequences
+from scaling.data.tokenizer import Tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
 from scaling.metrics.record import MetricLog
@@ -33,7 +32,6 @@ from scaling.model.sampling import generate
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
-from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark, since_command
@@ -43,8 +41,6 @@ from scaling.train.preempt import Stop
 from scaling.train.recorder import FirstRankRecorder, Recorder
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
-
-EVAL_SPLIT = "val"
 
 
 @dataclass(frozen=True)
@@ -66,27 +62,6 @@ class WorkerSpec:
         return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], tuple(spec["skipped_shards"]), spec["startup"])
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The shards that a run reads, and their tokenizer."""
-
-    directory: str
-    index: CorpusIndex
-    tokenizer: Tokenizer
-
-    @staticmethod
-    def open(spec: WorkerSpec) -> Corpus:
-        index = CorpusIndex.load(spec.corpus_dir).without("train", spec.skipped_shards)
-        return Corpus(spec.corpus_dir, index, load_tokenizer(spec.corpus_dir, index))
-
-    def stream(self, config: RunConfig, split: str) -> SequenceStream:
-        train, shape = split != EVAL_SPLIT, lengths(config)
-        return SequenceStream(
-            self.directory, self.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed,
-            shuffle=train, read_ahead=train, streaming=Streaming.of(config.data),
-        )  # fmt: skip
-
-
 def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
     """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
 
@@ -101,7 +76,8 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     with ExitStack() as cleanup, _explained(config, layout):
         device = _prepare_device(config, ranks)
         group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
-        corpus = Corpus.open(spec)
+        corpus = Corpus.open(spec.corpus_dir, spec.skipped_shards)
+        tokenizer = corpus.load_tokenizer()
         engine = build_engine(config, layout, ranks, device)
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
@@ -110,19 +86,19 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             run_dir.checkpoints,
             config,
             plan.layout,
-            corpus_fingerprint=corpus.index.fingerprint,
+            corpus_fingerprint=corpus.fingerprint,
             ranks=ranks,
             group=group,
             on_event=report_event,
         )
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
-            run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
+            run_dir.write_tokenizer(tokenizer.to_bytes())
         state = restored or TrainState()
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        recorder = _open_recorder(spec, plan, restored, heartbeat, channel, cleanup)
+        recorder = _open_recorder(spec, plan, corpus, restored, heartbeat, channel, cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        loader = cleanup.enter_context(_open_loader(config, plan, corpus, stream, ranks, state, report_event))
+        loader = cleanup.enter_context(_open_loader(config, plan, tokenizer, stream, ranks, state, report_event))
         state = train(
             engine,
             loader,
@@ -131,13 +107,13 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             tokens_per_step=plan.tokens_per_step,
             lr_after=_schedule(config, plan),
             begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
+            evaluate=_evaluator(config, plan, corpus, tokenizer, engine, ranks, recorder),
             checkpoints=checkpoints,
             recorder=recorder,
             stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
         )
         finished = state.step >= plan.n_steps
-        sample = _sample(config, plan, corpus, engine) if finished else None
+        sample = _sample(config, plan, tokenizer, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
 
 
@@ -199,6 +175,7 @@ def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heart
 def _open_recorder(
     spec: WorkerSpec,
     plan: RunPlan,
+    corpus: Corpus,
     restored: TrainState | None,
     heartbeat: Heartbeat | None,
     channel: Channel,
@@ -225,15 +202,16 @@ def _open_recorder(
         run_dir.event("first_step", step=state.step, startup_s=since_command(spec.startup))
 
     return FirstRankRecorder(
-        log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s, on_first_step=on_first_step
-    )
+        log, meter, heartbeat, plan, log_every=config.train.log_every, wall_s=wall_s, on_first_step=on_first_step,
+        data_values=corpus.mixing(config),
+    )  # fmt: skip
 
 
 def _open_loader(
     config: RunConfig,
     plan: RunPlan,
-    corpus: Corpus,
-    stream: SequenceStream,
+    tokenizer: Tokenizer,
+    stream: Sequences,
     ranks: Ranks,
     state: TrainState,
     report_event: Callable[..., None],
@@ -243,7 +221,7 @@ def _open_loader(
 
     return Loader(
         stream,
-        make_batch=make_batch_for(config, corpus.tokenizer),
+        make_batch=make_batch_for(config, tokenizer),
         global_batch_size=config.train.global_batch_size,
         dp_rank=ranks.dp_rank,
         dp=ranks.dp,
@@ -270,14 +248,14 @@ def _schedule(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
 
 
 def _evaluator(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder
+    config: RunConfig, plan: RunPlan, corpus: Corpus, tokenizer: Tokenizer, engine: Engine, ranks: Ranks, recorder: Recorder
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
-    stream = corpus.stream(config, EVAL_SPLIT)
-    n_sequences = min(config.train.eval_sequences, stream.n_sequences)
-    ks_N = np.arange(n_sequences)
-    whole = make_batch_for(config, corpus.tokenizer)(stream.read(ks_N), ks_N)
-    n_bytes = int(corpus.tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
+    with corpus.stream(config, EVAL_SPLIT) as stream:
+        n_sequences = min(config.train.eval_sequences, stream.n_sequences)
+        ks_N = np.arange(n_sequences)
+        whole = make_batch_for(config, tokenizer)(stream.read(ks_N), ks_N)
+    n_bytes = int(tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
     batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every
 
@@ -306,7 +284,7 @@ _SAMPLE_MEMORY = 0.1
 """Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no limit."""
 
 
-def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) -> str | None:
+def _sample(config: RunConfig, plan: RunPlan, tokenizer: Tokenizer, engine: Engine) -> str | None:
     """What the model makes of the prompt; every rank generates the same tokens. None of a sharded model that is too large."""
     train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
@@ -319,7 +297,7 @@ def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) ->
     def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
         return generate(
             model, prompt, train.sample_tokens, source_ids=source,
-            seed=train.seed, context_limit=train.seq_len, eos_id=corpus.tokenizer.eot_id,
+            seed=train.seed, context_limit=train.seq_len, eos_id=tokenizer.eot_id,
         )  # fmt: skip
 
-    return complete(config, engine.whole_model().eval(), corpus.tokenizer, train.sample_prompt, sampled)
+    return complete(config, engine.whole_model().eval(), tokenizer, train.sample_prompt, sampled)

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "units"},
+    {"errors", "redact", "units"},
     {"section"},
     {"attention_config", "cluster_config", "data_config", "model_config"},
     {"config"},
-    {"redact", "files", "startup"},
+    {"files", "startup"},
     {"driver_lock", "provenance"},
     {"parallel"},
     {"plan"},

@@ -53,16 +53,22 @@ def find_pieces(
     return tuple(pieces)
 
 
-def _local_pieces(patterns: Sequence[str], by_line: bool, suffixes: Sequence[str]) -> tuple[list[Piece], list[Piece]]:
-    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees hold images and worse."""
+def local_files(patterns: Sequence[str], suffixes: Sequence[str] = SOURCE_SUFFIXES) -> dict[Path, bool]:
+    """The files that globs and folders name, each once, and whether it was found in a folder. Raises ConfigError."""
     paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
     folders = [path for path in paths if path.is_dir()]
     sources = dict.fromkeys(file for folder in folders for file in _sources(folder, suffixes))
-    files = [path for path in paths if path.is_file() and path not in sources]
+    return {path: False for path in paths if path.is_file() and path not in sources} | dict.fromkeys(sources, True)
+
+
+def _local_pieces(patterns: Sequence[str], by_line: bool, suffixes: Sequence[str]) -> tuple[list[Piece], list[Piece]]:
+    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees hold images and worse."""
+    found = local_files(patterns, suffixes)
+    files = [path for path, in_folder in found.items() if not in_folder]
     whole = dict.fromkeys(path for path in files if _format(str(path)) == "text" and not by_line)
     ranges = (InputFile(str(path), size_of(path), ranges=True) for path in files if path not in whole)
     pieces = [*group_files(whole), *(piece for file in ranges for piece in _pieces(file, by_line))]
-    return pieces, list(group_files(sources, lenient=True))
+    return pieces, list(group_files((path for path, in_folder in found.items() if in_folder), lenient=True))
 
 
 def _matches(pattern: str) -> list[str]:

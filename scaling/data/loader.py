@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from scaling.data.pool import DaemonPool
+from scaling.data.stream import Sequences
 from scaling.errors import PlanError
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 Step = tuple[list["Batch"], int]
 OnStall = Callable[[float, list[str]], None]
 """Told for how many seconds a step has been awaited, and where the shards lie that are on their way."""
-
-
-class Sequences(Protocol):
-    """Sequences by their number, for any threads."""
-
-    def read(self, ks: np.ndarray) -> np.ndarray: ...
-
-    def waiting_for(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)

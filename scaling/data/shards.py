@@ -83,6 +83,10 @@ class CorpusIndex:
             raise DataError(f"corpus {self.name} has no shards in split {name}", fix=f"Its splits are: {has}.")
         return shards
 
+    def n_sequences(self, split: str, seq_len: int, overlap: int) -> int:
+        """Sequences of a split in an epoch."""
+        return sum(max(shard.n_tokens - overlap, 0) // seq_len for shard in self.split(split))
+
     def without(self, split: str, names: Iterable[str]) -> CorpusIndex:
         """This corpus less some shards of a split: another corpus, with another fingerprint.
 

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +36,22 @@ class Source:
     val_files: tuple[Path, ...] = ()
 
     def identity(self) -> str:
-        """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed."""
-        digest = hashlib.sha256()
-        for path in (*self.files, *([self.target_file] if self.target_file else []), *self.val_files):
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise unreadable(path, error) from error
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return files_identity((*self.files, *([self.target_file] if self.target_file else []), *self.val_files))
+
+
+def files_identity(paths: Iterable[Path]) -> str:
+    """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed.
+
+    Raises DataError for one that is not there.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def find_source(data: DataConfig) -> Source:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -56,6 +56,28 @@ def check_shards(directory: str | Path, index: CorpusIndex, split: str, full: bo
     with ThreadPoolExecutor(max_workers=8) as pool:  # assumption: enough to hide a store's latency
         reasons = list(pool.map(check, shards))
     return [BadShard(shard.name, reason) for shard, reason in zip(shards, reasons, strict=True) if reason is not None]
+
+
+class Sequences(Protocol):
+    """Sequences by their number, for any threads; a context manager. `n_sequences`: until one of them comes again."""
+
+    n_sequences: int
+
+    def read(self, ks: np.ndarray) -> np.ndarray:
+        """Sequences number `ks` as rows, int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
+        ...
+
+    def waiting_for(self) -> list[str]:
+        """Where the shards lie that some thread is waiting for."""
+        ...
+
+    def close(self) -> None:
+        """Forget the shards in memory, and those on their way."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 class SequenceStream:

@@ -14,8 +14,7 @@ from scaling.checkpoint import remove_partials
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import check_shards
+from scaling.data.opened import Corpus
 from scaling.errors import DataError, LaunchError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine
@@ -100,8 +99,9 @@ def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path 
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
     # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
-    bad = check_shards(directory, CorpusIndex.load(directory), "train", full=config.data.on_bad_shard == "skip")
-    bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
+    corpus = Corpus.open(directory)
+    bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
+    bad_held_out = corpus.check("val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(

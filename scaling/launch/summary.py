@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.data.shards import CorpusIndex
+from scaling.data.opened import Corpus
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
 from scaling.plan.layout import RunPlan
@@ -37,11 +37,11 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
 
 
 def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus."""
+    """What counting reaches on the held-out targets; none for a large corpus, nor for a mixture."""
     from scaling.data.baselines import baselines  # torch too
 
-    index = CorpusIndex.load(corpus_dir)
-    return {} if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS else baselines(config, corpus_dir)
+    corpus = Corpus.open(corpus_dir)
+    return {} if corpus.mixed or corpus.n_tokens("train") > _BASELINE_TOKENS else baselines(config, corpus_dir)
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:

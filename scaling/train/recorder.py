@@ -49,9 +49,10 @@ class FirstRankRecorder(Recorder):
         log_every: int,
         wall_s: float,
         on_first_step: Callable[[TrainState], None],
+        data_values: Callable[[int], dict[str, float]] = lambda next_sequence: {},
     ) -> None:
         self._log, self._meter, self._heartbeat, self._plan = log, meter, heartbeat, plan
-        self._log_every = log_every
+        self._log_every, self._data_values = log_every, data_values
         self._on_first_step: Callable[[TrainState], None] | None = on_first_step
         self._started_s = time.monotonic() - wall_s
         self._sums: torch.Tensor | None = None
@@ -104,6 +105,7 @@ class FirstRankRecorder(Recorder):
             names.TRAIN_SKIPPED_STEPS: state.skipped_steps,
             **rates,
             names.MEMORY_PEAK_GB: peak_memory_bytes() / 1e9,
+            **self._data_values(state.next_sequence),
         }
         if self._stall_s:
             values[names.CHECKPOINT_STALL_S], self._stall_s = self._stall_s, 0.0
