@@ -16,10 +16,11 @@ import torch.distributed as dist
 from scaling.channel import Channel, Heartbeat
 from scaling.complete import complete
 from scaling.config import RunConfig
+from scaling.data.loader import Loader
 from scaling.data.objective import make_batch_for
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import Loader, SequenceStream
-from scaling.data.tokenizer import Tokenizer, load_tokenizer
+from scaling.data.opened import EVAL_SPLIT, Corpus
+from scaling.data.stream import Sequences
+from scaling.data.tokenizer import Tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
 from scaling.failure import tell
@@ -31,7 +32,6 @@ from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
-from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark
@@ -48,7 +48,6 @@ from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 from scaling.train.watchdog import Watchdog
 
-EVAL_SPLIT = "val"
 _WRITING_PATIENCE = 6
 """How much longer a rank that has written its part of a checkpoint waits for the others than in training: assumption."""
 
@@ -77,27 +76,6 @@ class WorkerSpec:
         return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, until_step, spec["startup"])
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The shards that a run reads, and their tokenizer."""
-
-    directory: str
-    index: CorpusIndex
-    tokenizer: Tokenizer
-
-    @staticmethod
-    def open(spec: WorkerSpec) -> Corpus:
-        index = CorpusIndex.load(spec.corpus_dir).without("train", spec.skipped_shards)
-        return Corpus(spec.corpus_dir, index, load_tokenizer(spec.corpus_dir, index))
-
-    def stream(self, config: RunConfig, split: str) -> SequenceStream:
-        train, shape = split != EVAL_SPLIT, lengths(config)
-        return SequenceStream(
-            self.directory, self.index, split,
-            seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed, shuffle=train,
-        )  # fmt: skip
-
-
 def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
     """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
 
@@ -114,7 +92,8 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
         device = _prepare_device(config, ranks)
         group, writing_group = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
-        corpus = Corpus.open(spec)
+        corpus = Corpus.open(spec.corpus_dir, spec.skipped_shards)
+        tokenizer = corpus.load_tokenizer()
         engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
@@ -123,7 +102,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             run_dir.checkpoints,
             config,
             plan.layout,
-            corpus_fingerprint=corpus.index.fingerprint,
+            corpus_fingerprint=corpus.fingerprint,
             ranks=ranks,
             group=group,
             writing_group=writing_group,
@@ -132,25 +111,39 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         if ranks.is_first:
-            run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
+            run_dir.write_tokenizer(tokenizer.to_bytes())
         condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
         state = (restored or TrainState()).without(condemned)
         heartbeat = _open_heartbeat(channel, ranks, cleanup)
         recorder = Recorder()
         if heartbeat is not None:
             opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
-            recorder = opening.recorder(restored, cleanup)
+            recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
         stream = cleanup.enter_context(corpus.stream(config, "train"))
         guard, agreement = Guard(config.train, report), Agreement(group)
         training = _Training(
-            config, plan, last_step, ranks, corpus, stream, engine, guard, checkpoints, recorder, clock, agreement, heartbeat
+            config,
+            plan,
+            last_step,
+            ranks,
+            corpus,
+            tokenizer,
+            stream,
+            engine,
+            guard,
+            checkpoints,
+            recorder,
+            clock,
+            agreement,
+            heartbeat,
+            report,
         )
         cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
         state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
         clock.at(EVALUATED, state.step)
-        sample = _sample(config, plan, corpus, engine) if finished else None
+        sample = _sample(config, plan, tokenizer, engine) if finished else None
         return {"finished": finished, "step": state.step, "sample": sample}
 
 
@@ -163,7 +156,8 @@ class _Training:
     last_step: int
     ranks: Ranks
     corpus: Corpus
-    stream: SequenceStream
+    tokenizer: Tokenizer
+    stream: Sequences
     engine: Engine
     guard: Guard
     checkpoints: Checkpointer
@@ -171,11 +165,12 @@ class _Training:
     clock: Clock
     agreement: Agreement
     heartbeat: Heartbeat | None
+    report: Callable[..., None]
 
     def run_from(self, state: TrainState) -> TrainState:
         """Train from `state` to the end, or until asked to stop. Raises RollBack."""
         config, plan, ranks = self.config, self.plan, self.ranks
-        with _open_loader(config, plan, self.corpus, self.stream, ranks, state) as loader:
+        with _open_loader(config, plan, self.tokenizer, self.stream, ranks, state, self.report) as loader:
             return train(
                 self.engine,
                 Uncondemned(loader, state.condemned, config.train.global_batch_size),
@@ -184,7 +179,9 @@ class _Training:
                 tokens_per_step=plan.tokens_per_step,
                 lr_after=_schedule(config, plan),
                 begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-                evaluate=_evaluator(config, plan, self.corpus, self.engine, ranks, self.recorder, self.clock, self.last_step),
+                evaluate=_evaluator(
+                    config, plan, self.corpus, self.tokenizer, self.engine, ranks, self.recorder, self.clock, self.last_step
+                ),
                 guard=self.guard,
                 checkpoints=self.checkpoints,
                 recorder=self.recorder,
@@ -261,16 +258,28 @@ def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heart
 
 
 def _open_loader(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, stream: SequenceStream, ranks: Ranks, state: TrainState
+    config: RunConfig,
+    plan: RunPlan,
+    tokenizer: Tokenizer,
+    stream: Sequences,
+    ranks: Ranks,
+    state: TrainState,
+    report_event: Callable[..., None],
 ) -> Loader:
+    def on_stall(waited_s: float, shards: list[str]) -> None:
+        report_event("data_stalled", rank=ranks.rank, waited_s=round(waited_s, 1), shards=shards)
+
     return Loader(
         stream,
-        make_batch=make_batch_for(config, corpus.tokenizer),
+        make_batch=make_batch_for(config, tokenizer),
         global_batch_size=config.train.global_batch_size,
         dp_rank=ranks.dp_rank,
         dp=ranks.dp,
         micro_batch_size=plan.layout.micro_batch_size,
         start_sequence=state.next_sequence,
+        workers=config.data.loader_workers,
+        on_stall=on_stall,
+        stall_after_s=config.data.stall_after_s,
     )
 
 
@@ -292,6 +301,7 @@ def _evaluator(
     config: RunConfig,
     plan: RunPlan,
     corpus: Corpus,
+    tokenizer: Tokenizer,
     engine: Engine,
     ranks: Ranks,
     recorder: Recorder,
@@ -299,11 +309,11 @@ def _evaluator(
     last_step: int,
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
-    stream = corpus.stream(config, EVAL_SPLIT)
-    n_sequences = min(config.train.eval_sequences, stream.n_sequences)
-    ks_N = np.arange(n_sequences)
-    whole = make_batch_for(config, corpus.tokenizer)(stream.read(ks_N), ks_N)
-    n_bytes = int(corpus.tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
+    with corpus.stream(config, EVAL_SPLIT) as stream:
+        n_sequences = min(config.train.eval_sequences, stream.n_sequences)
+        ks_N = np.arange(n_sequences)
+        whole = make_batch_for(config, tokenizer)(stream.read(ks_N), ks_N)
+    n_bytes = int(tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
     batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every
 
@@ -333,7 +343,7 @@ _SAMPLE_MEMORY = 0.1
 """Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no limit."""
 
 
-def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) -> str | None:
+def _sample(config: RunConfig, plan: RunPlan, tokenizer: Tokenizer, engine: Engine) -> str | None:
     """What the model makes of the prompt; every rank generates the same tokens. None of a sharded model that is too large."""
     train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
@@ -346,7 +356,7 @@ def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) ->
     def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
         return generate(
             model, prompt, train.sample_tokens, source_ids=source,
-            seed=train.seed, context_limit=train.seq_len, eos_id=corpus.tokenizer.eot_id,
+            seed=train.seed, context_limit=train.seq_len, eos_id=tokenizer.eot_id,
         )  # fmt: skip
 
-    return complete(config, engine.whole_model().eval(), corpus.tokenizer, train.sample_prompt, sampled)
+    return complete(config, engine.whole_model().eval(), tokenizer, train.sample_prompt, sampled)

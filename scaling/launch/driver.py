@@ -12,8 +12,7 @@ from rich.console import Console
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import check_shards
+from scaling.data.opened import Corpus
 from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine
@@ -97,8 +96,10 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
 def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
-    bad = check_shards(directory, CorpusIndex.load(directory), "train")
-    bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
+    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    corpus = Corpus.open(directory)
+    bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
+    bad_held_out = corpus.check("val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(

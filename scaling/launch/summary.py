@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.data.shards import CorpusIndex
+from scaling.data.opened import Corpus
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
@@ -42,13 +42,13 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
 
 
 def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus."""
+    """What counting reaches on the held-out targets; none for a large corpus, nor for a mixture."""
     from scaling.data.baselines import baselines  # torch too
 
-    index, scored = CorpusIndex.load(corpus_dir), config.objective.kind != "causal_lm"
-    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
+    corpus, scored = Corpus.open(corpus_dir), config.objective.kind != "causal_lm"
+    if corpus.mixed or corpus.n_tokens("train") > _BASELINE_TOKENS:
         return {}
-    key = (index.fingerprint, config.semantic_hash if scored else "")
+    key = (corpus.fingerprint, config.semantic_hash if scored else "")
     if key not in _KNOWN_BASELINES:
         _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
     return _KNOWN_BASELINES[key]
