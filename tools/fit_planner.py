@@ -14,8 +14,8 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,15 @@ def main() -> None:
     text = [*table_lines(report(unseen, constants)), "", "with one row of each source as its scale:", ""]
     text += table_lines(report(calibrated, constants))
     print("\n".join(text))
-    for field in fields(constants):
-        print(f"{field.name} = {getattr(constants, field.name):.4g}")
+    for name, value in _fitted(constants):
+        print(f"{name} = {value:.4g}")
     if given.write:
         write(constants, text)
+
+
+def _fitted(constants: Constants) -> Iterator[tuple[str, float]]:
+    names = (*GUESSES, *MEMORY_GUESSES, "time_spread", "calibrated_spread", "memory_spread", "between", "within")
+    return ((name, getattr(constants, name)) for name in names)
 
 
 def _with_spreads(
@@ -203,8 +208,8 @@ def write(constants: Constants, text: list[str]) -> None:
     """Into the defaults of scaling/plan/constants.py, and between the marks of docs/planner.md."""
     path = ROOT / "scaling" / "plan" / "constants.py"
     source = path.read_text()
-    for field in fields(constants):
-        source = re.sub(rf"^(    {field.name}: float = ).*$", rf"\g<1>{getattr(constants, field.name):.4g}", source, flags=re.M)
+    for name, value in _fitted(constants):
+        source = re.sub(rf"^(    {name}: float = ).*$", rf"\g<1>{value:.4g}", source, flags=re.M)
     path.write_text(source)
     page = ROOT / "docs" / "planner.md"
     if page.exists():

@@ -49,8 +49,8 @@ class Constants:
     bandwidth: float = 0.611
     kernel_s: float = 2.014e-05
     fabric_inter: float = 0.3249
-    context_bytes: float = 6.826e+08
-    ring_bytes: float = 5.741e+08
+    context_bytes: float = 6.826e08
+    ring_bytes: float = 5.741e08
     fragments: float = 1.43
     time_spread: float = 0.1504
     calibrated_spread: float = 0.1344
@@ -58,13 +58,13 @@ class Constants:
     between: float = 0.05318
     within: float = 0.05795
 
-    gemm_blackwell: float = 0.7
+    gemm_blackwell: float = 0.70
     gemm_memory: float = 0.5
     misaligned: float = 1.25
-    unaligned: float = 3
+    unaligned: float = 3.0
     attention_share: float = 0.32
     attention_hopper: float = 0.6
-    score_bytes: float = 10
+    score_bytes: float = 10.0
     fabric_intra: float = 0.7
     hop_s: float = 3e-06
     latency_s: float = 3e-05
