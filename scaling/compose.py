@@ -28,8 +28,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
     overrides = with_named_clusters(overrides)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return validate(hydra_compose("config", overrides=list(overrides)), overrides)
+        return validate(_composed(overrides), overrides)
     except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
 
@@ -46,6 +45,43 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     lengths(config)  # refuses a length for which the objective or the tokenizer has no room
     train = config.train.model_copy(update={"n_tokens": token_budget(config)})
     return config.model_copy(update={"train": train})
+
+
+_NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logger")
+"""Sections of the place and manner of a run, which a command chooses anew."""
+
+
+def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
+    """Words that compose to `config`, but for its cluster, layout, logger and study: `start`, and what differs from it."""
+    base = validate(_composed(start), start)
+    ours, theirs = (dict(_leaves(c.model_dump(mode="json"))) for c in (config, base))
+    known = dict(_leaves(OmegaConf.to_container(_composed(start), resolve=False)))
+    changed = [key for key in ours if key.split(".")[0] not in _NOT_WORDS and ours[key] != theirs[key]]
+    return (*start, *(f"{'' if key in known else '++'}{key}={_as_word(ours[key])}" for key in changed))
+
+
+def _composed(words: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("config", overrides=list(words))
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, inner in tree.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, tree
+
+
+def _as_word(value: Any) -> str:
+    """In Hydra's grammar: null, true, numbers and lists as they are, text in quotes where it needs them."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_as_word(item) for item in value)}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:

@@ -252,7 +252,9 @@ class RunConfig(Section):
         out["model"] |= {
             "n_kv_heads": model.kv_heads, "d_head": model.head_width, "d_ff": model.ff_width, "vocab_size": self.vocab_size
         }  # fmt: skip
-        del out["model"]["name"]
+        for key, default in (("name", None), ("parametrization", "standard"), ("base_width", None), ("base_layers", None)):
+            if key == "name" or out["model"][key] == default:  # as what came before there was a choice
+                del out["model"][key]
         out["precision"] = self.dtype
         out["train"] = {k: getattr(self.train, k) for k in ("n_tokens", "global_batch_size", "seq_len", "seed")}
         return out

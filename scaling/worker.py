@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -47,12 +47,16 @@ EVAL_SPLIT = "val"
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved."""
+    """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved.
+
+    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere.
+    """
 
     config: RunConfig
     run_dir: str
     corpus_dir: str
     skipped_shards: tuple[str, ...] = ()
+    until_step: int | None = None
     startup: Marks = field(default_factory=begin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +65,8 @@ class WorkerSpec:
     @staticmethod
     def from_dict(spec: dict[str, Any]) -> WorkerSpec:
         config = RunConfig.model_validate(spec["config"])
-        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], tuple(spec["skipped_shards"]), spec["startup"])
+        skipped, until_step = tuple(spec["skipped_shards"]), spec.get("until_step")
+        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, until_step, spec["startup"])
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,13 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     """
     config = spec.config
     plan = make_plan(config)
-    layout = plan.layout
+    layout, last_step = plan.layout, min(plan.n_steps, spec.until_step or plan.n_steps)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
         device = _prepare_device(config, ranks)
-        group = cleanup.enter_context(_process_group(config, ranks, device, rendezvous))
+        group = cleanup.enter_context(_process_group(config, layout, ranks, device, rendezvous))
         corpus = Corpus.open(spec)
-        engine = build_engine(config, layout, ranks, device)
+        engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
         run_dir = RunDir(spec.run_dir)
         checkpoints = Checkpointer(
@@ -124,11 +129,11 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             engine,
             loader,
             state,
-            n_steps=plan.n_steps,
+            n_steps=last_step,
             tokens_per_step=plan.tokens_per_step,
             lr_after=_schedule(config, plan),
             begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder),
+            evaluate=_evaluator(config, plan, corpus, engine, ranks, recorder, last_step),
             checkpoints=checkpoints,
             recorder=recorder,
             stop=Stop(lambda: heartbeat is not None and heartbeat.stop_requested, group),
@@ -158,21 +163,27 @@ def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
 
 
 @contextlib.contextmanager
-def _process_group(config: RunConfig, ranks: Ranks, device: torch.device, rendezvous: str) -> Iterator[dist.ProcessGroup | None]:
+def _process_group(
+    config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device, rendezvous: str
+) -> Iterator[dist.ProcessGroup | None]:
     """The default process group, and a gloo group for decisions and small objects; None for a single rank."""
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 and layout.engine != "deepspeed":
         yield None
         return
-    timeout = timedelta(seconds=config.cluster.timeout_s)
+    timeout, alone = timedelta(seconds=config.cluster.timeout_s), ranks.world_size == 1
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=rendezvous,
+        init_method=None if alone else rendezvous,
+        store=dist.HashStore() if alone else None,  # DeepSpeed wants a group of one, too
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timeout,
     )
     try:
-        yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+        if alone:
+            yield None
+        else:
+            yield dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
     finally:
         dist.destroy_process_group()
 
@@ -255,7 +266,7 @@ def _schedule(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
 
 
 def _evaluator(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder
+    config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine, ranks: Ranks, recorder: Recorder, last_step: int
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
     stream = corpus.stream(config, EVAL_SPLIT)
@@ -267,7 +278,7 @@ def _evaluator(
     every = config.train.eval_every
 
     def evaluate(state: TrainState) -> None:
-        if state.step == plan.n_steps or (every is not None and state.step % every == 0):
+        if state.step == last_step or (every is not None and state.step % every == 0):
             recorder.evaluation(state, engine.evaluate(batches), n_bytes)
 
     return evaluate

@@ -140,6 +140,13 @@ REFUSALS = [
     (("layout.micro_batch_size=3",), "micro_batch_size=3 does not divide the 8 sequences of a rank", "{1, 2, 4, 8}"),
     (("layout.engine=reference", "layout.dp=2"), "runs on one device, but layout.dp=2", "layout.engine=deepspeed"),
     (("layout.engine=reference", "layout.zero_stage=2"), "has no ZeRO, but layout.zero_stage=2", "zero_stage null"),
+    (
+        ("layout.pp=2", "layout.pp_schedule=dualpipev", "model.n_layers=3"),
+        "is more than the 3 blocks of all layers",
+        "Leave layout.pp_schedule null",
+    ),
+    (("layout.pp=1", "layout.pp_schedule=dualpipev"), "pp_schedule=dualpipev needs pp above 1", "Leave layout.pp_schedule null"),
+    (("layout.sp=2", "layout.sp_attention=ring", "attention=linear"), "only attention=full", "Leave layout.sp_attention null"),
     (("schedule.warmup_tokens=3M",), "schedule.warmup_tokens=3M is 3000000 tokens, and the whole run has 2002944", "such as 2%"),
     (("schedule.warmup_tokens=-1%",), "schedule.warmup_tokens=-1% is -20029 tokens", "such as 2%"),
     (("schedule=wsd", "schedule.decay_tokens=99%"), "are 40059 + 1982915 tokens", "at most 1962885"),

@@ -25,6 +25,7 @@ from scaling.launch.pool import PoolLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
+from scaling.metrics.wandb_sink import log_results
 from scaling.plan.machine import check_available, n_devices
 from scaling.study.branch import reached, take_over
 from scaling.study.results import result_rows, results_table, write_results
@@ -147,6 +148,8 @@ class _Runner:
         rows = result_rows(self._study, self._standings)
         path = write_results(rows, self._study.directory)
         self._console.print(results_table(self._study, rows))
+        if self._study.base.logger.kind == "wandb":
+            log_results(self._with_group(), self._study.directory, rows, self._say)
         self._tell(path, time.monotonic() - began_s)
         if self._stopping:
             return EXIT_STOPPED
@@ -271,6 +274,14 @@ class _Runner:
             attempt.launch.request_stop()
         console.say(f"{signal}: writing checkpoints and stopping; Ctrl-C (again) leaves at once.")
 
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _with_group(self) -> RunConfig:
+        logger = self._study.base.logger
+        group = logger.group or self._study.name
+        return self._study.base.model_copy(update={"logger": logger.model_copy(update={"group": group})})
+
     def _tally(self) -> Tally:
         states = [standing.state for standing in self._standings.values()]
         done = self._flops_done
@@ -283,7 +294,7 @@ class _Runner:
         )  # fmt: skip
 
     def _tell(self, results: Path, wall_s: float) -> None:
-        say = lambda text: self._console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+        say = self._say
         for trial in self._study.trials:
             standing = self._standings[trial.identity]
             if standing.state in ("failed", "given up", "damaged"):

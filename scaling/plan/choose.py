@@ -165,23 +165,29 @@ def _candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
 
 
 def _legal_degrees(config: RunConfig) -> str:
-    """For the first of tp, pp and sp that is set, the values of it that are legal with the rest."""
-    setting, batch, devices = setting_of(config), config.train.global_batch_size, n_devices(config)
+    """What of `config.layout` would be legal with the rest: without a choice that is set, or with other tp, pp or sp, the first
+    of these that is set."""
+    for name in ("pp_schedule", "sp_attention"):
+        if getattr(config.layout, name) is not None and _is_legal(config, name, None):
+            return f"Leave layout.{name} null."
     for name in ("tp", "pp", "sp"):
         if (getattr(config.layout, name) or 1) == 1:
             continue
-        legal = []
-        for value in range(1, devices + 1):
-            changed = config.model_copy(update={"layout": config.layout.model_copy(update={name: value})})
-            try:
-                layouts = [layout for grid in _grids(changed) for layout in _candidates(changed, grid)]
-            except PlanError:
-                continue
-            if any(broken_rule(setting.work, setting.machine, layout, batch) is None for layout in layouts):
-                legal.append(value)
+        legal = [value for value in range(1, n_devices(config) + 1) if _is_legal(config, name, value)]
         if legal:
             return f"Use {name} from {_set(legal)}."
     return "Leave null what need not be fixed, or use layout=auto."
+
+
+def _is_legal(config: RunConfig, name: str, value: int | None) -> bool:
+    """Whether a layout is legal with another value of one key."""
+    changed = config.model_copy(update={"layout": config.layout.model_copy(update={name: value})})
+    setting, batch = setting_of(config), config.train.global_batch_size
+    try:
+        layouts = [layout for grid in _grids(changed) for layout in _candidates(changed, grid)]
+    except PlanError:
+        return False
+    return any(broken_rule(setting.work, setting.machine, layout, batch) is None for layout in layouts)
 
 
 def _one_or(given: T | None, choices: Iterable[T]) -> list[T]:
