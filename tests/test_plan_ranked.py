@@ -22,10 +22,11 @@ from scaling.plan.cost import goodput_of
 from scaling.plan.degrees import Layout
 from scaling.plan.hardware import device_names, device_sheet
 from scaling.plan.layout import make_plan
+from scaling.plan.row_links import links_of
 from scaling.plan.rules import broken_rule, not_run_here
-from scaling.plan.search import search, verdict
+from scaling.plan.search import search
 from scaling.plan.setting import Setting, setting_of
-from scaling.plan.table import case_of, links_of, read_cases
+from scaling.plan.table import case_of, read_cases
 from scaling.planning import main
 
 LAYOUT = Layout(8, 1, 1, 1, 1, 64, "none", "deepspeed")
@@ -84,7 +85,8 @@ def test_every_ranked_layout_is_legal_fits_and_uses_the_devices(model: str, batc
         layout = found.layout
         assert broken_rule(setting.work, setting.machine, layout, batch) is None
         assert layout.dp * layout.micro_batch_size * layout.grad_accum_steps == batch
-        assert found.need_bytes <= found.memory_bytes
+        assert found.need_bytes < found.usable_bytes
+        assert found.p_fits >= 0.75
         assert found.time is not None
         assert found.time.step_time_s > 0
 
@@ -92,7 +94,7 @@ def test_every_ranked_layout_is_legal_fits_and_uses_the_devices(model: str, batc
 def test_the_fastest_that_surely_fits_is_first() -> None:
     setting = seven_b()
     fitting = search(setting, 512).fitting
-    sure = [found for found in fitting if verdict(found, setting.machine) == "fits"]
+    sure = [found for found in fitting if found.verdict == "fits"]
     assert fitting[: len(sure)] == sure
     rates = [(found.mfu or 0.0) * found.layout.world_size for found in sure]
     assert rates == sorted(rates, reverse=True)
@@ -222,11 +224,21 @@ def test_a_row_becomes_what_plans() -> None:
     case = case_of(ROW)
     (layout,) = case.layouts
     assert (layout.dp, layout.grad_accum_steps, layout.zero_stage, layout.activation_checkpointing) == (8, 4, 1, "full")
-    assert (case.fits, case.mfu, case.memory_metric) == (True, 0.4, "device")
+    assert (case.fits, case.mfu, case.memory_metric) == (True, 0.4, "reserved")
     assert len(case_of(ROW | {"tp": "", "dp": "", "micro_batch": "", "act_checkpoint": ""}).layouts) > 10
     sheet = device_sheet("A100")
-    assert links_of("8x200 Gbps HDR IB per node; NVLink", sheet, 8)[1] == 25
-    assert links_of("PCIe; 100 Gbps Ethernet", sheet, 8)[:2] == (20, 12.5 / 8)
+    for text, intra, inter in (
+        ("8x200 Gbps HDR IB per node; NVLink", 300, 25),
+        ("8 x HDR InfiniBand", 300, 25),
+        ("NVLink 600 GB/s; 400 Gb/s EFA", 300, 6.25),
+        ("200 Gb/s per GPU", 300, 25),
+        ("3.2 Tb/s RoCE", 300, 50),
+        ("PCIe; 100 Gbps Ethernet", 20, 12.5 / 8),
+        ("Omni-Path; NVLink in node", 300, 12.5 / 8),
+        ("", 300, 25),
+    ):
+        links = links_of(text, sheet, 8)
+        assert (links.intra_gb_per_s, links.inter_gb_per_s) == (intra, inter), text
 
 
 def test_score_reads_a_table_and_writes_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +261,7 @@ def test_score_reads_a_table_and_writes_its_errors(tmp_path: Path, capsys: pytes
     cases = read_cases(table)
     one = report(score_cases(cases, calibrate=True))["pooled"]
     assert one["mfu_rows"] == 1
-    assert one["mfu_median"] < 0.1 < pooled["mfu_median"] + 0.1
+    assert one["mfu_median"] < pooled["mfu_median"]
     assert main(["model=gpt_1b", "cluster=8xA100", f"plan.calibrate={table}"]) == 0
     assert "as calibrated" in capsys.readouterr().out
 

@@ -28,7 +28,6 @@ from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
 from scaling.launch.watch import told
 from scaling.metrics.wandb_sink import log_results
-from scaling.plan.choose import usable_bytes
 from scaling.plan.machine import check_available, n_devices
 from scaling.study.branch import reached, take_over
 from scaling.study.results import result_rows, results_table, write_results
@@ -209,7 +208,7 @@ class _Runner:
     def _shares_device(self, trial: Trial) -> bool:
         """Whether its memory leaves room for the other trials of a device."""
         assert trial.plan is not None
-        return trial.plan.memory.need() * self._study.config.trials_per_device <= usable_bytes(trial.config)
+        return trial.plan.device_holds(self._study.config.trials_per_device)
 
     def _trunk_of(self, trial: Trial) -> Trial | None:
         if trial.branch is None:

@@ -15,7 +15,12 @@ from scaling.plan.table import Case, read_cases
 
 
 def time_scale(cases: Sequence[Case], constants: Constants = CONSTANTS) -> float:
-    """Predicted over measured rate, the median of the rows: a factor on predicted times. Raises PlanError without a rate."""
+    """Predicted over measured rate of a machine, from some of its rows: a factor on predicted times. Raises PlanError without a
+    rate.
+
+    Their median is trusted as far as machines differ by more than the rows of one scatter: with one row a factor of
+    between^2 / (between^2 + within^2) of its logarithm, with many nearly all (the posterior mean of normal errors).
+    """
     logs = [
         math.log(predicted / case.tokens_per_s_per_device)
         for case in cases
@@ -23,7 +28,8 @@ def time_scale(cases: Sequence[Case], constants: Constants = CONSTANTS) -> float
     ]
     if not logs:
         raise PlanError("no row holds tokens_per_s_per_gpu", "plan.calibrate", "Give at least one measured row.")
-    return math.exp(statistics.median(logs))
+    trust = constants.between**2 / (constants.between**2 + constants.within**2 / len(logs))
+    return math.exp(trust * statistics.median(logs))
 
 
 def scale_of(path: Path) -> float:

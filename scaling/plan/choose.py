@@ -14,61 +14,47 @@ from scaling.plan.degrees import Engine, Layout
 from scaling.plan.machine import n_devices
 from scaling.plan.memory import estimate_memory
 from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.predict import LIKELY
 from scaling.plan.rules import broken_rule, not_run_here
+from scaling.plan.search import CHECKPOINTINGS, preference, search
 from scaling.plan.setting import setting_of, workload_of
 from scaling.units import format_bytes
 
-USABLE_MEMORY = 0.9
-"""Part of a device's memory that a plan may fill, the rest being for what the estimate misses: assumption."""
-
 T = TypeVar("T")
 STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
-CHECKPOINTINGS: tuple[Literal["none", "full"], ...] = ("none", "full")
 Grid = tuple[int, int, int, int]
 """dp, tp, pp, sp."""
 
 
 def choose_layout(config: RunConfig) -> Layout:
-    """The layout of `config.layout`, with what it leaves open chosen.
+    """The layout of `config.layout`, with what it leaves open chosen as `python -m scaling.plan` ranks: of what fits surely the
+    fastest. Raises PlanError when a rule is broken or nothing fits.
 
-    dp is the largest number that divides the global batch and for which there are devices. Of what then fits in 90 % of a
-    device's memory, the fastest; where times are not known, data parallelism alone if anything fits so, without
-    checkpointing, the lowest ZeRO stage, and with it the largest micro-batch. Raises PlanError when a rule is broken or
-    nothing fits.
+    dp is the largest number that divides the global batch and for which there are devices. Where times are not known, data
+    parallelism alone if anything fits so, without checkpointing, the lowest ZeRO stage, and with it the largest micro-batch.
     """
-    setting, usable, batch = setting_of(config), usable_bytes(config), config.train.global_batch_size
-    timed, legal = [], []
+    setting, batch = setting_of(config), config.train.global_batch_size
+    if config.layout.kind == "auto" and config.layout.engine == "auto":
+        ranking = search(setting, batch, wanted=lambda layout: not_run_here(layout) is None)
+        if ranking.fitting:
+            return ranking.fitting[0].layout
+    legal: list[Layout] = []
     broken: list[tuple[int, str]] = []
     for grid in _grids(config):
         for layout in _candidates(config, grid):
             rule = broken_rule(setting.work, setting.machine, layout, batch) or not_run_here(layout)
             if rule is not None:
                 broken.append((layout.micro_batch_size, rule))
-                continue
-            legal.append(layout)
-            found = setting.predict(layout)
-            if found.need_bytes <= usable:
-                if found.time is None:
-                    return layout
-                timed.append(found)
-    if timed:
-        return max(timed, key=lambda found: (found.mfu or 0.0) * found.layout.world_size).layout
+            else:
+                legal.append(layout)
     if not legal:
         # Larger micro-batches break rules of accumulation besides.
         rule = min(broken, key=lambda found: found[0])[1] if broken else "no layout is legal"
         raise PlanError(rule, _where(config, "layout"), _legal_degrees(config))
-    raise _nothing_fits(config, legal)
-
-
-def fits(config: RunConfig, layout: Layout) -> bool:
-    return estimate_memory(config, layout).need() <= usable_bytes(config)
-
-
-def usable_bytes(config: RunConfig) -> int:
-    """Bytes of one device that a plan may fill."""
-    memory_gb = config.cluster.device.memory_gb
-    assert memory_gb is not None, "resolve_cluster(config) comes first"
-    return int(USABLE_MEMORY * memory_gb * 1e9)
+    fitting = [found for layout in legal if (found := setting.predict(layout)).fits]
+    if not fitting:
+        raise _nothing_fits(config, legal)
+    return min(fitting, key=preference).layout
 
 
 def divisors(n: int) -> list[int]:
@@ -214,9 +200,9 @@ def _nothing_fits(config: RunConfig, candidates: list[Layout]) -> PlanError:
     least = min((setting.predict(layout) for layout in candidates), key=lambda found: found.need_bytes)
     smallest, memory = least.layout, least.memory
     what = (
-        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(memory.need())} on each device "
-        f"({describe(smallest)}: {parts(memory)}), and {format_bytes(usable_bytes(config))} may be used, "
-        f"{USABLE_MEMORY:.0%} of the {device.memory_gb:.4g} GB of {device.name}"
+        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(least.need_bytes)} on each device "
+        f"({describe(smallest)}: {parts(memory)}), and {format_bytes(least.usable_bytes)} of {device.name} can be used: it would "
+        f"run with a probability of {least.p_fits:.0%}, and {LIKELY:.0%} are asked for"
     )
     return PlanError(what, _where(config, "layout"), " ".join(_remedies(config, smallest)))
 
@@ -224,12 +210,12 @@ def _nothing_fits(config: RunConfig, candidates: list[Layout]) -> PlanError:
 def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
     open_layout = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None, "engine": "deepspeed"}
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
-    setting, usable = setting_of(config), usable_bytes(config)
+    setting = setting_of(config)
     fitting = (
         layout
         for layout in _candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.sp))
         if broken_rule(setting.work, setting.machine, layout, config.train.global_batch_size) is None
-        and setting.predict(layout).need_bytes <= usable
+        and setting.predict(layout).fits
     )
     if (layout := next(fitting, None)) is not None:
         yield f"With the same dp this fits: {describe(layout)}."
@@ -246,10 +232,9 @@ def _remedies(config: RunConfig, smallest: Layout) -> Iterator[str]:
 
 def _devices_needed(config: RunConfig) -> int | None:
     """Fewest ranks that divide the batch and hold the model at ZeRO-3 with full checkpointing and micro-batches of one."""
-    batch, setting, usable = config.train.global_batch_size, setting_of(config), usable_bytes(config)
+    batch, setting = config.train.global_batch_size, setting_of(config)
     for dp in divisors(batch):
-        layout = Layout(dp, 1, 1, 3, 1, batch // dp, "full", "deepspeed")
-        if setting.predict(layout).need_bytes <= usable:
+        if setting.predict(Layout(dp, 1, 1, 3, 1, batch // dp, "full", "deepspeed")).fits:
             return dp
     return None
 

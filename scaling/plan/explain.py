@@ -76,10 +76,10 @@ def what_would_fit(setting: Setting, ranking: Ranking, batch: int, constants: Co
     if smallest is None:
         yield "No layout is legal on these devices; --refused lists the rules."
         return
-    usable = constants.usable * machine.memory_bytes
     yield (
-        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, "
-        f"and {format_bytes(usable)} of {format_bytes(machine.memory_bytes)} can be used."
+        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, and "
+        f"{format_bytes(smallest.usable_bytes)} of {format_bytes(machine.memory_bytes)} can be used: it would run with a "
+        f"probability of {smallest.p_fits:.0%}."
     )
     offloads: tuple[Offload, ...] = ("optimizer", "parameters")
     for offload in offloads:
@@ -111,9 +111,7 @@ def _needs(found: Prediction) -> str:
 
 
 def _rate(ranking: Ranking) -> float | None:
-    if not ranking.fitting or ranking.fitting[0].tokens_per_s_per_device is None:
-        return None
-    return ranking.fitting[0].tokens_per_s_per_device * ranking.fitting[0].layout.world_size
+    return ranking.fitting[0].tokens_per_s if ranking.fitting else None
 
 
 def _kind(layout: Layout) -> Layout:

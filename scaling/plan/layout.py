@@ -8,11 +8,13 @@ from typing import Any
 from scaling.config import RunConfig
 from scaling.plan.budget import schedule_tokens, token_budget, tokens_per_step
 from scaling.plan.choose import choose_layout
+from scaling.plan.constants import CONSTANTS
 from scaling.plan.counts import ModelCounts, count
 from scaling.plan.degrees import Layout
 from scaling.plan.machine import n_devices
 from scaling.plan.memory import estimate_memory
 from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.predict import SURE, p_fits
 from scaling.plan.setting import usd_per_device_hour
 from scaling.plan.time import TimeEstimate, estimate_time
 
@@ -41,6 +43,10 @@ class RunPlan:
     hours: float | None
     usd: float | None
     kwh: float | None
+
+    def device_holds(self, n_workers: int) -> bool:
+        """Whether so many workers of such a run surely fit on one device together."""
+        return p_fits(n_workers * self.memory.need, CONSTANTS.usable * self.device_memory_bytes) >= SURE
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, nested as the fields are; memory also has its total."""

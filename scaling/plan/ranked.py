@@ -15,7 +15,7 @@ from scaling.plan.counts import count
 from scaling.plan.explain import what_would_fit, what_would_help, why_first
 from scaling.plan.predict import Prediction
 from scaling.plan.rules import not_run_here
-from scaling.plan.search import Ranking, search, verdict
+from scaling.plan.search import Ranking, search
 from scaling.plan.setting import Setting, setting_of, usd_per_device_hour
 
 FLOPS_DEFINITION = (
@@ -70,7 +70,8 @@ def _layout(
     """One layout: degrees, memory by part, verdict, time by part, rates and cost with their 80 % intervals."""
     memory = found.memory
     out: dict[str, Any] = asdict(found.layout) | {"world_size": found.layout.world_size}
-    out["verdict"] = verdict(found, setting.machine)
+    out["verdict"] = found.verdict
+    out["p_fits"] = found.p_fits
     out["runs_here"] = not_run_here(found.layout) is None
     out["not_run_because"] = not_run_here(found.layout)
     out["memory_bytes"] = asdict(memory) | {"total": memory.total, "need": round(found.need_bytes)}

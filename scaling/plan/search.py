@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from scaling.plan.constants import CONSTANTS, Constants
 from scaling.plan.degrees import Checkpointing, Layout, Offload
@@ -18,8 +17,7 @@ MOST_MICRO_BATCH = 128
 """Sequences of a micro-batch, beyond which products have long been full: assumption."""
 
 ZERO_STAGES = (1, 2, 3)
-CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "full")
-"""Selective recomputation has nothing to drop: the attention of this package is fused, and keeps no T x T matrix."""
+CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -60,29 +58,21 @@ def search(
                     smallest = found
                 break
             fitting.append(found)
-    fitting.sort(key=lambda found: _order(found, constants))
+    fitting.sort(key=preference)
     return Ranking(fitting, smallest, n_legal, refused)
 
 
-def verdict(
-    found: Prediction, machine: Machine, constants: Constants = CONSTANTS
-) -> Literal["fits", "borderline", "does not fit"]:
-    """borderline: it fits as predicted, but not at the upper end of the 80 % interval."""
-    if not found.fits:
-        return "does not fit"
-    upper = found.need_bytes * (1 + constants.memory_spread)
-    return "fits" if upper <= constants.usable * machine.memory_bytes else "borderline"
+def preference(found: Prediction) -> tuple[float, ...]:
+    """Of predictions that fit, as a sort key: those that surely fit first; by rate of the whole cluster; then by memory.
 
-
-def _order(found: Prediction, constants: Constants) -> tuple[float, ...]:
-    """Those that surely fit first; by rate of the whole cluster; then by memory. Where no rate is known, as the launcher
-    prefers: what it runs, most dp ranks, without recomputation, the lowest ZeRO stage, the largest micro-batch."""
-    layout = found.layout
-    sure = found.need_bytes * (1 + constants.memory_spread) <= constants.usable * found.memory_bytes
-    if found.tokens_per_s_per_device is not None:
-        return (not sure, -found.tokens_per_s_per_device * layout.world_size, found.need_bytes)
+    Where no rate is known: what the engines run, most dp ranks, without recomputation, the lowest ZeRO stage, the largest
+    micro-batch.
+    """
+    layout, unsure = found.layout, found.verdict != "fits"
+    if found.tokens_per_s is not None:
+        return (unsure, -found.tokens_per_s, found.need_bytes)
     recomputes = layout.activation_checkpointing != "none"
-    return (not sure, not_run_here(layout) is not None, -layout.dp, recomputes, layout.zero_stage, -layout.micro_batch_size)
+    return (unsure, not_run_here(layout) is not None, -layout.dp, recomputes, layout.zero_stage, -layout.micro_batch_size)
 
 
 def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:

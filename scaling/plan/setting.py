@@ -13,7 +13,7 @@ from scaling.plan.lengths import lengths
 from scaling.plan.machine_model import Machine
 from scaling.plan.predict import Prediction, predict
 from scaling.plan.software import Software
-from scaling.plan.systems import LIVE
+from scaling.plan.systems import LIVE, UNFUSED
 from scaling.plan.workload import Stack, Workload
 
 CPU_PROCESS_BYTES = 600_000_000
@@ -88,10 +88,10 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
 
     DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
     them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
-    PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them.
+    PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them; norms and attention are one kernel always.
     """
-    width, kind = dtype_bytes(config), config.cluster.device.kind
-    plain = engine != "deepspeed"
+    width, device = dtype_bytes(config), config.cluster.device
+    kind, plain, fused = device.kind, engine != "deepspeed", config.train.compile
     return Software(
         name=engine,
         weight_bytes=(4 if width == 4 else 6) if plain else width,
@@ -99,8 +99,11 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         optimizer_bytes=8 if plain else 12,
         width=width,
         residual_width=4 if plain else width,
-        elementwise=1.0 if config.train.compile else 2.0,
-        kernels=25 if config.train.compile else 60,
+        flash=1 if device.generation == "volta" else 2,
+        elementwise=1.0 if fused else UNFUSED,
+        fuses_gate=fused,
+        kernels=25 if fused else 60,
+        selective="pointwise",
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
