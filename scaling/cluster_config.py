@@ -72,8 +72,12 @@ class PlanConfig(Section):
 
     top: int = Field(5, gt=0, description="layouts to print, the best first")
     output: str | None = Field(None, description="file for the whole answer as JSON; null: none")
+    fp8: bool = Field(False, description="plan products in 8 bits, which no engine here runs yet")
     calibrate: str | None = Field(
-        None, description="table of rows measured on this machine, or directory of a finished run, whose rate scales the times"
+        None, description="measured rates of this machine, which scale the times: a table, or what calibrate_from_run wrote"
+    )
+    calibrate_from_run: bool = Field(
+        False, description="add the rate of this run, when it ends, to plan.calibrate, or else RUN.ROOT/calibration.json"
     )
 
 
@@ -93,6 +97,15 @@ class ClusterConfig(Section):
     usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
     threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
+    preemption_hours: float | None = Field(
+        None, gt=0, description="mean hours until a preemptible node is taken back; null: 20, an assumption"
+    )
+    restart_s: float | None = Field(
+        None, ge=0, description="seconds from a failure to the first step after it; null: 300, an assumption"
+    )
+    checkpoint_gb_per_s: float | None = Field(
+        None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
+    )
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
     hang_s: float = Field(
         300.0,

@@ -15,7 +15,7 @@ from plan_config import MODELS, composed
 from scaling.config import RunConfig
 from scaling.errors import PlanError
 from scaling.plan.budget import token_budget
-from scaling.plan.choose import divisors
+from scaling.plan.candidates import divisors
 from scaling.plan.layout import make_plan
 from scaling.plan.setting import setting_of
 from scaling.plan.time import estimate_time
@@ -175,7 +175,8 @@ def test_fewer_devices_than_the_cluster_has_are_allowed() -> None:
 
 def test_what_does_not_fit_says_how_many_devices_would() -> None:
     text = refusal(composed("model=gpt_70b", "cluster=8xA100"))
-    assert "It would fit on 32 such devices (dp=32, zero_stage=3); the cluster has 8." in text
+    assert "On 16 such devices it fits: dp=1 tp=8 pp=2" in text
+    assert "With layout.offload=optimizer it fits, if a node has" in text
     enough = composed("model=gpt_70b", "cluster=4x8xA100")
     assert make_plan(enough).layout.world_size == 32
 
@@ -194,13 +195,13 @@ def test_an_explicit_layout_that_does_not_fit_names_one_that_does() -> None:
         )
     )
     assert "gpt_7b does not fit" in text
-    assert "With the same dp this fits: dp=8, zero_stage=1, micro_batch_size=4" in text
+    assert "With the same degrees this fits: dp=8 zero_stage=2 micro_batch_size=4." in text
     assert "such devices (" not in text  # more of them are not needed
 
 
 def test_no_number_of_devices_holds_one_long_sequence() -> None:
-    text = refusal(on_cpus(2, "train.seq_len=1M", memory_gb=4))
-    assert "No number of such devices is enough" in text
+    text = refusal(on_cpus(2, "train.seq_len=1M", memory_gb=0.65))
+    assert "No number of such devices up to 65536 is enough" in text
     assert "A train.seq_len shorter than 1000000 helps too." in text
 
 

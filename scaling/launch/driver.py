@@ -19,6 +19,7 @@ from scaling.launch.console import ProgressLine
 from scaling.launch.signals import StopSignals
 from scaling.launch.summary import finish, print_summary
 from scaling.launch.watch import Watch
+from scaling.plan.calibrate import scale_of
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import check_available, resolve_cluster
 from scaling.plan.show import plan_table
@@ -32,7 +33,7 @@ def drive(config: RunConfig) -> int:
     mark(marks, "composed")
     console = Console()
     config = resolve_cluster(config)
-    plan = make_plan(config)
+    plan = make_plan(config, time_scale=scale_of(config))
     run_dir = RunDir.for_config(config)
     console.print(plan_table(config, plan, run_dir.path))
     if config.dry_run:

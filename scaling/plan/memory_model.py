@@ -71,6 +71,18 @@ def memory_of(
     return max(first, last, key=lambda estimate: estimate.total)
 
 
+def host_bytes_of(work: Workload, layout: Layout, software: Software) -> int:
+    """States of one rank that its host's memory holds: with offload=optimizer masters, moments and an fp32 gradient, with
+    offload=parameters weights and gradients besides."""
+    if layout.offload == "none":
+        return 0
+    own = stage_params(work, layout, first=True, last=layout.pp == 1) / layout.shards
+    moved = software.optimizer_bytes + 4
+    if layout.offload == "parameters":
+        moved += software.weight_bytes + software.gradient_bytes
+    return round(own * moved)
+
+
 def _stage(
     work: Workload, layout: Layout, software: Software, gpu: bool, constants: Constants, *, first: bool, last: bool
 ) -> MemoryEstimate:

@@ -30,11 +30,13 @@ LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
 
 @dataclass(frozen=True)
 class Setting:
-    """What a configuration asks to be planned: one workload on one machine, with the engines of this package."""
+    """What a configuration asks to be planned: one workload on one machine, with the engines of this package; `compiled`: as they
+    would be with train.compile=true, None where they are or compute on a CPU."""
 
     work: Workload
     machine: Machine
     engines: dict[Engine, Software]
+    compiled: dict[Engine, Software] | None = None
 
     def predict(self, layout: Layout, constants: Constants = CONSTANTS) -> Prediction:
         return predict(self.work, layout, self.engines[layout.engine], self.machine, constants)
@@ -43,7 +45,12 @@ class Setting:
 def setting_of(config: RunConfig) -> Setting:
     """Of a configuration whose cluster is resolved."""
     engines: tuple[Engine, ...] = ("reference", "ddp", "deepspeed")
-    return Setting(workload_of(config), machine_of(config), {engine: software_of_run(config, engine) for engine in engines})
+    compiled = None
+    if config.cluster.device.kind == "gpu" and not config.train.compile:
+        fused = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+        compiled = {engine: software_of_run(fused, engine) for engine in engines}
+    own = {engine: software_of_run(config, engine) for engine in engines}
+    return Setting(workload_of(config), machine_of(config), own, compiled)
 
 
 def workload_of(config: RunConfig) -> Workload:
@@ -100,6 +107,7 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         width=width,
         residual_width=4 if plain else width,
         flash=1 if device.generation == "volta" else 2,
+        fp8=config.plan.fp8,
         elementwise=1.0 if fused else UNFUSED,
         fuses_gate=fused,
         kernels=25 if fused else 60,
