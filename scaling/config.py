@@ -89,6 +89,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
     log_every: int = Field(10, gt=0, description="steps between records in metrics.jsonl")
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
+    parent: str | None = Field(None, description="HASH@STEP of the run that this one goes on from with other values; null: none")
     eval_sequences: int = Field(512, gt=0, description="held-out sequences of an evaluation, at most")
     on_nonfinite: Literal["skip", "rollback", "fail"] = Field(
         "skip",
@@ -212,6 +213,8 @@ class RunConfig(Section):
                 del out["model"][key]
         out["precision"] = self.dtype
         out["train"] = {k: getattr(self.train, k) for k in ("n_tokens", "global_batch_size", "seq_len", "seed")}
+        if self.train.parent is not None:
+            out["train"]["parent"] = self.train.parent
         return out
 
     @property

@@ -38,7 +38,7 @@ REFUSED = {
 """Options that do not go with the default of every other group, and what their error must name."""
 
 SEMANTIC_SECTIONS = {"model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule", "precision"}
-SEMANTIC_TRAIN = {"train.n_tokens", "train.global_batch_size", "train.seq_len", "train.seed"}
+SEMANTIC_TRAIN = {"train.n_tokens", "train.global_batch_size", "train.seq_len", "train.seed", "train.parent"}
 EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
 """precision=auto is fp32 on CPUs and bf16 on GPUs: through it, and only then, the kind of device is in the mathematics."""
