@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-DEVICE_HOURS_PER_FAILURE = 50_000
-"""Llama 3 405B: 419 unexpected interruptions in 54 days on 16 384 H100s (Grattafiori et al. 2024,
-arXiv:2407.21783, section 3.3)."""
+from scaling.plan.failures import checkpoint_interval_s, hours_between_failures
 
-NODE_HOURS_PER_PREEMPTION = 20.0
-"""Of a preemptible machine: 5 % an hour, the lowest band of AWS's Spot Instance Advisor being below that a month: assumption."""
+CHECKPOINT_BYTES_PER_PARAM = 12
+"""fp32 weights and two moments (scaling.fragments)."""
 
-CHECKPOINT_BYTES_PER_PARAM = 14
-"""Weights in 16 bits, fp32 master and two moments."""
+COPY_BYTES_PER_S_PER_DEVICE = 1e9
+"""From a device into the host's memory, while training waits: assumption, far below a PCIe 4.0 link's 25 GB/s, and below the
+18 GB/s measured from memory to memory on one CPU core."""
 
 WRITE_BYTES_PER_S_PER_NODE = 2e9
-"""Of shared storage, while training waits: assumption."""
+"""Of shared storage, behind training: assumption."""
 
 RESTART_S = 300.0
 """From a failure to the first step after it, machines found and the checkpoint read: assumption (here a worker killed on one
@@ -33,7 +31,7 @@ class Cost:
     kwh               at the board power limit, without hosts and cooling: an upper bound of the boards' own
     goodput           share of the time that steps which count take, failures and checkpoints included
     expected_hours    hours / goodput
-    checkpoint_every_s  the interval at which that is best (Daly 2006, doi:10.1016/j.future.2004.11.016, first order)
+    checkpoint_every_s  the interval at which that is best (`failures.checkpoint_interval_s`)
     """
 
     hours: float
@@ -68,11 +66,12 @@ def cost_of(
 def goodput_of(n_devices: int, n_nodes: int, n_params: int, *, preemptible: bool) -> tuple[float, float]:
     """Share of useful time, and the checkpoint interval in seconds at which it is greatest.
 
-    With mean time M between failures, a checkpoint of d seconds each t and a restart of R, a part d / t + (t / 2 + R) / M is
-    lost; the best t is sqrt(2 d M).
+    With mean time M between failures, a checkpoint each t that keeps training waiting for d and is on the disk w later, and a
+    restart of R, a part d / t + (t / 2 + w + R) / M is lost.
     """
-    per_hour = n_devices / DEVICE_HOURS_PER_FAILURE + (n_nodes / NODE_HOURS_PER_PREEMPTION if preemptible else 0.0)
-    between_s = 3600 / per_hour
-    write_s = CHECKPOINT_BYTES_PER_PARAM * n_params / (n_nodes * WRITE_BYTES_PER_S_PER_NODE)
-    every_s = math.sqrt(2 * write_s * between_s)
-    return 1 / (1 + write_s / every_s + (every_s / 2 + RESTART_S) / between_s), every_s
+    hours = hours_between_failures(n_devices, n_nodes, preemptible=preemptible)
+    size_bytes = CHECKPOINT_BYTES_PER_PARAM * n_params
+    cost_s = size_bytes / (n_devices * COPY_BYTES_PER_S_PER_DEVICE)
+    write_s = size_bytes / (n_nodes * WRITE_BYTES_PER_S_PER_NODE)
+    every_s = checkpoint_interval_s(cost_s, write_s, hours)
+    return 1 / (1 + cost_s / every_s + (every_s / 2 + write_s + RESTART_S) / (3600 * hours)), every_s
