@@ -97,6 +97,9 @@ class ClusterConfig(Section):
     usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
     threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
+    hours_between_failures: float | None = Field(
+        None, gt=0, description="mean time between failures of the whole cluster; null: estimated from its size and kind"
+    )
     preemption_hours: float | None = Field(
         None, gt=0, description="mean hours until a preemptible node is taken back; null: 20, an assumption"
     )

@@ -69,10 +69,26 @@ class PrecisionConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int | None = Field(gt=0, description="steps between checkpoints; null: only at the end and when stopped")
+    """When training is saved, and how much of that is kept. With neither steps nor minutes, `every` says when."""
+
+    every: Literal["auto", "end"] = Field(
+        "auto",
+        description="auto: as often as loses least, by the measured time of a save and the time between failures (Young, Daly); "
+        "end: only at the end and when stopped",
+    )
+    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; null: as `every` says")
+    every_minutes: float | None = Field(None, gt=0, description="minutes between checkpoints; null: as `every` says")
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
     keep_every_steps: int | None = Field(None, gt=0, description="checkpoints at multiples of this are kept for ever")
     keep_steps: tuple[int, ...] = Field((), description="steps at which one is written, and kept for ever")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.every_steps is not None and self.every_minutes is not None:
+            raise ValueError("checkpoint.every_steps and checkpoint.every_minutes are both set; give one")
+        if self.every == "end" and (self.every_steps is not None or self.every_minutes is not None):
+            raise ValueError("checkpoint.every=end leaves no room for checkpoint.every_steps or checkpoint.every_minutes")
+        return self
 
 
 class LoggerConfig(Section):

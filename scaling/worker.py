@@ -24,13 +24,15 @@ from scaling.data.tokenizer import Tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
 from scaling.failure import tell
-from scaling.goodput import EVALUATING
+from scaling.goodput import EVALUATING, STOPPED, n_failures
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
+from scaling.plan.cost import CHECKPOINT_BYTES_PER_PARAM
 from scaling.plan.degrees import Layout
+from scaling.plan.failures import hours_between_failures, with_experience
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
@@ -42,6 +44,7 @@ from scaling.train.clock import EVALUATED, Clock
 from scaling.train.guard import Guard
 from scaling.train.loop import train
 from scaling.train.opening import Opening
+from scaling.train.pace import Pace
 from scaling.train.recorder import Recorder
 from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
@@ -107,6 +110,7 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
             group=group,
             writing_group=writing_group,
             on_event=report,
+            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
         )
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
@@ -247,6 +251,19 @@ def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable
         channel.send(kind, fields)
 
     return report
+
+
+def _pace(config: RunConfig, plan: RunPlan, run_dir: RunDir) -> Pace | None:
+    """The clock for checkpoints, where they are due by time."""
+    checkpoint, cluster, layout = config.checkpoint, config.cluster, plan.layout
+    if checkpoint.every_steps is not None or checkpoint.every == "end":
+        return None
+    expected_hours = hours_between_failures(cluster, layout.world_size)
+    events, seconds = run_dir.read_events(), run_dir.seconds()
+    hours = (sum(seconds.values()) - seconds[STOPPED]) / 3600
+    hours_between = with_experience(expected_hours, hours=hours, n_failures=n_failures(events))
+    own_bytes = CHECKPOINT_BYTES_PER_PARAM * plan.counts.n_params / layout.world_size
+    return Pace(checkpoint.every_minutes, hours_between, own_bytes)
 
 
 def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heartbeat | None:

@@ -147,7 +147,7 @@ def test_the_command_prints_ranks_reasons_and_refusals(capsys: pytest.CaptureFix
         "kWh",
         "kg CO2e",
         "memory a device:",
-        "to write a checkpoint",
+        "a checkpoint stops training for",
         "checkpoint every",
         "Refused",
         "zero_stage=0: DeepSpeed's bf16 optimiser",

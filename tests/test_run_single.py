@@ -51,7 +51,9 @@ def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Wor
 
 
 def test_a_second_ctrl_c_leaves_at_once(workplace: Workplace) -> None:
-    run = workplace.start(*ONE_WORKER, "checkpoint.every_steps=null", "train.n_tokens=5M", root=workplace.root / "twice")
+    run = workplace.start(
+        *ONE_WORKER, "checkpoint.every_steps=null", "checkpoint.every=end", "train.n_tokens=5M", root=workplace.root / "twice"
+    )
     stop(run, 5, signal.SIGINT)
     time.sleep(0.05)
     run.signal(signal.SIGINT)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-DEVICE_HOURS_PER_FAILURE = 50_000
-"""Llama 3 405B: 419 unexpected interruptions in 54 days on 16 384 H100s (Grattafiori et al. 2024,
-arXiv:2407.21783, section 3.3)."""
-
-NODE_HOURS_PER_PREEMPTION = 20.0
-"""Of a preemptible machine: 5 % an hour, the lowest band of AWS's Spot Instance Advisor being below that a month: assumption."""
+from scaling.cluster_config import ClusterConfig
+from scaling.plan.failures import checkpoint_interval_s, hours_between_failures
 
 CHECKPOINT_BYTES_PER_PARAM = 12
-"""Weights and two moments in fp32 (scaling/fragments.py)."""
+"""fp32 weights and two moments (scaling/fragments.py)."""
+
+COPY_BYTES_PER_S_PER_DEVICE = 1e9
+"""From a device into the host's memory, while training waits: assumption, far below a PCIe 4.0 link's 25 GB/s, and below the
+18 GB/s measured from memory to memory on one CPU core."""
 
 WRITE_BYTES_PER_S_PER_NODE = 2e9
-"""Of shared storage, while training waits: assumption."""
+"""Of shared storage, behind training: assumption."""
 
 RESTART_S = 300.0
 """From a failure to the first step after it, machines found and the checkpoint read: assumption (here a worker killed on one
@@ -28,10 +28,11 @@ KG_CO2E_PER_KWH = 0.473
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often the machines of a run fail, and what a failure and a checkpoint cost."""
+    """How often a run fails, for how long a checkpoint keeps training waiting and until when it is on the disk, and a restart."""
 
     hours_between_failures: float
-    checkpoint_s: float
+    stall_s: float
+    write_s: float
     restart_s: float
 
 
@@ -42,7 +43,7 @@ class Cost:
     kwh               at the board power limit, without hosts and cooling: an upper bound of the boards' own
     goodput           share of the time that steps which count take, failures and checkpoints included
     expected_hours    hours / goodput, which expected_usd pays for
-    checkpoint_every_s  the interval at which that is best
+    checkpoint_every_s  the interval at which that is best (`failures.checkpoint_interval_s`)
     """
 
     hours: float
@@ -51,7 +52,8 @@ class Cost:
     kwh: float | None
     kg_co2e: float | None
     hours_between_failures: float
-    checkpoint_s: float
+    stall_s: float
+    write_s: float
     restart_s: float
     checkpoint_every_s: float
     goodput: float
@@ -65,7 +67,7 @@ def cost_of(
     device_hours = hours * n_devices
     kwh = None if power_w is None else device_hours * power_w / 1000
     usd = None if usd_per_device_hour is None else device_hours * usd_per_device_hour
-    every_s = best_interval_s(reliability)
+    every_s = checkpoint_interval_s(reliability.stall_s, reliability.write_s, reliability.hours_between_failures)
     goodput = goodput_of(reliability, every_s)
     return Cost(
         hours=hours,
@@ -74,7 +76,8 @@ def cost_of(
         kwh=kwh,
         kg_co2e=None if kwh is None else kwh * KG_CO2E_PER_KWH,
         hours_between_failures=reliability.hours_between_failures,
-        checkpoint_s=reliability.checkpoint_s,
+        stall_s=reliability.stall_s,
+        write_s=reliability.write_s,
         restart_s=reliability.restart_s,
         checkpoint_every_s=every_s,
         goodput=goodput,
@@ -83,37 +86,26 @@ def cost_of(
     )
 
 
-def reliability_of(
-    *, n_devices: int, n_nodes: int, n_params: int, preemptible: bool, preemption_hours: float | None = None,
-    checkpoint_gb_per_s: float | None = None, restart_s: float | None = None,
-) -> Reliability:  # fmt: skip
-    """preemption_hours: between preemptions of one node; checkpoint_gb_per_s: of one node; None: what is assumed above."""
-    per_hour = n_devices / DEVICE_HOURS_PER_FAILURE
-    if preemptible:
-        per_hour += n_nodes / (preemption_hours or NODE_HOURS_PER_PREEMPTION)
-    write = WRITE_BYTES_PER_S_PER_NODE if checkpoint_gb_per_s is None else 1e9 * checkpoint_gb_per_s
+def reliability_of(cluster: ClusterConfig, *, n_devices: int, n_params: int) -> Reliability:
+    """What a cluster says of itself, else what is assumed above."""
+    size_bytes = CHECKPOINT_BYTES_PER_PARAM * n_params
+    gb_per_s = cluster.checkpoint_gb_per_s
+    write_bytes_per_s = cluster.n_nodes * (WRITE_BYTES_PER_S_PER_NODE if gb_per_s is None else 1e9 * gb_per_s)
     return Reliability(
-        hours_between_failures=1 / per_hour,
-        checkpoint_s=CHECKPOINT_BYTES_PER_PARAM * n_params / (n_nodes * write),
-        restart_s=RESTART_S if restart_s is None else restart_s,
+        hours_between_failures=hours_between_failures(cluster, n_devices),
+        stall_s=size_bytes / (n_devices * COPY_BYTES_PER_S_PER_DEVICE),
+        write_s=size_bytes / write_bytes_per_s,
+        restart_s=RESTART_S if cluster.restart_s is None else cluster.restart_s,
     )
 
 
-def best_interval_s(reliability: Reliability) -> float:
-    """Of training between checkpoints, at which a run is expected to end first (Daly 2006, doi:10.1016/j.future.2004.11.016,
-    eq. 37)."""
-    between_s, delta = 3600 * reliability.hours_between_failures, reliability.checkpoint_s
-    if delta >= 2 * between_s:
-        return between_s
-    ratio = delta / (2 * between_s)
-    return math.sqrt(2 * delta * between_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - delta
-
-
 def goodput_of(reliability: Reliability, every_s: float) -> float:
-    """Share of useful time with a checkpoint after each `every_s` of training, where failures come as a Poisson process and each
-    costs a restart and what was trained since the last checkpoint (the same, eq. 20)."""
+    """Share of useful time with a checkpoint after each `every_s` of training, where failures come as a Poisson process (Daly
+    2006, doi:10.1016/j.future.2004.11.016, eq. 20). Each costs a restart and what was trained since the last checkpoint that
+    is on the disk, so what is trained while one is written counts with the restart."""
     between_s = 3600 * reliability.hours_between_failures
-    lost = (every_s + reliability.checkpoint_s) / between_s
-    if lost > 700:  # e^700 is about the largest float
+    lost = (every_s + reliability.stall_s) / between_s
+    again = (reliability.restart_s + reliability.write_s) / between_s
+    if lost + again > 700:  # e^700 is about the largest float
         return 0.0
-    return every_s / (between_s * math.exp(reliability.restart_s / between_s) * math.expm1(lost))
+    return every_s / (between_s * math.exp(again) * math.expm1(lost))

@@ -158,15 +158,7 @@ def _layout(
 
 def _cost(config: RunConfig, setting: Setting, hours: float) -> Cost:
     cluster, machine = config.cluster, setting.machine
-    reliability = reliability_of(
-        n_devices=machine.n_devices,
-        n_nodes=machine.n_nodes,
-        n_params=setting.work.n_params,
-        preemptible=cluster.preemptible,
-        preemption_hours=cluster.preemption_hours,
-        checkpoint_gb_per_s=cluster.checkpoint_gb_per_s,
-        restart_s=cluster.restart_s,
-    )
+    reliability = reliability_of(cluster, n_devices=machine.n_devices, n_params=setting.work.n_params)
     return cost_of(
         hours,
         reliability,

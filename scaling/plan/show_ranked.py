@@ -119,7 +119,8 @@ def _cost(answer: dict[str, Any], cost: dict[str, Any], hours: list[float]) -> I
     kind = "failure or preemption" if answer["preemptible"] else "failure"
     yield (
         f"with failures: one {kind} in {format_duration(3600 * cost['hours_between_failures'])}, "
-        f"{format_duration(cost['restart_s'])} to restart, {format_duration(cost['checkpoint_s'])} to write a checkpoint:"
+        f"{format_duration(cost['restart_s'])} to restart; a checkpoint stops training for {format_duration(cost['stall_s'])} "
+        f"and is written {format_duration(cost['write_s'])} later:"
     )
     paid = "" if cost["expected_usd"] is None else f", {cost['expected_usd']:,.0f} USD"
     yield (
