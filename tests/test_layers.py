@@ -58,7 +58,7 @@ HOMES = {
         "launch/trainable.py",
         "launch/watcher.py",
     },
-    "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py"},
+    "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py", "engine/refusal.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
     "webdataset": {"data/reader.py", "data/fetch.py"},
