@@ -111,6 +111,8 @@ def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     else:
         yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
+        if plan.time_scale != 1:
+            yield "", f"times x {plan.time_scale:.3g}, as calibrated"
     price = usd_per_device_hour(config)
     if plan.usd is not None:
         yield "cost", f"estimated {_amount(plan.usd)} USD at {price:g} USD a device-hour"
