@@ -49,8 +49,8 @@ class Constants:
     bandwidth: float = 0.611
     kernel_s: float = 2.014e-05
     fabric_inter: float = 0.3249
-    context_bytes: float = 1.009e+09
-    ring_bytes: float = 7.034e+08
+    context_bytes: float = 1.009e09
+    ring_bytes: float = 7.034e08
     fragments: float = 1.329
     time_spread: float = 0.1504
     calibrated_spread: float = 0.1344
