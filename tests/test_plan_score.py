@@ -36,7 +36,8 @@ ROW = {
     ("written", "device"),
     [("A100-SXM", "A100-80GB"), ("NVIDIA H100 80GB", "H100-80GB"), ("A100-SXM-40GB", "A100-40GB"), ("MI300X", "MI300X-192GB"),
      ("RTX 4090", "RTX4090-24GB"), ("H100-SXM-79GB", "H100-80GB"),
-     ("A800-SXM-80GB", "A800-80GB"), ("NVIDIA RTX A6000", "A6000-48GB"), ("AMD MI250X", "MI250X-128GB"), ("V100-SXM", "V100-32GB")],
+     ("A800-SXM-80GB", "A800-80GB"), ("NVIDIA RTX A6000", "A6000-48GB"), ("AMD MI250X", "MI250X-128GB"),
+     ("V100-SXM", "V100-32GB")],
 )  # fmt: skip
 def test_devices_are_found_as_people_write_them(written: str, device: str) -> None:
     assert device_sheet(written)["name"] == device
