@@ -117,11 +117,12 @@ class MixtureStream:
     def __init__(self, streams: Sequence[SequenceStream], mixture: Mixture) -> None:
         self._streams, self._mixture = streams, mixture
         self.n_sequences = mixture.sequences_within([stream.n_sequences for stream in streams])
+        self.n_read, self._dtype = streams[0].n_read, streams[0].index.dtype  # of one tokenizer, so alike in all
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows, int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpora's dtype. Raises DataError for a bad shard."""
         components, numbers = self._mixture.locate(ks)
-        rows = np.empty((len(ks), self._streams[0].n_read), dtype=np.int64)
+        rows = np.empty((len(ks), self.n_read), dtype=self._dtype)
         for component in np.unique(components).tolist():
             chosen = np.flatnonzero(components == component)
             rows[chosen] = self._streams[component].read(numbers[chosen])
