@@ -74,6 +74,10 @@ class Corpus:
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.parts[0].component.location, self.parts[0].index)
 
+    @property
+    def n_shards(self) -> int:
+        return sum(len(shards) for part in self.parts for shards in part.index.splits.values())
+
     def n_tokens(self, split: str) -> int:
         return sum(shard.n_tokens for part in self.parts for shard in part.index.split(split))
 

@@ -105,7 +105,7 @@ def _corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path 
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(
-            f"{count} shards of {directory} are missing or damaged, first {first.name}: {first.reason}",
+            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first {first.name}: {first.reason}",
             f"data={config.data.kind}",
             "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
         )
