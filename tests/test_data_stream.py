@@ -234,9 +234,12 @@ def test_other_schemes_go_to_webdataset_without_a_shell(corpus, monkeypatch):
 
     directory, index = corpus
     opened = []
+    monkeypatch.setattr(transport, "_FIRST_DELAY_S", 0.01)
 
     def open_bucket(url, mode, bufsize):
         opened.append(url)
+        if len(opened) == 2:
+            raise OSError("the store is busy")  # and is asked again
         return (directory / url.removeprefix("gs://bucket/")).open(mode)
 
     monkeypatch.setitem(gopen_schemes, "gs", open_bucket)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 from urllib.parse import urlparse
 
-from scaling.data.http import HttpFile, Patience, describe, head, is_http
+from scaling.data.http import Attempts, HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
 from scaling.redact import redact
 
@@ -66,13 +66,20 @@ def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: 
     return cast(IO[bytes], gopen(str(location), "rb"))
 
 
+def _gopened(url: str, max_bytes: int) -> bytes:
+    with open_location(url) as file:
+        return file.read(max_bytes)
+
+
 def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIRST) -> bytes:
     """Content of a file, at most `max_bytes` of it. Raises DataError that names the location and the cause."""
     try:
         if (path := local_path(location)) is not None:
             return _read(path, max_bytes)
-        with open_location(location, patience) as file:
-            return file.read(max_bytes)
+        if is_http(str(location)):
+            with open_location(location, patience) as file:
+                return file.read(max_bytes)
+        return Attempts(str(location), patience).until_it_works(lambda: _gopened(str(location), max_bytes))
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
 
