@@ -26,7 +26,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
-    overrides = _with_hub_tokenizers(with_named_clusters(overrides))
+    overrides = in_full(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return validate(hydra_compose("config", overrides=list(overrides)), overrides)
@@ -34,10 +34,10 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         raise explain(error, overrides) from error
 
 
-def _with_hub_tokenizers(overrides: Sequence[str]) -> list[str]:
-    """tokenizer=hf:NAME written in full."""
+def in_full(overrides: Sequence[str]) -> list[str]:
+    """cluster=NxMxGPU and tokenizer=hf:NAME, which have no files of their own, as what they stand for. Raises ConfigError."""
     out: list[str] = []
-    for override in overrides:
+    for override in with_named_clusters(overrides):
         name = override.removeprefix("tokenizer=hf:")
         quoted = name.replace("\\", "\\\\").replace("'", "\\'")
         out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name='{quoted}'"]

@@ -40,6 +40,7 @@ class Corpus:
     location: str
     parts: tuple[Part, ...]
     mixed: bool
+    skipped: tuple[str, ...] = ()
 
     @staticmethod
     def open(location: str | Path, skipped: Collection[str] = ()) -> Corpus:
@@ -54,7 +55,7 @@ class Corpus:
             prefix = f"{component.name}/" if mixed else ""
             index = index.without("train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)])
             parts.append(Part(replace(component, fingerprint=index.fingerprint), index))
-        return Corpus(str(location), tuple(parts), mixed)
+        return Corpus(str(location), tuple(parts), mixed, tuple(skipped))
 
     @property
     def fingerprint(self) -> str:

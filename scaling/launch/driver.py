@@ -90,7 +90,7 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
             f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
         )  # fmt: skip
         return EXIT_STOPPED
-    summary = finish(config, plan, run_dir, corpus_dir, result)
+    summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
     print_summary(console, run_dir, summary)
     return EXIT_FINISHED
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -22,11 +21,11 @@ _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
 
-def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
+def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
     from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
 
-    baselines = _baselines(config, corpus_dir)
+    baselines = _baselines(config, corpus)
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
@@ -36,12 +35,13 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
     return summary
 
 
-def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus, nor for a mixture."""
+def _baselines(config: RunConfig, corpus: Corpus) -> dict[str, float]:
+    """What counting reaches on the held-out targets; none for a large corpus, a mixture, or one without its damaged shards."""
     from scaling.data.baselines import baselines  # torch too
 
-    corpus = Corpus.open(corpus_dir)
-    return {} if corpus.mixed or corpus.n_tokens("train") > _BASELINE_TOKENS else baselines(config, corpus_dir)
+    if corpus.mixed or corpus.skipped or corpus.n_tokens("train") > _BASELINE_TOKENS:
+        return {}
+    return baselines(config, corpus.location)
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
