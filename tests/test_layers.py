@@ -48,7 +48,14 @@ EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
 """`python -m scaling.plan` is the package's __main__, which hands over to the command."""
 
 HOMES = {
-    "ray": {"launch/cluster.py", "launch/embedded.py", "launch/kv_channel.py", "launch/pool.py", "launch/ray_train.py"},
+    "ray": {
+        "launch/cluster.py",
+        "launch/elastic.py",
+        "launch/embedded.py",
+        "launch/kv_channel.py",
+        "launch/pool.py",
+        "launch/ray_train.py",
+    },
     "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
