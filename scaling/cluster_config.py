@@ -72,8 +72,12 @@ class PlanConfig(Section):
 
     top: int = Field(5, gt=0, description="layouts to print, the best first")
     output: str | None = Field(None, description="file for the whole answer as JSON; null: none")
+    fp8: bool = Field(False, description="plan products in 8 bits, which no engine here runs yet")
     calibrate: str | None = Field(
-        None, description="table of rows measured on this machine, or directory of a finished run, whose rate scales the times"
+        None, description="measured rates of this machine, which scale the times: a table, or what calibrate_from_run wrote"
+    )
+    calibrate_from_run: bool = Field(
+        False, description="add the rate of this run, when it ends, to plan.calibrate, or else RUN.ROOT/calibration.json"
     )
 
 
@@ -95,6 +99,15 @@ class ClusterConfig(Section):
     preemptible: bool = Field(False, description="machines may be taken back at any time")
     hours_between_failures: float | None = Field(
         None, gt=0, description="mean time between failures of the whole cluster; null: estimated from its size and kind"
+    )
+    preemption_hours: float | None = Field(
+        None, gt=0, description="mean hours until a preemptible node is taken back; null: 20, an assumption"
+    )
+    restart_s: float | None = Field(
+        None, ge=0, description="seconds from a failure to the first step after it; null: 300, an assumption"
+    )
+    checkpoint_gb_per_s: float | None = Field(
+        None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
     )
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
     min_devices: int | None = Field(

@@ -26,12 +26,21 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
-    overrides = with_named_clusters(overrides)
+    overrides = _with_hub_tokenizers(with_named_clusters(overrides))
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return validate(hydra_compose("config", overrides=list(overrides)), overrides)
+        return validate(_composed(overrides), overrides)
     except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
+
+
+def _with_hub_tokenizers(overrides: Sequence[str]) -> list[str]:
+    """tokenizer=hf:NAME written in full."""
+    out: list[str] = []
+    for override in overrides:
+        name = override.removeprefix("tokenizer=hf:")
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name='{quoted}'"]
+    return out
 
 
 def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
@@ -48,6 +57,43 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     return config.model_copy(update={"train": train})
 
 
+_NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logger")
+"""Sections of the place and manner of a run, which a command chooses anew."""
+
+
+def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
+    """Words that compose to `config`, but for its cluster, layout, logger and study: `start`, and what differs from it."""
+    base = validate(_composed(start), start)
+    ours, theirs = (dict(_leaves(c.model_dump(mode="json"))) for c in (config, base))
+    known = dict(_leaves(OmegaConf.to_container(_composed(start), resolve=False)))
+    changed = [key for key in ours if key.split(".")[0] not in _NOT_WORDS and ours[key] != theirs[key]]
+    return (*start, *(f"{'' if key in known else '++'}{key}={_as_word(ours[key])}" for key in changed))
+
+
+def _composed(words: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("config", overrides=list(words))
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, inner in tree.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, tree
+
+
+def _as_word(value: Any) -> str:
+    """In Hydra's grammar: null, true, numbers and lists as they are, text in quotes where it needs them."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_as_word(item) for item in value)}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """The ConfigError that says what an error of composition means to the person who typed the overrides."""
     if isinstance(error, ValidationError):
@@ -56,7 +102,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return _explain_option(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or "a key"
-        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=...")
+        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=... {_meaning(key) or ''}".rstrip())
     if isinstance(error, OverrideParseException):
         fix = (
             "Write GROUP=OPTION or KEY=VALUE, and a value with blanks, commas or braces in quotes within quotes: 'key=\"a, b\"'."

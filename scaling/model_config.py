@@ -36,6 +36,11 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(description="one matrix for the input embedding and the output head")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the embedding and after every sublayer")
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    parametrization: Literal["standard", "mup", "completep"] = Field(
+        "standard", description="how weights and rates follow the size; mup: width; completep: depth too (scaling.model)"
+    )
+    base_width: int | None = Field(None, gt=0, description="mup, completep: d_model at which all is as in the standard one")
+    base_layers: int | None = Field(None, gt=0, description="completep: n_layers at which all is as in the standard one")
     share_layers: bool = Field(False, description="all blocks of a stack are one and the same (Lan et al. 2020)")
     n_experts: int = Field(1, gt=0, description="feed-forward layers of a block, of which each token takes some; 1: no mixture")
     experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
@@ -47,9 +52,23 @@ class ModelConfig(Section):
             raise ValueError(f"n_heads={self.n_heads} does not divide d_model={self.d_model}; change one, or give d_head")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads={self.kv_heads} does not divide n_heads={self.n_heads}")
+        self._check_parametrization()
         if self.experts_per_token > self.n_experts:
             raise ValueError(f"experts_per_token={self.experts_per_token}, but there are only n_experts={self.n_experts}")
         return self
+
+    def _check_parametrization(self) -> None:
+        """Raises ValueError for a base that is missing or not read, and for models that the rules do not cover."""
+        kind = self.parametrization
+        for name, readers in (("base_width", ("mup", "completep")), ("base_layers", ("completep",))):
+            if (getattr(self, name) is not None) != (kind in readers):
+                what = "needs" if kind in readers else "has no use for"
+                raise ValueError(f"model.parametrization={kind} {what} model.{name}")
+        uncovered = self.family != "gpt" or self.norm_position != "pre" or self.n_experts > 1 or self.d_embedding is not None
+        if kind != "standard" and uncovered:
+            raise ValueError(
+                f"model.parametrization={kind} is for family=gpt with norm_position=pre, one expert and no d_embedding"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -89,9 +108,6 @@ class ObjectiveConfig(Section):
     whole_words: bool = Field(False, description="masked_lm: hide all pieces of a word or none (tokenizer=wordpiece)")
     sentence_order: bool = Field(False, description="masked_lm: also tell whether two segments stand in their order")
     mean_span: float = Field(3.0, ge=1, description="span_corruption: tokens of a hidden span, on average")
-    separate_documents: bool = Field(
-        False, description="causal_lm, masked_lm: positions attend to their own document only, where several share a sequence"
-    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over the vocabulary, in training only")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from scaling.errors import ScalingError
+from scaling.files import read_object, write_json
 from scaling.laws.options import keys_help, parse
 from scaling.section import Section
 from scaling.units import format_count, format_duration
@@ -21,6 +22,10 @@ from scaling.units import format_count, format_duration
 if TYPE_CHECKING:
     from scaling.laws.predict import Estimate, Law, Optimum, OverTraining
     from scaling.laws.recommend import Recommendation
+
+
+PREDICTION = "prediction.json"
+"""In the directory of a run that was launched from here: what was predicted before it began."""
 
 
 class PredictOptions(Section):
@@ -66,13 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(PredictOptions, words, "scaling.predict")
         answer, lines, recommendation = _answer(options)
+        if recommendation is not None:
+            lines.insert(-1, f"  written to {_write(options, recommendation, answer['recommended'])}")
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(answer, indent=2) if options.json_ else "\n".join(lines))
+    print(json.dumps(answer, indent=2) if options.json_ else "\n".join(lines), flush=True)
     if recommendation is None or not options.launch:
         return 0
-    return subprocess.call([sys.executable, "-m", "scaling.run", *recommendation.overrides])
+    return _launch(recommendation, answer["recommended"])
 
 
 def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recommendation | None]:
@@ -114,25 +121,66 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
     if metrics:
         answer["metric"] = {curve: asdict(value) for curve, value in metrics.items()}
         lines += [f"  downstream metric, {curve}: {_shown(value)}" for curve, value in metrics.items()]
-    recommendation = _recommended(options, law, split)
+    recommendation = _recommended(options, found, law, split)
     if recommendation is not None:
         plan = recommendation.plan
+        expected = loss_at(law, recommendation.n_params, plan.n_tokens)
         answer["recommended"] = {
             "overrides": list(recommendation.overrides), "n_params": recommendation.n_params, "n_tokens": plan.n_tokens,
-            "flops": plan.flops, "hours": plan.hours, "usd": plan.usd, "kwh": plan.kwh,
+            "flops": plan.flops, "hours": plan.hours, "usd": plan.usd, "kwh": plan.kwh, "form": form, "loss": asdict(expected),
         }  # fmt: skip
-        lines += _run_lines(recommendation)
+        lines += _run_lines(recommendation, expected)
     return answer, lines, recommendation
 
 
-def _recommended(options: PredictOptions, law: Law, split: tuple[float | None, float | None]) -> Recommendation | None:
+def _write(options: PredictOptions, recommendation: Recommendation, prediction: dict[str, Any]) -> Path:
+    """The recommended configuration, beside the fit."""
+    from scaling.laws.recommend import write_recommendation
+
+    place = Path(options.fit)
+    return write_recommendation(recommendation, prediction, place if place.is_dir() else place.parent)
+
+
+def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
+    """Train the recommended run, its prediction written into its directory beforehand, and hold what it reaches against that."""
+    from scaling.rundir import RunDir
+
+    run_dir = RunDir.for_config(recommendation.config)
+    try:
+        run_dir.create()
+        if not (run_dir.path / PREDICTION).exists():  # the first one counts
+            write_json(run_dir.path / PREDICTION, prediction)
+        code = subprocess.call([sys.executable, "-m", "scaling.run", *recommendation.overrides])
+        summary = run_dir.read_summary() if code == 0 else None
+        if summary is not None:
+            print(_verdict(summary["val_loss"], read_object(run_dir.path / PREDICTION) or {}))
+    except ScalingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+def _verdict(loss: float, prediction: dict[str, Any]) -> str:
+    expected = prediction["loss"]
+    low, high = expected["new_low"], expected["new_high"]
+    where = "inside" if low <= loss <= high else "outside"
+    return (
+        f"Predicted {expected['value']:.4f} ({low:.4f} to {high:.4f} for a new run), reached {loss:.4f}: "
+        f"error {100 * (expected['value'] / loss - 1):+.2f} %, {where} of the interval."
+    )
+
+
+def _recommended(
+    options: PredictOptions, found: dict[str, Any], law: Law, split: tuple[float | None, float | None]
+) -> Recommendation | None:
     n, d = split
     if not (options.model or options.cluster or options.launch) or n is None or d is None:
         return None
-    from scaling.laws.recommend import recommend
+    from scaling.laws.recommend import base_of, recommend
 
     overrides = (f"cluster={options.cluster}",) if options.cluster else ()
-    return recommend(n, d, with_embeddings="without" not in law.definitions.n_counts, overrides=overrides)
+    counted = "without" not in law.definitions.n_counts
+    return recommend(n, d, with_embeddings=counted, base=base_of(found), overrides=overrides)
 
 
 def _metrics(found: dict[str, Any], law: Law, split: tuple[float | None, float | None]) -> dict[str, Estimate]:
@@ -207,7 +255,7 @@ def _price_lines(prices: list[OverTraining]) -> list[str]:
     return lines
 
 
-def _run_lines(recommendation: Recommendation) -> list[str]:
+def _run_lines(recommendation: Recommendation, expected: Estimate) -> list[str]:
     plan, config = recommendation.plan, recommendation.config
     hours = "unknown" if plan.hours is None else format_duration(plan.hours * 3600)
     usd = "unknown" if plan.usd is None else f"{plan.usd:,.0f} USD"
@@ -216,6 +264,7 @@ def _run_lines(recommendation: Recommendation) -> list[str]:
     return [
         f"nearest shape: {shape}, {format_count(recommendation.n_params)} parameters as the law counts them",
         f"  on {config.cluster.name}: estimated {hours}, cost {usd}, energy {kwh}",
+        _loss_line(expected),
         f"  python -m scaling.run {shlex.join(recommendation.overrides)}",
     ]
 

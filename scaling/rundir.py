@@ -28,13 +28,14 @@ from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "branched", "account", "step_skipped", "rolled_back", "worker_failed",
+    "first_step", "branched", "stopped", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
     "preemption_notice",
 ]  # fmt: skip
-State = Literal["new", "begun", "preempted", "failed", "finished"]
+State = Literal["new", "begun", "preempted", "failed", "stopped", "finished"]
 
 _STATE_AFTER: dict[str, State] = {
-    "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "finished": "finished"
+    "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "stopped": "stopped",
+    "finished": "finished",
 }  # fmt: skip
 
 

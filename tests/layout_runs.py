@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -55,28 +56,28 @@ def train(
     """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint, and to one."""
     config, make_batch = objective(*SHAPE, *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    engine = build_engine(config, layout, ranks, torch.device("cpu"))
-    if load is not None:
-        engine.load(load)
+    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+        if load is not None:
+            engine.load(load)
 
-    def batches(step: int) -> list[Any]:
-        ks = np.arange(G) + G * step
-        rows = np.concatenate([sequences(config, ks[k : k + 1]) for k in range(G)])
-        share = G // ranks.dp
-        mine = range(ranks.dp_rank * share, (ranks.dp_rank + 1) * share, layout.micro_batch_size)
-        size = layout.micro_batch_size
-        return [make_batch(rows[at : at + size], ks[at : at + size]) for at in mine]
+        def batches(step: int) -> list[Any]:
+            ks = np.arange(G) + G * step
+            rows = np.concatenate([sequences(config, ks[k : k + 1]) for k in range(G)])
+            share = G // ranks.dp
+            mine = range(ranks.dp_rank * share, (ranks.dp_rank + 1) * share, layout.micro_batch_size)
+            size = layout.micro_batch_size
+            return [make_batch(rows[at : at + size], ks[at : at + size]) for at in mine]
 
-    curve = []
-    for step in range(first, last):
-        seed_step(config.train.seed, step, ranks.rank // ranks.tp)
-        result = engine.step(batches(step), lr=3e-3 / (1 + 0.1 * step))
-        curve += [float(result.loss), float(result.grad_norm)]
-    curve.append(engine.evaluate(batches(999)).loss)
-    if save is not None:
-        save.mkdir(exist_ok=True)
-        engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
-    return curve
+        curve = []
+        for step in range(first, last):
+            seed_step(config.train.seed, step, ranks.rank // ranks.tp)
+            result = engine.step(batches(step), lr=3e-3 / (1 + 0.1 * step))
+            curve += [float(result.loss), float(result.grad_norm)]
+        curve.append(engine.evaluate(batches(999) + batches(998) + batches(997)).loss)
+        if save is not None:
+            save.mkdir(exist_ok=True)
+            engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
+        return curve
 
 
 @cache

@@ -2,13 +2,15 @@
 
 The first import of all that `deepspeed.initialize` and a first optimiser step want takes three seconds a process, an
 engine of a tiny model a quarter of one. So a forkserver imports once, and the ranks of each world size stay until the
-end of the tests. What DeepSpeed keeps process-wide is put back after every call.
+end of the tests. After every call what DeepSpeed keeps process-wide is put back, and all process groups are left: each has
+three threads that wake a hundred times a second, and a few hundred calls' worth of them would leave no core to the tests.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import itertools
 import multiprocessing
 import tempfile
 import traceback
@@ -40,30 +42,29 @@ def _serve(ranks: Ranks, rendezvous: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    from scaling.engine.build import forget_engines
+
     linear = torch.nn.functional.linear
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=rendezvous, rank=ranks.rank, world_size=ranks.world_size, timeout=_COLLECTIVE_TIMEOUT
-    )
-    while (call := pipe.recv()) is not None:
+    for number in itertools.count():
+        if (call := pipe.recv()) is None:
+            return
         function, args = call
+        dist.init_process_group(
+            "gloo",
+            init_method=f"{rendezvous}-{number}",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
         try:
             pipe.send((True, function(ranks, *args)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
-        _forget_engines()
+        dist.destroy_process_group()
+        forget_engines()
+        gc.collect()
         assert torch.nn.functional.linear is linear, "an engine has left F.linear patched"
-
-
-def _forget_engines() -> None:
-    """Put back what DeepSpeed keeps process-wide about a layout."""
-    from deepspeed.module_inject.layers import set_autotp_mode
-    from deepspeed.utils import groups
-
-    groups.mpu = None
-    groups.mesh_device = None
-    set_autotp_mode(False)
-    gc.collect()
 
 
 class _Pool:

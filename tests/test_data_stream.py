@@ -18,7 +18,9 @@ from data_corpora import EOT, VOCAB_SIZE, document_members, random_documents, ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data import fetch
+from scaling.data import http as transport
+from scaling.data.http import Patience
+from scaling.data.shard_source import Streaming
 from scaling.data.shards import CorpusIndex
 from scaling.data.stream import BadShard, SequenceStream, check_shards
 from scaling.errors import DataError
@@ -53,8 +55,8 @@ def open_stream(directory, index, **options):
     return SequenceStream(directory, index, "train", seq_len=16, seed=5, **options)
 
 
-def read_all(directory, index):
-    stream = open_stream(directory, index, shuffle=False)
+def read_all(directory, index, **options):
+    stream = open_stream(directory, index, shuffle=False, **options)
     return stream.read(np.arange(stream.n_sequences))
 
 
@@ -110,19 +112,18 @@ def test_missing_shard(corpus):
 def test_http_404_is_not_retried(corpus, server, monkeypatch):
     directory, index = corpus
     (directory / SHARD).unlink()
-    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: pytest.fail("waited to ask again"))
+    monkeypatch.setattr(transport, "_delay_s", lambda *_: pytest.fail("waited to ask again"))
     refused(server, index, "HTTP 404 File not found")
     assert [bad.name for bad in check_shards(server, index, "train")] == [SHARD]
 
 
 def test_server_that_is_down_is_asked_again(corpus, monkeypatch):
     _, index = corpus
-    waits = []
-    monkeypatch.setattr(fetch.time, "sleep", waits.append)
+    monkeypatch.setattr(transport, "_FIRST_DELAY_S", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(DataError, match="Connection refused"):
-        read_all("http://127.0.0.1:9", index)
-    assert waits == [0.5, 1.0]
+    streaming = Streaming(patience=Patience(give_up_s=0.2))
+    with pytest.raises(DataError, match=r"Connection refused \(the last of \d+ attempts"):
+        read_all("http://127.0.0.1:9", index, streaming=streaming)
 
 
 @pytest.mark.parametrize("full", [False, True])

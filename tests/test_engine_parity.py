@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ranks import run_ranks
 from scaling.compose import compose
 from scaling.config import RunConfig
 from scaling.data.objective import causal_lm
+from scaling.engine.build import build_engine
+from scaling.model import GenerativeModel
 from scaling.parallel.grid import Ranks
 from scaling.plan.layout import make_plan
 from scaling.plan.machine import resolve_cluster
@@ -47,32 +50,24 @@ def train(
 ) -> list[tuple[float, float]]:
     """Losses and gradient norms of steps [first, last), from a checkpoint and to one."""
     layout = make_plan(config).layout
-    engine: Any
-    if layout.engine == "reference":
-        from scaling.engine.reference import ReferenceEngine
-
-        engine = ReferenceEngine(config, layout, torch.device("cpu"))
-    else:
-        from scaling.engine.deepspeed import DeepSpeedEngine
-
-        engine = DeepSpeedEngine(config, layout, ranks, torch.device("cpu"))
-    if load is not None:
-        engine.load(load)
-    curve = []
-    for step in range(first, last):
-        seed_step(config.train.seed, step, ranks.rank)
-        rows = rows_of(step, ranks)
-        size = layout.micro_batch_size
-        result = engine.step(
-            [causal_lm(rows[at : at + size], np.arange(size)) for at in range(0, len(rows), size)], lr=1e-2 / (1 + step)
-        )
-        curve.append((float(result.loss), float(result.grad_norm)))
-    evaluation = engine.evaluate([causal_lm(rows_of(999, ranks), np.arange(G // ranks.dp))])
-    curve.append((evaluation.loss, float(evaluation.n_targets)))
-    if save is not None:
-        save.mkdir(exist_ok=True)
-        engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
-    return curve
+    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+        if load is not None:
+            engine.load(load)
+        curve = []
+        for step in range(first, last):
+            seed_step(config.train.seed, step, ranks.rank)
+            rows = rows_of(step, ranks)
+            size = layout.micro_batch_size
+            result = engine.step(
+                [causal_lm(rows[at : at + size], np.arange(size)) for at in range(0, len(rows), size)], lr=1e-2 / (1 + step)
+            )
+            curve.append((float(result.loss), float(result.grad_norm)))
+        evaluation = engine.evaluate([causal_lm(rows_of(999, ranks), np.arange(G // ranks.dp))])
+        curve.append((evaluation.loss, float(evaluation.n_targets)))
+        if save is not None:
+            save.mkdir(exist_ok=True)
+            engine.snapshot().write(save / f"rank-{ranks.rank:05d}.safetensors")
+        return curve
 
 
 @cache
@@ -127,21 +122,15 @@ def test_dropout_is_repeated_and_continued_bit_for_bit(stage: int, tmp_path: Pat
 
 def whole(ranks: Ranks, config: RunConfig, directory: Path) -> tuple[list[float], list[int]]:
     """Logits of some tokens by the engine's whole model, loaded from a checkpoint, and how its greedy text goes on."""
-    from scaling.engine.deepspeed import DeepSpeedEngine
-    from scaling.engine.reference import ReferenceEngine
     from scaling.model.sampling import generate
 
-    layout = make_plan(config).layout
-    engine: Any
-    if layout.engine == "reference":
-        engine = ReferenceEngine(config, layout, torch.device("cpu"))
-    else:
-        engine = DeepSpeedEngine(config, layout, ranks, torch.device("cpu"))
-    engine.load(directory)
-    model = engine.whole_model().eval()
-    with torch.no_grad():
-        logits = model(torch.arange(T)[None])
-    return logits.flatten().tolist(), generate(model, [1, 2, 3], 8, temperature=0, seed=0, context_limit=T)
+    with closing(build_engine(config, make_plan(config).layout, ranks, torch.device("cpu"))) as engine:
+        engine.load(directory)
+        model = engine.whole_model().eval()
+        assert isinstance(model, GenerativeModel)
+        with torch.no_grad():
+            logits = model(torch.arange(T)[None])
+        return logits.flatten().tolist(), generate(model, [1, 2, 3], 8, temperature=0, seed=0, context_limit=T)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

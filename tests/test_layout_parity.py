@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_runs import FAMILIES, G, layout, reference, rule_against, run, train
+import torch
+from layout_runs import FAMILIES, SHAPE, G, layout, reference, rule_against, run, train
+from objectives import objective
 from ranks import run_ranks
+from test_family_models import sequences
 
 from scaling.engine import deepspeed
+from scaling.engine.build import build_engine
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 
@@ -73,6 +78,7 @@ VARIANTS = {
     "relative_bias": ("position=relative_bias",),
     "learned": ("position=learned", "model.norm=layernorm", "model.bias=true"),
     "experts": ("model.n_experts=4", "model.experts_per_token=2"),
+    "completep": ("model.parametrization=completep", "model.base_width=8", "model.base_layers=1"),
     "untied": ("model.tie_embeddings=false", "objective.label_smoothing=0.1"),
 }
 
@@ -106,6 +112,20 @@ def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
     differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
     assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
     assert_follows(run((*FAMILIES["gpt"], *clipped), LAYOUTS[name], 0, 4), expected)
+
+
+def evaluate_one(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> float:
+    config, make_batch = objective(*SHAPE, *overrides)
+    ranks = ranks.laid_out(tp=1, pp=layout.pp, sp=1)
+    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+        return engine.evaluate([make_batch(sequences(config, np.arange(2)), np.arange(2))]).loss
+
+
+@pytest.mark.parametrize("name", ["pp2", "pp2-dualpipev"])
+def test_fewer_batches_than_stages_are_evaluated(name: str) -> None:
+    overrides = (*FAMILIES["gpt"], "model.n_layers=4")
+    expected = run_ranks(evaluate_one, 1, overrides, PLACES["reference"])
+    np.testing.assert_allclose(run_ranks(evaluate_one, 2, overrides, LAYOUTS[name]), expected * 2, rtol=FP32_RTOL)
 
 
 def train_in_small_buckets(ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True, *overrides:
     config, make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     try:
-        with counted() as counts:
-            engine = build_engine(config, layout, ranks, torch.device("cpu"))
+        with counted() as counts, ExitStack() as building:
+            engine = building.enter_context(closing(build_engine(config, layout, ranks, torch.device("cpu"))))
             for step in range(3):
                 before = dict(counts)
                 ks = np.arange(G) + G * step

@@ -103,8 +103,9 @@ def test_schedules_need_no_torch() -> None:
 
 def test_groups_hold_every_parameter_once() -> None:
     overrides = ("model.bias=true", "model.norm=layernorm", "position=learned", "model.tie_embeddings=false")
-    model = build_model(composed(*SHAPE, *overrides), device="meta")
-    decay, no_decay = parameter_groups(model, 0.1)
+    config = composed(*SHAPE, *overrides)
+    model = build_model(config, device="meta")
+    decay, no_decay = parameter_groups(model, config)
     assert (decay["name"], decay["weight_decay"]) == ("decay", 0.1)
     assert (no_decay["name"], no_decay["weight_decay"]) == ("no_decay", 0.0)
     named = dict(model.named_parameters())

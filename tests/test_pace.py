@@ -36,10 +36,12 @@ def test_no_other_interval_loses_less(cost_s: float, hours: float, write_s: floa
 
 
 def test_a_cluster_fails_as_often_as_its_parts_and_its_people() -> None:
-    assert hours_between_failures(16_384, 2048, preemptible=False) == pytest.approx(54 * 24 / 419, rel=0.02)
-    spot = hours_between_failures(32, 4, preemptible=True)
-    assert spot == pytest.approx(5.0, rel=0.01)
-    assert hours_between_failures(2, 1, preemptible=False, shared=True) == pytest.approx(8.0, rel=0.01)
+    def hours(cluster: str, n_devices: int) -> float:
+        return hours_between_failures(compose([f"cluster={cluster}"]).cluster, n_devices)
+
+    assert hours("2048x8xH100", 16_384) == pytest.approx(54 * 24 / 419, rel=0.02)
+    assert hours("4x8xA100-spot", 32) == pytest.approx(5.0, rel=0.01)
+    assert hours("local", 2) == pytest.approx(8.0, rel=0.01)
     assert with_experience(5.0, hours=0.0, n_failures=0) == 5.0
     assert with_experience(5.0, hours=95.0, n_failures=0) == 100.0, "a cluster that does not fail is better than was feared"
     assert with_experience(5000.0, hours=10.0, n_failures=100) == pytest.approx(50, rel=0.01)

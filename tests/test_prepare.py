@@ -219,15 +219,6 @@ def test_parquet_and_zstd(tmp_path):
     assert sorted(documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "val")) == sorted(documents)
 
 
-def test_without_their_library_parquet_and_zstd_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pieces.importlib.util, "find_spec", lambda name: None)
-    for name in ("a.parquet", "b.jsonl.zst"):
-        (tmp_path / name).write_bytes(b"")
-        assert run(f"inputs={tmp_path / name}", f"out={tmp_path / 'out'}", *BYTE, "processes=1") == 2
-        assert "pyarrow" in capsys.readouterr().err
-        (tmp_path / "out" / ".recipe.json").unlink(missing_ok=True)
-
-
 def test_folders_lines_and_objects_in_tars(tmp_path):
     source = tmp_path / "project"
     (source / ".git").mkdir(parents=True)

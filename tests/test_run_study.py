@@ -30,7 +30,8 @@ from scaling.rundir import RunDir
 from scaling.study.trials import Study, declare
 
 STEP = 8 * 64
-LENGTHS = (60, 120, 240)
+LENGTHS = (240, 300, 360)
+"""In steps. Branches part at four fifths of them, long after the stop below."""
 WORDS = (
     *TINY, "study=wsd", f"study.tokens=[{','.join(str(n * STEP) for n in LENGTHS)}]", "schedule=wsd", "train.sample_tokens=0",
     "cluster.devices_per_node=2", "schedule.warmup_tokens=5120",
@@ -112,7 +113,8 @@ def outcome(workplace: Workplace) -> Outcome:
         snapshots.append(place.snapshot())
 
     stopped = place.start()  # stopped by a signal
-    wait_for_step(stopped, trunk(study, 0), random.Random(os.getpid()).randint(5, 40))
+    for seed in (0, 1):
+        wait_for_step(stopped, trunk(study, seed), random.Random(os.getpid()).randint(12, 40))
     stopped.send_signal(signal.SIGTERM)
     ended(stopped)
 

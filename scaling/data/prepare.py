@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.config import DataConfig, TokenizerConfig
+from scaling.config import TokenizerConfig
 from scaling.data.encode import encode_bucket
 from scaling.data.hub_tokenizer import hub_tokenizer
 from scaling.data.ordering import RUN_BYTES, Bucket, bucket_bounds, document_of, read_documents, write_bucket, write_runs
-from scaling.data.pieces import Piece, Reading, pieces_of, read_piece
+from scaling.data.pieces import Piece, Reading, read_piece
 from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.sources import BETWEEN, UnfitText, find_source
+from scaling.data.sources import BETWEEN, UnfitText
 from scaling.data.tasks import Report, Work, put
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.data.write_shards import SPLITS, plan_shards, write_shard
@@ -34,8 +34,6 @@ from scaling.units import format_bytes, format_count
 TOKENIZER_FILE = "tokenizer.json"
 WORK = ".work"
 """Inside the directory of an unfinished corpus: what is done so far."""
-SAMPLE_BYTES = 100_000_000
-"""Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes little."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,6 @@ class Recipe:
     sample_bytes: int | None = None
     pairs: bool = False
     held_out_by_name: bool = False
-
-
-def build_corpus(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, report: Report) -> CorpusIndex:
-    """Write tokenizer, shards and index into an empty directory, synced to disk. Raises ConfigError, DataError or OSError."""
-    source = find_source(data)
-    recipe = Recipe(
-        name=data.kind,
-        pieces=pieces_of(source),
-        tokenizer=tokenizer,
-        val_fraction=data.val_fraction,
-        shard_tokens=data.shard_tokens,
-        reading=Reading(),
-        sample_bytes=SAMPLE_BYTES if data.kind == "python_packages" else None,
-        pairs=source.pairs,
-        held_out_by_name=bool(source.val_files),
-    )
-    report(f"reading {len(source.files)} files", None)
-    return build(recipe, directory, 1, report)
 
 
 def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> CorpusIndex:

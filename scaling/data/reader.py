@@ -6,6 +6,7 @@ and member names are never used as paths.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling.data.fetch import fetch, join
+from scaling.data.fetch import AT_FIRST, fetch, join
+from scaling.data.http import Patience
 from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo
 from scaling.errors import DataError
 
@@ -26,17 +28,40 @@ def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> n
 
     Raises DataError, naming the shard, when it is missing or not what the index says.
     """
+    return decode_shard(fetch_shard(directory, shard), index, shard, join(directory, shard.name))
+
+
+def fetch_shard(directory: str | Path, shard: ShardInfo, patience: Patience = AT_FIRST) -> bytes:
+    """The content of a shard, of the size and checksum that the index gives. Raises DataError that names it."""
     location = join(directory, shard.name)
-    try:
-        content = fetch(location, max_bytes=shard.size_bytes + 1)
+    with _named(shard, location):
+        content = fetch(location, max_bytes=shard.size_bytes + 1, patience=patience)
         _check_content(content, shard)
+    return content
+
+
+def is_sound(content: bytes, shard: ShardInfo) -> bool:
+    """Whether this is the content that the index speaks of."""
+    return len(content) == shard.size_bytes and hashlib.sha256(content).hexdigest() == shard.sha256
+
+
+def decode_shard(content: bytes, index: CorpusIndex, shard: ShardInfo, location: str) -> np.ndarray:
+    """The token stream in the content of a shard. Raises DataError, naming the shard, for one that the index belies."""
+    with _named(shard, location):
         documents = list(_documents(content, DTYPES[index.dtype]))
         tokens = _join(documents, index)
         _check_tokens(tokens, len(documents), shard, index)
+    return tokens
+
+
+@contextlib.contextmanager
+def _named(shard: ShardInfo, location: str) -> Iterator[None]:
+    """Errors about the content of a shard, as errors of that shard."""
+    try:
+        yield
     except (_Damaged, DataError) as error:
         reason = error.what if isinstance(error, DataError) else str(error)
         raise DataError(f"shard {shard.name} is missing or damaged: {reason}", where=location, fix=FIX) from error
-    return tokens
 
 
 class _Damaged(Exception):

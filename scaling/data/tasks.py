@@ -24,6 +24,11 @@ Task = Callable[..., dict[str, Any]]
 """Called as task(directory, name, *arguments): writes files that begin with the name, returns what JSON can hold."""
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Work:
     """A directory of unfinished work. The result of task NAME is NAME.json, written when all its files are on the disk."""
 

@@ -86,6 +86,10 @@ class Engine(Protocol):
         """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises CheckpointError."""
         ...
 
+    def close(self) -> None:
+        """Let go of all that would stay with the process; the engine is not used after it."""
+        ...
+
 
 class LossModule(nn.Module):
     """A model seen as its loss. It takes the tensors of a Batch one by one, as engines that look at inputs expect."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, Limits, LossModule, StepResult
-from scaling.engine.optim import build_optimizer
+from scaling.engine.optim import build_optimizer, set_rate
 from scaling.engine.refusal import Refusal
 from scaling.engine.share import Share
 from scaling.engine.zero_states import ZeroStates
@@ -181,8 +181,7 @@ class DeepSpeedEngine:
     def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         engine = self._engine
         self._refusal.begin(limits)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(engine.optimizer.param_groups, lr)
         skipped = engine.skipped_steps
         loss = self._train([batch.to(self.device) for batch in micro_batches], self._n_targets(micro_batches))
         refused = self._refusal.grad_norm
@@ -266,6 +265,11 @@ class DeepSpeedEngine:
             self._states.written(param, tensors["param"])
         self._states.optimizer_step = reader.optimizer_step
         self._states.all_written()
+
+    def close(self) -> None:
+        """Without it hooks in autograd's graph, of which Python's collector sees nothing, would keep all of the engine. Of ZeRO-3
+        something stays even so (0.19.8): a process that is to live on should not."""
+        self._engine.destroy()
 
 
 def forget_layout() -> None:

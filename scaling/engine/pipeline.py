@@ -128,14 +128,18 @@ class PipelineEngine(DeepSpeedEngine):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
+        """DualPipeV takes as many batches at a time as in training, for which its engine (0.19.8) keeps buffers: the last ones
+        are filled up with some that have no targets."""
         moved = [batch.to(self.device) for batch in batches]
-        if self._layout.pp_schedule == "dualpipev":  # which wants as many as there are stages: the rest have no targets
-            blank = moved[-1]._replace(targets_BT=torch.full_like(moved[-1].targets_BT, IGNORED))
-            moved += [blank] * (self._layout.n_stages - len(moved))
-        self._begin(moved, 1.0)
-        self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=len(moved))
-        nats, n_targets = self._summed()
-        return EvalResult(float(nats), int(n_targets))
+        size = self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
+        blank = moved[-1]._replace(targets_BT=torch.full_like(moved[-1].targets_BT, IGNORED))
+        moved += [blank] * (-len(moved) % size)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for start in range(0, len(moved), size):
+            self._begin(moved[start : start + size], 1.0)
+            self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=size)
+            sums += self._summed()
+        return EvalResult(float(sums[0]), int(sums[1]))
 
     def _summed(self) -> Tensor:
         """(nats, targets) of all ranks; one rank of each last stage tells them, so that they are counted once."""

@@ -10,7 +10,7 @@ import torch
 
 from scaling.config import RunConfig
 from scaling.engine.base import EvalResult, Limits, StepResult
-from scaling.engine.optim import build_optimizer
+from scaling.engine.optim import build_optimizer, set_rate
 from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
@@ -53,8 +53,7 @@ class ReferenceEngine:
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self._optimizer.param_groups, lr)
         bad = ~torch.isfinite(grad_norm) if limits is None else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
         skipped = bad.float()
         # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody waits for the device.
@@ -109,3 +108,6 @@ class ReferenceEngine:
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }
+
+    def close(self) -> None:
+        """Nothing outlives it."""

@@ -13,14 +13,14 @@ from rich.console import Console
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import check_shards
+from scaling.data.opened import Corpus
 from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine
 from scaling.launch.signals import StopSignals
 from scaling.launch.summary import finish, print_summary
 from scaling.launch.watch import Watch
+from scaling.plan.calibrate import scale_of
 from scaling.plan.elastic import elastic_sizes
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import check_available, resolve_cluster
@@ -35,7 +35,7 @@ def drive(config: RunConfig) -> int:
     mark(marks, "composed")
     console = Console()
     config = resolve_cluster(config)
-    plan, sizes = make_plan(config), elastic_sizes(config)
+    plan, sizes = make_plan(config, time_scale=scale_of(config)), elastic_sizes(config)
     run_dir = RunDir.for_config(config)
     console.print(plan_table(config, plan, run_dir.path))
     if len(sizes) > 1:
@@ -104,8 +104,10 @@ def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunD
 def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
-    bad = check_shards(directory, CorpusIndex.load(directory), "train")
-    bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
+    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    corpus = Corpus.open(directory)
+    bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
+    bad_held_out = corpus.check("val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scaling.config import ClusterConfig
@@ -62,6 +63,19 @@ class WarmWorker:
             return guarded(worker_fn, spec, ranks, KvChannel(prefix, ranks.rank), rendezvous)
 
 
+def start_worker(cluster: ClusterConfig, *, share: float = 1.0, **options: Any) -> Any:
+    """The actor of a worker that holds this share of a device."""
+    import ray
+
+    cpus, gpus = resources_of(cluster)
+    return ray.remote(num_cpus=cpus * share, num_gpus=gpus * share, max_restarts=0, **options)(WarmWorker).remote()
+
+
+def resources_of(cluster: ClusterConfig) -> tuple[int, int]:
+    """CPUs and GPUs of one worker, as Ray counts them."""
+    return (1, 1) if cluster.device.kind == "gpu" else (cluster.threads_per_worker, 0)
+
+
 @dataclass
 class Slot:
     """A worker's share of a device. `device` tells which slots share one; None until its worker is warm."""
@@ -93,16 +107,7 @@ class WorkerPool:
         self._ray.shutdown()
 
     def _start(self) -> Slot:
-        import ray
-
-        gpu = self._cluster.device.kind == "gpu"
-        cpus = 1 if gpu else self._cluster.threads_per_worker
-        options: dict[str, Any] = {
-            "num_cpus": cpus / self._n_slots,
-            "num_gpus": 1 / self._n_slots if gpu else 0,
-            "max_restarts": 0,
-        }
-        actor: Any = ray.remote(**options)(WarmWorker).remote()
+        actor = start_worker(self._cluster, share=1 / self._n_slots)
         return Slot(actor, actor.warm.remote())
 
     def poll(self) -> None:
@@ -149,25 +154,17 @@ class WorkerPool:
             return None
         return [slot for device in chosen for slot in (usable[device] if alone else usable[device][:1])]
 
-    def launch(self, worker_fn: WorkerFn, spec: dict[str, Any], n_ranks: int, slots: Sequence[Slot]) -> PoolLaunch:
-        """Start a run on slots that `room` gave."""
+    def launch(self, worker_fn: WorkerFn, spec: dict[str, Any], n_ranks: int, slots: Sequence[Slot]) -> GroupLaunch:
+        """Start a run on slots that `room` gave; they are free again when it is done."""
         for slot in slots:
             slot.busy = True
-        first_of_device = list({slot.device: slot for slot in slots}.values())
-        return PoolLaunch(self, worker_fn, spec, first_of_device[:n_ranks], slots)
+        used = list({slot.device: slot for slot in slots}.values())[:n_ranks]
+        workers, places = [slot.actor for slot in used], [slot.place for slot in used if slot.place is not None]
+        meeting = meeting_place(workers[0], places[0], self._ray.session) if n_ranks > 1 else ""
+        return GroupLaunch(worker_fn, spec, workers, places, meeting, lambda sound: self._give_back(slots, sound))
 
-    def rendezvous(self, first: Slot) -> str:
-        """Where the ranks of a run meet: a file on a single machine, else a free port of the first rank's."""
-        import ray
-
-        if self._ray.session is not None:
-            return f"file://{self._ray.session}/rendezvous-{uuid.uuid4().hex}"
-        assert first.place is not None
-        address: str = ray.get(first.actor.rendezvous.remote(first.place.address))
-        return address
-
-    def give_back(self, slots: Iterable[Slot], *, sound: bool) -> None:
-        """Slots of a run that is over; workers that are not `sound` are ended and others started in their place."""
+    def _give_back(self, slots: Iterable[Slot], sound: bool) -> None:
+        """Workers that are not `sound` are ended, and others started in their place."""
         import ray
 
         for slot in slots:
@@ -176,6 +173,16 @@ class WorkerPool:
                 ray.kill(slot.actor, no_restart=True)
                 fresh = self._start()
                 slot.actor, slot.warming, slot.place, slot.device = fresh.actor, fresh.warming, None, None
+
+
+def meeting_place(worker: Any, place: Place, session: Path | None) -> str:
+    """Where the ranks of a run meet: a file in `session` on a single machine, else a free port of the first rank's."""
+    import ray
+
+    if session is not None:
+        return f"file://{session}/rendezvous-{uuid.uuid4().hex}"
+    address: str = ray.get(worker.rendezvous.remote(place.address))
+    return address
 
 
 def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
@@ -190,22 +197,24 @@ def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
     return spread[:n_ranks] if len(spread) >= n_ranks else None
 
 
-class PoolLaunch:
-    """One run in the pool: the `Launch` that its driver sees."""
+class GroupLaunch:
+    """One run on a group of warm workers: the `Launch` that its driver sees.
+
+    places: of the workers, in the ranks' order. on_over: told once, whether all workers are sound.
+    """
 
     def __init__(
-        self, pool: WorkerPool, worker_fn: WorkerFn, spec: dict[str, Any], workers: Sequence[Slot], held: Sequence[Slot]
-    ) -> None:
-        self._pool, self._held = pool, held
+        self, worker_fn: WorkerFn, spec: dict[str, Any], workers: Sequence[Any], places: Sequence[Place], rendezvous: str,
+        on_over: Callable[[bool], None],
+    ) -> None:  # fmt: skip
         prefix = f"scaling/{uuid.uuid4().hex}"
-        self._inbox = KvInbox(prefix)
+        self._inbox, self._on_over = KvInbox(prefix), on_over
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
         self._failed_s: float | None = None
-        rendezvous = pool.rendezvous(workers[0]) if len(workers) > 1 else ""
         self._running = [
-            slot.actor.run.remote(worker_fn, spec, ranks, prefix, rendezvous)
-            for slot, ranks in zip(workers, _ranks(workers), strict=True)
+            worker.run.remote(worker_fn, spec, ranks, prefix, rendezvous)
+            for worker, ranks in zip(workers, _ranks(places), strict=True)
         ]
         self._first = self._running[0]
 
@@ -216,7 +225,7 @@ class PoolLaunch:
         self._inbox.request_stop()
 
     def done(self, timeout_s: float) -> bool:
-        """True once: then the workers are given back."""
+        """Whether all workers have ended, or one has failed and the others were given time to say what they know."""
         import ray
 
         ended, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=timeout_s)
@@ -233,7 +242,7 @@ class PoolLaunch:
         if self._running and not waited:
             return False
         self._running = []
-        self._pool.give_back(self._held, sound=self._error is None)
+        self._on_over(self._error is None)
         return True
 
     def result(self) -> dict[str, Any]:
@@ -241,22 +250,21 @@ class PoolLaunch:
             raise LaunchError(_last_line(self._error)) from self._error
         return self._result
 
-    def __enter__(self) -> PoolLaunch:
+    def __enter__(self) -> GroupLaunch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Workers are given back when the run is done, or end with the pool."""
+        """Workers outlive the run."""
 
 
-def _ranks(workers: Sequence[Slot]) -> list[Ranks]:
+def _ranks(places: Sequence[Place]) -> list[Ranks]:
     """Ranks in the workers' order, each with its number on its node."""
     seen: dict[str, int] = {}
     ranks = []
-    for rank, slot in enumerate(workers):
-        assert slot.place is not None
-        local = seen.get(slot.place.node, 0)
-        seen[slot.place.node] = local + 1
-        ranks.append(Ranks(rank, len(workers), local))
+    for rank, place in enumerate(places):
+        local = seen.get(place.node, 0)
+        seen[place.node] = local + 1
+        ranks.append(Ranks(rank, len(places), local))
     return ranks
 
 

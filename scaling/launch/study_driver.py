@@ -5,8 +5,9 @@ Each trial is an ordinary run in a directory of its own; the workers are kept fr
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from scaling.files import disk_error
 from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run, prepare_corpus
 from scaling.launch.entry import worker_entry
-from scaling.launch.pool import PoolLaunch, Slot, WorkerPool
+from scaling.launch.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
 from scaling.launch.watch import told
-from scaling.plan.choose import usable_bytes
+from scaling.metrics.wandb_sink import log_results
 from scaling.plan.machine import check_available, n_devices
 from scaling.study.branch import reached, take_over
-from scaling.study.results import result_rows, results_table, write_results
+from scaling.study.results import Row, result_rows, results_table, write_results
 from scaling.study.table import study_table
 from scaling.study.trials import Standing, Study, Trial, declare, standing_of
 from scaling.units import format_duration
@@ -46,19 +47,64 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)  # a file or a pipe has no width to keep to
+    if jobs[0][0].study.is_search:
+        return _drive_search(jobs, console)
     study = declare(jobs)
-    standings = {trial.identity: standing_of(trial) for trial in study.trials}
+    standings = _standings(study)
     console.print(study_table(study, standings))
     _refuse(study)
     if study.base.dry_run:
         return EXIT_FINISHED
+    with _holding(study):
+        return _Runner(study, standings, console).run()
+
+
+def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Console) -> int:
+    from scaling.launch.search import declare_search, drawn_study, run_search, search_lines
+
+    study = declare_search(jobs)
+    for line in search_lines(study):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if study.trials:
+        console.print(study_table(study, _standings(study)))
+    if study.base.dry_run:
+        return EXIT_FINISHED
+    with _holding(study):
+        code = run_search(study, console)
+        study = drawn_study(study)
+        _report(study, _standings(study), console)
+    return code
+
+
+def _standings(study: Study) -> dict[str, Standing]:
+    return {trial.identity: standing_of(trial) for trial in study.trials}
+
+
+@contextlib.contextmanager
+def _holding(study: Study) -> Iterator[None]:
+    """The study's directory, with its lock. Raises RunDirError, or ConfigError where the cluster is not here."""
     check_available(study.base)
     try:
         study.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error("create", study.directory, error) from error
     with DriverLock(study.directory / "driver.lock").hold():
-        return _Runner(study, standings, console).run()
+        yield
+
+
+def _report(study: Study, standings: dict[str, Standing], console: Console) -> list[Row]:
+    """Write, print and send the results."""
+    rows = result_rows(study, standings)
+    path = write_results(rows, study.directory)
+    if rows:
+        console.print(results_table(study, rows))
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    if study.base.logger.kind == "wandb":
+        logger = study.base.logger
+        grouped = logger.model_copy(update={"group": logger.group or study.name})
+        log_results(study.base.model_copy(update={"logger": grouped}), study.directory, rows, say)
+    say(f"Results: {path}")
+    return rows
 
 
 def _refuse(study: Study) -> None:
@@ -82,12 +128,12 @@ class _Attempt:
         self._fatal: ScalingError | None = None
         self._troubles = Troubles(self.plan.layout.world_size)
         run_dir = trial.run_dir
-        now_s = time.time()
+        self.began_s = now_s = time.time()
         spec = {
             "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(self._corpus_dir),
             "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
         }  # fmt: skip
-        self.launch: PoolLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
+        self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
 
     def over(self, console: StudyConsole) -> bool:
         """Whether the workers have ended; passes on what they say."""
@@ -150,10 +196,8 @@ class _Runner:
         began_s = time.monotonic()
         if self._waiting:
             self._work()
-        rows = result_rows(self._study, self._standings)
-        path = write_results(rows, self._study.directory)
-        self._console.print(results_table(self._study, rows))
-        self._tell(path, time.monotonic() - began_s)
+        rows = _report(self._study, self._standings, self._console)
+        self._tell(time.monotonic() - began_s)
         if self._stopping:
             return EXIT_STOPPED
         return EXIT_FINISHED if all(row["state"] == "finished" for row in rows) else EXIT_FAILED
@@ -206,7 +250,7 @@ class _Runner:
     def _shares_device(self, trial: Trial) -> bool:
         """Whether its memory leaves room for the other trials of a device."""
         assert trial.plan is not None
-        return trial.plan.memory.need() * self._study.config.trials_per_device <= usable_bytes(trial.config)
+        return trial.plan.device_holds(self._study.config.trials_per_device)
 
     def _trunk_of(self, trial: Trial) -> Trial | None:
         if trial.branch is None:
@@ -251,12 +295,15 @@ class _Runner:
             try:
                 trial.run_dir.settle_account()
                 result = attempt.result()
+                trial.run_dir.settle_account()
                 if result["finished"]:
                     self._training_s += attempt.complete(result)
                 else:
-                    trial.run_dir.event("preempted", step=result["step"], reason="the study was stopped")
+                    reason, step = "the study was stopped", result["step"]
+                    trial.run_dir.event("preempted", step=step, reason=reason, command_s=attempt.began_s)
             except ScalingError as error:
-                trial.run_dir.event("failed", reason=str(error))
+                trial.run_dir.settle_account()
+                trial.run_dir.event("failed", reason=str(error), command_s=attempt.began_s)
             standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
             self._flops_done += self._left_before(attempt)
@@ -278,6 +325,9 @@ class _Runner:
             attempt.launch.request_stop()
         console.say(f"{signal}: writing checkpoints and stopping; Ctrl-C (again) leaves at once.")
 
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def _tally(self) -> Tally:
         states = [standing.state for standing in self._standings.values()]
         done = self._flops_done
@@ -289,8 +339,8 @@ class _Runner:
             self._flops, done,
         )  # fmt: skip
 
-    def _tell(self, results: Path, wall_s: float) -> None:
-        say = lambda text: self._console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    def _tell(self, wall_s: float) -> None:
+        say = self._say
         for trial in self._study.trials:
             standing = self._standings[trial.identity]
             if standing.state in ("failed", "given up", "damaged"):
@@ -298,7 +348,6 @@ class _Runner:
         if self._training_s:
             share = self._training_s / wall_s / n_devices(self._study.base)
             say(f"{format_duration(wall_s)}, of whose device time {100 * share:.1f} % went into training steps.")
-        say(f"Results: {results}")
         if any(standing.state == "given up" for standing in self._standings.values()):
             most = self._study.config.max_attempts
             say(f"Trials given up are tried again with study.max_attempts above {most}.")

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.data.shards import CorpusIndex
+from scaling.data.opened import Corpus
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
+from scaling.plan.calibrate import learn
 from scaling.plan.layout import RunPlan
 from scaling.rundir import RunDir
 from scaling.units import format_count, format_duration, format_flops
@@ -36,22 +37,34 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
     summary["energy_kwh"] = _energy_kwh(config, summary["device_s"])
+    if config.plan.calibrate_from_run and plan.time is not None and summary["tokens_per_s"]:
+        predicted = plan.time.tokens_per_s * plan.time_scale
+        path, scale = learn(
+            config, run=str(run_dir.path), n_devices=plan.layout.world_size, predicted=predicted, measured=summary["tokens_per_s"]
+        )
+        summary["calibration"] = {"file": str(path), "time_scale": scale}
     run_dir.write_summary(summary)
     run_dir.event("finished", step=result["step"], world_size=plan.layout.world_size)
     return summary
 
 
 def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus."""
+    """What counting reaches on the held-out targets; none for a large corpus, nor for a mixture."""
     from scaling.data.baselines import baselines  # torch too
 
-    index, scored = CorpusIndex.load(corpus_dir), config.objective.kind != "causal_lm"
-    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
+    corpus, scored = Corpus.open(corpus_dir), config.objective.kind != "causal_lm"
+    if corpus.mixed or corpus.n_tokens("train") > _BASELINE_TOKENS:
         return {}
-    key = (index.fingerprint, config.semantic_hash if scored else "")
+    key = (corpus.fingerprint, config.semantic_hash if scored else "")
     if key not in _KNOWN_BASELINES:
         _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
     return _KNOWN_BASELINES[key]
+
+
+def _calibration(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"times on these devices x {found['time_scale']:.3g}: plan.calibrate={found['file']} plans with it"
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
@@ -125,6 +138,7 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
         "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
         "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s" if summary["tokens_per_s"] else "unknown",
+        "calibration": _calibration(summary.get("calibration")),
         "loss curve": str(run_dir.path / CURVE),
         "record": str(run_dir.metrics),
     }

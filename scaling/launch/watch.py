@@ -119,5 +119,8 @@ def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None
         say(f"The machines of ranks {ranks} are taken back in {message['left_s']:.0f} s: a checkpoint is written, and {then}.")
     elif kind == "step_skipped":
         say(f"The update of step {message['step']} is left out: {message['reason']}.")
+    elif kind == "data_stalled":
+        shards = ", ".join(message["shards"]) or "its batch"
+        say(f"Rank {message['rank']} has waited {message['waited_s']:.0f} s for {shards}.")
     elif kind == "checkpoint_damaged":
         say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

@@ -1,17 +1,23 @@
-"""From the size that a law recommends to a run: the nearest GPT shape, as overrides of `python -m scaling.run`, and its plan."""
+"""From the size that a law recommends to a run: the nearest shape, the words that compose it, and its plan."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from scaling.compose import compose
+from scaling.compose import compose, words_for
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
+from scaling.plan.budget import token_budget
 from scaling.plan.counts import count
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import resolve_cluster
 from scaling.plan.shape import nearest_shape, size_of
+
+NAME = "from_law"
 
 
 @dataclass(frozen=True)
@@ -24,30 +30,77 @@ class Recommendation:
     plan: RunPlan
 
 
-def recommend(n_params: float, n_tokens: float, *, with_embeddings: bool, overrides: tuple[str, ...] = ()) -> Recommendation:
-    """The GPT nearest to `n_params`, trained on `n_tokens`, and its plan.
+def recommend(
+    n_params: float, n_tokens: float, *, with_embeddings: bool, base: RunConfig | None = None, overrides: tuple[str, ...] = ()
+) -> Recommendation:
+    """The model nearest to `n_params`, trained on `n_tokens`, and its plan.
 
-    The named model nearest in size gives width of heads, vocabulary and everything else; its depth and width are changed,
-    its aspect ratio is kept as far as the size allows. overrides: further words for the configuration, such as
-    cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
+    base: the run of a study whose data, tokenizer, optimiser and everything else but the size it shares, since a law holds for
+    those; None: the named GPT nearest in size. Depth and width are changed, the aspect ratio is kept as far as the size allows.
+    overrides: further words, such as cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
-
-    def far(config: RunConfig) -> float:
-        return abs(math.log(size_of(count(config), with_embeddings=with_embeddings) / n_params))
-
-    base = min(_named_models(overrides), key=far)
-    shape = nearest_shape(base, n_params, with_embeddings=with_embeddings)
-    words = (
-        f"model={base.model.name}", *(f"model.{key}={value}" for key, value in shape.items()),
-        f"train.n_tokens={round(n_tokens)}", "run.name=from_law", *overrides,
-    )  # fmt: skip
+    given = base or _nearest_named(n_params, with_embeddings, overrides)
+    model = given.model.model_copy(update=nearest_shape(given, n_params, with_embeddings=with_embeddings) | _named(base))
+    train = given.train.model_copy(update={"n_tokens": round(n_tokens)})
+    run = compose(overrides).run.model_copy(update={"name": NAME})
+    wanted = given.model_copy(update={"model": model, "train": train, "run": run})
+    train = train.model_copy(update={"n_tokens": token_budget(wanted)})
+    words = (*words_for(wanted.model_copy(update={"train": train}), f"model={_option(given)}"), *overrides)
     config = resolve_cluster(compose(words))
     plan = make_plan(config)
     return Recommendation(words, config, size_of(plan.counts, with_embeddings=with_embeddings), plan)
 
 
-def _named_models(overrides: tuple[str, ...]) -> list[RunConfig]:
-    names = sorted(path.stem for path in (conf_dir() / "model").glob("gpt_*.yaml"))
-    if not names:
-        raise ConfigError("there are no models gpt_*", "conf/model")
-    return [compose((f"model={name}", *overrides)) for name in names]
+def base_of(found: dict[str, Any]) -> RunConfig | None:
+    """The configuration of a study's largest run, in a stored analysis. Raises ConfigError for one of another version."""
+    if found.get("base") is None:
+        return None
+    try:
+        return RunConfig.model_validate(found["base"])
+    except ValueError as error:
+        raise ConfigError(f"the study's configuration is not of this version: {error}", "fit", "Fit the study again.") from error
+
+
+def write_recommendation(recommendation: Recommendation, prediction: dict[str, Any], directory: Path) -> Path:
+    """The configuration as YAML with what is predicted of it, in `directory`; returns the file's path. Raises RunDirError."""
+    import yaml
+
+    from scaling.files import write_atomic
+
+    path = directory / f"{NAME}.yaml"
+    tree = {
+        "words": list(recommendation.overrides),
+        "prediction": prediction,
+        "config": recommendation.config.model_dump(mode="json"),
+    }
+    write_atomic(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+    return path
+
+
+def _named(base: RunConfig | None) -> dict[str, str]:
+    return {} if base is None else {"name": NAME}
+
+
+def _option(config: RunConfig) -> str:
+    """A model of conf/model of the same family, to start the words from: the same one, where it has a file."""
+    named = [path.stem for path in _files(config.model.family)]
+    return config.model.name if config.model.name in named else named[0]
+
+
+def _files(family: str) -> list[Path]:
+    found = sorted((conf_dir() / "model").glob(f"{family}_*.yaml"))
+    if not found:
+        raise ConfigError(f"there are no models {family}_*", "conf/model")
+    return found
+
+
+def _nearest_named(n_params: float, with_embeddings: bool, overrides: tuple[str, ...]) -> RunConfig:
+    def far(config: RunConfig) -> float:
+        return abs(math.log(size_of(count(config), with_embeddings=with_embeddings) / n_params))
+
+    return min(_named_models(overrides), key=far)
+
+
+def _named_models(overrides: tuple[str, ...]) -> Iterator[RunConfig]:
+    for path in _files("gpt"):
+        yield compose((f"model={path.stem}", *overrides))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.config import RunConfig
 from scaling.errors import DataError
 from scaling.laws.forms import FLOPS_PER_PARAMETER_TOKEN, Array, Form
 
@@ -60,6 +61,7 @@ class Points:
     unique_tokens               tokens in the corpus, where the table says; D above it is repetition
     metric                      a downstream metric, where the table says
     flags                       further columns as text, by what they are
+    base                        of a study, the configuration of its largest run
     """
 
     n_params: Array
@@ -73,6 +75,7 @@ class Points:
     metric: Array | None = None
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
+    base: RunConfig | None = None
 
     def __len__(self) -> int:
         return len(self.loss)

@@ -38,6 +38,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "forms": {name: _form(fitted) for name, fitted in analysis.forms.items()},
         "isoflop": {axis: _isoflop(fitted) for axis, fitted in analysis.isoflop.items()},
         "refused": analysis.refused,
+        "base": None if points.base is None else points.base.model_dump(mode="json"),
     }
     if analysis.envelope is not None:
         found["envelope"] = vars(analysis.envelope) | {"interval": percentile_interval(analysis.envelope.exponents)}

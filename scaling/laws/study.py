@@ -66,6 +66,7 @@ def points_of_study(
     return Points(
         n, d, c, np.array([run.loss for run in found]), np.arange(len(found)), tuple(run.name for run in found),
         replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS), excluded=tuple(excluded),
+        base=found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config,
     )  # fmt: skip
 
 

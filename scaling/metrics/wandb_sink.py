@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -249,3 +249,30 @@ def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> None:
         for record in read_metrics(metrics):
             if record[names.STEP] <= resumed_step:
                 sink.log(record)
+
+
+def log_results(config: RunConfig, directory: Path, rows: Sequence[Mapping[str, Any]], notice: Callable[[str], None]) -> None:
+    """Send the rows of a study, all with the same keys, as the table "results" of one W&B run in the study's group.
+
+    Its files and id lie in the study's `directory`: a later call continues the run. Trouble with W&B is told, and harms nothing.
+    """
+    with _environment(directory):
+        import wandb
+
+        mode, reason = _choose_mode(wandb)
+        if mode == "disabled" or not rows:
+            return
+        arguments = _init_arguments(wandb, config, directory, _run_id(config, directory))
+        arguments |= {"name": f"{directory.name}-results", "job_type": "study", "config": None}
+        run, trouble = _try_init(wandb, directory, mode=mode, **arguments)
+        if run is None:
+            notice(f"W&B: no table of results, since {trouble}")
+            return
+        columns: list[str | int] = list(rows[0])
+        try:
+            run.log({"results": wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in rows])})
+            run.finish()
+        except (wandb.Error, OSError) as error:
+            notice(f"W&B: no table of results ({redact(str(error))})")
+            return
+        notice("W&B: table of results" + (f", offline, since {reason}" if mode == "offline" else f": {run.url}"))

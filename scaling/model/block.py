@@ -16,6 +16,7 @@ from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import KeyValues
 from scaling.model.layers import FeedForward, build_norm
 from scaling.model.moe import MixtureOfExperts
+from scaling.model.parametrization import residual_scale
 from scaling.model.position import Context
 from scaling.model.recompute import Recompute, run_block
 from scaling.model.split import WHOLE, Split
@@ -66,6 +67,7 @@ class Block(nn.Module):
         self.feed_forward_norm = build_norm(model)
         self.feed_forward = MixtureOfExperts(model) if model.n_experts > 1 else FeedForward(model)
         self.dropout = nn.Dropout(model.dropout)
+        self.residual_scale = residual_scale(model)
 
     def forward(
         self, x_BTD: Tensor, context: Context, cache: Cache | None = None, source: Source | None = None
@@ -87,6 +89,7 @@ class Block(nn.Module):
         return self._add(x_BTD, h_BTD, self.feed_forward_norm), balance_B
 
     def _add(self, x_BTD: Tensor, h_BTD: Tensor, norm: nn.Module) -> Tensor:
+        h_BTD = h_BTD if self.residual_scale == 1 else h_BTD * self.residual_scale
         with self.split.own_randomness(self.split.sequence and self.training and self.dropout.p > 0):
             x_BTD = x_BTD + self.dropout(h_BTD)
         return x_BTD if self.pre_norm else norm(x_BTD)

@@ -49,6 +49,7 @@ def arrangement(config: RunConfig) -> Arrangement:
     found = model.model_dump() | {"position": config.position.kind, "rope_scaling": config.position.scaling}
     found |= {"attention": config.attention.kind, "d_embedding": model.embedding_width}
     common = {"attention": ("full", "gqa", "mqa"), "share_layers": (False,), "n_experts": (1,), "d_embedding": (model.d_model,)}
+    common["parametrization"] = ("standard",)
     reasons = []
     for name in candidates.get(model.family, ()):
         wrong = [f"{key}={found[key]}" for key, good in (common | wanted[name]).items() if found[key] not in good]

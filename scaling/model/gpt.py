@@ -19,6 +19,7 @@ from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
 from scaling.model.loss import head_loss
+from scaling.model.parametrization import logit_scale
 from scaling.model.position import POSITIONS
 
 
@@ -37,6 +38,7 @@ class GPT(GenerativeModel):
         self.blocks = BlockStack(config)
         self.final_norm = build_final_norm(model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.logit_scale = logit_scale(model)
 
     def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
         return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
@@ -75,6 +77,7 @@ class GPT(GenerativeModel):
 
     def _head_input(self, x_BTD: Tensor) -> Tensor:
         x_BTD = self.final_norm(x_BTD)
+        x_BTD = x_BTD if self.logit_scale == 1 else x_BTD * self.logit_scale
         return self.embedding.back(x_BTD) if self.head is None else x_BTD
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.config import ModelConfig
+from scaling.model.parametrization import initial_scale, residual_depth
 from scaling.parallel.part import part_of
 
 RESIDUAL_OUTPUTS = ("attention.o", ".down")
@@ -25,16 +26,16 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
 
     Norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by sqrt(2 n_layers), the
     number of terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head),
-    by which it does not divide scores.
+    by which it does not divide scores. With mup and completep hidden matrices are narrower with the width (`parametrization.py`).
     """
     module, _, kind = name.rpartition(".")
     if kind == "bias":
         return torch.zeros(*shape)
     if module.endswith("norm"):
         return torch.ones(*shape)
-    std = config.init_std
+    std = config.init_std * initial_scale(name, config)
     if module.endswith(RESIDUAL_OUTPUTS) and config.norm_position == "pre":
-        std /= math.sqrt(2 * config.n_layers)
+        std /= math.sqrt(2 * residual_depth(config))
     if config.family == "t5" and module.endswith("attention.q"):
         std /= math.sqrt(config.head_width)
     digest = hashlib.sha256(f"{name} {seed}".encode()).digest()

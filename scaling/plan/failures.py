@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from scaling.cluster_config import ClusterConfig
+
 DEVICE_HOURS_PER_FAILURE = 50_000
 """Llama 3 405B: 419 unexpected interruptions in 54 days on 16 384 H100s (Grattafiori et al. 2024,
 arXiv:2407.21783, section 3.3)."""
@@ -15,12 +17,14 @@ HOURS_BETWEEN_INTERRUPTIONS = 8.0
 """Of a machine that somebody works on, by that somebody: once a working day. Assumption."""
 
 
-def hours_between_failures(n_devices: int, n_nodes: int, *, preemptible: bool, shared: bool = False) -> float:
-    """Mean time between failures of the whole cluster. shared: with the person who started the run."""
+def hours_between_failures(cluster: ClusterConfig, n_devices: int) -> float:
+    """Mean time between failures of a run on `n_devices` of a cluster: what it says, else what its size and kind let expect."""
+    if cluster.hours_between_failures is not None:
+        return cluster.hours_between_failures
     per_hour = n_devices / DEVICE_HOURS_PER_FAILURE
-    if preemptible:
-        per_hour += n_nodes / NODE_HOURS_PER_PREEMPTION
-    if shared:
+    if cluster.preemptible:
+        per_hour += cluster.n_nodes / (cluster.preemption_hours or NODE_HOURS_PER_PREEMPTION)
+    if cluster.name == "local":
         per_hour += 1 / HOURS_BETWEEN_INTERRUPTIONS
     return 1 / per_hour
 

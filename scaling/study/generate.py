@@ -160,14 +160,10 @@ def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
         yield from (Draft(branch, Branch(trunk.semantic_hash, at) if at > 0 else None) for branch, at in branches)
 
 
-def _search(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
-    raise AssertionError("a search draws its trials itself")
-
-
 _GENERATORS: dict[str, Callable[[RunConfig, tuple[str, ...]], Iterator[Draft]]] = {
     "none": _alone, "isoflop": _isoflop, "ladder": _ladder, "lr_batch": _lr_batch, "wsd": _wsd,
-    "asha": _search, "pbt": _search, "bayesian": _search,
 }  # fmt: skip
+"""Of the other kinds, searches, the trials are drawn as they go (`study/search.py`)."""
 
 
 def _need(config: RunConfig, *keys: str) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from scaling.errors import RunDirError
 from scaling.files import write_atomic
+from scaling.metrics import names
+from scaling.metrics.record import read_metrics
 from scaling.plan.counts import count
 from scaling.study.table import shown, shown_keys
 from scaling.study.trials import Standing, Study, Trial
@@ -41,7 +43,23 @@ def _row(trial: Trial, standing: Standing) -> Row:
         summary = trial.run_dir.read_summary() if standing.state == "finished" else None
     except RunDirError:
         summary = None
-    return row | {name: (summary or {}).get(name) for name in MEASURED}
+    if summary is None:
+        return row | dict.fromkeys(MEASURED) | _so_far(trial)
+    return row | {name: summary.get(name) for name in MEASURED}
+
+
+def _so_far(trial: Trial) -> Row:
+    """Tokens, FLOPs and held-out loss where a trial that a search has stopped stands; nothing of others."""
+    try:
+        if trial.run_dir.state() != "stopped":
+            return {}
+        records = [record for record in read_metrics(trial.run_dir.metrics) if names.VAL_LOSS in record]
+    except RunDirError:
+        return {}
+    last = records[-1] if records else None
+    if last is None:
+        return {}
+    return {"n_tokens": int(last[names.N_TOKENS]), "flops": last[names.FLOPS], "val_loss": last[names.VAL_LOSS]}
 
 
 def write_results(rows: list[Row], directory: Path) -> Path:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 _MAX_VARIED = 6
 """Columns of varied keys; more would not fit a screen."""
-_SHAPE = ("model.n_layers", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff", "train.n_tokens")
-"""What the columns of parameters and tokens say already, where it varies with others."""
+_TOLD = (
+    "model.n_layers", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff", "train.n_tokens",
+    "train.parent",
+)  # fmt: skip
+"""What the columns of parameters and tokens say already."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Remaining:
 def remaining(trial: Trial, standing: Standing, flops_per_device_s: float | None) -> Remaining:
     """By the plan's own prediction, or, where the devices' peak is not known, at a measured rate."""
     plan = trial.plan
-    if plan is None or standing.state in ("finished", "given up", "damaged"):
+    if plan is None or standing.state in ("finished", "stopped", "given up", "damaged"):
         return Remaining(0.0, 0.0, 0.0, 0.0)
     begun = max(standing.step, trial.branch.step if trial.branch is not None else 0)
     share = max(0.0, 1 - begun / plan.n_steps)
@@ -114,14 +117,14 @@ def _branch_tokens(trial: Trial) -> int:
 
 def _state(standing: Standing, plan: RunPlan) -> str:
     text: str = standing.state
-    if standing.state in ("begun", "failed") and standing.step:
+    if standing.state in ("begun", "failed", "stopped") and standing.step:
         text += f", from step {standing.step}/{plan.n_steps}"
     return text + (f", {standing.failures} failures" if standing.failures else "")
 
 
 def shown_keys(trials: Sequence[Trial]) -> list[str]:
     """The varied keys that get a column."""
-    keys = [key for key in trials[0].varied if key not in _SHAPE]
+    keys = [key for key in trials[0].varied if key not in _TOLD]
     return keys[:_MAX_VARIED]
 
 

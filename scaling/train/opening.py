@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -35,8 +36,10 @@ class Opening:
     clock: Clock
     workers: str
 
-    def recorder(self, restored: TrainState | None, cleanup: ExitStack) -> FirstRankRecorder:
-        """Go on from `restored`, or begin. Raises RunDirError."""
+    def recorder(
+        self, restored: TrainState | None, data_values: Callable[[int], dict[str, float]], cleanup: ExitStack
+    ) -> FirstRankRecorder:
+        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position. Raises RunDirError."""
         step = restored.step if restored else None
         sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
         log = MetricLog(self.run_dir.metrics, sinks, self._check)
@@ -48,6 +51,7 @@ class Opening:
         return FirstRankRecorder(
             log, self._meter(), self.heartbeat, self.plan,
             ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
+            data_values=data_values,
         )  # fmt: skip
 
     def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from scaling.config import DataConfig, TokenizerConfig
 from scaling.data.corpus import ensure_corpus
+from scaling.data.loader import Loader
 from scaling.data.objective import causal_lm
 from scaling.data.shards import CorpusIndex
-from scaling.data.stream import Loader, SequenceStream
+from scaling.data.stream import SequenceStream
 
 GLOBAL_BATCH_SIZE = 16
 

@@ -20,10 +20,10 @@ def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
 
 
 class CausalLM:
-    """With objective.separate_documents, positions know their document: end-of-text is the first of the one it precedes."""
+    """With data.attend_across_documents=false, positions know their document: end-of-text is the first of the one it precedes."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
-        self._separate, self._eot_id = config.objective.separate_documents, tokenizer.eot_id
+        self._separate, self._eot_id = not config.data.attend_across_documents, tokenizer.eot_id
 
     def __call__(self, sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
         batch = causal_lm(sequences_BS, ks_B)
