@@ -110,6 +110,18 @@ class ClusterConfig(Section):
         None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
     )
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
+    min_devices: int | None = Field(
+        None,
+        gt=0,
+        description="fewest devices to go on with when some are taken back (cluster.kind=existing); null: all of them, or on "
+        "preemptible machines as few nodes as the model fits on",
+    )
+    max_preemptions: int = Field(
+        -1, ge=-1, description="times that machines are taken back after notice before the run is given up; -1: any number"
+    )
+    grace_s: float = Field(
+        30.0, gt=0, description="from the notice that a machine is taken back to its end, where the notice does not say"
+    )
     hang_s: float = Field(
         300.0,
         gt=0,

@@ -32,6 +32,7 @@ from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.cost import CHECKPOINT_BYTES_PER_PARAM
 from scaling.plan.degrees import Layout
+from scaling.plan.elastic import with_devices
 from scaling.plan.failures import hours_between_failures, with_experience
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.overflow import explain_overflow
@@ -45,6 +46,7 @@ from scaling.train.guard import Guard
 from scaling.train.loop import train
 from scaling.train.opening import Opening
 from scaling.train.pace import Pace
+from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
 from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
@@ -59,7 +61,8 @@ _WRITING_PATIENCE = 6
 class WorkerSpec:
     """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved.
 
-    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere.
+    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere. sizes: world sizes that the run
+    may have, ascending; none or one where it has its plan's.
     """
 
     config: RunConfig
@@ -68,6 +71,7 @@ class WorkerSpec:
     skipped_shards: tuple[str, ...] = ()
     until_step: int | None = None
     startup: Marks = field(default_factory=begin)
+    sizes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"config": self.config.model_dump()}
@@ -75,86 +79,48 @@ class WorkerSpec:
     @staticmethod
     def from_dict(spec: dict[str, Any]) -> WorkerSpec:
         config = RunConfig.model_validate(spec["config"])
-        skipped, until_step = tuple(spec["skipped_shards"]), spec.get("until_step")
-        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, until_step, spec["startup"])
+        skipped, sizes = tuple(spec["skipped_shards"]), tuple(spec.get("sizes", ()))
+        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, spec.get("until_step"), spec["startup"], sizes)
+
+    def config_for(self, world_size: int) -> RunConfig:
+        """The configuration on the devices that there are: the same run, whose layout is planned anew."""
+        return with_devices(self.config, world_size) if len(self.sizes) > 1 else self.config
 
 
 def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
     """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
 
     rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank. Returns what the driver
-    reports: {"finished", "step", "sample"}, the same on every rank but for the sample, the first's only.
+    reports: {"finished", "step", "sample", "reason"}, the same on every rank but for the sample, the first's only.
     Raises ScalingError for what a user can mend.
     """
-    config = spec.config
+    config = spec.config_for(ranks.world_size)
     plan = make_plan(config)
-    layout, last_step = plan.layout, min(plan.n_steps, spec.until_step or plan.n_steps)
+    layout = plan.layout
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
         clock = Clock()
         cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
         device = _prepare_device(config, ranks)
-        group, writing_group = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
+        groups = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
         corpus = Corpus.open(spec.corpus_dir, spec.skipped_shards)
-        tokenizer = corpus.load_tokenizer()
         engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
-        run_dir = RunDir(spec.run_dir)
-        report = _event_reporter(run_dir, channel, ranks)
-        checkpoints = Checkpointer(
-            run_dir.checkpoints,
-            config,
-            plan.layout,
-            corpus_fingerprint=corpus.fingerprint,
-            ranks=ranks,
-            group=group,
-            writing_group=writing_group,
-            on_event=report,
-            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
-        )
-        cleanup.callback(checkpoints.close)
-        restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
-        if ranks.is_first:
-            run_dir.write_tokenizer(tokenizer.to_bytes())
-        condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
-        state = (restored or TrainState()).without(condemned)
-        heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        recorder = Recorder()
-        if heartbeat is not None:
-            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
-            recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
-        stream = cleanup.enter_context(corpus.stream(config, "train"))
-        guard, agreement = Guard(config.train, report), Agreement(group)
-        training = _Training(
-            config,
-            plan,
-            last_step,
-            ranks,
-            corpus,
-            tokenizer,
-            stream,
-            engine,
-            guard,
-            checkpoints,
-            recorder,
-            clock,
-            agreement,
-            heartbeat,
-            report,
-        )
-        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
-        state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
+        training = _Training.begin(spec, config, plan, ranks, channel, clock, groups, corpus, engine, cleanup)
+        state = training.run()
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
         clock.at(EVALUATED, state.step)
-        sample = _sample(config, plan, tokenizer, engine) if finished else None
-        return {"finished": finished, "step": state.step, "sample": sample}
+        sample = _sample(config, plan, training.tokenizer, engine) if finished else None
+        reason = "the notice that machines are taken back" if training.preemption.ends_run else None
+        return {"finished": finished, "step": state.step, "sample": sample, "reason": reason}
 
 
 @dataclass(frozen=True)
 class _Training:
-    """The parts of one rank's training, and how they are handed to the loop."""
+    """The parts of one rank's training, and how they are handed to the loop. state: from which it begins."""
 
+    state: TrainState
     config: RunConfig
     plan: RunPlan
     last_step: int
@@ -168,8 +134,47 @@ class _Training:
     recorder: Recorder
     clock: Clock
     agreement: Agreement
+    preemption: Preemption
     heartbeat: Heartbeat | None
     report: Callable[..., None]
+
+    @staticmethod
+    def begin(
+        spec: WorkerSpec, config: RunConfig, plan: RunPlan, ranks: Ranks, channel: Channel, clock: Clock,
+        groups: tuple[Group, Group], corpus: Corpus, engine: Engine, cleanup: ExitStack,
+    ) -> _Training:  # fmt: skip
+        """Take up the newest checkpoint, and open the books. Collective over the ranks."""
+        run_dir, tokenizer = RunDir(spec.run_dir), corpus.load_tokenizer()
+        report = _event_reporter(run_dir, channel, ranks)
+        checkpoints = Checkpointer(
+            run_dir.checkpoints, config, plan.layout,
+            corpus_fingerprint=corpus.fingerprint, ranks=ranks, group=groups[0], writing_group=groups[1], on_event=report,
+            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
+        )  # fmt: skip
+        cleanup.callback(checkpoints.close)
+        restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
+        condemned = share_json(run_dir.condemned() if ranks.is_first else [], groups[0])
+        heartbeat, recorder = _open_heartbeat(channel, ranks, cleanup), Recorder()
+        if heartbeat is not None:
+            run_dir.write_tokenizer(tokenizer.to_bytes())
+            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
+            recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
+        preemption = Preemption(
+            channel, clock, world_size=ranks.world_size, sizes=spec.sizes, grace_s=config.cluster.grace_s,
+            write_s=lambda: checkpoints.longest_write_s, on_event=report,
+        )  # fmt: skip
+        stream = cleanup.enter_context(corpus.stream(config, "train"))
+        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
+        return _Training(
+            (restored or TrainState()).without(condemned), config, plan, min(plan.n_steps, spec.until_step or plan.n_steps),
+            ranks, corpus, tokenizer, stream, engine,
+            Guard(config.train, report), checkpoints, recorder, clock, Agreement(groups[0]), preemption, heartbeat, report,
+        )  # fmt: skip
+
+    def run(self) -> TrainState:
+        """Train to the end, or until asked to stop, going back where the guard wants it."""
+        recovery = Recovery(self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report)
+        return recovery.run(self.run_from, self.state)
 
     def run_from(self, state: TrainState) -> TrainState:
         """Train from `state` to the end, or until asked to stop. Raises RollBack."""
@@ -191,6 +196,7 @@ class _Training:
                 recorder=self.recorder,
                 clock=self.clock,
                 agreement=self.agreement,
+                preemption=self.preemption,
                 stop_requested=lambda: self.heartbeat is not None and self.heartbeat.stop_requested,
             )
 

@@ -14,11 +14,13 @@ from whole_runs import COMPARED, TINY, write_text
 
 from scaling import worker
 from scaling.channel import LocalChannel
+from scaling.checkpoint import FENCE
 from scaling.compose import compose
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
 from scaling.engine.base import Engine, Limits, StepResult
-from scaling.errors import DivergedError
+from scaling.errors import DivergedError, SupersededError
+from scaling.fence import Fence
 from scaling.metrics.record import read_metrics
 from scaling.parallel.grid import Ranks
 from scaling.plan.machine import resolve_cluster
@@ -264,3 +266,18 @@ def test_checkpoints_by_the_clock_change_nothing(train_in: Callable[..., RunDir]
     assert len(events_of(often, "checkpoint_committed")) > 5
     assert len(events_of(never, "checkpoint_committed")) == 1
     assert curve(often) == curve(never)
+
+
+def test_workers_whose_run_another_group_has_record_nothing_more(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path).create()
+
+    def overtaken(first: int) -> bool:
+        if first == 10 * G:
+            Fence(run_dir.checkpoints / FENCE).take()
+        return False
+
+    with pytest.raises(SupersededError):
+        train_in(tmp_path, poison=overtaken)
+    assert [record["step"] for record in read_metrics(run_dir.metrics)] == list(range(1, 11))
+    progress = run_dir.read_progress()
+    assert progress is None or progress["step"] <= 10

@@ -50,6 +50,7 @@ EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
 HOMES = {
     "ray": {
         "launch/cluster.py",
+        "launch/elastic.py",
         "launch/embedded.py",
         "launch/kv_channel.py",
         "launch/pool.py",

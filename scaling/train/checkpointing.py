@@ -36,7 +36,7 @@ class Checkpointer:
     pace: the first rank's clock, where checkpoints are due by time.
 
     workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint
-    that this group has restored or saved.
+    that this group has restored or saved. longest_write_s: until a checkpoint was on the disk.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Checkpointer:
         self._memory: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.longest_write_s = 0.0
         self.last_step: int | None = None
 
     def _take_over(self) -> str:
@@ -107,6 +108,7 @@ class Checkpointer:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             write_s = self._writer.write(snapshot, state, stall_s=stall_s)
+            self.longest_write_s = max(self.longest_write_s, write_s)
         except BaseException as error:
             self._error = error
             return

@@ -12,6 +12,7 @@ from scaling.train.batches import Batches
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.clock import AGREEING, COMPUTING, EVALUATED, READING, RECORDING, SAVING, Clock
 from scaling.train.guard import Guard
+from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
 
@@ -31,6 +32,7 @@ def train(
     recorder: Recorder,
     clock: Clock,
     agreement: Agreement,
+    preemption: Preemption,
     stop_requested: Callable[[], bool],
 ) -> TrainState:
     """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
@@ -45,15 +47,19 @@ def train(
         with clock.doing(CHECKPOINTING):
             state = recorder.settle(guard.settle(state))
             recorder.checkpoint(state, checkpoints.save(engine, state))
+        preemption.saved()
         return state
 
     steps = iter(batches)
     while state.step < n_steps:
         clock.at(AGREEING, state.step)
-        stop, failed, timely = agreement.any(stop_requested(), checkpoints.failed, checkpoints.timely)
+        timely = checkpoints.timely or preemption.save_wanted
+        stop, failed, timely, look = agreement.any(stop_requested(), checkpoints.failed, timely, preemption.look_wanted)
         if failed:
             checkpoints.wait()
-        if stop:
+        if look:
+            preemption.look()
+        if stop or preemption.ends_run:
             break
         if checkpoints.due(state, timely=timely):
             state = save(state)
