@@ -197,6 +197,7 @@ class _Runner:
     def run(self) -> int:
         began_s = time.monotonic()
         if self._waiting:
+            write_results(result_rows(self._study, self._standings), self._study.directory)
             self._work()
         rows = _report(self._study, self._standings, self._console)
         self._tell(time.monotonic() - began_s)
