@@ -12,6 +12,10 @@ if [ ! -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ] && [ -z "${RAY_AUTH_
   echo "no Ray token: put the same one into ~/.ray/auth_token of every node (see cluster/README.md)" >&2
   exit 2
 fi
+# On a spot market, SPOT=aws, gcp or azure drains this node when the cloud gives notice.
+if [ -n "${SPOT:-}" ]; then
+  "${PYTHON:-python}" "$(dirname "$0")/spot_notice.py" "$SPOT" drain &
+fi
 case $role in
   head) exec ray start --block --head --node-ip-address="$address" --port="$port" --include-dashboard=false ;;
   join) exec ray start --block --address="$address:$port" ;;

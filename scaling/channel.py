@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scaling import errors
 from scaling.errors import ScalingError
 
 
+@dataclass(frozen=True)
+class Notice:
+    """That the machines of some ranks will be taken back. deadline_s: when, in seconds since the epoch; None where unknown."""
+
+    ranks: tuple[int, ...]
+    deadline_s: float | None
+
+
 class Channel(Protocol):
-    """One rank's end. Messages are plain JSON, so that nothing is unpickled on the other side."""
+    """One rank's end. Messages are plain JSON, so that nothing is unpickled on the other side.
+
+    watches_machines: whether there is somebody who gives notice of machines that will be taken back.
+    """
+
+    watches_machines: bool
 
     def send(self, kind: str, message: dict[str, Any]) -> None:
         """Tell the driver. Of kind "progress" it sees the latest only, of every other kind each one."""
@@ -21,6 +35,10 @@ class Channel(Protocol):
         """True once the driver wants the run to be checkpointed and ended."""
         ...
 
+    def notice(self) -> Notice | None:
+        """The newest notice; a collective over all ranks, only where machines are watched."""
+        ...
+
     def abandon(self) -> None:
         """End this rank's process at once, where it has one of its own; otherwise the driver ends, having been told why."""
         ...
@@ -28,6 +46,8 @@ class Channel(Protocol):
 
 class LocalChannel:
     """Both ends in one process: the worker runs in a thread of the driver."""
+
+    watches_machines = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,6 +64,9 @@ class LocalChannel:
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
+
+    def notice(self) -> Notice | None:
+        return None
 
     def abandon(self) -> None:
         """The process is the driver's."""

@@ -72,8 +72,12 @@ class PlanConfig(Section):
 
     top: int = Field(5, gt=0, description="layouts to print, the best first")
     output: str | None = Field(None, description="file for the whole answer as JSON; null: none")
+    fp8: bool = Field(False, description="plan products in 8 bits, which no engine here runs yet")
     calibrate: str | None = Field(
-        None, description="table of rows measured on this machine, or directory of a finished run, whose rate scales the times"
+        None, description="measured rates of this machine, which scale the times: a table, or what calibrate_from_run wrote"
+    )
+    calibrate_from_run: bool = Field(
+        False, description="add the rate of this run, when it ends, to plan.calibrate, or else RUN.ROOT/calibration.json"
     )
 
 
@@ -93,7 +97,31 @@ class ClusterConfig(Section):
     usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
     threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
+    hours_between_failures: float | None = Field(
+        None, gt=0, description="mean time between failures of the whole cluster; null: estimated from its size and kind"
+    )
+    preemption_hours: float | None = Field(
+        None, gt=0, description="mean hours until a preemptible node is taken back; null: 20, an assumption"
+    )
+    restart_s: float | None = Field(
+        None, ge=0, description="seconds from a failure to the first step after it; null: 300, an assumption"
+    )
+    checkpoint_gb_per_s: float | None = Field(
+        None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
+    )
     max_failures: int = Field(2, ge=0, description="worker failures after which the run is given up")
+    min_devices: int | None = Field(
+        None,
+        gt=0,
+        description="fewest devices to go on with when some are taken back (cluster.kind=existing); null: all of them, or on "
+        "preemptible machines as few nodes as the model fits on",
+    )
+    max_preemptions: int = Field(
+        -1, ge=-1, description="times that machines are taken back after notice before the run is given up; -1: any number"
+    )
+    grace_s: float = Field(
+        30.0, gt=0, description="from the notice that a machine is taken back to its end, where the notice does not say"
+    )
     hang_s: float = Field(
         300.0,
         gt=0,

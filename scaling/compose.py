@@ -26,11 +26,21 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
-    overrides = with_named_clusters(overrides)
+    overrides = in_full(overrides)
     try:
         return validate(_composed(overrides), overrides)
     except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
+
+
+def in_full(overrides: Sequence[str]) -> list[str]:
+    """cluster=NxMxGPU and tokenizer=hf:NAME, which have no files of their own, as what they stand for. Raises ConfigError."""
+    out: list[str] = []
+    for override in with_named_clusters(overrides):
+        name = override.removeprefix("tokenizer=hf:")
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name='{quoted}'"]
+    return out
 
 
 def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
@@ -92,7 +102,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return _explain_option(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or "a key"
-        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=...")
+        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=... {_meaning(key) or ''}".rstrip())
     if isinstance(error, OverrideParseException):
         fix = (
             "Write GROUP=OPTION or KEY=VALUE, and a value with blanks, commas or braces in quotes within quotes: 'key=\"a, b\"'."

@@ -16,15 +16,16 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
 from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
+from scaling.data_config import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
 from scaling.section import Count, Section, Share
 from scaling.study_config import StudyConfig
 from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
-    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "Count", "DataConfig", "DeviceConfig", "LayoutConfig",
-    "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig", "PrecisionConfig",
-    "RunConfig", "RunSection", "ScheduleConfig", "StudyConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
+    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "ComponentConfig", "Count", "DataConfig", "DeviceConfig",
+    "LayoutConfig", "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig",
+    "PrecisionConfig", "RunConfig", "RunSection", "ScheduleConfig", "StudyConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
 ]  # fmt: skip
 
 
@@ -33,68 +34,6 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent / "conf"
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
-
-
-class DataConfig(Section):
-    """Where text comes from, and where its shards are kept."""
-
-    kind: Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "shards"] = Field(
-        description="python_stdlib: sources of this interpreter's standard library; python_packages: of all that is installed "
-        "beside it; text_files: a glob; text_pairs: lines of source TAB target; shards: prepared before"
-    )
-    path: str | None = Field(
-        None, description="text_files, text_pairs: a glob of UTF-8 files; shards: a directory or URL with index.json"
-    )
-    target_path: str | None = Field(
-        None,
-        description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
-    )
-    val_path: str | None = Field(None, description="text_files: a glob of files to hold out; null: some of data.path, by hash")
-    cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
-    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
-    shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
-    on_bad_shard: Literal["fail", "skip"] = Field(
-        "fail", description="a missing or damaged shard: fail, or skip it and record that"
-    )
-
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        if self.kind not in ("python_stdlib", "python_packages") and not self.path:
-            raise ValueError(f"data={self.kind} needs data.path")
-        if self.target_path and self.kind != "text_pairs":
-            raise ValueError(f"data.target_path is set, but only data=text_pairs reads it, and this is data={self.kind}")
-        if self.val_path and self.kind != "text_files":
-            raise ValueError(f"data.val_path is set, but only data=text_files reads it, and this is data={self.kind}")
-        return self
-
-
-class TokenizerConfig(Section):
-    kind: Literal["bpe", "byte", "wordpiece", "unigram"] = Field(
-        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; byte: one token a byte"
-    )
-    vocab_size: Count = Field(gt=0, description="entries of the vocabulary, special tokens included")
-    special_tokens: Literal["eot", "all"] = Field(
-        "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
-    )
-    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
-
-    @property
-    def n_special(self) -> int:
-        """Special tokens: end-of-text, with special_tokens=all four more, and the sentinels."""
-        return (5 if self.special_tokens == "all" else 1) + self.n_sentinels
-
-    @model_validator(mode="after")
-    def _size(self) -> Self:
-        alphabet = 512 if self.kind == "wordpiece" else 256
-        least = alphabet + self.n_special
-        if self.vocab_size < least:
-            what = "256 bytes, at the start and inside of a word," if self.kind == "wordpiece" else "256 bytes"
-            raise ValueError(
-                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
-            )
-        if self.kind == "byte" and self.vocab_size != least:
-            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries")
-        return self
 
 
 class OptimConfig(Section):
@@ -130,10 +69,26 @@ class PrecisionConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int | None = Field(gt=0, description="steps between checkpoints; null: only at the end and when stopped")
+    """When training is saved, and how much of that is kept. With neither steps nor minutes, `every` says when."""
+
+    every: Literal["auto", "end"] = Field(
+        "auto",
+        description="auto: as often as loses least, by the measured time of a save and the time between failures (Young, Daly); "
+        "end: only at the end and when stopped",
+    )
+    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; null: as `every` says")
+    every_minutes: float | None = Field(None, gt=0, description="minutes between checkpoints; null: as `every` says")
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
     keep_every_steps: int | None = Field(None, gt=0, description="checkpoints at multiples of this are kept for ever")
     keep_steps: tuple[int, ...] = Field((), description="steps at which one is written, and kept for ever")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.every_steps is not None and self.every_minutes is not None:
+            raise ValueError("checkpoint.every_steps and checkpoint.every_minutes are both set; give one")
+        if self.every == "end" and (self.every_steps is not None or self.every_minutes is not None):
+            raise ValueError("checkpoint.every=end leaves no room for checkpoint.every_steps or checkpoint.every_minutes")
+        return self
 
 
 class LoggerConfig(Section):
@@ -234,6 +189,11 @@ class RunConfig(Section):
             raise ValueError(f"objective={kind} {wanted}, and this is data={self.data.kind}")
         if kind != "causal_lm" and tokenizer.special_tokens != "all":
             raise ValueError(f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all")
+        if not self.data.attend_across_documents and kind not in ("causal_lm", "masked_lm"):
+            raise ValueError(
+                f"data.attend_across_documents=false is for objective=causal_lm and masked_lm, and this is objective={kind}"
+                + (", whose pairs never see each other" if kind == "seq2seq" else "")
+            )
         if self.objective.whole_words and tokenizer.kind != "wordpiece":
             raise ValueError(f"objective.whole_words=true needs tokenizer=wordpiece; those of {tokenizer.kind} do not tell words")
 
@@ -258,7 +218,7 @@ class RunConfig(Section):
         out: dict[str, Any] = {name: getattr(self, name).model_dump() for name in sections}
         for name in ("attention", "position"):  # a key that a kind does not read is null
             out[name] = {key: value for key, value in out[name].items() if value is not None}
-        for key in ("cache_dir", "on_bad_shard"):
+        for key in HOW_DATA_COMES:
             del out["data"][key]
         model = self.model
         out["model"] |= {

@@ -34,13 +34,16 @@ class Fence:
     def passing(self, name: str) -> Iterator[None]:
         """No other group can take the fence meanwhile. Raises SupersededError if one has, since `name` did."""
         with self._open() as fd:
-            newest = os.pread(fd, 64, 0).decode(errors="replace")
-            if newest != name:
-                raise SupersededError(
-                    f"another group of workers ({newest}) has taken over the run of this one ({name})",
-                    fix="Nothing is to be done: the other one goes on from the last checkpoint.",
-                )
+            _compare(os.pread(fd, 64, 0), name)
             yield
+
+    def check(self, name: str) -> None:
+        """Raise SupersededError if another group has taken the fence since `name` did. Quick, and waits for nobody."""
+        try:
+            newest = self.path.read_bytes()
+        except OSError as error:
+            raise disk_error("read", self.path, error) from error
+        _compare(newest, name)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:
@@ -53,3 +56,11 @@ class Fence:
                 yield fd
         finally:
             os.close(fd)
+
+
+def _compare(newest: bytes, name: str) -> None:
+    if newest != name.encode():
+        raise SupersededError(
+            f"another group of workers ({newest.decode(errors='replace')}) has taken over the run of this one ({name})",
+            fix="Nothing is to be done: the other one goes on from the last checkpoint.",
+        )

@@ -88,6 +88,17 @@ def goodput(seconds: Mapping[str, float]) -> float | None:
     return seconds[PRODUCTIVE] / total if total > 0 else None
 
 
+def n_failures(events: Iterable[Mapping[str, Any]]) -> int:
+    """Groups of workers that were followed by another without having been asked to stop."""
+    n_failed, running = 0, False
+    for event in events:
+        if event["kind"] in ("start", "resume"):
+            n_failed, running = n_failed + running, True
+        elif event["kind"] == "preempted":
+            running = False
+    return n_failed
+
+
 def reached_step(events: Iterable[Mapping[str, Any]]) -> int:
     """The last step that any event tells of: what is trained up to there again has been trained before."""
     return max((event.get("step") or 0 for event in events), default=0)

@@ -108,9 +108,6 @@ class ObjectiveConfig(Section):
     whole_words: bool = Field(False, description="masked_lm: hide all pieces of a word or none (tokenizer=wordpiece)")
     sentence_order: bool = Field(False, description="masked_lm: also tell whether two segments stand in their order")
     mean_span: float = Field(3.0, ge=1, description="span_corruption: tokens of a hidden span, on average")
-    separate_documents: bool = Field(
-        False, description="causal_lm, masked_lm: positions attend to their own document only, where several share a sequence"
-    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over the vocabulary, in training only")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from scaling.compose import compose
-from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError, ScalingError
 from scaling.plan.calibrate import scale_of
 from scaling.plan.machine import resolve_cluster
@@ -26,7 +25,8 @@ Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys 
   python -m scaling.plan model=gpt_1b cluster=8xH100 plan.output=plan.json plan.calibrate=rows.csv
 
 --json       print the whole answer as JSON
---refused    list the layouts that break a rule, with the rule
+--refused    list the layouts that break a rule, with the rule, and those that do not fit, with what they need
+layout=manual layout.tp=2 ...: rank the layouts that have what is fixed
 cluster=NxMxGPU: N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible
 
 Exit codes: 0 something fits; 2 configuration wrong, or nothing fits.
@@ -51,16 +51,12 @@ def _plan(words: list[str]) -> int:
     if unknown := flags - set(FLAGS):
         raise ConfigError(f"there is no flag {sorted(unknown)[0]}", "from the command line", f"There are {', '.join(FLAGS[:3])}.")
     config = resolve_cluster(compose([word for word in words if word not in flags]))
-    answer = ranked_plan(config, time_scale=_scale(config), refused="--refused" in flags)
+    answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
     text = json.dumps(answer, indent=1)
     if config.plan.output:
         _write(Path(config.plan.output), text)
     print(text if "--json" in flags else "\n".join(lines(answer, config.plan.top)))
     return 0 if answer["layouts"] else PlanError.exit_code
-
-
-def _scale(config: RunConfig) -> float:
-    return 1.0 if config.plan.calibrate is None else scale_of(Path(config.plan.calibrate))
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -13,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from scaling.command_line import run_command
 from scaling.config import TokenizerConfig
+from scaling.data_config import split_inputs
 from scaling.section import Count, Section
 from scaling.units import format_duration
 
@@ -28,6 +28,7 @@ text fixes. Killed, the same command goes on where it ended. Afterwards: python 
   python -m scaling.prepare inputs='books/**/*.txt' out=shards/books tokenizer=bpe vocab_size=8192
   python -m scaling.prepare inputs='c4/*.json.gz,wiki/*.parquet' out=shards/mix tokenizer=hf:openai-community/gpt2
   python -m scaling.prepare inputs=~/src/project out=shards/project tokenizer=byte processes=4
+  python -m scaling.prepare inputs=hf:HuggingFaceFW/fineweb-edu:sample-10BT max_files=2 out=shards/web tokenizer=bpe
 
 """
 
@@ -35,7 +36,7 @@ _VOCAB_SIZE = 4096  # as in conf/tokenizer/bpe.yaml
 
 
 def _words(value: Any) -> Any:
-    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+    return split_inputs(value) if isinstance(value, str) else value
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -44,9 +45,11 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 class PrepareOptions(Section):
     inputs: Words = Field(
         min_length=1,
-        description="globs and folders with commas between: .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
+        description="with commas between: globs, folders, URLs ({000..999} is a range) and data sets of the hub, "
+        "hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
         ".parquet, webdataset .tar; of a folder every source file",
     )
+    max_files: int | None = Field(None, gt=0, description="of each URL with ranges and each data set, the first so many files")
     out: str = Field(description="directory of the shards; made, or continued")
     tokenizer: str = Field(
         "bpe", description="byte, bpe, wordpiece or unigram, learnt here; hf:NAME: one of the hub, or a path to a tokenizer.json"
@@ -98,10 +101,12 @@ def prepare(options: PrepareOptions) -> None:
     from scaling.data.inputs import SOURCE_SUFFIXES, find_pieces
     from scaling.data.pieces import Reading
     from scaling.data.prepare import Recipe
-    from scaling.data.resume import build_or_finish
+    from scaling.data.resume import build_or_finish, noted_commits
+    from scaling.data.tasks import n_cores
     from scaling.progress import ProgressBar
 
     begun_s = time.perf_counter()
+    commits = noted_commits(options.out)
     recipe = Recipe(
         name="prepared",  # the same bytes in every directory
         pieces=find_pieces(
@@ -109,6 +114,8 @@ def prepare(options: PrepareOptions) -> None:
             by_line=options.document == "line",
             suffixes=options.suffixes or SOURCE_SUFFIXES,
             skip_bad=options.on_bad == "skip",
+            max_files=options.max_files,
+            commits=commits,
         ),
         tokenizer=options.tokenizer_config(),
         hub=options.hub,
@@ -118,7 +125,7 @@ def prepare(options: PrepareOptions) -> None:
         sample_bytes=options.tokenizer_sample,
     )
     with ProgressBar() as bar:
-        index, fresh = build_or_finish(recipe, options.out, options.processes or _n_cores(), bar.report)
+        index, fresh = build_or_finish(recipe, options.out, options.processes or n_cores(), bar.report, commits=commits)
     _conclude(options.out, index, time.perf_counter() - begun_s if fresh else None)
 
 
@@ -135,10 +142,6 @@ def _conclude(out: str, index: CorpusIndex, seconds: float | None) -> None:
         print(f"{total / seconds:.0f} tokens/s: {total} in {format_duration(seconds)}")
     info = index.tokenizer
     print(f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}")
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

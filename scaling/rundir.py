@@ -28,7 +28,8 @@ from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "branched", "stopped", "account", "step_skipped", "rolled_back", "worker_failed",
+    "first_step", "branched", "stopped", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
+    "preemption_notice",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "stopped", "finished"]
 

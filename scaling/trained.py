@@ -81,7 +81,7 @@ def _checkpoint_of(run_dir: RunDir, step: int) -> Path:
 def _no_checkpoint(run_dir: RunDir) -> ConfigError:
     return ConfigError(
         f"{run_dir.path} has no checkpoint yet (state: {run_dir.state()})", f"run={run_dir.path.name}",
-        "One is written every checkpoint.every_steps steps, and when a run ends or is stopped by Ctrl-C.",
+        "One is written as the checkpoint group says, and when a run ends or is stopped by Ctrl-C.",
     )  # fmt: skip
 
 

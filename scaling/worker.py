@@ -16,22 +16,25 @@ import torch.distributed as dist
 from scaling.channel import Channel, Heartbeat
 from scaling.complete import complete
 from scaling.config import RunConfig
+from scaling.data.loader import Loader
 from scaling.data.objective import make_batch_for
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import Loader, SequenceStream
-from scaling.data.tokenizer import Tokenizer, load_tokenizer
+from scaling.data.opened import EVAL_SPLIT, Corpus
+from scaling.data.stream import Sequences
+from scaling.data.tokenizer import Tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine
 from scaling.failure import tell
-from scaling.goodput import EVALUATING
+from scaling.goodput import EVALUATING, STOPPED, n_failures
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
 from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
+from scaling.plan.cost import CHECKPOINT_BYTES_PER_PARAM
 from scaling.plan.degrees import Layout
+from scaling.plan.elastic import with_devices
+from scaling.plan.failures import hours_between_failures, with_experience
 from scaling.plan.layout import RunPlan, make_plan
-from scaling.plan.lengths import lengths
 from scaling.plan.overflow import explain_overflow
 from scaling.rundir import RunDir
 from scaling.startup import Marks, begin, mark
@@ -42,13 +45,14 @@ from scaling.train.clock import EVALUATED, Clock
 from scaling.train.guard import Guard
 from scaling.train.loop import train
 from scaling.train.opening import Opening
+from scaling.train.pace import Pace
+from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
 from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
 from scaling.train.state import TrainState, seed_step
 from scaling.train.watchdog import Watchdog
 
-EVAL_SPLIT = "val"
 _WRITING_PATIENCE = 6
 """How much longer a rank that has written its part of a checkpoint waits for the others than in training: assumption."""
 
@@ -57,7 +61,8 @@ _WRITING_PATIENCE = 6
 class WorkerSpec:
     """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved.
 
-    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere.
+    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere. sizes: world sizes that the run
+    may have, ascending; none or one where it has its plan's.
     """
 
     config: RunConfig
@@ -66,6 +71,7 @@ class WorkerSpec:
     skipped_shards: tuple[str, ...] = ()
     until_step: int | None = None
     startup: Marks = field(default_factory=begin)
+    sizes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"config": self.config.model_dump()}
@@ -73,109 +79,107 @@ class WorkerSpec:
     @staticmethod
     def from_dict(spec: dict[str, Any]) -> WorkerSpec:
         config = RunConfig.model_validate(spec["config"])
-        skipped, until_step = tuple(spec["skipped_shards"]), spec.get("until_step")
-        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, until_step, spec["startup"])
+        skipped, sizes = tuple(spec["skipped_shards"]), tuple(spec.get("sizes", ()))
+        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, spec.get("until_step"), spec["startup"], sizes)
 
-
-@dataclass(frozen=True)
-class Corpus:
-    """The shards that a run reads, and their tokenizer."""
-
-    directory: str
-    index: CorpusIndex
-    tokenizer: Tokenizer
-
-    @staticmethod
-    def open(spec: WorkerSpec) -> Corpus:
-        index = CorpusIndex.load(spec.corpus_dir).without("train", spec.skipped_shards)
-        return Corpus(spec.corpus_dir, index, load_tokenizer(spec.corpus_dir, index))
-
-    def stream(self, config: RunConfig, split: str) -> SequenceStream:
-        train, shape = split != EVAL_SPLIT, lengths(config)
-        return SequenceStream(
-            self.directory, self.index, split,
-            seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed, shuffle=train,
-        )  # fmt: skip
+    def config_for(self, world_size: int) -> RunConfig:
+        """The configuration on the devices that there are: the same run, whose layout is planned anew."""
+        return with_devices(self.config, world_size) if len(self.sizes) > 1 else self.config
 
 
 def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
     """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
 
     rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank. Returns what the driver
-    reports: {"finished", "step", "sample"}, the same on every rank but for the sample, the first's only.
+    reports: {"finished", "step", "sample", "reason"}, the same on every rank but for the sample, the first's only.
     Raises ScalingError for what a user can mend.
     """
-    config = spec.config
+    config = spec.config_for(ranks.world_size)
     plan = make_plan(config)
-    layout, last_step = plan.layout, min(plan.n_steps, spec.until_step or plan.n_steps)
+    layout = plan.layout
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
         clock = Clock()
         cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
         device = _prepare_device(config, ranks)
-        group, writing_group = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
-        corpus = Corpus.open(spec)
+        groups = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
+        corpus = Corpus.open(spec.corpus_dir, spec.skipped_shards)
         engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
-        run_dir = RunDir(spec.run_dir)
-        report = _event_reporter(run_dir, channel, ranks)
-        checkpoints = Checkpointer(
-            run_dir.checkpoints,
-            config,
-            plan.layout,
-            corpus_fingerprint=corpus.index.fingerprint,
-            ranks=ranks,
-            group=group,
-            writing_group=writing_group,
-            on_event=report,
-        )
-        cleanup.callback(checkpoints.close)
-        restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
-        if ranks.is_first:
-            run_dir.write_tokenizer(corpus.tokenizer.to_bytes())
-        condemned = share_json(run_dir.condemned() if ranks.is_first else [], group)
-        state = (restored or TrainState()).without(condemned)
-        heartbeat = _open_heartbeat(channel, ranks, cleanup)
-        recorder = Recorder()
-        if heartbeat is not None:
-            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
-            recorder = opening.recorder(restored, cleanup)
-        stream = cleanup.enter_context(corpus.stream(config, "train"))
-        guard, agreement = Guard(config.train, report), Agreement(group)
-        training = _Training(
-            config, plan, last_step, ranks, corpus, stream, engine, guard, checkpoints, recorder, clock, agreement, heartbeat
-        )
-        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
-        state = Recovery(config.train, engine, guard, checkpoints, recorder, report).run(training.run_from, state)
+        training = _Training.begin(spec, config, plan, ranks, channel, clock, groups, corpus, engine, cleanup)
+        state = training.run()
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
         clock.at(EVALUATED, state.step)
-        sample = _sample(config, plan, corpus, engine) if finished else None
-        return {"finished": finished, "step": state.step, "sample": sample}
+        sample = _sample(config, plan, training.tokenizer, engine) if finished else None
+        reason = "the notice that machines are taken back" if training.preemption.ends_run else None
+        return {"finished": finished, "step": state.step, "sample": sample, "reason": reason}
 
 
 @dataclass(frozen=True)
 class _Training:
-    """The parts of one rank's training, and how they are handed to the loop."""
+    """The parts of one rank's training, and how they are handed to the loop. state: from which it begins."""
 
+    state: TrainState
     config: RunConfig
     plan: RunPlan
     last_step: int
     ranks: Ranks
     corpus: Corpus
-    stream: SequenceStream
+    tokenizer: Tokenizer
+    stream: Sequences
     engine: Engine
     guard: Guard
     checkpoints: Checkpointer
     recorder: Recorder
     clock: Clock
     agreement: Agreement
+    preemption: Preemption
     heartbeat: Heartbeat | None
+    report: Callable[..., None]
+
+    @staticmethod
+    def begin(
+        spec: WorkerSpec, config: RunConfig, plan: RunPlan, ranks: Ranks, channel: Channel, clock: Clock,
+        groups: tuple[Group, Group], corpus: Corpus, engine: Engine, cleanup: ExitStack,
+    ) -> _Training:  # fmt: skip
+        """Take up the newest checkpoint, and open the books. Collective over the ranks."""
+        run_dir, tokenizer = RunDir(spec.run_dir), corpus.load_tokenizer()
+        report = _event_reporter(run_dir, channel, ranks)
+        checkpoints = Checkpointer(
+            run_dir.checkpoints, config, plan.layout,
+            corpus_fingerprint=corpus.fingerprint, ranks=ranks, group=groups[0], writing_group=groups[1], on_event=report,
+            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
+        )  # fmt: skip
+        cleanup.callback(checkpoints.close)
+        restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
+        condemned = share_json(run_dir.condemned() if ranks.is_first else [], groups[0])
+        heartbeat, recorder = _open_heartbeat(channel, ranks, cleanup), Recorder()
+        if heartbeat is not None:
+            run_dir.write_tokenizer(tokenizer.to_bytes())
+            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
+            recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
+        preemption = Preemption(
+            channel, clock, world_size=ranks.world_size, sizes=spec.sizes, grace_s=config.cluster.grace_s,
+            write_s=lambda: checkpoints.longest_write_s, on_event=report,
+        )  # fmt: skip
+        stream = cleanup.enter_context(corpus.stream(config, "train"))
+        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
+        return _Training(
+            (restored or TrainState()).without(condemned), config, plan, min(plan.n_steps, spec.until_step or plan.n_steps),
+            ranks, corpus, tokenizer, stream, engine,
+            Guard(config.train, report), checkpoints, recorder, clock, Agreement(groups[0]), preemption, heartbeat, report,
+        )  # fmt: skip
+
+    def run(self) -> TrainState:
+        """Train to the end, or until asked to stop, going back where the guard wants it."""
+        recovery = Recovery(self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report)
+        return recovery.run(self.run_from, self.state)
 
     def run_from(self, state: TrainState) -> TrainState:
         """Train from `state` to the end, or until asked to stop. Raises RollBack."""
         config, plan, ranks = self.config, self.plan, self.ranks
-        with _open_loader(config, plan, self.corpus, self.stream, ranks, state) as loader:
+        with _open_loader(config, plan, self.tokenizer, self.stream, ranks, state, self.report) as loader:
             return train(
                 self.engine,
                 Uncondemned(loader, state.condemned, config.train.global_batch_size),
@@ -184,12 +188,15 @@ class _Training:
                 tokens_per_step=plan.tokens_per_step,
                 lr_after=_schedule(config, plan),
                 begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-                evaluate=_evaluator(config, plan, self.corpus, self.engine, ranks, self.recorder, self.clock, self.last_step),
+                evaluate=_evaluator(
+                    config, plan, self.corpus, self.tokenizer, self.engine, ranks, self.recorder, self.clock, self.last_step
+                ),
                 guard=self.guard,
                 checkpoints=self.checkpoints,
                 recorder=self.recorder,
                 clock=self.clock,
                 agreement=self.agreement,
+                preemption=self.preemption,
                 stop_requested=lambda: self.heartbeat is not None and self.heartbeat.stop_requested,
             )
 
@@ -252,6 +259,19 @@ def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable
     return report
 
 
+def _pace(config: RunConfig, plan: RunPlan, run_dir: RunDir) -> Pace | None:
+    """The clock for checkpoints, where they are due by time."""
+    checkpoint, cluster, layout = config.checkpoint, config.cluster, plan.layout
+    if checkpoint.every_steps is not None or checkpoint.every == "end":
+        return None
+    expected_hours = hours_between_failures(cluster, layout.world_size)
+    events, seconds = run_dir.read_events(), run_dir.seconds()
+    hours = (sum(seconds.values()) - seconds[STOPPED]) / 3600
+    hours_between = with_experience(expected_hours, hours=hours, n_failures=n_failures(events))
+    own_bytes = CHECKPOINT_BYTES_PER_PARAM * plan.counts.n_params / layout.world_size
+    return Pace(checkpoint.every_minutes, hours_between, own_bytes)
+
+
 def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heartbeat | None:
     if not ranks.is_first:
         return None
@@ -261,16 +281,28 @@ def _open_heartbeat(channel: Channel, ranks: Ranks, cleanup: ExitStack) -> Heart
 
 
 def _open_loader(
-    config: RunConfig, plan: RunPlan, corpus: Corpus, stream: SequenceStream, ranks: Ranks, state: TrainState
+    config: RunConfig,
+    plan: RunPlan,
+    tokenizer: Tokenizer,
+    stream: Sequences,
+    ranks: Ranks,
+    state: TrainState,
+    report_event: Callable[..., None],
 ) -> Loader:
+    def on_stall(waited_s: float, shards: list[str]) -> None:
+        report_event("data_stalled", rank=ranks.rank, waited_s=round(waited_s, 1), shards=shards)
+
     return Loader(
         stream,
-        make_batch=make_batch_for(config, corpus.tokenizer),
+        make_batch=make_batch_for(config, tokenizer),
         global_batch_size=config.train.global_batch_size,
         dp_rank=ranks.dp_rank,
         dp=ranks.dp,
         micro_batch_size=plan.layout.micro_batch_size,
         start_sequence=state.next_sequence,
+        workers=config.data.loader_workers,
+        on_stall=on_stall,
+        stall_after_s=config.data.stall_after_s,
     )
 
 
@@ -292,6 +324,7 @@ def _evaluator(
     config: RunConfig,
     plan: RunPlan,
     corpus: Corpus,
+    tokenizer: Tokenizer,
     engine: Engine,
     ranks: Ranks,
     recorder: Recorder,
@@ -299,11 +332,11 @@ def _evaluator(
     last_step: int,
 ) -> Callable[[TrainState], None]:
     """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
-    stream = corpus.stream(config, EVAL_SPLIT)
-    n_sequences = min(config.train.eval_sequences, stream.n_sequences)
-    ks_N = np.arange(n_sequences)
-    whole = make_batch_for(config, corpus.tokenizer)(stream.read(ks_N), ks_N)
-    n_bytes = int(corpus.tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
+    with corpus.stream(config, EVAL_SPLIT) as stream:
+        n_sequences = min(config.train.eval_sequences, stream.n_sequences)
+        ks_N = np.arange(n_sequences)
+        whole = make_batch_for(config, tokenizer)(stream.read(ks_N), ks_N)
+    n_bytes = int(tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
     batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every
 
@@ -333,7 +366,7 @@ _SAMPLE_MEMORY = 0.1
 """Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no limit."""
 
 
-def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) -> str | None:
+def _sample(config: RunConfig, plan: RunPlan, tokenizer: Tokenizer, engine: Engine) -> str | None:
     """What the model makes of the prompt; every rank generates the same tokens. None of a sharded model that is too large."""
     train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
@@ -346,7 +379,7 @@ def _sample(config: RunConfig, plan: RunPlan, corpus: Corpus, engine: Engine) ->
     def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
         return generate(
             model, prompt, train.sample_tokens, source_ids=source,
-            seed=train.seed, context_limit=train.seq_len, eos_id=corpus.tokenizer.eot_id,
+            seed=train.seed, context_limit=train.seq_len, eos_id=tokenizer.eot_id,
         )  # fmt: skip
 
-    return complete(config, engine.whole_model().eval(), corpus.tokenizer, train.sample_prompt, sampled)
+    return complete(config, engine.whole_model().eval(), tokenizer, train.sample_prompt, sampled)

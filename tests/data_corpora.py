@@ -41,14 +41,16 @@ def write_shard(directory: Path, name: str, content: bytes, n_documents: int, n_
     return ShardInfo(name, n_documents, n_tokens, n_tokens, len(content), hashlib.sha256(content).hexdigest())
 
 
-def write_corpus(directory: Path, shards: list[list[np.ndarray]], split: str = "train") -> CorpusIndex:
+def write_corpus(
+    directory: Path, shards: list[list[np.ndarray]], split: str = "train", vocab_size: int = VOCAB_SIZE
+) -> CorpusIndex:
     """Write documents as shards with an index; the tokenizer is a name only."""
     infos = []
     for number, documents in enumerate(shards):
         n_tokens = sum(len(document) + 1 for document in documents)
         content = tar_bytes(document_members(documents))
         infos.append(write_shard(directory, f"{split}-{number:06d}.tar", content, len(documents), n_tokens))
-    tokenizer = TokenizerInfo("tokenizer.json", "0" * 64, VOCAB_SIZE, EOT, "bpe")
+    tokenizer = TokenizerInfo("tokenizer.json", "0" * 64, vocab_size, EOT, "bpe")
     index = CorpusIndex("synthetic", "uint16", tokenizer, {split: tuple(infos)})
     index.save(directory)
     return index

@@ -62,8 +62,9 @@ def test_a_rank_that_was_killed_is_the_one_that_says_nothing() -> None:
     noticed = [crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (0, 1, 3)]
     assert verdict(4, *noticed).ranks == [2]
     assert verdict(4, ("lost", {"ranks": [2]})).ranks == [2]
-    assert verdict(4, noticed[0], ("lost", {"ranks": [2]})).text.startswith("rank 2 ended without a word")
+    assert verdict(4, noticed[0], ("lost", {"ranks": [2]})).text.startswith("rank 2 ended without an error")
     assert verdict(4, ("lost", {"ranks": [0, 2]}), noticed[0]).ranks == [2], "rank 0 noticed, and ended because of that"
+    assert verdict(2, ("lost", {"ranks": [0]}), noticed[0]).ranks == [0], "its machine went first, and it lived on a little"
     assert verdict(16, ("lost", {"ranks": list(range(9))})).text.startswith("9 ranks (0, 1, 2, 3, 4, 5, 6, 7, ...) ended")
 
 
@@ -225,7 +226,7 @@ def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(tmp_path: 
     out = watch(
         run_dir, Script([BEGAN], [noticed], [("lost", {"ranks": [1]})], [("began", {"step": 5, "world_size": 2})]), capsys
     )
-    assert "Rank 1 ended without a word" in out
+    assert "Rank 1 ended without an error" in out
     assert "Connection closed" not in out
     assert "Resuming after step 5." in out
     ((event),) = run_dir.read_events()

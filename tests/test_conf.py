@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from scaling.compose import compose
-from scaling.config import RunConfig, conf_dir
+from scaling.config import ComponentConfig, RunConfig, conf_dir
+from scaling.data_config import HOW_DATA_COMES
 from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
 
@@ -25,6 +26,8 @@ REFUSED = {
     "data=shards": "data.path",
     "data=text_files": "data.path",
     "data=text_pairs": "data.path",
+    "data=documents": "data.path",
+    "tokenizer=hf": "tokenizer.vocab_size",
     "model=transformer_base": "data=text_pairs",
     "model=transformer_big": "data=text_pairs",
     "objective=masked_lm": "model.family=gpt",
@@ -36,7 +39,7 @@ REFUSED = {
 
 SEMANTIC_SECTIONS = {"model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule", "precision"}
 SEMANTIC_TRAIN = {"train.n_tokens", "train.global_batch_size", "train.seq_len", "train.seed", "train.parent"}
-EXECUTION_ANYWHERE = {"model.name", "data.cache_dir", "data.on_bad_shard"}
+EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
 """precision=auto is fp32 on CPUs and bf16 on GPUs: through it, and only then, the kind of device is in the mathematics."""
 
@@ -83,6 +86,8 @@ def test_the_default_configuration_is_that_of_the_golden_file(monkeypatch: pytes
 def another(key: str, value: Any, annotation: Any) -> Any:
     """A value of the same type that is not `value`; the models do not check it."""
     choices = [choice for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal for choice in get_args(part)]
+    if key == "data.components":
+        return (ComponentConfig(name="part", weight=1.0, kind="python_stdlib"),)
     if key == "precision.kind":
         return "bf16"  # fp32 is what auto stands for here
     if len(choices) > 1:

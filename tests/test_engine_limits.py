@@ -28,8 +28,8 @@ WIDE = Limits(loss=1e9, grad_norm=1e9)
 class Trainer:
     """Single steps of a tiny model on one rank."""
 
-    def __init__(self, ranks: Ranks, layout: Layout) -> None:
-        self.config, self.make_batch = objective(*SHAPE, *FAMILIES["gpt"])
+    def __init__(self, ranks: Ranks, layout: Layout, *overrides: str) -> None:
+        self.config, self.make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
         self.layout, self.ranks = layout, ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
         self.engine = build_engine(self.config, layout, self.ranks, torch.device("cpu"))
 
@@ -45,22 +45,25 @@ class Trainer:
         return [float(result.loss), float(result.grad_norm), float(result.skipped)]
 
 
-def _with_refusals(ranks: Ranks, layout: Layout, limits: tuple[Limits, ...]) -> list[list[float]]:
+def _with_refusals(ranks: Ranks, layout: Layout, limits: tuple[Limits, ...], *overrides: str) -> list[list[float]]:
     """Four steps, each after one that is refused, in turn by each of the limits."""
-    trainer = Trainer(ranks, layout)
+    trainer = Trainer(ranks, layout, *overrides)
     curve = []
     for step in range(4):
         if limits:
             curve.append(trainer.step(90 + step, limits[step % len(limits)]))
         curve.append(trainer.step(step, WIDE if limits else None))
+    trainer.engine.close()
     return curve
 
 
-@pytest.mark.parametrize("name", [*NAMES, *ALONE])
-def test_a_step_beyond_its_limits_changes_nothing(name: str) -> None:
-    place = (PLACES | ALONE)[name]
-    plain = run_ranks(_with_refusals, place.world_size, place, ())[0]
-    for curve in run_ranks(_with_refusals, place.world_size, place, TIGHT):
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "fp32") for name in (*NAMES, *ALONE)), *((name, "bf16") for name in ("zero1", "zero3", "pp2"))]
+)
+def test_a_step_beyond_its_limits_changes_nothing(name: str, dtype: str) -> None:
+    place, precision = (PLACES | ALONE)[name], f"precision={dtype}"
+    plain = run_ranks(_with_refusals, place.world_size, place, (), precision)[0]
+    for curve in run_ranks(_with_refusals, place.world_size, place, TIGHT, precision):
         refused, counted = curve[::2], curve[1::2]
         assert counted == plain, "what was refused has left something behind"
         assert [skipped for _, _, skipped in refused] == [1.0] * 4

@@ -150,7 +150,7 @@ def test_the_clock_is_always_in_one_activity() -> None:
 def test_the_ledger_goes_on_where_the_group_before_was_killed(tmp_path: Path) -> None:
     run_dir, hand = RunDir(tmp_path).create(), Hand()
     clock, told = Clock(hand), list[str]()
-    ledger = Ledger(run_dir, "first", clock, told.append)
+    ledger = Ledger(run_dir, "first", clock, told.append, lambda: None)
     assert ledger.restarts == 0
     run_dir.event("start", step=0, workers="first", command_s=0.0)
     clock.enter(PRODUCTIVE)
@@ -160,7 +160,7 @@ def test_the_ledger_goes_on_where_the_group_before_was_killed(tmp_path: Path) ->
     assert run_dir.read_progress() == {"workers": "first", "step": 40, "seconds": clock.seconds()}
     run_dir.settle_account()
     assert run_dir.read_progress() is None
-    after = Ledger(run_dir, "second", Clock(hand), told.append)
+    after = Ledger(run_dir, "second", Clock(hand), told.append, lambda: None)
     assert (after.restarts, after.reached_step) == (1, 40)
     assert after.seconds()[PRODUCTIVE] == 6.0
     assert 0 < after.goodput < 1
@@ -169,7 +169,7 @@ def test_the_ledger_goes_on_where_the_group_before_was_killed(tmp_path: Path) ->
 
 def test_a_disk_that_refuses_the_account_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir, told = RunDir(tmp_path).create(), list[str]()
-    ledger = Ledger(run_dir, "first", Clock(Hand()), told.append)
+    ledger = Ledger(run_dir, "first", Clock(Hand()), told.append, lambda: None)
 
     def refuse(*_: Any) -> None:
         raise RunDirError("no space")

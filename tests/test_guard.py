@@ -14,11 +14,13 @@ from whole_runs import COMPARED, TINY, write_text
 
 from scaling import worker
 from scaling.channel import LocalChannel
+from scaling.checkpoint import FENCE
 from scaling.compose import compose
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
 from scaling.engine.base import Engine, Limits, StepResult
-from scaling.errors import DivergedError
+from scaling.errors import DivergedError, SupersededError
+from scaling.fence import Fence
 from scaling.metrics.record import read_metrics
 from scaling.parallel.grid import Ranks
 from scaling.plan.machine import resolve_cluster
@@ -226,7 +228,11 @@ def test_a_crash_after_going_back_does_not_bring_the_batch_again(train_in: Calla
 
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
     run_dir = train_in(
-        tmp_path / "a", "train.on_nonfinite=rollback", "checkpoint.every_steps=null", poison=lambda first: first == BAD
+        tmp_path / "a",
+        "train.on_nonfinite=rollback",
+        "checkpoint.every_steps=null",
+        "checkpoint.every=end",
+        poison=lambda first: first == BAD,
     )
     assert events_of(run_dir, "rolled_back")[0]["step"] == 0
     assert curve(run_dir) == without_the_batch(train_in, tmp_path / "b")
@@ -252,3 +258,26 @@ def test_spikes_are_left_out_alike_in_a_run_that_was_interrupted(train_in: Calla
     ]
     assert read_metrics(again.metrics)[-1]["step"] == N_STEPS
     assert max(r.get("train/skipped_steps", 0) for r in read_metrics(again.metrics)) == len(skipped)
+
+
+def test_checkpoints_by_the_clock_change_nothing(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+    often = train_in(tmp_path / "a", "checkpoint.every_steps=null", "checkpoint.every_minutes=1e-5")
+    never = train_in(tmp_path / "b", "checkpoint.every_steps=null", "checkpoint.every=end")
+    assert len(events_of(often, "checkpoint_committed")) > 5
+    assert len(events_of(never, "checkpoint_committed")) == 1
+    assert curve(often) == curve(never)
+
+
+def test_workers_whose_run_another_group_has_record_nothing_more(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path).create()
+
+    def overtaken(first: int) -> bool:
+        if first == 10 * G:
+            Fence(run_dir.checkpoints / FENCE).take()
+        return False
+
+    with pytest.raises(SupersededError):
+        train_in(tmp_path, poison=overtaken)
+    assert [record["step"] for record in read_metrics(run_dir.metrics)] == list(range(1, 11))
+    progress = run_dir.read_progress()
+    assert progress is None or progress["step"] <= 10

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "units", "goodput"},
+    {"errors", "redact", "units", "goodput"},
     {"section"},
-    {"attention_config", "cluster_config", "model_config", "study_config"},
+    {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
-    {"redact", "files", "startup"},
+    {"files", "startup"},
     {"driver_lock", "fence", "provenance"},
     {"parallel"},
     {"plan"},
@@ -50,6 +50,7 @@ EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}
 HOMES = {
     "ray": {
         "launch/cluster.py",
+        "launch/elastic.py",
         "launch/embedded.py",
         "launch/kv_channel.py",
         "launch/pool.py",
@@ -58,10 +59,12 @@ HOMES = {
         "launch/trainable.py",
         "launch/watcher.py",
     },
-    "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py"},
+    "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py", "engine/refusal.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
     "webdataset": {"data/reader.py", "data/fetch.py"},
+    "pyarrow": {"data/open_input.py"},
+    "huggingface_hub": {"data/hub.py", "data/hub_tokenizer.py"},
     "matplotlib": {"curve.py", "laws/figures.py"},
     "pynvml": {"plan/machine.py"},
 }

@@ -107,11 +107,11 @@ def test_sentence_order_swaps_every_second_and_restores() -> None:
 
 
 def test_documents_are_numbered_where_they_are_kept_apart() -> None:
-    _, make_batch = objective(*MLM, "objective.separate_documents=true", "train.seq_len=8")
+    _, make_batch = objective(*MLM, "data.attend_across_documents=false", "train.seq_len=8")
     documents = make_batch(np.array([[5, 6, EOT, 7, 8, 9]]), np.arange(1)).documents_BT
     assert documents is not None
     assert documents.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    _, causal = objective("objective=causal_lm", "objective.separate_documents=true", "train.seq_len=5")
+    _, causal = objective("objective=causal_lm", "data.attend_across_documents=false", "train.seq_len=5")
     documents = causal(np.array([[5, EOT, 7, EOT, 9, 9]]), np.arange(1)).documents_BT
     assert documents is not None
     assert documents.tolist() == [[0, 1, 1, 2, 2]]

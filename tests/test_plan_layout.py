@@ -15,8 +15,9 @@ from plan_config import MODELS, composed
 from scaling.config import RunConfig
 from scaling.errors import PlanError
 from scaling.plan.budget import token_budget
-from scaling.plan.choose import divisors, fits
+from scaling.plan.candidates import divisors
 from scaling.plan.layout import make_plan
+from scaling.plan.setting import setting_of
 from scaling.plan.time import estimate_time
 
 CLUSTERS = ["1xA100", "8xA100", "8xA100-40GB", "4x8xA100-spot", "8xH200", "8x8xH100"]
@@ -70,7 +71,7 @@ def test_a_plan_cuts_the_whole_batch_and_fits(batch: int, n_workers: int, memory
     assert layout.dp * layout.micro_batch_size * layout.grad_accum_steps == batch
     assert layout.dp == max(dp for dp in range(1, n_workers + 1) if batch % dp == 0)
     assert layout.activation_checkpointing == checkpointing
-    assert fits(config, layout)
+    assert setting_of(config).predict(layout).fits
 
 
 @given(st.integers(1, 5000))
@@ -80,9 +81,9 @@ def test_divisors(n: int) -> None:
 
 def test_memory_decides_stage_micro_batch_and_checkpointing() -> None:
     layouts = [make_plan(composed(f"model=gpt_{size}", "cluster=8xA100")).layout for size in ("1b", "13b", "30b")]
-    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [(1, 16), (2, 1), (1, 1)]
-    assert [layout.activation_checkpointing for layout in layouts] == ["none", "none", "none"]
-    assert [layout.tp * layout.pp for layout in layouts] == [1, 1, 8]
+    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [(1, 16), (1, 1), (1, 1)]
+    assert [layout.activation_checkpointing for layout in layouts] == ["none", "none", "selective"]
+    assert [layout.tp * layout.pp for layout in layouts] == [1, 2, 8]
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -94,12 +95,12 @@ def test_every_model_is_planned_or_refused_with_numbers(model: str, cluster: str
     except PlanError as error:
         text = str(error)
         assert f"{model} does not fit: the smallest layout needs" in text
-        assert "90% of the" in text
+        assert "80% are asked for" in text
         assert "such devices" in text
     else:
-        assert plan.memory.need() <= 0.9 * plan.device_memory_bytes
+        assert plan.memory.need <= 0.95 * plan.device_memory_bytes
         assert plan.time is not None
-        assert 0 < plan.time.mfu < 0.65
+        assert 0 < plan.time.mfu < 0.75
         assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
 
 
@@ -174,7 +175,8 @@ def test_fewer_devices_than_the_cluster_has_are_allowed() -> None:
 
 def test_what_does_not_fit_says_how_many_devices_would() -> None:
     text = refusal(composed("model=gpt_70b", "cluster=8xA100"))
-    assert "It would fit on 32 such devices (dp=32, zero_stage=3); the cluster has 8." in text
+    assert "On 16 such devices it fits: dp=1 tp=" in text
+    assert "With layout.offload=optimizer it fits, if a node has" in text
     enough = composed("model=gpt_70b", "cluster=4x8xA100")
     assert make_plan(enough).layout.world_size == 32
 
@@ -193,13 +195,13 @@ def test_an_explicit_layout_that_does_not_fit_names_one_that_does() -> None:
         )
     )
     assert "gpt_7b does not fit" in text
-    assert "With the same dp this fits: dp=8, zero_stage=1, micro_batch_size=2" in text
+    assert "With the same degrees this fits: dp=8 zero_stage=2 micro_batch_size=4." in text
     assert "such devices (" not in text  # more of them are not needed
 
 
 def test_no_number_of_devices_holds_one_long_sequence() -> None:
-    text = refusal(on_cpus(2, "train.seq_len=1M", memory_gb=4))
-    assert "No number of such devices is enough" in text
+    text = refusal(on_cpus(2, "train.seq_len=1M", memory_gb=0.65))
+    assert "No number of such devices up to 65536 is enough" in text
     assert "A train.seq_len shorter than 1000000 helps too." in text
 
 

@@ -16,6 +16,8 @@ from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20
 GOLDEN_RTOL = 1e-5  # fp32; another machine's kernels sum in another order
+TIMED = ("cluster.device.peak_tflops_fp32=0.1", "cluster.device.memory_gb_per_s=10")
+"""So that the planner predicts times of these CPUs."""
 
 
 def stop(run: Run, step: int, number: signal.Signals) -> None:
@@ -45,13 +47,18 @@ def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Wor
     assert preempted["reason"] == "SIGINT"
     last = max((first.directory / "checkpoints").iterdir()).name
     assert last == f"step-{preempted['step']:08d}", "what was trained is not lost"
-    second = workplace.finish(*ONE_WORKER, root=root)
+    second = workplace.finish(*ONE_WORKER, *TIMED, "plan.calibrate_from_run=true", root=root)
     assert curve(second) == curve(single)
     assert f"Resuming after step {preempted['step']}." in second.output
+    (learnt,) = json.loads((root / "calibration.json").read_text())
+    assert learnt["measured_tokens_per_s"] == json.loads((second.directory / "summary.json").read_text())["tokens_per_s"]
+    assert "calibration times on these devices x" in " ".join(second.output.split())
 
 
 def test_a_second_ctrl_c_leaves_at_once(workplace: Workplace) -> None:
-    run = workplace.start(*ONE_WORKER, "checkpoint.every_steps=null", "train.n_tokens=5M", root=workplace.root / "twice")
+    run = workplace.start(
+        *ONE_WORKER, "checkpoint.every_steps=null", "checkpoint.every=end", "train.n_tokens=5M", root=workplace.root / "twice"
+    )
     stop(run, 5, signal.SIGINT)
     time.sleep(0.05)
     run.signal(signal.SIGINT)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +23,29 @@ from scipy.optimize import least_squares
 
 from scaling.plan.accuracy import Scored, report, score, seen_bytes
 from scaling.plan.constants import Constants
-from scaling.plan.predict import predict_case
+from scaling.plan.memory_model import memory_of
+from scaling.plan.predict import MEANT, p_fits, predict, predict_case
 from scaling.plan.score import table_lines
 from scaling.plan.table import Case, read_cases
+from scaling.plan.time_model import step_time
 
 ROOT = Path(__file__).resolve().parents[1]
 
 GUESSES = {
-    "gemm_volta": (0.72, 0.15), "gemm_ampere": (0.80, 0.10), "gemm_hopper": (0.66, 0.12), "fp8": (1.5, 0.2),
-    "gemm_half": (60, 0.7),
-    "misaligned": (1.25, 0.10), "attention_share": (0.60, 0.25), "attention_hopper": (0.8, 0.3), "bandwidth": (0.80, 0.20),
-    "kernel_s": (1.8e-5, 0.4), "fabric_intra": (0.70, 0.4), "fabric_inter": (0.60, 0.5), "hop_s": (3e-6, 0.4),
-    "latency_s": (3e-5, 0.6), "overlap": (0.70, 0.3), "step_s": (0.01, 0.4), "jitter": (0.005, 0.7),
+    "gemm_volta": (0.75, 0.15), "gemm_ampere": (0.82, 0.10), "gemm_hopper": (0.70, 0.12), "fp8": (1.5, 0.2),
+    "bandwidth": (0.80, 0.20), "kernel_s": (1.8e-5, 0.4), "fabric_inter": (0.60, 0.5),
 }  # fmt: skip
-"""Physical guess of each constant of time, and its spread in the logarithm: assumptions, made before the fit."""
+"""Physical guess of each fitted constant of time, and its spread in the logarithm: assumptions, made before the fit."""
 
-MEMORY_GUESSES = {"context_bytes": (1.2e9, 0.4), "ring_bytes": (1.2e9, 0.6), "fragments": (1.15, 0.08)}
+MEMORY_GUESSES = {"context_bytes": (1.2e9, 0.2), "ring_bytes": (1.0e9, 0.6), "fragments": (1.2, 0.04)}
 TIME_SCALE, MEMORY_SCALE = 0.12, 0.08
 MOST_ROWS, HEAVIEST = 150, 60
-PRIOR = 1.5
+PRIOR, MEMORY_PRIOR = 1.5, 0.5
+VERDICT_SPREAD = 0.15
+"""`memory_spread` with which the fit weighs verdicts, before it is known: assumption."""
+
+MISLABELLED = 0.05
+"""Share of verdicts that no memory model explains, such as of runs whose offloading the table does not tell: assumption."""
 
 
 def main() -> None:
@@ -50,37 +55,63 @@ def main() -> None:
     given = parser.parse_args()
     cases = [case for path in sorted(given.directory.glob("*.csv")) for case in read_cases(path)]
     constants = fit(cases)
-    unseen, calibrated = [], []
-    for source in sorted({case.source for case in cases}):
-        held_out = [case for case in cases if case.source == source]
-        others = fit([case for case in cases if case.source != source])
-        unseen += score(held_out, others)
-        calibrated += score(held_out, others, calibrate=True)
-    constants = replace(constants, **spreads(unseen))
+    sources = sorted({case.source for case in cases})
+    others = {source: fit([case for case in cases if case.source != source]) for source in sources}
+    held_out = {source: [case for case in cases if case.source == source] for source in sources}
+    constants, others = _with_spreads(constants, others, held_out)
+    unseen = [row for source in sources for row in score(held_out[source], others[source])]
+    calibrated = [row for source in sources for row in score(held_out[source], others[source], calibrate=True)]
     text = [*table_lines(report(unseen, constants)), "", "with one row of each source as its scale:", ""]
     text += table_lines(report(calibrated, constants))
     print("\n".join(text))
-    for field in fields(constants):
-        print(f"{field.name} = {getattr(constants, field.name):.4g}")
+    for name, value in _fitted(constants):
+        print(f"{name} = {value:.4g}")
     if given.write:
         write(constants, text)
 
 
+def _fitted(constants: Constants) -> Iterator[tuple[str, float]]:
+    names = (*GUESSES, *MEMORY_GUESSES, "time_spread", "calibrated_spread", "memory_spread", "between", "within")
+    return ((name, getattr(constants, name)) for name in names)
+
+
+def _with_spreads(
+    constants: Constants, others: dict[str, Constants], held_out: dict[str, list[Case]]
+) -> tuple[Constants, dict[str, Constants]]:
+    """All of them with the spreads of errors on unseen sources: first without scales, then with those that the spreads imply."""
+    for calibrate in (False, True):
+        rows = [row for source, cases in held_out.items() for row in score(cases, others[source], calibrate=calibrate)]
+        found = {"calibrated_spread": _spread(rows)} if calibrate else _spreads(rows)
+        constants = replace(constants, **found)
+        others = {source: replace(one, **found) for source, one in others.items()}
+    return constants, others
+
+
 def fit(cases: Sequence[Case]) -> Constants:
-    """Time and memory apart: neither reads the other's constants, but for rows of unknown layout."""
-    timed = [
-        case
-        for case in cases
-        if case.mfu or (case.software.fp8 and case.source != "nvidia_nemo" and case.tokens_per_s_per_device)
-    ]
-    weighed = [case for case in cases if case.peak_memory_bytes]
-    constants = _fit(Constants(), timed, GUESSES, _time_error, TIME_SCALE, PRIOR)
-    return _fit(constants, weighed, MEMORY_GUESSES, _memory_error, MEMORY_SCALE, 0.5)
+    """Memory first: it says which layouts a row of unknown layout may mean. It learns from peaks and from verdicts alike."""
+    weighed = [case for case in cases if case.peak_memory_bytes or case.fits is not None]
+    constants = _fit(replace(Constants(), memory_spread=VERDICT_SPREAD), weighed, MEMORY_GUESSES, _memory_residual, MEMORY_PRIOR)
+    timed = [_fitting(case, constants) for case in cases if case.mfu or _fitted_fp8(case)]
+    return _fit(constants, timed, GUESSES, _time_residual, PRIOR)
+
+
+def _fitted_fp8(case: Case) -> bool:
+    """NVIDIA's rows in 8 bits hold other optimisations besides: the fit leaves them out."""
+    return case.software.fp8 and case.source != "nvidia_nemo" and case.tokens_per_s_per_device is not None
+
+
+def _fitting(case: Case, constants: Constants) -> Case:
+    """The row with those of its possible layouts that fit."""
+    if len(case.layouts) == 1:
+        return case
+    found = [predict(case.work, layout, case.software, case.machine, constants) for layout in case.layouts]
+    meant = tuple(one.layout for one in found if one.p_fits >= MEANT)
+    return replace(case, layouts=meant or (predict_case(case, constants).layout,))
 
 
 def _fit(
     start: Constants, cases: Sequence[Case], guesses: dict[str, tuple[float, float]],
-    error: Callable[[Case, Constants], float], scale: float, prior: float,
+    residual: Callable[[Case, Constants], float], prior: float,
 ) -> Constants:  # fmt: skip
     by_source: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -97,45 +128,76 @@ def _fit(
 
     def residuals(offsets: np.ndarray) -> np.ndarray:
         constants = at(offsets)
-        errors = np.array([error(case, constants) for case in used]) / scale
-        robust = np.sign(errors) * np.sqrt(np.log1p(errors**2))  # Cauchy's loss: rows that no constant explains weigh little
-        return np.concatenate([np.array(weights) * robust, prior * offsets])
+        return np.concatenate([np.array(weights) * [residual(case, constants) for case in used], prior * offsets])
 
     return at(least_squares(residuals, np.zeros(len(guesses)), diff_step=0.02, max_nfev=12).x)
 
 
-def _time_error(case: Case, constants: Constants) -> float:
-    predicted = predict_case(case, constants).tokens_per_s_per_device
-    assert predicted is not None
+def _time_residual(case: Case, constants: Constants) -> float:
+    times = [step_time(case.work, layout, case.software, case.machine, constants) for layout in case.layouts]
     assert case.tokens_per_s_per_device is not None
-    return math.log(predicted / case.tokens_per_s_per_device)
+    rate = max(
+        layout.dp * layout.micro_batch_size * layout.grad_accum_steps * case.work.seq_len / time.step_time_s / layout.world_size
+        for layout, time in zip(case.layouts, times, strict=True)
+        if time is not None
+    )
+    return _cauchy(math.log(rate / case.tokens_per_s_per_device) / TIME_SCALE)
 
 
-def _memory_error(case: Case, constants: Constants) -> float:
-    assert case.peak_memory_bytes is not None
-    return math.log(predict_case(case, constants).memory.seen(case.memory_metric) / case.peak_memory_bytes)
+def _memory_residual(case: Case, constants: Constants) -> float:
+    """Of a measured peak its error, and of a verdict the surprise; with an unknown layout, that which needs least."""
+    gpu, software = case.machine.kind == "gpu", case.software
+    found = [memory_of(case.work, layout, software, gpu=gpu, constants=constants) for layout in case.layouts]
+    least = min(found, key=lambda estimate: estimate.total)
+    squares = 0.0
+    if case.peak_memory_bytes:
+        squares += _cauchy(math.log(least.seen(case.memory_metric) / case.peak_memory_bytes) / MEMORY_SCALE) ** 2
+    if case.fits is not None:
+        p = p_fits(least.need, constants.usable * case.machine.memory_bytes, constants)
+        squares -= 2 * math.log(MISLABELLED / 2 + (1 - MISLABELLED) * (p if case.fits else 1 - p))
+    return math.sqrt(squares)
 
 
-def spreads(rows: Sequence[Scored]) -> dict[str, float]:
-    """Half-widths that hold 80 % of the errors on unseen sources, each source weighing as 150 rows at most."""
-    time = [(abs(math.log(row.mfu / row.case.mfu)), row.case.source) for row in rows if row.mfu and row.case.mfu]
-    memory = [
-        (abs(math.log(seen_bytes(row) / row.case.peak_memory_bytes)), row.case.source)
-        for row in rows
-        if row.case.peak_memory_bytes
-    ]
-    return {"time_spread": _weighed_quantile(time, 0.8), "memory_spread": _weighed_quantile(memory, 0.8)}
+def _cauchy(error: float) -> float:
+    """Cauchy's loss: rows that no constant explains weigh little."""
+    return math.copysign(math.sqrt(math.log1p(error**2)), error)
+
+
+def _spread(rows: Sequence[Scored]) -> float:
+    """Half-width that holds 80 % of the errors of rates, each source weighing alike: an unseen table is a source, not a row."""
+    kept = [(abs(math.log(row.mfu / row.case.mfu)), row.case.source) for row in rows if row.kept and row.mfu and row.case.mfu]
+    return _weighed_quantile(kept, 0.8)
+
+
+def _spreads(rows: Sequence[Scored]) -> dict[str, float]:
+    """The same of time; of memory the worst source's, since few have peaks; and the deviations between sources and within one,
+    from medians: 1.48 of a normal."""
+    peaks: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for row in rows:
+        if row.case.peak_memory_bytes:
+            source = row.case.source
+            peaks[source].append((abs(math.log(seen_bytes(row) / row.case.peak_memory_bytes)), source))
+    by_source: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.mfu and row.case.mfu:
+            by_source[row.case.source].append(math.log(row.mfu / row.case.mfu))
+    biases = {source: statistics.median(logs) for source, logs in by_source.items()}
+    scatter = [statistics.median(abs(log - biases[source]) for log in logs) for source, logs in by_source.items()]
+    return {
+        "time_spread": _spread(rows),
+        "memory_spread": max(_weighed_quantile(errors, 0.8) for errors in peaks.values()),
+        "between": 1.48 * statistics.median(map(abs, biases.values())),
+        "within": 1.48 * statistics.median(scatter),
+    }
 
 
 def _weighed_quantile(values: list[tuple[float, str]], part: float) -> float:
-    n_rows: dict[str, int] = defaultdict(int)
-    for _, source in values:
-        n_rows[source] += 1
-    weighed = sorted((value, min(n_rows[source], MOST_ROWS) / n_rows[source]) for value, source in values)
-    total, passed = sum(weight for _, weight in weighed), 0.0
+    n_rows = Counter(source for _, source in values)
+    weighed = sorted((value, 1 / n_rows[source]) for value, source in values)
+    passed = 0.0
     for value, weight in weighed:
         passed += weight
-        if passed >= part * total:
+        if passed >= part * len(n_rows):
             return value
     return weighed[-1][0]
 
@@ -144,8 +206,8 @@ def write(constants: Constants, text: list[str]) -> None:
     """Into the defaults of scaling/plan/constants.py, and between the marks of docs/planner.md."""
     path = ROOT / "scaling" / "plan" / "constants.py"
     source = path.read_text()
-    for field in fields(constants):
-        source = re.sub(rf"^(    {field.name}: float = ).*$", rf"\g<1>{getattr(constants, field.name):.4g}", source, flags=re.M)
+    for name, value in _fitted(constants):
+        source = re.sub(rf"^(    {name}: float = ).*$", rf"\g<1>{value:.4g}", source, flags=re.M)
     path.write_text(source)
     page = ROOT / "docs" / "planner.md"
     if page.exists():

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,14 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.fetch import local_path
-from scaling.data.prepare import build_corpus
-from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
-from scaling.data.sources import find_source
-from scaling.data.tasks import Report
+from scaling.data.fetch import fetch, join, local_path
+from scaling.data.mixture import Component, write_mixture
+from scaling.data.pieces import local_paths
+from scaling.data.prepare import TOKENIZER_FILE, Recipe, build
+from scaling.data.recipe import directory_name, recipe_of
+from scaling.data.resume import build_or_finish, noted_commits
+from scaling.data.shards import INDEX_FILE, CorpusIndex
+from scaling.data.tasks import Report, n_cores, put
 from scaling.errors import ConfigError, DataError
 
-_BUILDER_VERSION = 1  # of what a build writes: raise it when the same source and settings give other bytes
 _FIXES = {
     errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
     errno.EDQUOT: "Your quota is used up: free some space, or set data.cache_dir to a directory on another disk.",
@@ -36,29 +37,51 @@ def _silent(message: str, part: float | None) -> None:
 
 
 def ensure_corpus(data: DataConfig, tokenizer: TokenizerConfig, report: Report = _silent) -> Path | str:
-    """Directory (a str where it is a URL, with data=shards) that holds index.json; built first if it is not there.
+    """Directory (with data=shards the URL, where it is one) of index.json or mixture.json; built first if it is not there.
 
     Two processes that need the same corpus build it once: the second waits. Raises ConfigError for a source without
     files or a tokenizer that does not fit, DataError for unreadable files and for a full or read-only disk.
     """
+    try:
+        return _mixed(data, tokenizer, report) if data.kind == "mixture" else _single(data, tokenizer, report)
+    except OSError as error:
+        raise _disk_error(Path(data.cache_dir).expanduser().absolute(), error) from error
+
+
+def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given: Path | None = None) -> Path | str:
+    """`given`: file of a tokenizer that was learnt from another corpus."""
     if data.kind == "shards":
         return _prepared(data, tokenizer)
     cache = Path(data.cache_dir).expanduser().absolute()
-    directory = cache / _directory_name(data, tokenizer)
-    if not (directory / INDEX_FILE).is_file():
-        try:
-            with _lock(cache, directory.name, report):
-                if not (directory / INDEX_FILE).is_file():
-                    _build(data, tokenizer, directory, report)
-        except OSError as error:
-            raise _disk_error(cache, error) from error
+    hub = str(given) if given is not None else tokenizer.name
+    directory = cache / directory_name(data, tokenizer, _sha256(hub))
+    if (directory / INDEX_FILE).is_file():
+        return directory
+    if data.kind == "documents":  # may take hours: built where it stays, and gone on with after a kill
+        commits = noted_commits(directory)
+        recipe = recipe_of(data, tokenizer, hub, commits)
+        build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
+        return directory
+    with _lock(cache, directory.name, report):
+        if not (directory / INDEX_FILE).is_file():
+            recipe = recipe_of(data, tokenizer, hub, {})
+            report(f"reading {len(local_paths(recipe.pieces))} files", None)
+            _build(recipe, directory, report)
     return directory
+
+
+def _sha256(hub: str | None) -> str | None:
+    """Of a tokenizer's file on this machine."""
+    path = Path(hub).expanduser() if hub is not None else None
+    if path is not None and path.is_dir():
+        path /= TOKENIZER_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
 def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
     assert data.path is not None
     info = CorpusIndex.load(data.path).tokenizer
-    if (info.kind, info.vocab_size) != (tokenizer.kind, tokenizer.vocab_size):
+    if tokenizer.kind not in (info.kind, "hf") or info.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
             f"the corpus was tokenised by {info.kind} with {info.vocab_size} entries, and the configuration has "
             f"{tokenizer.kind} with {tokenizer.vocab_size}",
@@ -69,16 +92,40 @@ def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
     return path.absolute() if path is not None else data.path
 
 
-def _directory_name(data: DataConfig, tokenizer: TokenizerConfig) -> str:
-    """Kind and a hash of all that the corpus is made of."""
-    identity = {
-        "source": find_source(data).identity(),
-        "tokenizer": tokenizer.model_dump(exclude_defaults=True),
-        "val_fraction": data.val_fraction,
-        "shard_tokens": data.shard_tokens,
-        "format": [FORMAT_VERSION, _BUILDER_VERSION],
-    }
-    return f"{data.kind}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
+def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path:
+    """Directory of mixture.json, which names the corpora, all tokenised alike: a tokenizer is learnt from the first of them."""
+    cache = Path(data.cache_dir).expanduser().absolute()
+    components: list[Component] = []
+    given: Path | None = None
+    for part, (name, config) in zip(data.components or (), data.parts().items(), strict=True):
+        report(f"{name}: {config.kind}{f' {config.path}' if config.path else ''}", None)
+        location = _single(config, tokenizer, report, given)
+        index = CorpusIndex.load(location)
+        components.append(Component(name, str(location), index.fingerprint, part.weight))
+        _check_alike(name, index, components[0])
+        if given is None and tokenizer.kind not in ("byte", "hf"):
+            given = _kept(cache, fetch(join(location, index.tokenizer.file)))
+    return write_mixture(cache, components)
+
+
+def _check_alike(name: str, index: CorpusIndex, first: Component) -> None:
+    """Raises ConfigError for a corpus of another tokenizer than the first one's."""
+    info = CorpusIndex.load(first.location).tokenizer
+    if info.sha256 != index.tokenizer.sha256:
+        raise ConfigError(
+            f"the corpora {first.name} and {name} were made with different tokenizers",
+            "data.components",
+            f"Prepare both with one: scaling.prepare tokenizer=hf:{first.location} makes shards with that of {first.name}.",
+        )
+
+
+def _kept(cache: Path, tokenizer: bytes) -> Path:
+    """The file of a tokenizer, for corpora that are prepared with it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"tokenizer-{hashlib.sha256(tokenizer).hexdigest()[:12]}.json"
+    if not path.exists():
+        put(path, tokenizer)
+    return path
 
 
 @contextlib.contextmanager
@@ -94,7 +141,7 @@ def _lock(cache: Path, name: str, report: Report) -> Iterator[None]:
         yield
 
 
-def _build(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, report: Report) -> None:
+def _build(recipe: Recipe, directory: Path, report: Report) -> None:
     """Build beside the final place, then rename. Called under the lock, so what an earlier build left behind is dead."""
     prefix = f".{directory.name}.building-"
     for left in directory.parent.glob(f"{prefix}*"):
@@ -103,7 +150,7 @@ def _build(data: DataConfig, tokenizer: TokenizerConfig, directory: Path, report
         raise DataError(f"{directory} exists but has no {INDEX_FILE}", fix="Move it away; it was not made by a finished build.")
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
     try:
-        build_corpus(data, tokenizer, temporary, report)
+        build(recipe, temporary, 1, report)
         temporary.chmod(0o755)  # mkdtemp makes it private; the cache is shared as far as its own permissions allow
         temporary.rename(directory)
     except BaseException:

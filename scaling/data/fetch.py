@@ -6,18 +6,24 @@ opens without a shell (gs, hf, ais, sftp, ftps, scp) go through its gopen. pipe:
 
 from __future__ import annotations
 
-import time
+import io
+import os
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 from urllib.parse import urlparse
 
+from scaling.data.http import Attempts, HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
+from scaling.redact import redact
 
 WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
-TIMEOUT_S = 30.0  # assumption: a store that says nothing for so long is down
-ATTEMPTS = 3  # assumption: short outages pass within the 0.5 s and 1 s between them
+AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
+"""For what is asked while a person waits: short outages pass, a wrong address is told soon. Assumption."""
+_BUFFER_BYTES = 1 << 20
+_NO_HEAD = (405, 501)  # answers of servers that know no HEAD
 
 
 def scheme_of(location: str | Path) -> str:
@@ -45,67 +51,77 @@ def join(directory: str | Path, name: str) -> str:
     return str(path / name) if path is not None else f"{str(directory).rstrip('/')}/{name}"
 
 
-def fetch(location: str | Path, max_bytes: int = -1) -> bytes:
+def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: Mapping[str, str] | None = None) -> IO[bytes]:
+    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises OSError, DataError.
+
+    `headers` go along with requests to the server of an http location.
+    """
+    path = local_path(location)
+    if path is not None:
+        return path.open("rb")
+    if is_http(str(location)):
+        return cast(IO[bytes], io.BufferedReader(HttpFile(str(location), patience=patience, headers=headers), _BUFFER_BYTES))
+    from webdataset.gopen import gopen
+
+    return cast(IO[bytes], gopen(str(location), "rb"))
+
+
+def _gopened(url: str, max_bytes: int) -> bytes:
+    with open_location(url) as file:
+        return file.read(max_bytes)
+
+
+def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIRST) -> bytes:
     """Content of a file, at most `max_bytes` of it. Raises DataError that names the location and the cause."""
     try:
-        path = local_path(location)
-        if path is not None:
-            with path.open("rb") as file:
+        if (path := local_path(location)) is not None:
+            return _read(path, max_bytes)
+        if is_http(str(location)):
+            with open_location(location, patience) as file:
                 return file.read(max_bytes)
-        if scheme_of(location) in WEBDATASET_SCHEMES:
-            return _gopen(str(location), max_bytes)
-        content: bytes = _http(urllib.request.Request(str(location)), lambda response: response.read(max_bytes))
-        return content
+        return Attempts(str(location), patience).until_it_works(lambda: _gopened(str(location), max_bytes))
     except (OSError, ValueError) as error:
-        raise DataError(f"{location} cannot be read: {_reason(error)}", fix=_fix(error)) from error
+        raise unreadable(location, error) from error
 
 
-def size_bytes(location: str | Path) -> int | None:
+def _read(path: Path, max_bytes: int) -> bytes:
+    """In one piece, without a copy where all of it is wanted."""
+    with path.open("rb", buffering=0) as file:
+        whole = max_bytes < 0 or os.fstat(file.fileno()).st_size <= max_bytes
+        return file.readall() if whole else file.read(max_bytes)
+
+
+def size_bytes(location: str | Path, patience: Patience = AT_FIRST) -> int | None:
     """Size of a file without reading it; None where the store does not say. Raises DataError when it is not there."""
     try:
         path = local_path(location)
         if path is not None:
             return path.stat().st_size
-        if scheme_of(location) in WEBDATASET_SCHEMES:
-            return None
-        request = urllib.request.Request(str(location), method="HEAD")
-        length = _http(request, lambda response: response.headers.get("Content-Length"))
-        return int(length) if length is not None else None
+        return _http_size(str(location), patience) if is_http(str(location)) else None
     except (OSError, ValueError) as error:
-        raise DataError(f"{location} cannot be read: {_reason(error)}", fix=_fix(error)) from error
+        raise unreadable(location, error) from error
 
 
-def _http(request: urllib.request.Request, use: Any) -> Any:
-    """`use(response)`, tried ATTEMPTS times unless the server answered that the request itself is wrong (4xx)."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return use(response)
-        except OSError as error:
-            final = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if final or attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("unreachable")
+def _http_size(url: str, patience: Patience) -> int | None:
+    try:
+        length = head(url, patience).get("Content-Length")
+    except urllib.error.HTTPError as error:
+        if error.code not in _NO_HEAD:
+            raise
+        with HttpFile(url, patience=patience) as file:
+            return file.size
+    return int(length) if length is not None else None
 
 
-def _gopen(url: str, max_bytes: int) -> bytes:
-    from webdataset.gopen import gopen
-
-    with gopen(url, "rb") as stream:
-        content: bytes = stream.read(max_bytes)
-        return content
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
+def unreadable(location: str | Path, error: Exception) -> DataError:
+    """The error to raise for a file that the system or the server refused: its name, the cause, a way out."""
+    reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
+    return DataError(f"{redact(str(location))} cannot be read: {redact(reason)}", fix=_fix(error))
 
 
 def _fix(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "Make it readable for this user."
+    if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+        return "The server refuses it: check the address and your rights to it."
     return "Check that the path or URL is right and that the file is there."

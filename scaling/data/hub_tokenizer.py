@@ -35,6 +35,12 @@ def hub_tokenizer(name: str, config: TokenizerConfig) -> Tokenizer:
     hf.no_padding()
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
     tokenizer = Tokenizer(hf)
+    if config.kind == "hf" and tokenizer.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"tokenizer {name} has {tokenizer.vocab_size} entries with its special tokens, and "
+            f"tokenizer.vocab_size={config.vocab_size}",
+            fix=f"Set tokenizer.vocab_size={tokenizer.vocab_size}.",
+        )
     largest = max(hf.get_vocab().values())
     if largest >= tokenizer.vocab_size:
         raise ConfigError(

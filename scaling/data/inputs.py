@@ -1,4 +1,4 @@
-"""Globs of files of several formats, and folders of sources -> pieces, in an order that depends on nothing else."""
+"""Globs, URLs and names of data sets, and folders of sources -> pieces, in an order that depends on nothing else."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import dataclasses
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scaling.data.pieces import PIECE_BYTES, Piece, group_files, n_row_groups, size_of
+from scaling.data.open_input import COMPRESSED, n_row_groups, size_of
+from scaling.data.pieces import PIECE_BYTES, Format, Piece, group_files
+from scaling.data.remote import N_THREADS, InputFile, find_remote, is_remote, name_of
 from scaling.errors import ConfigError
+from scaling.redact import redact
 
-COMPRESSED = (".gz", ".zst", ".zstd")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")  # C4's files of JSON lines end in .json.gz
 _TEXT = (".txt", ".text", ".md", ".rst")
 SOURCE_SUFFIXES = (
@@ -25,23 +28,47 @@ _NOT_SOURCE = frozenset({"__pycache__", "node_modules"})
 
 
 def find_pieces(
-    inputs: Sequence[str], *, by_line: bool = False, suffixes: Sequence[str] = SOURCE_SUFFIXES, skip_bad: bool = False
+    inputs: Sequence[str],
+    *,
+    by_line: bool = False,
+    suffixes: Sequence[str] = SOURCE_SUFFIXES,
+    skip_bad: bool = False,
+    max_files: int | None = None,
+    commits: dict[str, str] | None = None,
 ) -> tuple[Piece, ...]:
-    """What the inputs name, each file once. `by_line`: each line of a text is a document, not the file.
+    """What the inputs name, each file once, of each remote input the first `max_files`.
 
+    `by_line`: each line of a text is a document, not the file. `commits`: of data sets of the hub, extended by those found.
     Raises ConfigError for an input without files and for files of an unknown kind, DataError for unreadable ones.
     """
-    paths = dict.fromkeys(Path(path) for pattern in inputs for path in _matches(pattern))
-    folders = [path for path in paths if path.is_dir()]
-    sources = dict.fromkeys(file for folder in folders for file in _sources(folder, suffixes))
-    files = [path for path in paths if path.is_file() and path not in sources]
-    whole = [path for path in files if _format(path) == "text" and not by_line]
-    pieces = [piece for path in files if path not in set(whole) for piece in _pieces(path)]
-    pieces = [dataclasses.replace(piece, lenient=skip_bad) for piece in [*group_files(whole), *pieces]]
-    pieces += group_files(sources, lenient=True)  # a tree of sources has images and worse under any name
+    commits = {} if commits is None else commits
+    local, sources = _local_pieces([text for text in inputs if not is_remote(text)], by_line, suffixes)
+    remote = dict.fromkeys(file for text in inputs if is_remote(text) for file in find_remote(text, commits)[:max_files])
+    with ThreadPoolExecutor(N_THREADS) as pool:  # the ends of parquet files are waited for
+        found = pool.map(lambda file: list(_pieces(file, by_line)), remote)
+        pieces = [*local, *(piece for of_file in found for piece in of_file)]
+    pieces = [dataclasses.replace(piece, lenient=skip_bad) for piece in pieces] + sources
     if not pieces:
         raise ConfigError("there are no files", f"inputs={','.join(inputs)}", "Name files, or folders that hold sources.")
     return tuple(pieces)
+
+
+def local_files(patterns: Sequence[str], suffixes: Sequence[str] = SOURCE_SUFFIXES) -> dict[Path, bool]:
+    """The files that globs and folders name, each once, and whether it was found in a folder. Raises ConfigError."""
+    paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
+    folders = [path for path in paths if path.is_dir()]
+    sources = dict.fromkeys(file for folder in folders for file in _sources(folder, suffixes))
+    return {path: False for path in paths if path.is_file() and path not in sources} | dict.fromkeys(sources, True)
+
+
+def _local_pieces(patterns: Sequence[str], by_line: bool, suffixes: Sequence[str]) -> tuple[list[Piece], list[Piece]]:
+    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees hold images and worse."""
+    found = local_files(patterns, suffixes)
+    files = [path for path, in_folder in found.items() if not in_folder]
+    whole = dict.fromkeys(path for path in files if _format(str(path)) == "text" and not by_line)
+    ranges = (InputFile(str(path), size_of(path), ranges=True) for path in files if path not in whole)
+    pieces = [*group_files(whole), *(piece for file in ranges for piece in _pieces(file, by_line))]
+    return pieces, list(group_files((path for path, in_folder in found.items() if in_folder), lenient=True))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -56,39 +83,44 @@ def _matches(pattern: str) -> list[str]:
     return found
 
 
-def _format(path: Path) -> str:
+def _format(location: str) -> str:
     """text, jsonl, parquet or tar. Raises ConfigError."""
-    plain = path.with_suffix("") if path.suffix in COMPRESSED else path
+    name = name_of(location)
+    plain = name.with_suffix("") if name.suffix in COMPRESSED else name
     suffix = plain.suffix.lower()
     if suffix in _JSON_LINES:
         return "jsonl"
-    if path.suffix == ".parquet":
+    if name.suffix == ".parquet":
         return "parquet"
     if suffix in (".tar", ".tgz"):
         return "tar"
     if suffix in _TEXT or suffix in SOURCE_SUFFIXES:
         return "text"
     raise ConfigError(
-        f"{path} is of no known kind",
+        f"{redact(location)} is of no known kind",
         fix="Read are .txt (and .md, .rst, sources), .jsonl, .parquet and .tar; .gz and .zst of them but parquet; folders.",
     )
 
 
-def _pieces(path: Path) -> Iterator[Piece]:
-    """A file in ranges, where its format can be entered in the middle."""
-    kind = _format(path)
-    if kind == "tar":
-        yield Piece("tar", (path,))
+def _pieces(file: InputFile, by_line: bool) -> Iterator[Piece]:
+    """A file in ranges, where its format can be entered in the middle, and its server lets us."""
+    kind, location = _format(file.location), file.location
+    if kind == "text" and not by_line:
+        yield Piece("files", (location,), version=file.version)
+    elif kind == "tar":
+        yield Piece("tar", (location,), version=file.version)
     elif kind == "parquet":
-        n_groups, size = n_row_groups(path), size_of(path)
-        n_together = max(1, n_groups * PIECE_BYTES // max(size, 1))
+        n_groups = n_row_groups(location)
+        n_together = max(1, n_groups * PIECE_BYTES // max(file.size or 0, 1))
         for begin in range(0, n_groups, n_together):
-            yield Piece("parquet", (path,), begin, min(begin + n_together, n_groups))
-    elif path.suffix in COMPRESSED:
-        yield Piece("jsonl" if kind == "jsonl" else "lines", (path,))
+            yield Piece("parquet", (location,), begin, min(begin + n_together, n_groups), version=file.version)
     else:
-        for begin in range(0, size_of(path), PIECE_BYTES):
-            yield Piece("jsonl" if kind == "jsonl" else "lines", (path,), begin, begin + PIECE_BYTES)
+        lines: Format = "jsonl" if kind == "jsonl" else "lines"
+        if name_of(location).suffix in COMPRESSED or not file.ranges or file.size is None:
+            yield Piece(lines, (location,), version=file.version)
+        else:
+            for begin in range(0, file.size, PIECE_BYTES):
+                yield Piece(lines, (location,), begin, begin + PIECE_BYTES, version=file.version)
 
 
 def _sources(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:

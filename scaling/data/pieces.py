@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
-import io
 import json
 import tarfile
 import zlib
@@ -13,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from scaling.data.fetch import scheme_of
+from scaling.data.open_input import open_bytes, open_parquet, size_of
 from scaling.data.sources import Source, UnfitText, decoded, read_pairs, unreadable
-from scaling.errors import ConfigError, DataError
+from scaling.errors import DataError
 
 Format = Literal["files", "pairs", "lines", "jsonl", "parquet", "tar"]
 PIECE_BYTES = 32 << 20
@@ -30,15 +30,17 @@ class Piece:
     """What one task reads: files, or a range of one file (`begin` to `end`: bytes of lines, row groups of parquet).
 
     files: each is a document; pairs: source TAB target, or two files; lines, jsonl: each line is one; parquet: each row;
-    tar: each member of the wanted extension. `lenient`: documents that cannot be read are left out and counted.
+    tar: each member of the wanted extension. `locations`: paths or URLs; `version`: of a remote one, what its server tells one
+    version of it from another by. `lenient`: documents that cannot be read are left out and counted.
     """
 
     format: Format
-    paths: tuple[Path, ...]
+    locations: tuple[str, ...]
     begin: int = 0
     end: int | None = None
     lenient: bool = False
     held_out: bool = False
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,17 @@ def pieces_of(source: Source) -> tuple[Piece, ...]:
     held_out = tuple(group_files(source.val_files, lenient=not source.strict, held_out=True))
     if not source.pairs:
         return (*group_files(source.files, lenient=not source.strict), *held_out)
-    targets = (source.target_file,) if source.target_file else ()
-    return (*(Piece("pairs", (path, *targets)) for path in source.files), *held_out)
+    targets = (str(source.target_file),) if source.target_file else ()
+    return (*(Piece("pairs", (str(path), *targets)) for path in source.files), *held_out)
 
 
 def group_files(paths: Iterable[Path], *, lenient: bool = False, held_out: bool = False) -> Iterator[Piece]:
     """Files that are a document each, about PIECE_BYTES together. Raises DataError for one that is not there."""
-    group: list[Path] = []
+    group: list[str] = []
     size = 0
     for path in paths:
         size += size_of(path)
-        group.append(path)
+        group.append(str(path))
         if size >= PIECE_BYTES:
             yield Piece("files", tuple(group), lenient=lenient, held_out=held_out)
             group, size = [], 0
@@ -73,12 +75,10 @@ def group_files(paths: Iterable[Path], *, lenient: bool = False, held_out: bool 
         yield Piece("files", tuple(group), lenient=lenient, held_out=held_out)
 
 
-def size_of(path: Path) -> int:
-    """Size in bytes. Raises DataError."""
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise unreadable(path, error) from error
+def local_paths(pieces: Iterable[Piece]) -> list[Path]:
+    """Every file of this machine that pieces read, once."""
+    locations = dict.fromkeys(location for piece in pieces for location in piece.locations)
+    return [Path(location) for location in locations if not scheme_of(location)]
 
 
 def read_piece(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
@@ -89,23 +89,24 @@ def read_piece(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
         raise _damaged(piece, error) from error
     except OSError as error:
-        raise (unreadable(piece.paths[0], error) if error.errno else _damaged(piece, error)) from error
+        remote = scheme_of(piece.locations[0]) != ""
+        raise (unreadable(piece.locations[0], error) if error.errno or remote else _damaged(piece, error)) from error
 
 
 def _damaged(piece: Piece, error: Exception) -> DataError:
-    return DataError(f"{piece.paths[0]} is damaged: {error}", fix="Copy it anew, or leave it out.")
+    return DataError(f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out.")
 
 
 def _files(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
-    for path in piece.paths:
-        with open_bytes(path) as file:
+    for location in piece.locations:
+        with open_bytes(location) as file:
             content = file.read(-1 if reading.max_bytes is None else reading.max_bytes + 1)
-        yield _checked(content, str(path), reading)
+        yield _checked(content, location, reading)
 
 
 def _pairs(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
-    target = piece.paths[1] if len(piece.paths) > 1 else None
-    for _, text in read_pairs(Source(piece.paths[:1], strict=True, pairs=True, target_file=target)):
+    source, *targets = map(Path, piece.locations)
+    for _, text in read_pairs(Source((source,), strict=True, pairs=True, target_file=targets[0] if targets else None)):
         yield text
 
 
@@ -135,15 +136,15 @@ def _field(text: str, place: str, reading: Reading) -> str | UnfitText:
 
 def _lines(piece: Piece, reading: Reading) -> Iterator[tuple[str, bytes]]:
     """(where, line) of those lines that begin in the range; a line too long is cut where that can still be seen."""
-    path, at = piece.paths[0], piece.begin
+    location, at = piece.locations[0], piece.begin
     # JSON escapes a character by six bytes at most
     limit = -1 if reading.max_bytes is None else 6 * reading.max_bytes + 4096
-    with open_bytes(path) as file:
+    with open_bytes(location) as file:
         if at:
             file.seek(at - 1)
             at += _skip_line(file) - 1  # the line that goes on here belongs to the piece before
         while (piece.end is None or at < piece.end) and (line := file.readline(limit)):
-            place, length = f"the line at byte {at} of {path}", len(line)
+            place, length = f"the line at byte {at} of {location}", len(line)
             if length == limit and not line.endswith(b"\n"):
                 length += _skip_line(file)
             at += length
@@ -161,16 +162,16 @@ def _skip_line(file: IO[bytes]) -> int:
 
 
 def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
-    parquet, path = parquet_library(piece.paths[0]), piece.paths[0]
-    with _opened_parquet(parquet, path, buffer_size=1 << 20) as file:
+    location = piece.locations[0]
+    with open_parquet(location) as file:
         if reading.field not in file.schema_arrow.names:
             has = ", ".join(file.schema_arrow.names)
-            raise DataError(f"{path} has no column {reading.field!r}, but: {has}", fix="Name the column with field=NAME.")
+            raise DataError(f"{location} has no column {reading.field!r}, but: {has}", fix="Name the column with field=NAME.")
         groups = range(piece.begin, file.num_row_groups if piece.end is None else piece.end)
         number = 0
         for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[reading.field]):
             for value in batch.column(0):
-                place = f"row {number} from row group {piece.begin} of {path}"
+                place = f"row {number} from row group {piece.begin} of {location}"
                 text, number = value.as_py(), number + 1
                 if not isinstance(text, str):
                     yield UnfitText(f"{place} holds no text in {reading.field!r}", fix="Name the column with field=NAME.")
@@ -178,46 +179,24 @@ def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
                     yield _checked(text.encode(), place, reading)
 
 
-def n_row_groups(path: Path) -> int:
-    """Row groups of a parquet file. Raises ConfigError without pyarrow, DataError for another file."""
-    with _opened_parquet(parquet_library(path), path) as file:
-        return int(file.num_row_groups)
-
-
-def _opened_parquet(parquet: Any, path: Path, **options: Any) -> Any:
-    try:
-        return parquet.ParquetFile(path, **options)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:  # pyarrow.ArrowInvalid
-        raise DataError(f"{path} is not a parquet file: {error}", fix="Copy it anew, or leave it out.") from error
-
-
-def parquet_library(path: Path) -> Any:
-    """pyarrow.parquet. Raises ConfigError where it is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{path} cannot be read: parquet needs pyarrow", fix="pip install pyarrow, or give .jsonl files.")
-    import pyarrow.parquet
-
-    return pyarrow.parquet
-
-
 def _members(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     """Members are read as a stream, in order; their names are compared, never used as paths."""
-    path, found = piece.paths[0], False
-    with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    location, found = piece.locations[0], False
+    with open_bytes(location) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             cast(Any, tar).members = []  # the library would keep every one
             _, _, extension = Path(member.name).name.partition(".")
             if not member.isfile() or extension != reading.member:
                 continue
-            found, place = True, f"member {member.name!r} of {path}"
+            found, place = True, f"member {member.name!r} of {location}"
             content = tar.extractfile(member)
             assert content is not None
             text = _checked(content.read(-1 if reading.max_bytes is None else reading.max_bytes + 1), place, reading)
             yield text if extension != "json" or isinstance(text, UnfitText) else _field(text, place, reading)
     if not found:
-        raise DataError(f"{path} has no member KEY.{reading.member}", fix="Name the extension of texts with member=EXTENSION.")
+        raise DataError(
+            f"{location} has no member KEY.{reading.member}", fix="Name the extension of texts with member=EXTENSION."
+        )
 
 
 def _checked(content: bytes, place: str, reading: Reading) -> str | UnfitText:
@@ -239,24 +218,3 @@ def _encodable(text: str, place: str) -> str | UnfitText:
     except UnicodeEncodeError as error:
         return UnfitText(f"{place} holds half of a surrogate pair: {error}", fix="Correct or leave out that document.")
     return text
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file, through its decompressor where the name ends in .gz, .tgz, .zst or .zstd. Raises ConfigError, OSError."""
-    if path.suffix in (".gz", ".tgz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix in (".zst", ".zstd"):
-        return _open_zstd(path)
-    return path.open("rb")
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    if importlib.util.find_spec("zstandard") is not None:
-        import zstandard
-
-        return cast(IO[bytes], zstandard.open(path, "rb"))
-    if importlib.util.find_spec("pyarrow") is not None:
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
-    raise ConfigError(f"{path} cannot be read: it needs zstandard or pyarrow", fix="pip install zstandard, or unzstd the file.")

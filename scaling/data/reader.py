@@ -1,23 +1,28 @@
 """One shard: tar -> token stream, every claim of the index checked before a token is used.
 
-webdataset walks the tar; the members are decoded here, from an allow-list of one raw extension. Nothing is unpickled,
-and member names are never used as paths.
+webdataset walks the tar, but for those of the one layout that is written here; the members are decoded here, from an
+allow-list of one raw extension. Nothing is unpickled, and member names are never used as paths.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scaling.data.fetch import fetch, join
+from scaling.data.fetch import AT_FIRST, fetch, join
+from scaling.data.http import Patience
 from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo
 from scaling.errors import DataError
 
+_SIZE, _TYPE, _MAGIC = 124, 156, 257
+"""Where a header of POSIX.1-1988 (ustar) has the size of the member, its type, and the format's name."""
+_FILE = b"0" + bytes(_MAGIC - _TYPE - 1) + b"ustar"
 FIX = "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves damaged shards of the train split out."
 
 
@@ -26,17 +31,43 @@ def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> n
 
     Raises DataError, naming the shard, when it is missing or not what the index says.
     """
+    return decode_shard(fetch_shard(directory, shard), index, shard, join(directory, shard.name))
+
+
+def fetch_shard(directory: str | Path, shard: ShardInfo, patience: Patience = AT_FIRST) -> bytes:
+    """The content of a shard, of the size and checksum that the index gives. Raises DataError that names it."""
     location = join(directory, shard.name)
-    try:
-        content = fetch(location, max_bytes=shard.size_bytes + 1)
+    with _named(shard, location):
+        content = fetch(location, max_bytes=shard.size_bytes + 1, patience=patience)
         _check_content(content, shard)
-        documents = list(_documents(content, DTYPES[index.dtype]))
+    return content
+
+
+def is_sound(content: bytes, shard: ShardInfo) -> bool:
+    """Whether this is the content that the index speaks of."""
+    return len(content) == shard.size_bytes and hashlib.sha256(content).hexdigest() == shard.sha256
+
+
+def decode_shard(content: bytes, index: CorpusIndex, shard: ShardInfo, location: str) -> np.ndarray:
+    """The token stream in the content of a shard. Raises DataError, naming the shard, for one that the index belies."""
+    with _named(shard, location):
+        extension = DTYPES[index.dtype]
+        documents: Sequence[bytes | memoryview] | None = _own_documents(content, extension)
+        if documents is None:
+            documents = list(_documents(content, extension))
         tokens = _join(documents, index)
         _check_tokens(tokens, len(documents), shard, index)
+    return tokens
+
+
+@contextlib.contextmanager
+def _named(shard: ShardInfo, location: str) -> Iterator[None]:
+    """Errors about the content of a shard, as errors of that shard."""
+    try:
+        yield
     except (_Damaged, DataError) as error:
         reason = error.what if isinstance(error, DataError) else str(error)
         raise DataError(f"shard {shard.name} is missing or damaged: {reason}", where=location, fix=FIX) from error
-    return tokens
 
 
 class _Damaged(Exception):
@@ -51,6 +82,32 @@ def _check_content(content: bytes, shard: ShardInfo) -> None:
     found_hash = hashlib.sha256(content).hexdigest()
     if found_hash != shard.sha256:
         raise _Damaged(f"its sha256 is {found_hash[:16]}..., and the index says {shard.sha256[:16]}...")
+
+
+def _own_documents(content: bytes, extension: str) -> list[memoryview] | None:
+    """The documents of a tar of exactly the layout that `write_shard` gives it; None for any other, which webdataset walks.
+
+    A tenth of the time of a general walk, which was most of the loader's (docs/benchmarks.md).
+    """
+    view, at = memoryview(content), 0
+    found: list[memoryview] = []
+    while content[at : at + 1].strip(b"\0"):
+        name = b"%09d.%s\0" % (len(found), extension.encode())
+        size = content[at + _SIZE : at + _SIZE + 11]
+        if not (
+            content.startswith(name, at)
+            and content[at + _TYPE : at + _MAGIC + 5] == _FILE
+            and size
+            and not size.strip(b"01234567")
+        ):
+            return None
+        begin = at + tarfile.BLOCKSIZE
+        end = begin + int(size, 8)
+        found.append(view[begin:end])
+        at = begin + -(-(end - begin) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if at > len(content):
+            return None
+    return found if content.count(0, at) == len(content) - at >= 2 * tarfile.BLOCKSIZE else None
 
 
 def _documents(content: bytes, extension: str) -> Iterator[bytes]:
@@ -71,7 +128,7 @@ def _documents(content: bytes, extension: str) -> Iterator[bytes]:
         raise _Damaged(f"it is not a readable tar file: {error.args[0] if error.args else error}") from error
 
 
-def _join(documents: list[bytes], index: CorpusIndex) -> np.ndarray:
+def _join(documents: Sequence[bytes | memoryview], index: CorpusIndex) -> np.ndarray:
     dtype = np.dtype(index.dtype).newbyteorder("<")
     for number, document in enumerate(documents):
         if len(document) % dtype.itemsize:

@@ -8,13 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from scaling.data.pieces import size_of
+from scaling.data.pieces import local_paths
 from scaling.data.prepare import Recipe, build
 from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
+from scaling.data.sources import files_identity
 from scaling.data.tasks import Report
 from scaling.errors import ConfigError, DataError
 
@@ -23,15 +24,25 @@ RECIPE_FILE = ".recipe.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def build_or_finish(recipe: Recipe, out: str, processes: int, report: Report) -> tuple[CorpusIndex, bool]:
+def build_or_finish(
+    recipe: Recipe,
+    out: str | Path,
+    processes: int,
+    report: Report,
+    *,
+    commits: Mapping[str, str] | None = None,
+    wait: bool = False,
+) -> tuple[CorpusIndex, bool]:
     """The corpus in `out`, and whether all the work was done in this call.
+
+    `commits`: of data sets of the hub, to be noted. `wait`: until another process that builds there has ended.
 
     Raises ConfigError when the directory holds anything else, or another process builds there; DataError for bad input and a
     full disk, which both leave what is done for the next call.
     """
     directory = Path(out).expanduser().absolute()
     try:
-        with _owned(directory, identity(recipe)) as fresh:
+        with _owned(directory, identity(recipe), commits or {}, report if wait else None) as fresh:
             if (directory / INDEX_FILE).is_file():
                 report("the corpus is already there", 1.0)
                 return CorpusIndex.load(directory), False
@@ -42,16 +53,23 @@ def build_or_finish(recipe: Recipe, out: str, processes: int, report: Report) ->
         raise DataError(f"the corpus cannot be built in {directory}: {error.strerror or error}", error.filename, fix) from error
 
 
+def noted_commits(out: str | Path) -> dict[str, str]:
+    """The commits of data sets that an earlier call began with: a data set may have moved on since."""
+    try:
+        found = json.loads((Path(out).expanduser() / RECIPE_FILE).read_bytes())
+        return dict(found.get("commits", {}))
+    except (OSError, ValueError):
+        return {}
+
+
 def identity(recipe: Recipe) -> str:
     """Hash of the recipe and of the size and time of change of its files. Raises DataError for one that is not there."""
-    digest = hashlib.sha256(repr((FORMAT_VERSION, recipe)).encode())
-    for path in dict.fromkeys(path for piece in recipe.pieces for path in piece.paths):
-        digest.update(f"{path}\0{size_of(path)}\0{path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    parts = repr((FORMAT_VERSION, recipe)) + files_identity(local_paths(recipe.pieces))
+    return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
 
 
 @contextlib.contextmanager
-def _owned(directory: Path, recipe: str) -> Iterator[bool]:
+def _owned(directory: Path, recipe: str, commits: Mapping[str, str], wait: Report | None) -> Iterator[bool]:
     """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock when its holder dies."""
     where = f"out={directory}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,16 +79,19 @@ def _owned(directory: Path, recipe: str) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ConfigError(
-                    "another process prepares a corpus in the directory", where, "Wait for it, or choose another."
-                ) from error
+                if wait is None:
+                    raise ConfigError(
+                        "another process prepares a corpus in the directory", where, "Wait for it, or choose another."
+                    ) from error
+                wait("waiting for another process that builds the same corpus", None)
+                fcntl.flock(file, fcntl.LOCK_EX)
             found = _recipe_in(file)
             if found not in (None, recipe):
                 raise ConfigError(
                     "the directory holds a corpus of other inputs or options, or of inputs that have changed", where, fix
                 )
             if found is None:
-                file.write(json.dumps({"recipe": recipe}).encode())
+                file.write(json.dumps({"recipe": recipe, "commits": dict(commits)}).encode())
                 file.flush()
                 os.fsync(file.fileno())
             yield found is None

@@ -83,6 +83,10 @@ class CorpusIndex:
             raise DataError(f"corpus {self.name} has no shards in split {name}", fix=f"Its splits are: {has}.")
         return shards
 
+    def n_sequences(self, split: str, seq_len: int, overlap: int) -> int:
+        """Sequences of a split in an epoch."""
+        return sum(max(shard.n_tokens - overlap, 0) // seq_len for shard in self.split(split))
+
     def without(self, split: str, names: Iterable[str]) -> CorpusIndex:
         """This corpus less some shards of a split: another corpus, with another fingerprint.
 
@@ -215,6 +219,23 @@ class SequenceOrder:
             chosen = epochs == epoch
             shard[chosen], offset[chosen] = self._locate_in_epoch(int(epoch), places[chosen])
         return shard, offset
+
+    def window_of(self, k: int) -> tuple[int, int]:
+        """Epoch and number of the window in which sequence k lies."""
+        epoch, place = divmod(k, self.n_sequences)
+        _, starts_S = self._epoch(epoch)
+        return epoch, int(np.searchsorted(starts_S, place, side="right") - 1) // self.window_shards
+
+    def window_after(self, window: tuple[int, int]) -> tuple[int, int]:
+        epoch, number = window
+        n_windows = -(-int(np.count_nonzero(self.sequences_S)) // self.window_shards)
+        return (epoch, number + 1) if number + 1 < n_windows else (epoch + 1, 0)
+
+    def shards_of(self, window: tuple[int, int]) -> list[int]:
+        """Places in the shard list of the shards of a window."""
+        order_S, _ = self._epoch(window[0])
+        found: list[int] = order_S[window[1] * self.window_shards : (window[1] + 1) * self.window_shards].tolist()
+        return found
 
     def _locate_in_epoch(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order_S, starts_S = self._epoch(epoch)

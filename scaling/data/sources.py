@@ -6,12 +6,14 @@ import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config import DataConfig
+from scaling.data.http import describe
 from scaling.errors import ConfigError, DataError
+from scaling.redact import redact
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
@@ -34,15 +36,22 @@ class Source:
     val_files: tuple[Path, ...] = ()
 
     def identity(self) -> str:
-        """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed."""
-        digest = hashlib.sha256()
-        for path in (*self.files, *([self.target_file] if self.target_file else []), *self.val_files):
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise unreadable(path, error) from error
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return files_identity((*self.files, *([self.target_file] if self.target_file else []), *self.val_files))
+
+
+def files_identity(paths: Iterable[Path]) -> str:
+    """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed.
+
+    Raises DataError for one that is not there.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def find_source(data: DataConfig) -> Source:
@@ -139,6 +148,6 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The error to raise for a file that the system refused."""
-    return DataError(f"{path} cannot be read: {error.strerror or error}", fix="Make it readable, or leave it out.")
+def unreadable(location: Path | str, error: OSError) -> DataError:
+    """The error to raise for an input that the system or its server refused."""
+    return DataError(f"{redact(str(location))} cannot be read: {describe(error)}", fix="Make it readable, or leave it out.")

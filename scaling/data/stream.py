@@ -1,34 +1,33 @@
-"""Sequences of a corpus in the order that one integer fixes, and steps of micro-batches prefetched in the background.
+"""Sequences of a corpus in the order that one integer fixes.
 
-torch and webdataset are imported when the first shard is read, not with this module.
+webdataset is imported when the first shard is read, not with this module.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import queue
 import threading
-import time
-import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from scaling.data.fetch import fetch, join, size_bytes
-from scaling.data.reader import read_shard
+from scaling.data.pool import DaemonPool
+from scaling.data.reader import decode_shard
+from scaling.data.shard_source import ShardSource, Streaming
 from scaling.data.shards import WINDOW_SHARDS, CorpusIndex, SequenceOrder, ShardInfo
-from scaling.errors import DataError, PlanError
+from scaling.errors import DataError
 
-if TYPE_CHECKING:
-    from scaling.data.objective import MakeBatch
-    from scaling.model.batch import Batch
+_DECODERS = 4
+"""Shards decoded at once: assumption, enough to hide the reading of local files behind the decoding of others."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,39 @@ def check_shards(directory: str | Path, index: CorpusIndex, split: str, full: bo
     return [BadShard(shard.name, reason) for shard, reason in zip(shards, reasons, strict=True) if reason is not None]
 
 
+class Sequences(Protocol):
+    """Sequences by their number, for any threads; a context manager.
+
+    n_sequences  until one of them comes again
+    n_read       tokens of each
+    """
+
+    n_sequences: int
+    n_read: int
+
+    def read(self, ks: np.ndarray) -> np.ndarray:
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpus's dtype. Raises DataError for a bad shard."""
+        ...
+
+    def waiting_for(self) -> list[str]:
+        """Where the shards lie that some thread is waiting for."""
+        ...
+
+    def close(self) -> None:
+        """Forget the shards in memory, and those on their way."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
 class SequenceStream:
-    """Random access to the sequences of a split, by their number in the endless order of `SequenceOrder`.
+    """Random access to the sequences of a split, by their number in the endless order of `SequenceOrder`, for any threads.
 
     Holds the token streams of the `max_resident_shards` shards used last (one window of the order by default): about
-    n_tokens * 2 bytes each (4 for vocabularies above 65536). For one thread at a time.
+    n_tokens * 2 bytes each (4 for vocabularies above 65536). `read_ahead`: whoever reads goes on in order, so the shards of
+    the next window are fetched while those of this one are used.
     """
 
     def __init__(
@@ -77,163 +104,92 @@ class SequenceStream:
         max_resident_shards: int = WINDOW_SHARDS,
         shuffle: bool = True,
         overlap: int = 1,
+        streaming: Streaming = Streaming(),  # noqa: B008  frozen
+        read_ahead: bool = False,
     ) -> None:
         assert max_resident_shards > 0
         self.directory, self.index, self.n_read = directory_or_url, index, seq_len + overlap
         self.order = SequenceOrder(index.split(split), seq_len, seed, overlap=overlap, shuffle=shuffle)
         self.n_sequences = self.order.n_sequences
+        self._source, self._pool = ShardSource(directory_or_url, streaming), DaemonPool(_DECODERS, "shards", wait_s=0.0)
         self._max_resident = max_resident_shards
-        self._resident: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._read_ahead = read_ahead
+        self._lock = threading.Lock()
+        self._resident: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._awaited: Counter[int] = Counter()
+        self._window: tuple[int, int] | None = None
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows: int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
-        shards, offsets = self.order.locate(ks)
-        rows = np.empty((len(ks), self.n_read), dtype=np.int64)
-        for shard in np.unique(shards):
+        """Sequences number `ks` as rows: (len(ks), seq_len + overlap) of index.dtype. Raises DataError for a bad shard."""
+        with self._lock:
+            shards, offsets = self.order.locate(ks)
+            coming = {shard: self._tokens(shard) for shard in np.unique(shards).tolist()}
+            if self._read_ahead:
+                self._look_ahead(int(ks.max()))
+        rows = np.empty((len(ks), self.n_read), dtype=self.index.dtype)
+        for shard, future in coming.items():
             chosen = np.flatnonzero(shards == shard)
-            rows[chosen] = self._tokens(int(shard))[offsets[chosen, None] + np.arange(self.n_read)]
+            rows[chosen] = sliding_window_view(self._awaited_tokens(shard, future), self.n_read)[offsets[chosen]]
         return rows
 
-    def _tokens(self, shard: int) -> np.ndarray:
+    def waiting_for(self) -> list[str]:
+        """Where the shards lie that some thread is waiting for."""
+        with self._lock:
+            return [join(self.directory, self.order.shards[shard].name) for shard in sorted(self._awaited)]
+
+    def _tokens(self, shard: int) -> Future[np.ndarray]:
+        """The token stream of a shard, there or to come."""
         if shard not in self._resident:
             while len(self._resident) >= self._max_resident:
                 self._resident.popitem(last=False)
-            self._resident[shard] = read_shard(self.directory, self.index, self.order.shards[shard])
+            self._resident[shard] = self._pool.submit(_decoded, self._source, self.index, self.order.shards[shard])
         self._resident.move_to_end(shard)
         return self._resident[shard]
 
-    def close(self) -> None:
-        """Forget the shards in memory."""
-        self._resident.clear()
+    def _awaited_tokens(self, shard: int, future: Future[np.ndarray]) -> np.ndarray:
+        if future.done() and future.exception() is None:
+            return future.result()
+        with self._waiting(shard):
+            try:
+                return future.result()
+            except BaseException:
+                with self._lock:  # to be tried again by whoever asks again
+                    self._resident.pop(shard, None)
+                raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Which sequences of each step are this rank's, and how they are cut into micro-batches."""
-
-    global_batch_size: int
-    dp_rank: int
-    dp: int
-    micro_batch_size: int
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.dp_rank < self.dp
-        if self.global_batch_size % (self.dp * self.micro_batch_size):
-            raise PlanError(
-                f"train.global_batch_size={self.global_batch_size} is not a multiple of "
-                f"dp={self.dp} times micro_batch_size={self.micro_batch_size}",
-                fix="Change one of the three.",
-            )
-
-    def sequences(self, next_sequence: int) -> np.ndarray:
-        """Numbers of this rank's sequences in the step that begins with `next_sequence`: int64 (global_batch_size / dp,)."""
-        rows = self.global_batch_size // self.dp
-        return np.arange(rows, dtype=np.int64) + next_sequence + self.dp_rank * rows
-
-    def micro_batches(self, rows_B: np.ndarray) -> list[np.ndarray]:
-        return np.split(rows_B, len(rows_B) // self.micro_batch_size)
-
-
-Step = tuple[list["Batch"], int]
-
-
-class Loader:
-    """Steps of one data-parallel rank: iterates over (micro-batches, next_sequence), without end.
-
-    A step consumes global_batch_size sequences; `next_sequence` is the data position after it, with which a new Loader
-    continues, on any dp and micro_batch_size. A background thread keeps `prefetch_steps` steps ready; what it raises is
-    raised here. `last_wait_s` is the time for which the last step kept its consumer waiting. A context manager.
-    """
-
-    def __init__(
-        self,
-        stream: SequenceStream,
-        *,
-        make_batch: MakeBatch,
-        global_batch_size: int,
-        dp_rank: int,
-        dp: int,
-        micro_batch_size: int,
-        start_sequence: int,
-        prefetch_steps: int = 2,
-    ) -> None:
-        assert prefetch_steps > 0
-        cut = _Cut(global_batch_size, dp_rank, dp, micro_batch_size)
-        self.last_wait_s = 0.0
-        self._failure: BaseException | None = None
-        self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=prefetch_steps)
-        stop = threading.Event()
-        # The thread knows its parts and not the Loader, so that one which is dropped or forgotten ends its thread too.
-        thread = threading.Thread(
-            target=_prefetch,
-            args=(_steps(stream, make_batch, cut, start_sequence), self._ready, stop),
-            name="loader",
-            daemon=True,
-        )
-        self._finalizer = weakref.finalize(self, _end, thread, self._ready, stop)
-        thread.start()
-
-    def __iter__(self) -> Iterator[Step]:
-        return self
-
-    def __next__(self) -> Step:
-        if self._failure is not None:
-            raise self._failure
-        if not self._finalizer.alive:
-            raise StopIteration
-        begun_s = time.perf_counter()
-        item = self._ready.get()
-        self.last_wait_s = time.perf_counter() - begun_s
-        if isinstance(item, BaseException):
-            self._failure = item
-            raise item
-        return item
-
-    def close(self) -> None:
-        """End the thread; waits for a read that is under way, for some seconds at most."""
-        self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-def _steps(stream: SequenceStream, make_batch: MakeBatch, cut: _Cut, next_sequence: int) -> Iterator[Step]:
-    while True:
-        ks_B = cut.sequences(next_sequence)
-        parts = zip(cut.micro_batches(stream.read(ks_B)), cut.micro_batches(ks_B), strict=True)
-        micro_batches = [make_batch(sequences_BS, ks) for sequences_BS, ks in parts]
-        next_sequence += cut.global_batch_size
-        yield micro_batches, next_sequence
-
-
-def _prefetch(steps: Iterator[Step], ready: queue.Queue[Step | BaseException], stop: threading.Event) -> None:
-    """Body of the thread: fill the queue until told to stop; a failure is the last item."""
-    item: Step | BaseException
-    while not stop.is_set():
+    @contextlib.contextmanager
+    def _waiting(self, shard: int) -> Iterator[None]:
+        with self._lock:
+            self._awaited[shard] += 1
         try:
-            item = next(steps)
-        except BaseException as error:
-            item = error
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                break
-        if isinstance(item, BaseException):
-            return
+            yield
+        finally:
+            with self._lock:
+                self._awaited[shard] -= 1
+                self._awaited += Counter()  # drops those that nobody waits for
+
+    def _look_ahead(self, k: int) -> None:
+        """On entering a window, have the shards of the next one fetched."""
+        window = self.order.window_of(k)
+        if window != self._window:
+            self._window = window
+            here, next_ones = (self.order.shards_of(w) for w in (window, self.order.window_after(window)))
+            shards = self.order.shards
+            self._source.ahead([shards[i] for i in next_ones if i not in here], beside=[shards[i] for i in here])
+
+    def close(self) -> None:
+        """Forget the shards in memory, and those on their way."""
+        with self._lock:
+            self._resident.clear()
+        self._pool.close()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
-def _end(thread: threading.Thread, ready: queue.Queue[Step | BaseException], stop: threading.Event) -> None:
-    stop.set()
-    with contextlib.suppress(queue.Empty):
-        while True:
-            ready.get_nowait()
-    thread.join(timeout=5.0)  # a daemon: one that hangs in a read is left to die with the process
+def _decoded(source: ShardSource, index: CorpusIndex, shard: ShardInfo) -> np.ndarray:
+    return decode_shard(source.read(shard), index, shard, join(source.directory, shard.name))

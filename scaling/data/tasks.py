@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -22,6 +23,11 @@ Report = Callable[[str, float | None], None]
 """Told what is being done, and the part of it that is done (0 to 1, None where that is not known)."""
 Task = Callable[..., dict[str, Any]]
 """Called as task(directory, name, *arguments): writes files that begin with the name, returns what JSON can hold."""
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Work:
@@ -120,7 +126,7 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def put(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is there whole or not at all."""
     with synced(path) as file:
         file.write(content)
@@ -128,5 +134,6 @@ def put(path: Path, content: bytes) -> None:
 
 def put_array(path: Path, array: np.ndarray) -> None:
     """Write an .npy file that is there whole or not at all."""
-    with synced(path) as file:
-        np.save(file, array, allow_pickle=False)
+    buffer = io.BytesIO()  # numpy's own writing to a file does not tell a full disk from another failure
+    np.save(buffer, array, allow_pickle=False)
+    put(path, buffer.getbuffer())

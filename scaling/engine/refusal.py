@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,22 +22,44 @@ class Refusal:
         self._loss = loss
         self._limits: Limits | None = None
         self.grad_norm: torch.Tensor | None = None
-        name = "_get_norm_groups" if stage == 3 else "scaled_global_norm"
-        compute = getattr(optimizer, name)
+        if stage == 3:
+            self._stand_for(optimizer, "_get_norm_groups", self._at_stage_3)
+        elif hasattr(optimizer, "scaled_global_norm"):
+            self._stand_for(optimizer, "scaled_global_norm", self._at_stage_1_or_2)
+        else:
+            self._stand_for(optimizer, "get_grads_for_norm", self._of_bf16)
 
-        def asked() -> Any:
-            norms = compute()
-            if self._limits is None:
-                return norms
-            groups = torch.stack([torch.as_tensor(norm).float() for norm in (norms if stage == 3 else [norms])])
-            norm = torch.linalg.vector_norm(groups)
-            finite = bool((groups >= 0).all())  # it says -1 for what is not
-            if not finite or not bool(self._limits.exceeded(self._loss().to(norm.device), norm)):
-                return norms
-            self.grad_norm = norm
-            return [-torch.ones_like(norm)] if stage == 3 else -torch.ones_like(norm)
+    def _stand_for(self, optimizer: Any, name: str, asked: Callable[..., Any]) -> None:
+        setattr(optimizer, name, functools.partial(asked, optimizer, getattr(optimizer, name)))
 
-        setattr(optimizer, name, asked)
+    def _at_stage_3(self, _: Any, compute: Callable[[], Any]) -> Any:
+        norms = compute()
+        groups = torch.stack([torch.as_tensor(norm).float() for norm in norms])
+        finite = bool((groups >= 0).all())  # it says -1 for what is not
+        return [-torch.ones_like(groups[0])] if finite and self._refuses(torch.linalg.vector_norm(groups)) else norms
+
+    def _at_stage_1_or_2(self, _: Any, compute: Callable[[], Any]) -> Any:
+        norm = torch.as_tensor(compute()).float()
+        return -torch.ones_like(norm) if norm >= 0 and self._refuses(norm) else norm
+
+    def _of_bf16(self, optimizer: Any, compute: Callable[..., Any], for_clipping: bool = False) -> Any:
+        """The optimiser of pipelines in bf16, which makes the norm of these gradients itself."""
+        if for_clipping:
+            return compute(for_clipping=True)
+        grads, of_experts = compute()
+        if self._limits is None:
+            return grads, of_experts
+        from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+        norm = torch.as_tensor(get_global_norm_of_tensors(grads, mpu=optimizer.mpu, norm_type=optimizer.norm_type)).float()
+        refused = bool(torch.isfinite(norm)) and self._refuses(norm)
+        return [torch.full_like(grad, torch.inf) for grad in grads[:1]] if refused else grads, of_experts
+
+    def _refuses(self, norm: torch.Tensor) -> bool:
+        if self._limits is None or not bool(self._limits.exceeded(self._loss().to(norm.device), norm)):
+            return False
+        self.grad_norm = norm
+        return True
 
     def begin(self, limits: Limits | None) -> None:
         """Of the next step."""

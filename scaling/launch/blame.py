@@ -56,10 +56,11 @@ class Troubles:
             return _crash(own[0])
         if self._hung:
             return self._hang()
-        gone = sorted((self._lost or self._silent) & self._silent)
-        if gone and (self._lost or self._crashed):
+        # A process whose machine's Ray has gone may live long enough to notice that the others end.
+        gone = sorted((self._lost & self._silent) or self._lost or (self._silent if self._crashed else set()))
+        if gone:
             return Trouble(
-                "lost", gone, f"{_ranks(gone)} ended without a word: killed, out of memory, or its machine is gone",
+                "lost", gone, f"{_ranks(gone)} ended without an error: killed, out of memory, or its machine is gone",
                 "The kernel's log (dmesg) tells of processes that were killed for their memory.",
             )  # fmt: skip
         return _crash(self._crashed[0]) if self._crashed else None

@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Machines that have just gone are counted for a while: the wait for them (60 s) is a restart's, where others are left.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _EMBEDDED_ENVIRONMENT = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from rich.console import Console
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
-from scaling.data.shards import CorpusIndex
-from scaling.data.stream import check_shards
+from scaling.data.opened import Corpus
 from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine
 from scaling.launch.signals import StopSignals
 from scaling.launch.summary import finish, print_summary
 from scaling.launch.watch import Watch
+from scaling.plan.calibrate import scale_of
+from scaling.plan.elastic import elastic_sizes
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import check_available, resolve_cluster
 from scaling.plan.show import plan_table
@@ -33,9 +35,11 @@ def drive(config: RunConfig) -> int:
     mark(marks, "composed")
     console = Console()
     config = resolve_cluster(config)
-    plan = make_plan(config)
+    plan, sizes = make_plan(config, time_scale=scale_of(config)), elastic_sizes(config)
     run_dir = RunDir.for_config(config)
     console.print(plan_table(config, plan, run_dir.path))
+    if len(sizes) > 1:
+        console.print(f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go.")
     if config.dry_run:
         return EXIT_FINISHED
     check_available(config)
@@ -48,7 +52,7 @@ def drive(config: RunConfig) -> int:
             return EXIT_FINISHED
         open_run(run_dir, config, plan)
         try:
-            return _train(config, plan, run_dir, console, marks)
+            return _train(config, plan, sizes, run_dir, console, marks)
         except ScalingError as error:
             run_dir.settle_account()
             run_dir.event("failed", reason=str(error), command_s=marks["command"])
@@ -67,7 +71,7 @@ def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
 
 
-def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, marks: Marks) -> int:
+def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunDir, console: Console, marks: Marks) -> int:
     with ExitStack() as cleanup:
         signals = cleanup.enter_context(StopSignals())
         corpus_dir, skipped = prepare_corpus(config, run_dir, console)
@@ -76,6 +80,7 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
             "run_dir": str(run_dir.path),
             "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped,
+            "sizes": list(sizes),
             "startup": marks,
         }
         mark(marks, "prepared")
@@ -84,12 +89,14 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
         result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
     run_dir.settle_account()
     if not result["finished"]:
-        run_dir.event("preempted", step=result["step"], reason=signals.received, command_s=marks["command"])
+        reason = signals.received or result["reason"]
+        took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
+        run_dir.event("preempted", step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
         console.print(
-            f"Stopped at step {result['step']} by {signals.received}; the same command continues from there.", highlight=False
+            f"Stopped at step {result['step']} by {reason}; the same command continues from there.", highlight=False
         )  # fmt: skip
         return EXIT_STOPPED
-    summary = finish(config, plan, run_dir, corpus_dir, result)
+    summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
     print_summary(console, run_dir, summary)
     return EXIT_FINISHED
 
@@ -97,12 +104,14 @@ def _train(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console, 
 def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
     """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
-    bad = check_shards(directory, CorpusIndex.load(directory), "train")
-    bad_held_out = check_shards(directory, CorpusIndex.load(directory), "val")
+    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    corpus = Corpus.open(directory)
+    bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
+    bad_held_out = corpus.check("val")
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(
-            f"{count} shards of {directory} are missing or damaged, first {first.name}: {first.reason}",
+            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first {first.name}: {first.reason}",
             f"data={config.data.kind}",
             "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
         )
@@ -131,4 +140,4 @@ def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
         return InProcessLaunch(worker_entry, spec)
     from scaling.launch.ray_train import RayLaunch
 
-    return RayLaunch(worker_entry, spec, config.cluster, plan.layout.world_size, debug=config.scaling.debug)
+    return RayLaunch(worker_entry, spec, config.cluster, spec["sizes"], debug=config.scaling.debug)

@@ -7,13 +7,16 @@ import os
 import time
 from typing import Any
 
+from scaling.channel import Notice
+
 
 class KvChannel:
-    """A worker's end. `prefix` is the launch's own."""
+    """A worker's end. `prefix` is the launch's own. watches_machines: under Ray Train, on a cluster whose nodes may drain."""
 
-    def __init__(self, prefix: str, rank: int) -> None:
+    def __init__(self, prefix: str, rank: int, *, watches_machines: bool = False) -> None:
         self._prefix = prefix
         self._rank = rank
+        self.watches_machines = watches_machines
 
     def send(self, kind: str, message: dict[str, Any]) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
@@ -25,6 +28,14 @@ class KvChannel:
         from ray.experimental.internal_kv import _internal_kv_exists
 
         return bool(_internal_kv_exists(f"{self._prefix}/stop"))
+
+    def notice(self) -> Notice | None:
+        import ray.train
+
+        found = ray.train.get_preemption_info()
+        if found is None:
+            return None
+        return Notice(tuple(found.preempted_ranks), None if found.deadline_ms is None else found.deadline_ms / 1000)
 
     def abandon(self) -> None:
         os._exit(1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), context.get_local_rank())
-    channel: Channel = KvChannel(config["prefix"], ranks.rank)
+    channel: Channel = KvChannel(config["prefix"], ranks.rank, watches_machines=config["watches_machines"])
     return guarded(config["worker_fn"], config["spec"], ranks, channel, os.environ[_RENDEZVOUS])
 
 
@@ -91,21 +92,24 @@ class RayLaunch:
     dies_with_its_worker = False
 
     def __init__(
-        self, worker_fn: WorkerFn, spec: dict[str, Any], cluster: ClusterConfig, world_size: int, *, debug: bool = False
+        self, worker_fn: WorkerFn, spec: dict[str, Any], cluster: ClusterConfig, sizes: Sequence[int], *, debug: bool = False
     ) -> None:
+        """sizes: the numbers of workers with which the run can be, ascending; several where it is elastic."""
         self._prefix = f"scaling/{uuid.uuid4().hex}"
         self._inbox = KvInbox(self._prefix)
         self._spec = spec
-        self._train_config = {"worker_fn": worker_fn, "spec": spec, "prefix": self._prefix}
+        watched = cluster.kind == "existing"
+        self._train_config = {"worker_fn": worker_fn, "spec": spec, "prefix": self._prefix, "watches_machines": watched}
         self._cluster = cluster
-        self._world_size = world_size
-        self._ray = RayCluster(cluster, world_size, helpers=_HELPERS, debug=debug)
+        self._sizes = sizes
+        self._ray = RayCluster(cluster, sizes[-1], helpers=_HELPERS, debug=debug)
         self._storage = Path(spec["run_dir"]) / ".ray"
         self._connected = threading.Event()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
         self._stop_wanted = False
+        self._own_words: list[tuple[str, dict[str, Any]]] = []
         self._over = threading.Event()
         self._release = threading.Event()
 
@@ -137,33 +141,51 @@ class RayLaunch:
         remove_tree(self._storage)
 
     def _fit(self) -> dict[str, Any]:
+        """Train to the end, under another controller where one dies: its workers end with it."""
+        from ray.exceptions import RayActorError
+
+        n_lost = 0
+        while True:
+            try:
+                result = self._trainer().fit()
+            except RayActorError:
+                n_lost += 1
+                if n_lost > self._cluster.max_failures:
+                    raise
+                self._own_words.append(("controller_lost", {}))
+            else:
+                assert result.return_value is not None
+                return result.return_value
+
+    def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-        gpu = self._cluster.device.kind == "gpu"
-        resources = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": float(self._cluster.threads_per_worker)}
-        trainer = _trainer_class(self._ray.embedded)(
+        cluster, sizes = self._cluster, self._sizes
+        gpu = cluster.device.kind == "gpu"
+        resources = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": float(cluster.threads_per_worker)}
+        failure_config: Any = FailureConfig  # of Ray Train's second version, which has more fields than the first that types know
+        n_workers: Any = sizes[-1] if len(sizes) == 1 else (sizes[0], sizes[-1])
+        return _trainer_class(self._ray.embedded, sizes)(
             _worker,
             train_loop_config=self._train_config,
             backend_config=_make_backend(str(self._ray.session) if self._ray.session else None),
-            scaling_config=ScalingConfig(num_workers=self._world_size, use_gpu=gpu, resources_per_worker=resources),
+            scaling_config=ScalingConfig(num_workers=n_workers, use_gpu=gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 # A fresh name each time: our manifests are the truth about checkpoints, Ray's snapshot is none of them.
                 name=uuid.uuid4().hex,
                 storage_path=str(self._storage),
-                failure_config=FailureConfig(max_failures=self._cluster.max_failures),
+                failure_config=failure_config(max_failures=cluster.max_failures, max_preemption_failures=cluster.max_preemptions),
                 callbacks=[_loss_teller(self._prefix)],
             ),
         )
-        result = trainer.fit()
-        assert result.return_value is not None
-        return result.return_value
 
     def receive(self) -> list[tuple[str, dict[str, Any]]]:
         if not self._connected.is_set():
             return []
         if self._stop_wanted:
             self._inbox.request_stop()
-        return self._inbox.receive()
+        own, self._own_words = self._own_words, []
+        return own + self._inbox.receive()
 
     def request_stop(self) -> None:
         self._stop_wanted = True
@@ -187,11 +209,15 @@ def _import_ray_train() -> None:
     import ray.train.v2.api.data_parallel_trainer  # noqa: F401
 
 
-def _trainer_class(embedded: bool) -> Callable[..., Any]:
+def _trainer_class(embedded: bool, sizes: Sequence[int]) -> Callable[..., Any]:
     if embedded:
         from scaling.launch.embedded import EmbeddedTrainer
 
         return EmbeddedTrainer
+    if len(sizes) > 1:
+        from scaling.launch.elastic import ElasticTrainer
+
+        return partial(ElasticTrainer, sizes=sizes)
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     return DataParallelTrainer

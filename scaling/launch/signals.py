@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,12 +12,16 @@ from scaling.cli import EXIT_STOPPED
 
 
 class StopSignals:
-    """While entered, signals set `received` to their name instead of ending the process. For the main thread."""
+    """While entered, signals set `received` to their name instead of ending the process. For the main thread.
+
+    received_s: when the first came, in seconds since the epoch.
+    """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.received_s: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -41,4 +46,4 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             os._exit(EXIT_STOPPED)
         signal.alarm(0)  # the signal may have come through Ray's handler: see `renew`
-        self.received = signal.Signals(number).name
+        self.received, self.received_s = signal.Signals(number).name, self.received_s or time.time()

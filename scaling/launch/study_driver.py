@@ -17,6 +17,7 @@ from rich.console import Console
 from scaling.channel import decode_error
 from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
+from scaling.data.opened import Corpus
 from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError
 from scaling.files import disk_error
@@ -29,7 +30,6 @@ from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import finish
 from scaling.launch.watch import told
 from scaling.metrics.wandb_sink import log_results
-from scaling.plan.choose import usable_bytes
 from scaling.plan.machine import check_available, n_devices
 from scaling.study.branch import reached, take_over
 from scaling.study.results import Row, result_rows, results_table, write_results
@@ -125,13 +125,14 @@ class _Attempt:
         assert trial.plan is not None
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
-        self._corpus_dir, skipped = corpus
+        corpus_dir, skipped = corpus
+        self._corpus = Corpus.open(corpus_dir, skipped)
         self._fatal: ScalingError | None = None
         self._troubles = Troubles(self.plan.layout.world_size)
         run_dir = trial.run_dir
         self.began_s = now_s = time.time()
         spec = {
-            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(self._corpus_dir),
+            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
         }  # fmt: skip
         self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
@@ -167,7 +168,7 @@ class _Attempt:
     def complete(self, result: dict[str, Any]) -> float:
         """Write the end of a finished run; returns the seconds it trained, over its devices."""
         trial = self.trial
-        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus_dir, result)
+        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus, result)
         seconds: float = summary["training_s"] * self.plan.layout.world_size
         return seconds
 
@@ -252,7 +253,7 @@ class _Runner:
     def _shares_device(self, trial: Trial) -> bool:
         """Whether its memory leaves room for the other trials of a device."""
         assert trial.plan is not None
-        return trial.plan.memory.need() * self._study.config.trials_per_device <= usable_bytes(trial.config)
+        return trial.plan.device_holds(self._study.config.trials_per_device)
 
     def _trunk_of(self, trial: Trial) -> Trial | None:
         if trial.branch is None:

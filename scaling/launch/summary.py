@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -11,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.config import RunConfig
-from scaling.data.shards import CorpusIndex
+from scaling.data.opened import Corpus
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
+from scaling.plan.calibrate import learn
 from scaling.plan.layout import RunPlan
 from scaling.rundir import RunDir
 from scaling.units import format_count, format_duration, format_flops
@@ -27,31 +27,42 @@ _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
 """Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
 
 
-def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
+def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
     from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
 
-    baselines = _baselines(config, corpus_dir)
+    baselines = _baselines(config, corpus)
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
     summary["energy_kwh"] = _energy_kwh(config, summary["device_s"])
+    if config.plan.calibrate_from_run and plan.time is not None and summary["tokens_per_s"]:
+        predicted = plan.time.tokens_per_s * plan.time_scale
+        path, scale = learn(
+            config, run=str(run_dir.path), n_devices=plan.layout.world_size, predicted=predicted, measured=summary["tokens_per_s"]
+        )
+        summary["calibration"] = {"file": str(path), "time_scale": scale}
     run_dir.write_summary(summary)
     run_dir.event("finished", step=result["step"], world_size=plan.layout.world_size)
     return summary
 
 
-def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus."""
+def _baselines(config: RunConfig, corpus: Corpus) -> dict[str, float]:
+    """What counting reaches on the held-out targets; none for a large corpus, a mixture, or one without its damaged shards."""
     from scaling.data.baselines import baselines  # torch too
 
-    index, scored = CorpusIndex.load(corpus_dir), config.objective.kind != "causal_lm"
-    if sum(shard.n_tokens for shard in index.split("train")) > _BASELINE_TOKENS:
+    if corpus.mixed or corpus.skipped or corpus.n_tokens("train") > _BASELINE_TOKENS:
         return {}
-    key = (index.fingerprint, config.semantic_hash if scored else "")
+    key = (corpus.fingerprint, "" if config.objective.kind == "causal_lm" else config.semantic_hash)
     if key not in _KNOWN_BASELINES:
-        _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
+        _KNOWN_BASELINES[key] = baselines(config, corpus.location)
     return _KNOWN_BASELINES[key]
+
+
+def _calibration(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"times on these devices x {found['time_scale']:.3g}: plan.calibrate={found['file']} plans with it"
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
@@ -125,6 +136,7 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
         "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
         "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s" if summary["tokens_per_s"] else "unknown",
+        "calibration": _calibration(summary.get("calibration")),
         "loss curve": str(run_dir.path / CURVE),
         "record": str(run_dir.metrics),
     }

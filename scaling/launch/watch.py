@@ -51,6 +51,10 @@ class Watch:
             self._progress.show(message)
         elif kind == "fatal":
             raise decode_error(message)
+        elif kind == "controller_lost":
+            reason = "Ray Train's controller ended without a word"
+            self._run_dir.event("worker_failed", failure="controller", ranks=[], reason=reason)
+            self._progress.say(f"{reason}; its workers are started again under another.")
         elif kind in ("crashed", "hung", "lost"):
             self._troubles.add(kind, message)
             self._heard_s = self._heard_s or time.monotonic()
@@ -109,7 +113,14 @@ def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None
             f"Step {message['from_step']} is bad, {message['reason']}: going back to step {message['step']}, and on without "
             f"sequences {first} to {end - 1}."
         )
+    elif kind == "preemption_notice":
+        ranks = ", ".join(str(rank) for rank in message["ranks"])
+        then = "too few would stay, so the run stops" if message["ends_run"] else "the run goes on with the others"
+        say(f"The machines of ranks {ranks} are taken back in {message['left_s']:.0f} s: a checkpoint is written, and {then}.")
     elif kind == "step_skipped":
         say(f"The update of step {message['step']} is left out: {message['reason']}.")
+    elif kind == "data_stalled":
+        shards = ", ".join(message["shards"]) or "its batch"
+        say(f"Rank {message['rank']} has waited {message['waited_s']:.0f} s for {shards}.")
     elif kind == "checkpoint_damaged":
         say(f"Passing over a damaged checkpoint, {message['path']}: {message['reason']}.")

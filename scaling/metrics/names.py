@@ -41,6 +41,16 @@ RUN_WORLD_SIZE: Final = "run/world_size"
 RUN_GOODPUT: Final = "run/goodput"
 
 
+def data_share(component: str) -> str:
+    """Of a mixture: the part of the sequences so far that came from a component."""
+    return f"data/share/{component}"
+
+
+def data_epochs(component: str) -> str:
+    """Of a mixture: how often all of a component was read."""
+    return f"data/epochs/{component}"
+
+
 def eval_metric(task: str, metric: str) -> str:
     """The name of a task's metric: eval_metric("lambada", "accuracy") is "eval/lambada/accuracy"."""
     return f"eval/{task}/{metric}"

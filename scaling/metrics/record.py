@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricLog:
-    """Appends records to `path` and passes each on to the sinks, the views of the record."""
+    """Appends records to `path` and passes each on to the sinks, the views of the record.
 
-    def __init__(self, path: Path, sinks: Iterable[Sink] = ()) -> None:
+    check: called before each, to raise where the run is somebody else's by now.
+    """
+
+    def __init__(self, path: Path, sinks: Iterable[Sink] = (), check: Callable[[], None] = lambda: None) -> None:
         self.path = Path(path)
+        self._check = check
         self._sinks = list(sinks)
         self._last_step = -1
         self._kinds: set[str] = set()
@@ -37,6 +41,7 @@ class MetricLog:
         A step may have several records of different kinds; a kind is the first part of the first name (train, val,
         eval). No (step, kind) repeats and no step goes back, which is asserted. Raises RunDirError.
         """
+        self._check()
         kind = next(iter(values), "").split("/")[0]
         if step != self._last_step:
             assert step > self._last_step, f"step {step} recorded after step {self._last_step}"

@@ -24,17 +24,25 @@ QUESTION = ("source", "system", "model", "n_layers", "hidden", "gpu", "gpu_mem_g
 
 @dataclass(frozen=True)
 class Scored:
-    """A row and what was predicted of it; mfu is scaled where the source was calibrated. `kept`: it counts for the errors."""
+    """A row and what was predicted of it; mfu is scaled where the source was calibrated, and `spread` half of its 80 % interval
+    in the logarithm. `kept`: it counts for the errors."""
 
     case: Case
     prediction: Prediction
     mfu: float | None
+    spread: float
     kept: bool = True
+
+    @property
+    def mfu_interval(self) -> list[float] | None:
+        return None if self.mfu is None else [self.mfu * math.exp(sign * self.spread) for sign in (-1, 1)]
 
 
 def score(cases: Sequence[Case], constants: Constants = CONSTANTS, *, calibrate: bool = False) -> list[Scored]:
-    """Predict every row. calibrate: one row of each source, of median predicted MFU, gives its scale and counts no more."""
-    rows = [Scored(case, prediction, prediction.mfu) for case in cases if (prediction := predict_case(case, constants))]
+    """Predict every row. calibrate: one row of each source gives its scale and counts no more: the middle one of the half of
+    higher predicted MFU, since the rates of others depend on more than the machine."""
+    found = [(case, predict_case(case, constants)) for case in cases]
+    rows = [Scored(case, prediction, prediction.mfu, constants.time_spread) for case, prediction in found]
     if not calibrate:
         return rows
     done = []
@@ -43,9 +51,11 @@ def score(cases: Sequence[Case], constants: Constants = CONSTANTS, *, calibrate:
         if len(measured) < 2:
             done += group
             continue
-        chosen = measured[len(measured) // 2]
+        chosen = measured[3 * len(measured) // 4]
         scale = time_scale([chosen.case], constants)
-        done += [Scored(row.case, row.prediction, row.mfu / scale if row.mfu else None, kept=row is not chosen) for row in group]
+        for row in group:
+            mfu = row.mfu / scale if row.mfu else None
+            done.append(Scored(row.case, row.prediction, mfu, constants.calibrated_spread, kept=row is not chosen))
     return done
 
 
@@ -69,8 +79,10 @@ def row_results(rows: Sequence[Scored], constants: Constants = CONSTANTS) -> lis
             "memory_interval_gb": [round(seen_bytes(row) / 2**30 * math.exp(s * constants.memory_spread), 3) for s in (-1, 1)],
             "need_gb": round(row.prediction.need_bytes / 2**30, 3),
             "fits": row.prediction.fits,
+            "verdict": row.prediction.verdict,
+            "p_fits": row.prediction.p_fits,
             "mfu": row.mfu,
-            "mfu_interval": None if row.mfu is None else [row.mfu * math.exp(s * constants.time_spread) for s in (-1, 1)],
+            "mfu_interval": row.mfu_interval,
             "measured": {"mfu": row.case.mfu, "fits": row.case.fits, "memory_gb": _gb(row.case.peak_memory_bytes)},
         }
         for row in rows
@@ -85,9 +97,9 @@ def _errors(rows: Sequence[Scored], constants: Constants) -> dict[str, Any]:
     labelled = [row for row in rows if row.case.fits is not None]
     oom, fitting = [row for row in labelled if not row.case.fits], [row for row in labelled if row.case.fits]
     memory = [math.log(seen_bytes(row) / row.case.peak_memory_bytes) for row in rows if row.case.peak_memory_bytes]
-    pairs = [(row.mfu, row.case.mfu) for row in rows if row.kept and row.case.mfu and row.mfu]
-    errors = [abs(predicted / measured - 1) for predicted, measured in pairs]
-    inside = [abs(math.log(predicted / measured)) <= constants.time_spread for predicted, measured in pairs]
+    pairs = [(row.mfu, row.case.mfu, row.spread) for row in rows if row.kept and row.case.mfu and row.mfu]
+    errors = [abs(predicted / measured - 1) for predicted, measured, _ in pairs]
+    inside = [abs(math.log(predicted / measured)) <= spread for predicted, measured, spread in pairs]
     first, three = _choices(rows)
     return {
         "rows": len(rows),
@@ -103,7 +115,7 @@ def _errors(rows: Sequence[Scored], constants: Constants) -> dict[str, Any]:
         "mfu_median": _quantile(errors, 0.5),
         "mfu_p90": _quantile(errors, 0.9),
         "mfu_inside": _share(inside),
-        "baseline_median": _quantile([abs(BASELINE_MFU / measured - 1) for _, measured in pairs], 0.5),
+        "baseline_median": _quantile([abs(BASELINE_MFU / measured - 1) for _, measured, _ in pairs], 0.5),
         "choices": len(first),
         "choice_first": statistics.fmean(first) if first else None,
         "choice_three": statistics.fmean(three) if three else None,

@@ -116,7 +116,7 @@ def _mask_bytes(config: RunConfig, length: int, width: int) -> int:
         return width * config.model.n_heads * length
     if config.position.kind == "relative_bias":
         return 4 * config.model.n_heads * length
-    return 4 * length if config.objective.separate_documents else 0
+    return 0 if config.data.attend_across_documents else 4 * length
 
 
 def _relative_vectors(config: RunConfig, causal: bool) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from scaling.plan.constants import CONSTANTS, Constants
 from scaling.plan.degrees import Layout, Offload
 from scaling.plan.machine_model import Machine
+from scaling.plan.memory_model import host_bytes_of
 from scaling.plan.predict import Prediction
 from scaling.plan.search import Ranking, search
 from scaling.plan.setting import Setting
@@ -47,56 +47,65 @@ def why_first(ranking: Ranking) -> str:
     )
 
 
-def what_would_help(setting: Setting, ranking: Ranking, batch: int, constants: Constants = CONSTANTS) -> str | None:
-    """The single change, of a few that can be bought or set, after which the best layout is fastest."""
+def what_would_help(setting: Setting, ranking: Ranking, batch: int, again: Callable[[Setting, int], Ranking]) -> str | None:
+    """The single change, of a few that can be bought or set, after which the best layout is fastest. again: ranks the same
+    layouts in another setting or with another global batch."""
     best = _rate(ranking)
     if best is None:
         return None
-    machine = setting.machine
-    changes: list[tuple[str, Setting, int]] = [
-        ("twice the memory a device", replace(setting, machine=replace(machine, memory_bytes=2 * machine.memory_bytes)), batch),
-        ("twice the global batch", setting, 2 * batch),
-    ]
-    if machine.intra_bytes_per_s and machine.n_devices > 1:
-        faster = replace(machine, intra_bytes_per_s=2 * machine.intra_bytes_per_s)
-        changes.append(("links within a node twice as fast", replace(setting, machine=faster), batch))
-    if machine.inter_bytes_per_s and machine.n_nodes > 1:
-        faster = replace(machine, inter_bytes_per_s=2 * machine.inter_bytes_per_s)
-        changes.append(("links between nodes twice as fast", replace(setting, machine=faster), batch))
-    gains = [
-        (rate / best - 1, name) for name, other, size in changes if (rate := _rate(search(other, size, constants=constants)))
-    ]
+    gains = [(rate / best - 1, name) for name, other, size in _changes(setting, batch) if (rate := _rate(again(other, size)))]
     gain, name = max(gains, default=(0.0, ""))
     return f"Most would help: {name}, {gain:+.1%} tokens/s." if gain > 0.005 else "No single change tried would gain 0.5 %."
 
 
-def what_would_fit(setting: Setting, ranking: Ranking, batch: int, constants: Constants = CONSTANTS) -> Iterator[str]:
-    """Where nothing fits: how far off the smallest layout is, and what would do, with numbers."""
-    smallest, machine = ranking.smallest, setting.machine
-    if smallest is None:
-        yield "No layout is legal on these devices; --refused lists the rules."
-        return
-    usable = constants.usable * machine.memory_bytes
-    yield (
-        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, "
-        f"and {format_bytes(usable)} of {format_bytes(machine.memory_bytes)} can be used."
-    )
+def _changes(setting: Setting, batch: int) -> Iterator[tuple[str, Setting, int]]:
+    machine = setting.machine
+    yield "twice the memory a device", replace(setting, machine=replace(machine, memory_bytes=2 * machine.memory_bytes)), batch
+    yield "twice the global batch", setting, 2 * batch
+    if machine.intra_bytes_per_s and machine.n_devices > 1:
+        faster = replace(machine, intra_bytes_per_s=2 * machine.intra_bytes_per_s)
+        yield "links within a node twice as fast", replace(setting, machine=faster), batch
+    if machine.inter_bytes_per_s and machine.n_nodes > 1:
+        faster = replace(machine, inter_bytes_per_s=2 * machine.inter_bytes_per_s)
+        yield "links between nodes twice as fast", replace(setting, machine=faster), batch
+    if setting.compiled is not None:
+        yield "train.compile=true", replace(setting, engines=setting.compiled), batch
+
+
+def what_would_fit(setting: Setting, batch: int) -> Iterator[str]:
+    """Where nothing fits: offloading, or more devices, with numbers."""
+    machine = setting.machine
     offloads: tuple[Offload, ...] = ("optimizer", "parameters")
     for offload in offloads:
-        found = search(setting, batch, constants=constants, offload=offload)
+        found = search(setting, batch, offload=offload)
         if found.fitting:
-            yield f"With offload={offload} it fits: {_needs(found.fitting[0])}."
+            first = found.fitting[0]
+            host = host_bytes_of(setting.work, first.layout, setting.engines["deepspeed"]) * machine.devices_per_node
+            own = f"if a node has {format_bytes(host)} of its own to spare"
+            yield f"With layout.offload={offload} it fits, {own}: {_needs(first)}."
             break
     else:
         yield "Offloading does not make it fit."
     larger = _doubled(machine)
     while larger.n_devices <= MOST_DEVICES:
-        found = search(replace(setting, machine=larger), batch, constants=constants)
+        found = search(replace(setting, machine=larger), batch)
         if found.fitting:
             yield f"On {larger.n_devices} such devices it fits: {_needs(found.fitting[0])}."
             return
         larger = _doubled(larger)
     yield f"No number of such devices up to {MOST_DEVICES} is enough: use a shorter train.seq_len, or devices with more memory."
+
+
+def how_far_off(ranking: Ranking, machine: Machine) -> str:
+    """The smallest legal layout, where none fits."""
+    smallest = ranking.smallest
+    if smallest is None:
+        return "No layout is legal on these devices; --refused lists the rules."
+    return (
+        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, and "
+        f"{format_bytes(smallest.usable_bytes)} of {format_bytes(machine.memory_bytes)} can be used: it would run with a "
+        f"probability of {smallest.p_fits:.0%}."
+    )
 
 
 def _doubled(machine: Machine) -> Machine:
@@ -111,9 +120,7 @@ def _needs(found: Prediction) -> str:
 
 
 def _rate(ranking: Ranking) -> float | None:
-    if not ranking.fitting or ranking.fitting[0].tokens_per_s_per_device is None:
-        return None
-    return ranking.fitting[0].tokens_per_s_per_device * ranking.fitting[0].layout.world_size
+    return ranking.fitting[0].tokens_per_s if ranking.fitting else None
 
 
 def _kind(layout: Layout) -> Layout:

@@ -23,6 +23,13 @@ _DRIVER_NAMES = {
     "L4": "L4-24GB",
     "L40S": "L40S-48GB",
     "GeForce RTX 4090": "RTX4090-24GB",
+    "GeForce RTX 3090": "RTX3090-24GB",
+    "A800-SXM4-80GB": "A800-80GB",
+    "H800": "H800-80GB",
+    "H20": "H20-96GB",
+    "A40": "A40-48GB",
+    "RTX A6000": "A6000-48GB",
+    "Tesla T4": "T4-16GB",
 }
 """Driver's name without the vendor -> file in conf/cluster/device. The PCIe cards of the same names have lower peaks and are
 left out: for a card that is not here the peak is unknown."""
@@ -87,4 +94,5 @@ def _plain(name: str) -> str:
     """NVIDIA A100-SXM4-80GB -> a100-80gb"""
     text = re.sub(r"nvidia|tesla|geforce|amd|instinct", "", name.lower()).strip()
     text = re.sub(r"[ _-]*(sxm\d?|pcie|nvl|hbm3e?|hbm2e?)", "", text)
+    text = re.sub(r"rtx[ _-]*(?=a\d)", "", text)  # RTX A6000 is A6000, RTX 4090 is RTX4090
     return re.sub(r"[ _]+", "-", text.replace("rtx ", "rtx").replace("rtx-", "rtx")).strip("-")

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scaling.config import RunConfig
+from scaling.errors import PlanError
 from scaling.plan.budget import schedule_tokens, token_budget, tokens_per_step
 from scaling.plan.choose import choose_layout
+from scaling.plan.constants import CONSTANTS
 from scaling.plan.counts import ModelCounts, count
 from scaling.plan.degrees import Layout
 from scaling.plan.machine import n_devices
 from scaling.plan.memory import estimate_memory
 from scaling.plan.memory_model import MemoryEstimate
+from scaling.plan.predict import SURE, p_fits
 from scaling.plan.setting import usd_per_device_hour
 from scaling.plan.time import TimeEstimate, estimate_time
 
@@ -23,6 +26,7 @@ class RunPlan:
 
     n_tokens         of the whole run, n_steps x tokens_per_step
     decay_tokens     of the final decay of schedule=wsd, else 0
+    time_scale       factor on predicted times (plan.calibrate), which `time` has in it
     flops            of the whole run, without recomputation
     usd, kwh         of all devices of the cluster, used or not; kwh at the board power limit, without host or cooling
     """
@@ -38,9 +42,14 @@ class RunPlan:
     memory: MemoryEstimate
     device_memory_bytes: int
     time: TimeEstimate | None
+    time_scale: float
     hours: float | None
     usd: float | None
     kwh: float | None
+
+    def device_holds(self, n_workers: int) -> bool:
+        """Whether so many workers of such a run surely fit on one device together."""
+        return p_fits(n_workers * self.memory.need, CONSTANTS.usable * self.device_memory_bytes) >= SURE
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, nested as the fields are; memory also has its total."""
@@ -50,15 +59,27 @@ class RunPlan:
         return plan
 
 
-def make_plan(config: RunConfig) -> RunPlan:
+def make_plan(config: RunConfig, *, time_scale: float = 1.0) -> RunPlan:
     """Plan the run of a configuration whose cluster is resolved (`machine.resolve_cluster`). Takes nothing and starts nothing.
 
-    Raises PlanError when no legal layout fits, an explicit one breaks a rule, or the schedule is longer than the run.
+    Raises PlanError when no legal layout fits, an explicit one breaks a rule, the schedule is longer than the run, or what is
+    planned is not what would run.
     """
     warmup, decay = schedule_tokens(config)
+    if config.plan.fp8:
+        raise PlanError("plan.fp8=true plans products in 8 bits, which no engine here runs", None, "Leave plan.fp8=false to run.")
     layout, counts, n_tokens = choose_layout(config), count(config), token_budget(config)
     n_steps = n_tokens // tokens_per_step(config)
     time = estimate_time(config, layout)
+    if time is None and config.plan.calibrate_from_run:
+        raise PlanError(
+            f"plan.calibrate_from_run=true: times on {config.cluster.device.name} are not predicted, so cannot be compared",
+            f"cluster={config.cluster.name}",
+            "Set cluster.device.peak_tflops_fp32 or peak_tflops_bf16, cluster.device.memory_gb_per_s and "
+            "cluster.intra_node_gb_per_s, or use devices of conf/cluster/device.",
+        )
+    if time is not None:
+        time = time.scaled(time_scale)
     hours = n_steps * time.step_time_s / 3600 if time is not None else None
     cluster = config.cluster
     return RunPlan(
@@ -73,6 +94,7 @@ def make_plan(config: RunConfig) -> RunPlan:
         memory=estimate_memory(config, layout),
         device_memory_bytes=round((cluster.device.memory_gb or 0) * 1e9),
         time=time,
+        time_scale=time_scale,
         hours=hours,
         usd=_of_cluster(config, hours, usd_per_device_hour(config)),
         kwh=_of_cluster(config, hours, cluster.device.power_w, scale=1e-3),

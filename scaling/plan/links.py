@@ -44,3 +44,11 @@ def group_bytes_per_s(layout: Layout, machine: Machine, constants: Constants, *,
     assert machine.inter_bytes_per_s is not None
     together = max(1, machine.devices_per_node // layout.tp)
     return min(intra, constants.fabric_inter * machine.inter_bytes_per_s * together)
+
+
+def node_bytes_per_s(machine: Machine, constants: Constants) -> float:
+    """Rate of a ring with one rank a node, as between the copies of a shard: each has its own share of the ports."""
+    assert machine.intra_bytes_per_s is not None
+    if machine.n_nodes == 1 or machine.inter_bytes_per_s is None:
+        return constants.fabric_intra * machine.intra_bytes_per_s
+    return constants.fabric_inter * machine.inter_bytes_per_s

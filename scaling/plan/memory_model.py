@@ -26,7 +26,7 @@ class MemoryEstimate:
     communication  buckets in which gradients are sent
     rings          NCCL's buffers
     runtime        the process, or the device's context and libraries
-    fragments      what the allocator reserves and does not use; most of it is given back when memory is short
+    fragments      what the allocator reserves and does not use; it is given back when memory is short
     """
 
     weights: int
@@ -54,9 +54,10 @@ class MemoryEstimate:
         within = self.total - self.runtime - self.rings
         return {"device": self.total, "reserved": within, "allocated": within - self.fragments}[metric]
 
-    def need(self, constants: Constants = CONSTANTS) -> float:
-        """The least with which the step runs: under pressure the allocator gives cached blocks back."""
-        return self.total - constants.squeezed * self.fragments
+    @property
+    def need(self) -> int:
+        """The least with which the step runs: when memory is short the allocator gives cached blocks back."""
+        return self.total - self.fragments
 
 
 def memory_of(
@@ -68,6 +69,18 @@ def memory_of(
         return first
     last = _stage(work, layout, software, gpu, constants, last=True, first=False)
     return max(first, last, key=lambda estimate: estimate.total)
+
+
+def host_bytes_of(work: Workload, layout: Layout, software: Software) -> int:
+    """States of one rank that its host's memory holds: with offload=optimizer masters, moments and an fp32 gradient, with
+    offload=parameters weights and gradients besides."""
+    if layout.offload == "none":
+        return 0
+    own = stage_params(work, layout, first=True, last=layout.pp == 1) / layout.shards
+    moved = software.optimizer_bytes + 4
+    if layout.offload == "parameters":
+        moved += software.weight_bytes + software.gradient_bytes
+    return round(own * moved)
 
 
 def _stage(
@@ -138,20 +151,34 @@ def _block_activations(work: Workload, layout: Layout, software: Software, n_in_
     """What the forward keeps for the backward on one rank, the loss apart; and of one block what is made anew."""
     stage_share = blocks_of_stage(work, layout) / work.n_blocks
     residual_tp = layout.tp if layout.sequence_parallel else 1
-    total = one_block = positions = 0.0
+    total = most_anew = positions = 0.0
     for stack in work.stacks:
         here = layout.micro_batch_size * stack.length / layout.sp
-        kept = here * block_bytes_per_token(work, stack, layout, software)
-        one_block = max(one_block, kept)
+        block = kept = here * block_bytes_per_token(work, stack, layout, software)
         positions += here
         if layout.activation_checkpointing == "full":
             partition = layout.tp if software.partitions_checkpoints else residual_tp
             kept = here * software.residual_width * work.d_model / partition
+            most_anew = max(most_anew, block)
         elif layout.activation_checkpointing == "selective":
-            kept = here * block_bytes_per_token(work, stack, layout, software, core=False)
+            kept = min(block, here * _selected_bytes_per_token(work, stack, layout, software))
+            most_anew = max(most_anew, block - kept)
         total += stack.n_blocks * stage_share * kept * n_in_flight
-    anew = one_block if layout.activation_checkpointing != "none" else 0.0
-    return total + positions * 2 * software.residual_width * work.d_model / residual_tp, anew
+    return total + positions * 2 * software.residual_width * work.d_model / residual_tp, most_anew
+
+
+def _selected_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software: Software) -> float:
+    """What selective recomputation keeps of a block: all but attention's T x T; or its input, what attention made, and what
+    products made: queries, keys, values, two of d_model, one of d_ff (two where gated), or of these every second."""
+    if software.selective == "core":
+        return block_bytes_per_token(work, stack, layout, software, core=False)
+    part = 0.5 if software.selective == "half" else 1.0
+    cross = work.q_width + 2 * work.kv_width * stack.cross_length / stack.length if stack.cross_length else 0.0
+    products = work.q_width + 2 * work.kv_width + cross + (2 if work.gated else 1) * work.experts_per_token * work.d_ff
+    attention = work.q_width * (2 if stack.cross_length else 1)
+    whole = software.residual_width * work.d_model + part * software.width * (3 if stack.cross_length else 2) * work.d_model
+    shared = software.width * (attention + part * products) + 4 * work.n_heads
+    return whole / (layout.tp if layout.sequence_parallel else 1) + shared / layout.tp
 
 
 def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software: Software, *, core: bool = True) -> float:
@@ -168,10 +195,11 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     n_inputs = 3 + n_wide if width != residual else 2
     input_width = 1 if software.fp8 else width
     attention = 2 * work.q_width + 2 * work.kv_width
-    feed_forward = work.experts_per_token * (kept_ff + software.kept_ff_extra) * work.d_ff
+    feed_forward = work.experts_per_token * (kept_ff + software.kept_ff_extra - 1 + input_width / width) * work.d_ff
     if work.n_experts > 1:  # each expert's part of the input and of the output, the latter in fp32 before and after its weight
         feed_forward += work.experts_per_token * d_model * (1 + 8 // width)
     whole = residual * 2 * d_model + input_width * n_inputs * d_model + (2 * d_model if work.dropout else 0)
+    whole += 2 * software.kept_norm * d_model if work.gated else 0
     shared = width * (attention + feed_forward) + 4 * work.n_heads + (stack.extra_bytes if core else 0)
     if software.attention != "fused" and core:
         kept = 2 * width + 1 if work.dropout else width
@@ -187,10 +215,11 @@ def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
     log-probabilities, of all the gradient of the head's V x D matrix in fp32, one chunk's part of it, and of the input."""
     width = software.width
     tokens = layout.micro_batch_size * work.head_positions / layout.sp
+    entries = software.vocabulary(work.vocab_size, layout.tp)
     if software.loss_chunk_rows is None:
-        return software.logit_bytes * tokens * work.vocab_size / layout.tp
+        return software.logit_bytes * tokens * entries
     rows = min(tokens, software.loss_chunk_rows)
-    return (4 + width) * work.vocab_size * (rows + work.d_model) / layout.tp + width * tokens * work.d_model
+    return (4 + width) * entries * (rows + work.d_model) + width * tokens * work.d_model
 
 
 def _gathered_bytes(work: Workload, layout: Layout, software: Software) -> float:

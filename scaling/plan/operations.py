@@ -11,16 +11,27 @@ from scaling.plan.machine_model import Machine
 from scaling.plan.software import Software
 from scaling.plan.workload import Stack, Workload
 
-ALIGNED = 64
-"""Widths of products that run at full rate on tensor cores are multiples of 128 bytes (NVIDIA, Matrix Multiplication
-Background User's Guide, section 2.1)."""
+ALIGNED, VECTOR = 64, 8
+"""Widths of products that run at full rate on tensor cores are multiples of 128 bytes, and those that run well at all of 16
+(NVIDIA, Matrix Multiplication Background User's Guide, section 2.2)."""
+
+FLASH = {1: 1.0, 2: 1.7, 3: 1.7}
+FLASH_3_HOPPER = 3.0
+"""Rate of fused attention over that of FlashAttention 1: 2 is 1.7 to 3.0 times as fast forward and backward (Dao 2023,
+arXiv:2307.08691, section 4.1), and on Hopper 3 is 1.5 to 2.0 times as fast as 2 (Shah et al. 2024, arXiv:2407.08608)."""
 
 FUSED_BACKWARD = 2.5
-"""Backward of fused attention makes five products where the forward makes two (Dao 2023, arXiv:2307.08691, section 3.1)."""
+"""Backward of fused attention makes five products where the forward makes two (Dao 2023, section 3.1)."""
 
-SCORE_PASSES = {"softmax": 13.0, "eager": 21.0}
-"""Bytes read and written for each score of 2 bytes in the forward: written by the product 2, read and written by mask,
-scale and softmax 4 (each for itself: 12), by dropout 5, read by the second product 2."""
+EAGER_SCORE_BYTES = 8.0
+"""Read and written for each score by scale and mask apart from the softmax: 4 each."""
+
+GATE_BYTES, ROTATION_BYTES, NORM_BYTES = 4, 12, 28
+"""Moved more than by one kernel, where each operation is a kernel, a value of 2 bytes (counted): SiLU and product of d_ff (10
+against 6); rotation of a query or key (16 against 4); RMSNorm in fp32, squared, averaged, scaled and cast back (32 against 4)."""
+
+PARTLY = 3
+"""Exponent with which host and device wait for each other: max(host, device) is infinity, their sum 1: assumption."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,11 @@ def block_work(work: Workload, stack: Stack, layout: Layout, software: Software,
     core, core_backward = _attention_s(work, stack, layout, software, tokens, machine, constants)
     rest = _elementwise_s(work, layout, software, tokens, machine, constants)
     launch = software.kernels * constants.kernel_s
-    forward = max(products + core + rest, launch)
-    backward = max(2 * products + core_backward + 1.6 * rest, 1.6 * launch)
-    again = {"none": 0.0, "selective": core, "full": forward}[layout.activation_checkpointing]
+    forward = _longer(products + core + rest, launch)
+    backward = _longer(2 * products + core_backward + 1.6 * rest, 1.6 * launch)
+    again = 0.0 if layout.activation_checkpointing == "none" else forward
+    if layout.activation_checkpointing == "selective":
+        again = {"core": core, "pointwise": rest, "half": products / 2 + rest}[software.selective]
     once = _tensor_traffic_s(work, layout, software, tokens, machine, constants)
     times = 3.0 if layout.activation_checkpointing == "full" else 2.0
     times *= 1.5 if stack.cross_length else 1.0  # three sublayers end in a sum instead of two
@@ -60,27 +73,39 @@ def block_work(work: Workload, stack: Stack, layout: Layout, software: Software,
 def head_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> Work:
     """Logits and loss."""
     tokens = layout.micro_batch_size * work.head_positions / layout.sp
-    product = product_s(tokens, work.vocab_size / layout.tp, work.d_model, machine, constants)
+    entries = software.vocabulary(work.vocab_size, layout.tp)
+    product = product_s(tokens, entries, work.d_model, machine, constants)
     assert machine.bytes_per_s is not None
-    passes = 2 * software.logit_bytes * tokens * work.vocab_size / layout.tp / (constants.bandwidth * machine.bytes_per_s)
+    passes = 2 * software.logit_bytes * tokens * entries / (constants.bandwidth * machine.bytes_per_s)
     return Work(3 * product + passes, 0.0, 2 * product + passes / 2)
 
 
 def product_s(rows: float, columns: float, inner: float, machine: Machine, constants: Constants, *, fp8: bool = False) -> float:
-    """Of a rows x inner by inner x columns product of 2-byte values: the slower of arithmetic and memory.
+    """Of a rows x inner by inner x columns product of 2-byte values: its arithmetic, and of its memory traffic a part.
 
-    The share of the peak falls as each dimension shrinks to that of a few tiles, and where widths are not aligned.
+    So the share of the peak falls as a dimension nears the machine's ratio of peak to bandwidth; and where widths are not
+    aligned.
     """
     assert machine.peak_flops_per_s is not None
     assert machine.bytes_per_s is not None
     share = gemm_share(machine, constants) * (constants.fp8 if fp8 else 1.0)
-    half = constants.gemm_half
-    slow = (1 + half / rows) * (1 + half / columns) * (1 + half / inner)
-    if machine.kind == "gpu" and (columns % ALIGNED or inner % ALIGNED):
-        slow *= constants.misaligned
+    slow = unaligned(machine, constants, columns, inner)
     arithmetic = 2 * rows * columns * inner * slow / (share * machine.peak_flops_per_s)
     memory = 2 * (rows * inner + inner * columns + rows * columns) / (constants.bandwidth * machine.bytes_per_s)
-    return max(arithmetic, memory)
+    return arithmetic + constants.gemm_memory * memory
+
+
+def unaligned(machine: Machine, constants: Constants, *widths: float) -> float:
+    """Factor on the time of a product whose widths do not suit tensor cores."""
+    if machine.kind == "cpu":
+        return 1.0
+    if any(width % VECTOR for width in widths):
+        return constants.unaligned
+    return constants.misaligned if any(width % ALIGNED for width in widths) else 1.0
+
+
+def _longer(device_s: float, host_s: float) -> float:
+    return float((device_s**PARTLY + host_s**PARTLY) ** (1 / PARTLY))
 
 
 def gemm_share(machine: Machine, constants: Constants) -> float:
@@ -113,14 +138,21 @@ def _attention_s(
     if software.attention == "fused":
         if stack.causal and stack.attended >= stack.length:
             flops /= 2
-        share = constants.attention_share * (constants.attention_hopper if machine.generation in ("hopper", "blackwell") else 1.0)
-        forward = flops / (rate * share)
+        forward = flops / (machine.peak_flops_per_s * _fused_share(software, machine, constants))
         return forward, FUSED_BACKWARD * forward
-    half, d_head = constants.gemm_half, work.d_head
-    slow = (1 + half / d_head) * (1 + half / stack.length) * (constants.misaligned if d_head % 8 else 1.0)
+    slow = unaligned(machine, constants, work.d_head)
     scores = tokens * seen * work.n_heads / layout.tp
-    passes = SCORE_PASSES[software.attention] * scores / (constants.bandwidth * machine.bytes_per_s)
+    moved = constants.score_bytes + (EAGER_SCORE_BYTES if software.attention == "eager" else 0)
+    passes = moved * software.width / 2 * scores / (constants.bandwidth * machine.bytes_per_s)
     return flops * slow / rate + passes, 2 * flops * slow / rate + 1.5 * passes
+
+
+def _fused_share(software: Software, machine: Machine, constants: Constants) -> float:
+    """Share of the dense peak that fused attention reaches."""
+    if machine.generation not in ("hopper", "blackwell"):
+        return constants.attention_share * FLASH[software.flash]
+    faster = FLASH_3_HOPPER if software.flash == 3 else FLASH[software.flash]
+    return constants.attention_share * constants.attention_hopper * faster
 
 
 def _elementwise_s(
@@ -128,13 +160,19 @@ def _elementwise_s(
 ) -> float:
     """Forward of norms (read and written), residual sums with bias and dropout, the activation, rotation of queries and keys.
 
-    22 values of 1 byte a d_model, of which sequence parallel ranks share; 4 (6 where gated) a d_ff; 4 a query and key.
+    22 values of 1 byte a d_model, of which sequence parallel ranks share; 4 (6 where gated) a d_ff; 4 a query and key. Of
+    blocks with a gate, which go with RMSNorm and rotation, what is not fused moves more.
     """
     assert machine.bytes_per_s is not None
-    whole = 11 * software.residual_width * work.d_model / (layout.tp if layout.sequence_parallel else 1)
-    wide = (3 if work.gated else 2) * work.experts_per_token * work.d_ff
-    shared = software.width * (wide + 2 * (work.q_width + work.kv_width)) / layout.tp
-    return software.elementwise * tokens * (whole + shared) / (constants.bandwidth * machine.bytes_per_s)
+    whole = software.elementwise * 11 * software.residual_width * work.d_model
+    d_ff, rotated = work.experts_per_token * work.d_ff, work.q_width + work.kv_width
+    shared = software.elementwise * software.width * ((3 if work.gated else 2) * d_ff + 2 * rotated)
+    if work.gated and not software.fuses_gate:
+        shared += software.width / 2 * (GATE_BYTES * d_ff + ROTATION_BYTES * rotated)
+    if work.gated and not software.fuses_norms:
+        whole += 2 * NORM_BYTES * work.d_model
+    each = whole / (layout.tp if layout.sequence_parallel else 1) + shared / layout.tp
+    return tokens * each / (constants.bandwidth * machine.bytes_per_s)
 
 
 def _tensor_traffic_s(
@@ -151,9 +189,15 @@ def _tensor_traffic_s(
 def _context_traffic_s(
     work: Workload, layout: Layout, software: Software, tokens: float, core_s: float, machine: Machine, constants: Constants
 ) -> float:
-    """Keys and values of a block passed around the sp ranks, forward and twice backward, behind attention."""
-    if layout.sp == 1:
+    """Of a block among the sp ranks. ring: keys and values passed around, forward and twice backward, behind attention. ulysses:
+    queries, keys, values and outputs dealt anew, forward and backward, which attention waits for."""
+    sp = layout.sp
+    if sp == 1:
         return 0.0
-    rate = tensor_bytes_per_s(layout.tp * layout.sp, machine, constants)
-    passed = 3 * (layout.sp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
-    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * layout.sp * constants.latency_s
+    rate = tensor_bytes_per_s(layout.tp * sp, machine, constants)
+    if layout.sp_attention == "ulysses":
+        dealt = 2 * (work.q_width + work.kv_width) * tokens / layout.tp * software.width
+        times = 3 if layout.activation_checkpointing == "full" else 2
+        return times * ((sp - 1) / sp * dealt / rate + 4 * constants.latency_s)
+    passed = 3 * (sp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
+    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * sp * constants.latency_s

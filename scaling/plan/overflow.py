@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 
 from scaling.config import RunConfig
 from scaling.errors import PlanError
-from scaling.plan.choose import divisors, parts
+from scaling.plan.candidates import divisors
+from scaling.plan.choose import parts
 from scaling.plan.degrees import Layout
 from scaling.plan.rules import broken_rule, not_run_here
 from scaling.plan.setting import setting_of

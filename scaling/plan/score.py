@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import ScalingError
+from scaling.errors import DataError, ScalingError
 from scaling.plan.accuracy import report, row_results, score
-from scaling.plan.table import read_cases
+from scaling.plan.table import read_table
 
 COLUMNS = (
     ("source", "", 18), ("rows", "rows", 5), ("verdict", "verdict_accuracy", 7), ("oom", "oom_recall", 6),
@@ -28,16 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the errors and every row's prediction")
     given = parser.parse_args(argv)
     try:
-        cases = [case for path in given.tables for case in read_cases(path)]
+        tables = [read_table(path) for path in given.tables]
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    rows = score(cases, calibrate=given.calibrate_one_per_source)
+    unread = [line for _, lines in tables for line in lines]
+    rows = score([case for cases, _ in tables for case in cases], calibrate=given.calibrate_one_per_source)
     errors = report(rows)
     print("\n".join(table_lines(errors)))
     if given.json:
-        given.json.write_text(json.dumps({"errors": errors, "rows": row_results(rows)}, indent=1) + "\n")
-    return 0
+        answer = {"errors": errors, "rows": row_results(rows), "unread": [str(line) for line in unread]}
+        given.json.write_text(json.dumps(answer, indent=1) + "\n")
+    if unread:
+        print(f"DataError: {len(unread)} rows were not scored (leave what is unknown blank):", *unread, sep="\n", file=sys.stderr)
+    return DataError.exit_code if unread else 0
 
 
 def table_lines(errors: dict[str, Any]) -> list[str]:

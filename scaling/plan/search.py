@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from scaling.plan.constants import CONSTANTS, Constants
 from scaling.plan.degrees import Checkpointing, Layout, Offload
@@ -18,36 +17,41 @@ MOST_MICRO_BATCH = 128
 """Sequences of a micro-batch, beyond which products have long been full: assumption."""
 
 ZERO_STAGES = (1, 2, 3)
-CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "full")
-"""Selective recomputation has nothing to drop: the attention of this package is fused, and keeps no T x T matrix."""
+CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """fitting: legal layouts that fit, the fastest first; smallest: of those that do not, the one that needs least."""
+    """fitting: legal layouts that fit, the preferred first; too_large: legal ones that do not, the one that needs least first;
+    refused: the others, with the rule that each breaks."""
 
     fitting: list[Prediction]
-    smallest: Prediction | None
+    too_large: list[Prediction]
     n_legal: int
     refused: list[tuple[Layout, str]]
 
+    @property
+    def smallest(self) -> Prediction | None:
+        """Of what does not fit."""
+        return self.too_large[0] if self.too_large else None
 
-def search(
-    setting: Setting, global_batch_size: int, *, constants: Constants = CONSTANTS, offload: Offload = "none",
-    wanted: Callable[[Layout], bool] | None = None, keep_refused: bool = False,
+
+def search(setting: Setting, global_batch_size: int, *, offload: Offload = "none") -> Ranking:
+    """Every legal layout that uses all devices, or where none can, as many as the global batch lets it."""
+    return rank(setting, global_batch_size, every_family(setting, global_batch_size, offload=offload))
+
+
+def rank(
+    setting: Setting, global_batch_size: int, families: Iterable[Iterable[Layout]], *, constants: Constants = CONSTANTS,
+    keep_refused: bool = False,
 ) -> Ranking:  # fmt: skip
-    """Predict every legal layout that uses all devices, or where none can, as many as the global batch lets it.
-
-    wanted: layouts to look at; None: all. Micro-batches beyond the first that does not fit are not predicted.
-    """
+    """Predict layouts. Those of a family need more memory from one to the next: of those that do not fit, the first is enough."""
     fitting: list[Prediction] = []
-    smallest: Prediction | None = None
+    too_large: list[Prediction] = []
     refused: list[tuple[Layout, str]] = []
     n_legal = 0
-    for family in _families(setting.work, setting.machine, global_batch_size, offload):
+    for family in families:
         for layout in family:
-            if wanted is not None and not wanted(layout):
-                continue
             rule = broken_rule(setting.work, setting.machine, layout, global_batch_size)
             if rule is not None:
                 if keep_refused:
@@ -56,52 +60,60 @@ def search(
             n_legal += 1
             found = setting.predict(layout, constants)
             if not found.fits:
-                if smallest is None or found.need_bytes < smallest.need_bytes:
-                    smallest = found
+                too_large.append(found)
                 break
             fitting.append(found)
-    fitting.sort(key=lambda found: _order(found, constants))
-    return Ranking(fitting, smallest, n_legal, refused)
+    fitting.sort(key=preference)
+    too_large.sort(key=lambda found: found.need_bytes)
+    return Ranking(fitting, too_large, n_legal, refused)
 
 
-def verdict(
-    found: Prediction, machine: Machine, constants: Constants = CONSTANTS
-) -> Literal["fits", "borderline", "does not fit"]:
-    """borderline: it fits as predicted, but not at the upper end of the 80 % interval."""
-    if not found.fits:
-        return "does not fit"
-    upper = found.need_bytes * (1 + constants.memory_spread)
-    return "fits" if upper <= constants.usable * machine.memory_bytes else "borderline"
+def preference(found: Prediction) -> tuple[float, ...]:
+    """Of predictions that fit, as a sort key: those that surely fit first; by rate of the whole cluster; then by memory.
+
+    Where no rate is known: what the engines run, most dp ranks, without recomputation, DeepSpeed, the lowest ZeRO stage, the
+    largest micro-batch.
+    """
+    layout, unsure = found.layout, found.verdict != "fits"
+    if found.tokens_per_s is not None:
+        return (unsure, -found.tokens_per_s, found.need_bytes)
+    costs = (CHECKPOINTINGS.index(layout.activation_checkpointing), layout.engine == "ddp", layout.zero_stage)
+    return (unsure, not_run_here(layout) is not None, -layout.dp, *costs, -layout.micro_batch_size)
 
 
-def _order(found: Prediction, constants: Constants) -> tuple[float, ...]:
-    """Those that surely fit first; by rate of the whole cluster; then by memory. Where no rate is known, as the launcher
-    prefers: what it runs, most dp ranks, without recomputation, the lowest ZeRO stage, the largest micro-batch."""
-    layout = found.layout
-    sure = found.need_bytes * (1 + constants.memory_spread) <= constants.usable * found.memory_bytes
-    if found.tokens_per_s_per_device is not None:
-        return (not sure, -found.tokens_per_s_per_device * layout.world_size, found.need_bytes)
-    recomputes = layout.activation_checkpointing != "none"
-    return (not sure, not_run_here(layout) is not None, -layout.dp, recomputes, layout.zero_stage, -layout.micro_batch_size)
+def every_family(
+    setting: Setting, batch: int, everything: bool = False, *, offload: Offload = "none"
+) -> Iterator[Iterator[Layout]]:
+    """Layouts that differ in their micro-batch alone, the smallest first. everything: kinds too that no legal layout is of, for
+    the rules to refuse."""
+    for tp, pp, sp, dp in _grids(setting.work, setting.machine, batch):
+        for base in _kinds(setting.work, tp, pp, sp, dp, batch, offload, everything):
+            yield _micro_batches(base, batch)
 
 
-def _families(work: Workload, machine: Machine, batch: int, offload: Offload) -> Iterator[Iterator[Layout]]:
-    """Layouts that differ in their micro-batch alone, the smallest first: the first that does not fit ends its family."""
-    for tp, pp, sp, dp in _grids(work, machine, batch):
-        shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
+def _kinds(
+    work: Workload, tp: int, pp: int, sp: int, dp: int, batch: int, offload: Offload, everything: bool
+) -> Iterator[Layout]:
+    """Of these degrees: engines, ZeRO stages, checkpointing and schedules."""
+    shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
+    alone, ring = tp * pp * sp == 1, work.n_heads // tp % sp
+    for checkpointing in CHECKPOINTINGS:
         for stage in ZERO_STAGES:
-            if stage > 1 and (pp > 1 or dp * sp == 1):
+            base = Layout(
+                dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sp_attention="ring" if ring else "ulysses",
+                sequence_parallel=shared, offload=offload,
+            )  # fmt: skip
+            if (stage > 1 and dp * sp == 1) or (stage > 1 and pp > 1 and not everything):
                 continue
-            for checkpointing in CHECKPOINTINGS:
-                base = Layout(
-                    dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sequence_parallel=shared,
-                    sp_attention="ring" if work.n_heads // tp % sp else "ulysses", offload=offload,
-                )  # fmt: skip
-                if base.world_size == 1 and offload == "none":
-                    base = replace(base, engine="reference")
-                yield _micro_batches(base, batch)
-                if pp > 1:
-                    yield _micro_batches(replace(base, pp_schedule="dualpipev"), batch)
+            yield replace(base, engine="reference") if base.world_size == 1 and offload == "none" else base
+            if pp > 1:
+                yield replace(base, pp_schedule="dualpipev")
+            if pp > 1 and everything:
+                yield replace(base, virtual_pp=2)
+        if alone and dp > 1 and offload == "none":
+            yield Layout(dp, 1, 1, 0, 1, batch // dp, checkpointing, "ddp")
+        if everything and dp > 1:
+            yield replace(base, zero_stage=0)
 
 
 def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:

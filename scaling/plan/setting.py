@@ -13,7 +13,7 @@ from scaling.plan.lengths import lengths
 from scaling.plan.machine_model import Machine
 from scaling.plan.predict import Prediction, predict
 from scaling.plan.software import Software
-from scaling.plan.systems import LIVE
+from scaling.plan.systems import LIVE, UNFUSED
 from scaling.plan.workload import Stack, Workload
 
 CPU_PROCESS_BYTES = 600_000_000
@@ -30,11 +30,13 @@ LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
 
 @dataclass(frozen=True)
 class Setting:
-    """What a configuration asks to be planned: one workload on one machine, with the engines of this package."""
+    """What a configuration asks to be planned: one workload on one machine, with the engines of this package; `compiled`: as they
+    would be with train.compile=true, None where they are or compute on a CPU."""
 
     work: Workload
     machine: Machine
     engines: dict[Engine, Software]
+    compiled: dict[Engine, Software] | None = None
 
     def predict(self, layout: Layout, constants: Constants = CONSTANTS) -> Prediction:
         return predict(self.work, layout, self.engines[layout.engine], self.machine, constants)
@@ -43,7 +45,12 @@ class Setting:
 def setting_of(config: RunConfig) -> Setting:
     """Of a configuration whose cluster is resolved."""
     engines: tuple[Engine, ...] = ("reference", "ddp", "deepspeed")
-    return Setting(workload_of(config), machine_of(config), {engine: software_of_run(config, engine) for engine in engines})
+    compiled = None
+    if config.cluster.device.kind == "gpu" and not config.train.compile:
+        fused = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+        compiled = {engine: software_of_run(fused, engine) for engine in engines}
+    own = {engine: software_of_run(config, engine) for engine in engines}
+    return Setting(workload_of(config), machine_of(config), own, compiled)
 
 
 def workload_of(config: RunConfig) -> Workload:
@@ -88,10 +95,10 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
 
     DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
     them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
-    PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them.
+    PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them; norms and attention are one kernel always.
     """
-    width, kind = dtype_bytes(config), config.cluster.device.kind
-    plain = engine != "deepspeed"
+    width, device = dtype_bytes(config), config.cluster.device
+    kind, plain, fused = device.kind, engine != "deepspeed", config.train.compile
     return Software(
         name=engine,
         weight_bytes=(4 if width == 4 else 6) if plain else width,
@@ -99,8 +106,12 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         optimizer_bytes=8 if plain else 12,
         width=width,
         residual_width=4 if plain else width,
-        elementwise=1.0 if config.train.compile else 2.0,
-        kernels=25 if config.train.compile else 60,
+        flash=1 if device.generation == "volta" else 2,
+        fp8=config.plan.fp8,
+        elementwise=1.0 if fused else UNFUSED,
+        fuses_gate=fused,
+        kernels=25 if fused else 60,
+        selective="pointwise",
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,

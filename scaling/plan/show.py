@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.config import RunConfig
+from scaling.config import DataConfig, RunConfig
 from scaling.plan.choose import parts
 from scaling.plan.layout import RunPlan
 from scaling.plan.machine import n_devices
@@ -60,8 +60,13 @@ def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     decay = f", decay {format_count(plan.decay_tokens)} tokens" if plan.decay_tokens else ""
     yield "learning rate", f"{config.optim.lr:g}, {schedule.kind}, {warmup}{decay}"
     yield "compute", f"{format_flops(plan.flops)}, {format_flops(plan.counts.flops_per_token)} a token"
-    source = config.data.kind + (f" {config.data.path}" if config.data.path else "")
-    yield "corpus", f"{source}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries"
+    yield "corpus", f"{_source(config.data)}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries"
+
+
+def _source(data: DataConfig) -> str:
+    total = sum(component.weight for component in data.components or ())
+    parts = [f"{component.weight / total:.3g} {component.name}" for component in data.components or ()]
+    return " ".join(filter(None, [data.kind, f"of {', '.join(parts)}" if parts else None, data.path]))
 
 
 def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
@@ -106,6 +111,8 @@ def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     else:
         yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
+        if plan.time_scale != 1:
+            yield "", f"times x {plan.time_scale:.3g}, as calibrated"
     price = usd_per_device_hour(config)
     if plan.usd is not None:
         yield "cost", f"estimated {_amount(plan.usd)} USD at {price:g} USD a device-hour"

@@ -8,33 +8,37 @@ from typing import Any
 from scaling.units import format_bytes, format_count, format_duration
 
 TIME_PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
+RECOMPUTE = {"none": "none", "selective": "select", "full": "full"}
+ABBREVIATIONS = (
+    "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload o, p: of optimizer, parameters"
+)
+SHOWN_RULES, SHOWN_TOO_LARGE = 12, 5
 
 
 def lines(answer: dict[str, Any], top: int) -> Iterator[str]:
     """What `python -m scaling.plan` prints. Estimates throughout; intervals hold 80 % of errors on unseen sources."""
     yield from _head(answer)
+    yield ""
     if answer["layouts"]:
-        yield ""
         yield from _table(answer["layouts"][:top])
         more = len(answer["layouts"]) - top
         if more > 0:
             yield f"and {more} more that fit, of {answer['n_legal']} legal ones tried (plan.top=N, --json)"
+        yield ABBREVIATIONS
         yield ""
-        yield from _first(answer["layouts"][0])
+        yield from _first(answer)
         yield ""
         yield from (answer[key] for key in ("why", "help") if answer[key])
     else:
-        yield ""
         yield "Nothing fits."
         yield from answer["would_fit"]
-    for number, entry in enumerate(answer.get("refused", [])):
-        yield ("\nRefused (layouts and the first rule that each breaks):\n" if number == 0 else "") + (
-            f"{entry['n_layouts']:>6}  {entry['rule']}"
-        )
+    yield from _left_out(answer)
 
 
 def _head(answer: dict[str, Any]) -> Iterator[str]:
-    yield f"{answer['model']} on {answer['cluster']}: {answer['n_devices']} x {answer['device']} in {answer['n_nodes']} node(s)"
+    nodes = f"{answer['n_nodes']} node" + ("s" if answer["n_nodes"] > 1 else "")
+    spot = ", preemptible" if answer["preemptible"] else ""
+    yield f"{answer['model']} on {answer['cluster']}: {answer['n_devices']} x {answer['device']} in {nodes}{spot}"
     yield (
         f"{format_count(answer['n_params'])} parameters; {format_count(answer['flops_per_token'])}FLOP a token: "
         f"{answer['flops_definition']}"
@@ -45,21 +49,25 @@ def _head(answer: dict[str, Any]) -> Iterator[str]:
     )
     if answer["time_scale"] != 1:
         yield f"times x {answer['time_scale']:.3g}, as calibrated"
+    yield from answer["notes"]
 
 
 def _table(layouts: list[dict[str, Any]]) -> Iterator[str]:
     yield (
-        "   dp  tp  pp  sp  schedule zero micro accum recompute  need/dev  verdict     tok/s/dev  MFU (80 %)     "
-        "     hours  runs here"
+        "   dp   tp  pp  sp  schedule zero micro accum recompute offload  need/dev  verdict     tok/s/dev  MFU (80 %)          "
+        "hours  runs here"
     )
     for layout in layouts:
-        degrees = "".join(f"{layout[name]:>4}" for name in ("tp", "pp", "sp"))
-        degrees += f"{layout['pp_schedule'] if layout['pp'] > 1 else '-':>10}"
+        shared, ring = layout["sequence_parallel"], layout["sp"] > 1 and layout["sp_attention"] == "ring"
+        degrees = f"{layout['dp']:>5}{str(layout['tp']) + ('s' if shared else ''):>5}{layout['pp']:>4}"
+        degrees += f"{str(layout['sp']) + ('r' if ring else ''):>4}{layout['pp_schedule'] if layout['pp'] > 1 else '-':>10}"
         cut = f"{layout['zero_stage']:>5}{layout['micro_batch_size']:>6}{layout['grad_accum_steps']:>6}"
+        offload = "-" if layout["offload"] == "none" else layout["offload"][0]
         state = (
-            f"{layout['activation_checkpointing']:>10}{format_bytes(layout['memory_bytes']['need']):>10}  {layout['verdict']:<10}"
+            f"{RECOMPUTE[layout['activation_checkpointing']]:>10}{offload:>8}{format_bytes(layout['memory_bytes']['need']):>10}"
         )
-        yield f"{layout['dp']:>5}{degrees}{cut}{state}{_rate(layout)}  {'yes' if layout['runs_here'] else 'no'}"
+        runs = "yes" if layout["runs_here"] else "no"
+        yield f"{degrees}{cut}{state}  {layout['verdict']:<10}{_rate(layout)}  {runs}"
 
 
 def _rate(layout: dict[str, Any]) -> str:
@@ -70,37 +78,69 @@ def _rate(layout: dict[str, Any]) -> str:
     return f"{layout['tokens_per_s_per_device']:>11.0f}  {layout['mfu']:.3f} ({low:.2f} to {high:.2f}) {hours:>9.1f}"
 
 
-def _first(layout: dict[str, Any]) -> Iterator[str]:
+def _first(answer: dict[str, Any]) -> Iterator[str]:
+    layout = answer["layouts"][0]
     memory = layout["memory_bytes"]
     held = ", ".join(
         f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory.items() if n_bytes and name not in ("total", "need")
     )
     low, high = layout["memory_interval_bytes"]
     yield f"memory a device: {format_bytes(memory['total'])} ({format_bytes(low)} to {format_bytes(high)}): {held}"
+    yield f"  it runs with {format_bytes(memory['need'])}; the probability that it fits is {layout['p_fits']:.0%}"
+    if layout["host_bytes_per_node"]:
+        yield f"  and {format_bytes(layout['host_bytes_per_node'])} of a node's own memory"
     if layout["mfu"] is None:
         yield "time: unknown, since the devices' peak FLOP/s or a link is not known"
         return
     low, high = layout["step_time_interval_s"]
+    slow, fast = layout["tokens_per_s_per_device_interval"]
     parts = ", ".join(
         f"{name.removesuffix('_s').replace('_', ' ')} {layout['time_s'][name]:.3g} s"
         for name in TIME_PARTS
         if layout["time_s"][name]
     )
     yield f"a step: {layout['step_time_s']:.3g} s ({low:.3g} to {high:.3g}): {parts}"
-    yield from _cost(layout["cost"], layout["hours_interval"])
+    yield f"  {layout['tokens_per_s_per_device']:.0f} tokens/s a device ({slow:.0f} to {fast:.0f})"
+    yield from _cost(answer, layout["cost"], layout["hours_interval"])
     if not layout["runs_here"]:
         yield f"python -m scaling.run does not run this layout yet: {layout['not_run_because']}"
 
 
-def _cost(cost: dict[str, Any], hours: list[float]) -> Iterator[str]:
+def _cost(answer: dict[str, Any], cost: dict[str, Any], hours: list[float]) -> Iterator[str]:
     low, high = (format_duration(3600 * end) for end in hours)
     yield f"the run: {format_duration(3600 * cost['hours'])} ({low} to {high}), {cost['device_hours']:,.0f} device-hours"
-    usd = "cost unknown" if cost["usd"] is None else f"{cost['usd']:,.0f} USD"
+    usd = "cost unknown: set cluster.usd_per_device_hour"
+    if cost["usd"] is not None:
+        usd = f"{cost['usd']:,.0f} USD at {answer['usd_per_device_hour']:g} a device-hour"
     energy = (
         "energy unknown" if cost["kwh"] is None else f"{cost['kwh']:,.0f} kWh at the power limit, {cost['kg_co2e']:,.0f} kg CO2e"
     )
-    yield f"  {usd}, {energy}"
+    yield f"  {usd}; {energy}"
+    kind = "failure or preemption" if answer["preemptible"] else "failure"
     yield (
-        f"with failures: goodput {cost['goodput']:.1%}, {format_duration(3600 * cost['expected_hours'])} expected, "
-        f"best with a checkpoint every {format_duration(cost['checkpoint_every_s'])}"
+        f"with failures: one {kind} in {format_duration(3600 * cost['hours_between_failures'])}, "
+        f"{format_duration(cost['restart_s'])} to restart; a checkpoint stops training for {format_duration(cost['stall_s'])} "
+        f"and is written {format_duration(cost['write_s'])} later:"
     )
+    paid = "" if cost["expected_usd"] is None else f", {cost['expected_usd']:,.0f} USD"
+    yield (
+        f"  best is a checkpoint every {format_duration(cost['checkpoint_every_s'])}; goodput {cost['goodput']:.1%}, so "
+        f"{format_duration(3600 * cost['expected_hours'])}{paid} expected"
+    )
+
+
+def _left_out(answer: dict[str, Any]) -> Iterator[str]:
+    refused = answer.get("refused", [])
+    if refused:
+        yield "\nRefused: layouts, the first rule that each breaks, and one of them.\n"
+    for entry in refused[:SHOWN_RULES]:
+        yield f"{entry['n_layouts']:>6}  {entry['rule']}\n        {entry['such_as'][0]}"
+    if len(refused) > SHOWN_RULES:
+        others = sum(entry["n_layouts"] for entry in refused[SHOWN_RULES:])
+        yield f"{others:>6}  by {len(refused) - SHOWN_RULES} more rules (--json)"
+    too_large = answer.get("too_large", [])
+    if too_large:
+        usable = format_bytes(too_large[0]["usable_bytes"])
+        yield f"\n{len(too_large)} legal kinds do not fit; those that need least, where {usable} can be used:\n"
+    for entry in too_large[:SHOWN_TOO_LARGE]:
+        yield f"{format_bytes(entry['need_bytes']):>8}  fits with a probability of {entry['p_fits']:.0%}: {entry['layout']}"

@@ -15,13 +15,22 @@ class Software:
     weight_bytes, gradient_bytes, optimizer_bytes  a parameter; the optimiser's with its fp32 master
     width, residual_width  bytes of an activation, and of the residual stream
     attention          fused: no T x T matrix is kept; softmax: one fused softmax kernel over it; eager: a kernel an operation
+    flash              generation of the fused attention: FlashAttention 1, 2, or 3 and cuDNN's
     fp8                products are in 8 bits
     elementwise        passes over memory of element-wise operations, 1 where each chain of them is one kernel
+    fuses_gate         a gated feed-forward layer's activation and product, and the rotation of queries and keys, are one kernel
+    fuses_norms        RMSNorm is one kernel; LayerNorm always is
     kernels            launched for the forward of a block
+    adam_bytes         read and written a parameter by the optimiser
     logit_bytes        held for each position and entry of the vocabulary at the peak of the loss
     loss_chunk_rows    positions whose logits are held at once; None: all
     kept_gated         values of d_ff that a gated feed-forward layer keeps: gate, its activation, up, product; 3 where fused
     kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and output
+    kept_norm          bytes that an unfused RMSNorm keeps of each value beside input and output
+    selective          what selective recomputation makes anew: core: attention's T x T; pointwise: all but products and
+                       attention; half: that and every second product
+    pads_vocabulary    to a multiple of 128 tp
+    whole_gradients    tp ranks each send the whole gradient to the stage before, not a part of it
     shards_gradients   from ZeRO stage 2 on, also while gradients accumulate
     gradient_overlap   gradients are sent while backward computes
     hides_tensor       traffic of tensor parallelism overlaps with the products it feeds
@@ -40,13 +49,21 @@ class Software:
     width: int = 2
     residual_width: int = 2
     attention: Attention = "fused"
+    flash: Literal[1, 2, 3] = 2
     fp8: bool = False
     elementwise: float = 1.0
+    fuses_gate: bool = True
+    fuses_norms: bool = True
     kernels: int = 40
+    adam_bytes: float = 30
     logit_bytes: float = 8
     loss_chunk_rows: int | None = None
     kept_gated: int = 4
     kept_ff_extra: int = 0
+    kept_norm: int = 0
+    selective: Literal["core", "pointwise", "half"] = "core"
+    pads_vocabulary: bool = False
+    whole_gradients: bool = False
     shards_gradients: bool = True
     gradient_overlap: bool = True
     hides_tensor: bool = False
@@ -56,3 +73,8 @@ class Software:
     partitions_checkpoints: bool = False
     bucket_elements: int = 500_000_000
     context_bytes: float | None = None
+
+    def vocabulary(self, n_entries: int, tp: int) -> int:
+        """Entries that one of `tp` ranks computes logits of."""
+        multiple = 128 * tp if self.pads_vocabulary else 1
+        return -(-(-(-n_entries // multiple) * multiple) // tp)

@@ -23,6 +23,13 @@ class TimeEstimate:
     compute_s: float
     communication_s: float
 
+    def scaled(self, scale: float) -> TimeEstimate:
+        """On a machine that is slower than predicted by `scale`."""
+        return TimeEstimate(
+            self.step_time_s * scale, self.tokens_per_s / scale, self.mfu / scale, self.compute_s * scale,
+            self.communication_s * scale,
+        )  # fmt: skip
+
 
 def estimate_time(config: RunConfig, layout: Layout) -> TimeEstimate | None:
     """Time of one optimiser step; None where the device's peak, or a link that is needed, is unknown."""

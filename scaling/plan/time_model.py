@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scaling.plan.constants import CONSTANTS, Constants
 from scaling.plan.degrees import Layout
-from scaling.plan.links import exposed, group_bytes_per_s, reduce_s, send_s
+from scaling.plan.links import exposed, group_bytes_per_s, node_bytes_per_s, reduce_s, send_s
 from scaling.plan.machine_model import Machine
 from scaling.plan.memory_model import blocks_of_stage, stage_params
 from scaling.plan.operations import Work, block_work, head_work
@@ -15,10 +15,6 @@ from scaling.plan.workload import Workload
 
 PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
 """Of a step's time, as `StepTime` has them."""
-
-OPTIMIZER_PASS_BYTES = 30
-"""Read and written a parameter by a fused Adam: gradient 2, master and two moments 12 each way, weight 2, and the norm's
-read of the gradient 2 (counted)."""
 
 HOST_BYTES_PER_S = 25e9
 """One device's share of its host's memory bandwidth, behind which Adam runs when offloaded: assumption (200 GB/s for eight)."""
@@ -101,35 +97,41 @@ def _stage_work(work: Workload, layout: Layout, software: Software, machine: Mac
 
 
 def _pass_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
-    """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a part each."""
+    """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a part each, or whole gradients
+    back: then the mean of both ways."""
     tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.sp
     inside = layout.tp * layout.replicas < machine.devices_per_node
     rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
     assert rate is not None
     rate *= constants.fabric_intra if inside else constants.fabric_inter
-    return send_s(tokens * work.d_model * software.residual_width / layout.tp, rate, constants)
+    part = (1 + 1 / layout.tp) / 2 if software.whole_gradients else 1 / layout.tp
+    return send_s(tokens * work.d_model * software.residual_width * part, rate, constants)
 
 
 def _data_parallel_s(
     work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants, slowest: Work
 ) -> float:
-    """Of the rank with most parameters. Stages 0 to 2 reduce gradients once a step, and 1 and 2 gather new weights;
-    stage 3 gathers weights twice and reduces gradients every micro-batch (Rajbhandari et al. 2020, section 7)."""
+    """Of the rank with most parameters. Stages 0 and 1 reduce gradients once a step, 2 every micro-batch where it keeps no whole
+    ones; 1 and 2 gather new weights; 3 gathers weights twice and reduces gradients every micro-batch (Rajbhandari et al.
+    2020, section 7)."""
     if layout.replicas == 1:
         return 0.0
     params = stage_params(work, layout, first=True, last=layout.pp == 1)
     micro, width = layout.grad_accum_steps, software.width
-    rate = group_bytes_per_s(layout, machine, constants, ranks=layout.replicas)
     reduced = min(software.gradient_bytes, 4) * params
     calls = software.gathers * blocks_of_stage(work, layout)
     if layout.zero_stage < 3:
-        seconds = 2 * reduce_s(reduced, layout.replicas, rate, constants)
-        return exposed(seconds, slowest.backward_s, constants) if software.gradient_overlap else seconds
+        times = micro if layout.zero_stage == 2 and software.shards_gradients else 1
+        moved = times * reduced + (width * params if layout.zero_stage else reduced)
+        rate = group_bytes_per_s(layout, machine, constants, ranks=layout.replicas)
+        seconds = reduce_s(moved, layout.replicas, rate, constants, calls=times + 1)
+        return exposed(seconds, times * slowest.backward_s, constants) if software.gradient_overlap else seconds
     shard_rate = group_bytes_per_s(layout, machine, constants, ranks=layout.shards)
     once = 3 * reduce_s(width * params, layout.shards, shard_rate, constants, calls=calls)
     seconds = micro * once
     if layout.shards < layout.replicas:
-        seconds += 2 * reduce_s(reduced / layout.shards, layout.replicas // layout.shards, rate, constants)
+        apart = node_bytes_per_s(machine, constants)
+        seconds += 2 * reduce_s(reduced / layout.shards, layout.replicas // layout.shards, apart, constants)
     return exposed(seconds, micro * slowest.compute_s, constants) if software.hides_gathers else seconds
 
 
@@ -138,6 +140,6 @@ def _optimizer_s(work: Workload, layout: Layout, software: Software, machine: Ma
     own = params / layout.shards if layout.zero_stage >= 1 else params
     assert machine.bytes_per_s is not None
     if layout.offload == "none":
-        return constants.step_s + OPTIMIZER_PASS_BYTES * own / (constants.bandwidth * machine.bytes_per_s)
+        return constants.step_s + software.adam_bytes * own / (constants.bandwidth * machine.bytes_per_s)
     moved = own * (2 * software.width if layout.offload == "optimizer" else 2 * software.width * (1 + layout.grad_accum_steps))
-    return constants.step_s + moved / machine.host_bytes_per_s + OPTIMIZER_PASS_BYTES * own / HOST_BYTES_PER_S
+    return constants.step_s + moved / machine.host_bytes_per_s + software.adam_bytes * own / HOST_BYTES_PER_S

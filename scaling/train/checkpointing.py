@@ -20,6 +20,7 @@ from scaling.fragments import Snapshot
 from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
+from scaling.train.pace import Pace
 from scaling.train.state import TrainState
 from scaling.train.writing import Writer
 
@@ -32,8 +33,10 @@ class Checkpointer:
 
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
     for a single rank. on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
-    workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint that
-    this group has restored or saved.
+    pace: the first rank's clock, where checkpoints are due by time.
+
+    workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint
+    that this group has restored or saved. longest_write_s: until a checkpoint was on the disk.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Checkpointer:
         group: Group,
         writing_group: Group,
         on_event: Callable[..., None],
+        pace: Pace | None = None,
     ) -> None:
         self._directory = directory
         self._config = config
@@ -54,11 +58,13 @@ class Checkpointer:
         self._ranks = ranks
         self._group = group
         self._on_event = on_event
+        self._pace = pace
         self.workers = share_json(self._take_over(), group)
         self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event)
         self._memory: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.longest_write_s = 0.0
         self.last_step: int | None = None
 
     def _take_over(self) -> str:
@@ -69,9 +75,17 @@ class Checkpointer:
         remove_partials(self._directory)
         return name
 
-    def due(self, state: TrainState) -> bool:
+    @property
+    def timely(self) -> bool:
+        """Whether this rank's clock says that it is time for one."""
+        return self._pace is not None and self._pace.wanted
+
+    def due(self, state: TrainState, *, timely: bool) -> bool:
+        """Whether `state` is to be saved. timely: whether any rank's clock says so."""
+        if state.step == (self.last_step or 0):
+            return False
         every = self._config.checkpoint.every_steps
-        return (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
+        return timely or (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
 
     def save(self, engine: Engine, state: TrainState) -> float:
         """Take a snapshot and have it written behind training; returns the seconds that training was kept waiting.
@@ -82,6 +96,8 @@ class Checkpointer:
         self.wait()
         snapshot = self._memory = engine.snapshot(self._memory)
         stall_s = time.perf_counter() - begun_s
+        if self._pace is not None:
+            self._pace.saving()
         self._thread = threading.Thread(target=self._write, args=(snapshot, state, stall_s), name="checkpoint", daemon=True)
         self._thread.start()
         self.last_step = state.step
@@ -91,9 +107,14 @@ class Checkpointer:
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            self._writer.write(snapshot, state, stall_s=stall_s)
+            write_s = self._writer.write(snapshot, state, stall_s=stall_s)
+            self.longest_write_s = max(self.longest_write_s, write_s)
         except BaseException as error:
             self._error = error
+            return
+        if self._pace is not None:
+            on_cpu = self._config.cluster.device.kind == "cpu"  # where it takes its time from the same cores as training
+            self._pace.measured(stall_s + (time.thread_time() if on_cpu else 0.0), write_s)
 
     @property
     def failed(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from scaling.errors import RunDirError
+from scaling.errors import RunDirError, SupersededError
 from scaling.goodput import Seconds, account, goodput, reached_step
 from scaling.rundir import RunDir
 from scaling.train.clock import Clock
@@ -15,10 +15,15 @@ _INTERVAL_S = 2.0
 
 
 class Ledger:
-    """Of one group of workers, whose name the fence gave, from its start or resume event on. notice: tells the person."""
+    """Of one group of workers, whose name the fence gave, from its start or resume event on.
 
-    def __init__(self, run_dir: RunDir, workers: str, clock: Clock, notice: Callable[[str], None]) -> None:
-        self._run_dir, self._workers, self._clock, self._notice = run_dir, workers, clock, notice
+    notice: tells the person. check: raises SupersededError where another group has the run.
+    """
+
+    def __init__(
+        self, run_dir: RunDir, workers: str, clock: Clock, notice: Callable[[str], None], check: Callable[[], None]
+    ) -> None:
+        self._run_dir, self._workers, self._clock, self._notice, self._check = run_dir, workers, clock, notice, check
         events = run_dir.read_events()
         self._before = account(events)
         self.reached_step = reached_step(events)
@@ -38,7 +43,10 @@ class Ledger:
         if last or now_s - self._written_s >= _INTERVAL_S:
             self._written_s = now_s
             try:
+                self._check()
                 self._run_dir.write_progress(self._workers, self._step, self._clock.seconds())
+            except SupersededError:
+                return
             except RunDirError as error:
                 if not self._told:
                     self._notice(f"The account of the run's time is not kept: {error.what}")

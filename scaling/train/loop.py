@@ -12,6 +12,7 @@ from scaling.train.batches import Batches
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.clock import AGREEING, COMPUTING, EVALUATED, READING, RECORDING, SAVING, Clock
 from scaling.train.guard import Guard
+from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
 from scaling.train.state import TrainState
 
@@ -31,6 +32,7 @@ def train(
     recorder: Recorder,
     clock: Clock,
     agreement: Agreement,
+    preemption: Preemption,
     stop_requested: Callable[[], bool],
 ) -> TrainState:
     """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
@@ -39,14 +41,28 @@ def train(
     stop_requested: as this rank sees it. Raises CheckpointError at the step after a checkpoint could not be written, and
     RollBack or DivergedError where the guard says so, before anything of that step is recorded or saved.
     """
+
+    def save(state: TrainState) -> TrainState:
+        clock.at(SAVING, state.step)
+        with clock.doing(CHECKPOINTING):
+            state = recorder.settle(guard.settle(state))
+            recorder.checkpoint(state, checkpoints.save(engine, state))
+        preemption.saved()
+        return state
+
     steps = iter(batches)
     while state.step < n_steps:
         clock.at(AGREEING, state.step)
-        stop, failed = agreement.any(stop_requested(), checkpoints.failed)
+        timely = checkpoints.timely or preemption.save_wanted
+        stop, failed, timely, look = agreement.any(stop_requested(), checkpoints.failed, timely, preemption.look_wanted)
         if failed:
             checkpoints.wait()
-        if stop:
+        if look:
+            preemption.look()
+        if stop or preemption.ends_run:
             break
+        if checkpoints.due(state, timely=timely):
+            state = save(state)
         clock.enter(RECOMPUTING if state.step < recorder.reached_step else PRODUCTIVE)
         clock.at(READING, state.step)
         begun_s = time.perf_counter()
@@ -63,14 +79,8 @@ def train(
         state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
         clock.at(EVALUATED, state.step)
         evaluate(state)
-        clock.at(SAVING, state.step)
-        if checkpoints.due(state):
-            with clock.doing(CHECKPOINTING):
-                state = recorder.settle(guard.settle(state))
-                recorder.checkpoint(state, checkpoints.save(engine, state))
     clock.enter(CHECKPOINTING)
-    clock.at(SAVING, state.step)
     if state.step and checkpoints.last_step != state.step:
-        checkpoints.save(engine, recorder.settle(guard.settle(state)))
+        state = save(state)
     checkpoints.wait()
     return state

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from scaling.channel import Channel, Heartbeat
+from scaling.checkpoint import FENCE
 from scaling.config import RunConfig
+from scaling.fence import Fence
 from scaling.goodput import RESTARTING, STARTING
 from scaling.metrics.record import MetricLog
 from scaling.metrics.sinks import make_sinks
@@ -33,11 +36,13 @@ class Opening:
     clock: Clock
     workers: str
 
-    def recorder(self, restored: TrainState | None, cleanup: ExitStack) -> FirstRankRecorder:
-        """Go on from `restored`, or begin. Raises RunDirError."""
+    def recorder(
+        self, restored: TrainState | None, data_values: Callable[[int], dict[str, float]], cleanup: ExitStack
+    ) -> FirstRankRecorder:
+        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position. Raises RunDirError."""
         step = restored.step if restored else None
         sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
-        log = MetricLog(self.run_dir.metrics, sinks)
+        log = MetricLog(self.run_dir.metrics, sinks, self._check)
         cleanup.callback(log.close)
         recorded_step = log.last_step()
         wall_s = log.resume(step)
@@ -46,13 +51,14 @@ class Opening:
         return FirstRankRecorder(
             log, self._meter(), self.heartbeat, self.plan,
             ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
+            data_values=data_values,
         )  # fmt: skip
 
     def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:
         """Settle the account of the workers before, note where this group begins, and keep its own from there."""
         step = restored.step if restored else 0
         self.run_dir.settle_account()
-        ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice)
+        ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice, self._check)
         ledger.step(recorded_step)
         ledger.step(step)
         self.run_dir.event(
@@ -63,6 +69,10 @@ class Opening:
         self.heartbeat.also(ledger.beat)
         cleanup.callback(lambda: ledger.beat(last=True))
         return ledger
+
+    def _check(self) -> None:
+        """Raise SupersededError where another group of workers has the run."""
+        Fence(self.run_dir.checkpoints / FENCE).check(self.workers)
 
     def _notice(self, text: str) -> None:
         self.channel.send("notice", {"text": text})

@@ -59,11 +59,12 @@ class FirstRankRecorder(Recorder):
         log_every: int,
         wall_s: float,
         on_first_step: Callable[[TrainState], None],
+        data_values: Callable[[int], dict[str, float]] = lambda next_sequence: {},
     ) -> None:
         self._log, self._meter, self._heartbeat, self._plan = log, meter, heartbeat, plan
         self._ledger = ledger
         self.reached_step = ledger.reached_step
-        self._log_every = log_every
+        self._log_every, self._data_values = log_every, data_values
         self._on_first_step: Callable[[TrainState], None] | None = on_first_step
         self._started_s = time.monotonic() - wall_s
         self._sums: torch.Tensor | None = None
@@ -121,6 +122,7 @@ class FirstRankRecorder(Recorder):
             names.RUN_GOODPUT: self._ledger.goodput,
             names.RUN_RESTARTS: self._ledger.restarts,
             names.RUN_WORLD_SIZE: self._plan.layout.world_size,
+            **self._data_values(state.next_sequence),
         }
         if self._stall_s:
             values[names.CHECKPOINT_STALL_S], self._stall_s = self._stall_s, 0.0

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -50,6 +51,7 @@ LAYOUTS = {
     "pp2 dualpipev, 8 micro-batches": replace(
         ONE, pp=2, pp_schedule="dualpipev", micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"
     ),
+    "compiled blocks": ONE,
     "full recompute": replace(ONE, activation_checkpointing="full"),
     "selective recompute": replace(ONE, activation_checkpointing="selective"),
 }
@@ -65,13 +67,20 @@ class Turn:
     busy: list[tuple[float, float]]
 
 
-def config_of() -> RunConfig:
-    words = [*MODEL, f"train.global_batch_size={BATCH}", f"train.seq_len={SEQ_LEN}", "cluster=local"]
+def config_of(name: str) -> RunConfig:
+    words = [
+        *MODEL,
+        f"train.compile={str(name == 'compiled blocks').lower()}",
+        f"train.global_batch_size={BATCH}",
+        f"train.seq_len={SEQ_LEN}",
+        "cluster=local",
+    ]
     return resolve_cluster(compose(words))
 
 
-def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str) -> None:
+def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
     """A process: one rank, which trains some steps each time the pipe asks for them."""
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about names of collectives that DeepSpeed calls
     import torch
     import torch.distributed as dist
     from traffic import counted
@@ -81,11 +90,12 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str) -> N
     from scaling.parallel.grid import Ranks
 
     torch.set_num_threads(1)
+    layout = LAYOUTS[name]
     world = layout.world_size
     if world > 1:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    config = config_of()
+    config = config_of(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with counted(deepspeed=layout.engine == "deepspeed") as counts:
         engine = build_engine(config, layout, ranks, torch.device("cpu"))
@@ -134,7 +144,7 @@ class Side:
         self.processes = []
         for rank in range(layout.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous), daemon=True)
+            process = context.Process(target=rank_main, args=(theirs, name, rank, rendezvous), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)

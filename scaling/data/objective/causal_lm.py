@@ -15,15 +15,14 @@ from scaling.model.batch import Batch
 
 def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
     """End-of-text is predicted, and after it the first token of the next document."""
-    sequences = torch.from_numpy(np.ascontiguousarray(sequences_BS, dtype=np.int64))
-    return Batch(sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous())
+    return Batch(*(torch.from_numpy(side.astype(np.int64)) for side in (sequences_BS[:, :-1], sequences_BS[:, 1:])))
 
 
 class CausalLM:
-    """With objective.separate_documents, positions know their document: end-of-text is the first of the one it precedes."""
+    """With data.attend_across_documents=false, positions know their document: end-of-text is the first of the one it precedes."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
-        self._separate, self._eot_id = config.objective.separate_documents, tokenizer.eot_id
+        self._separate, self._eot_id = not config.data.attend_across_documents, tokenizer.eot_id
 
     def __call__(self, sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
         batch = causal_lm(sequences_BS, ks_B)

@@ -29,6 +29,7 @@ class MaskedLM:
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self._seed, self._objective = config.train.seed, config.objective
+        self._separate = not config.data.attend_across_documents
         self._cls, self._sep, self._mask = (tokenizer.special(name) for name in ("cls", "sep", "mask"))
         self._eot, self._ordinary_V = tokenizer.eot_id, tokenizer.ordinary_ids
         self._begins_word_V = tokenizer.begins_word if config.objective.whole_words else None
@@ -37,7 +38,7 @@ class MaskedLM:
         rows = [self._row(row_S, generator(self._seed, int(k))) for row_S, k in zip(sequences_BS, ks_B, strict=True)]
         tokens_BT, targets_BT, segments_BT, classes_B = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
         batch = Batch(tokens_BT, targets_BT)
-        if self._objective.separate_documents:
+        if self._separate:
             batch = batch._replace(documents_BT=(tokens_BT == self._eot).cumsum(dim=1))
         if self._objective.sentence_order:
             batch = batch._replace(segments_BT=segments_BT, classes_B=classes_B)

@@ -1,0 +1,143 @@
+"""Where text comes from and how it is cut into tokens: groups `data` and `tokenizer`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from scaling.redact import redact
+from scaling.section import Count, Section
+
+HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_bytes", "stall_after_s", "give_up_s")
+"""Keys of `data` that change nothing of what is learnt."""
+
+
+Kind = Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "documents", "shards", "mixture"]
+NEEDS_PATH = ("text_files", "text_pairs", "documents", "shards")
+
+
+def split_inputs(text: str) -> tuple[str, ...]:
+    """Inputs with commas between, but for those in braces."""
+    return tuple(word for word in re.split(r",(?![^{}]*})", text) if word)
+
+
+class ComponentConfig(Section):
+    """One of several corpora that are mixed; what it does not say is as in the section around it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="in metrics: data/share/NAME")
+    weight: float = Field(gt=0, description="part of the sequences that come from it, over the sum of all weights")
+    kind: Literal["python_stdlib", "python_packages", "text_files", "documents", "shards"] = Field(description="as data.kind")
+    path: str | None = Field(None, description="as data.path")
+    field: str | None = Field(None, description="as data.field")
+    max_files: int | None = Field(None, gt=0, description="as data.max_files")
+
+
+class DataConfig(Section):
+    """Where text comes from, and where its shards are kept."""
+
+    kind: Kind = Field(
+        description="python_stdlib: sources of this interpreter's standard library; python_packages: of all that is installed "
+        "beside it; text_files: a glob; text_pairs: lines of source TAB target; documents: whatever scaling.prepare reads; "
+        "shards: prepared before; mixture: several of these"
+    )
+    path: str | None = Field(
+        None,
+        description="text_files, text_pairs: a glob of UTF-8 files; documents: globs, folders, URLs and hf: names, with commas "
+        "between; shards: a directory or URL with index.json",
+    )
+    components: tuple[ComponentConfig, ...] | None = Field(
+        None, description="mixture: [{name: ..., weight: ..., kind: ..., path: ...}, ...]"
+    )
+    field: str = Field("text", description="documents: the text in JSON objects and parquet rows")
+    max_files: int | None = Field(None, gt=0, description="documents: of each URL with ranges and each hf: name the first files")
+    target_path: str | None = Field(
+        None,
+        description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
+    )
+    val_path: str | None = Field(None, description="text_files: a glob of files to hold out; null: some of data.path, by hash")
+    cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
+    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
+    shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
+    attend_across_documents: bool = Field(
+        True, description="whether positions see documents before their own, where several share a sequence"
+    )
+    on_bad_shard: Literal["fail", "skip"] = Field(
+        "fail", description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)"
+    )
+    loader_workers: int = Field(1, gt=0, description="threads of each rank that read sequences and make batches")
+    stream_cache_bytes: Count = Field(
+        20_000_000_000, ge=0, description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none"
+    )
+    stall_after_s: float = Field(30.0, gt=0, description="a step that waits longer for its shards is reported, with their names")
+    give_up_s: float = Field(300.0, gt=0, description="of retries and waits for one remote shard, until the run fails")
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if self.kind in NEEDS_PATH and not self.path:
+            raise ValueError(f"data={self.kind} needs data.path")
+        for key, kind in (("target_path", "text_pairs"), ("val_path", "text_files"), ("components", "mixture")):
+            if getattr(self, key) and self.kind != kind:
+                raise ValueError(f"data.{key} is set, but only data={kind} reads it, and this is data={self.kind}")
+        if self.path and redact(self.path) != self.path:
+            raise ValueError("data.path holds a password or a key, which would be written into the run directory")
+        return self
+
+    @model_validator(mode="after")
+    def _components(self) -> Self:
+        if self.kind != "mixture":
+            return self
+        if not self.components:
+            raise ValueError("data=mixture needs data.components, a list of {name, weight, kind, path}")
+        names = [component.name for component in self.components]
+        if len(set(names)) < len(names):
+            raise ValueError(f"data.components has two of one name: {', '.join(names)}")
+        self.parts()
+        return self
+
+    def parts(self) -> dict[str, DataConfig]:
+        """The corpora of a mixture by name, each as if it were used alone. Raises ValueError for one that could not be."""
+        shared = self.model_dump(exclude={"kind", "path", "components", "max_files"})
+        return {
+            part.name: DataConfig.model_validate(shared | part.model_dump(exclude={"name", "weight"}, exclude_none=True))
+            for part in self.components or ()
+        }
+
+
+class TokenizerConfig(Section):
+    kind: Literal["bpe", "byte", "wordpiece", "unigram", "hf"] = Field(
+        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; byte: one token a byte; "
+        "hf: one that exists"
+    )
+    vocab_size: Count = Field(
+        gt=0, description="entries of the vocabulary, special tokens included; of an hf tokenizer scaling.prepare tells them"
+    )
+    name: str | None = Field(None, description="hf: name on the Hugging Face hub, or path of a tokenizer.json or its folder")
+    special_tokens: Literal["eot", "all"] = Field(
+        "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
+    )
+    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
+
+    @property
+    def n_special(self) -> int:
+        """Special tokens: end-of-text, with special_tokens=all four more, and the sentinels."""
+        return (5 if self.special_tokens == "all" else 1) + self.n_sentinels
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        if (self.kind == "hf") != bool(self.name):
+            fix = "needs tokenizer.name" if self.kind == "hf" else "has no use for tokenizer.name"
+            raise ValueError(f"tokenizer={self.kind} {fix}, a name on the hub or a path, as tokenizer=hf:openai-community/gpt2")
+        if self.kind == "hf":
+            return self
+        alphabet = 512 if self.kind == "wordpiece" else 256
+        least = alphabet + self.n_special
+        if self.vocab_size < least:
+            what = "256 bytes, at the start and inside of a word," if self.kind == "wordpiece" else "256 bytes"
+            raise ValueError(
+                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
+            )
+        if self.kind == "byte" and self.vocab_size != least:
+            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries")
+        return self

@@ -1,0 +1,129 @@
+"""Memory that ranks really take, beside what the planner predicts: states, activations, loss and buffers, over layouts.
+
+Usage: python tools/bench/memory.py [PRECISION [OVERRIDE ...]]      default: fp32, of a GPT of 12 layers, d_model 512, 8 heads
+
+Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of the fullest rank it
+shows by how much the resident memory rose above that of the process before it had an engine: its peak, as the kernel kept
+it (VmHWM), set back before. The planner's `runtime`, a process without a model, is therefore left out of the prediction.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from scaling.compose import compose
+from scaling.config import RunConfig
+from scaling.plan.degrees import Layout
+from scaling.plan.machine import resolve_cluster
+from scaling.plan.memory import estimate_memory
+from scaling.units import format_bytes
+
+MODEL = ("model=gpt_50m", "model.n_layers=12", "model.d_model=512", "model.n_heads=8")
+BATCH, SEQ_LEN, STEPS = 8, 512, 3
+ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
+TWO = replace(ONE, dp=2, grad_accum_steps=1, engine="deepspeed")
+SPLIT = replace(ONE, engine="deepspeed")
+LAYOUTS = {
+    "reference": ONE,
+    "reference, micro-batch 8": replace(ONE, micro_batch_size=8, grad_accum_steps=1),
+    "reference, selective": replace(ONE, activation_checkpointing="selective"),
+    "reference, full": replace(ONE, activation_checkpointing="full"),
+    "ddp": replace(TWO, zero_stage=0, engine="ddp"),
+    "zero1": TWO,
+    "zero2": replace(TWO, zero_stage=2),
+    "zero2, 4 micro-batches": replace(TWO, zero_stage=2, micro_batch_size=1, grad_accum_steps=4),
+    "zero3": replace(TWO, zero_stage=3),
+    "zero3, full": replace(TWO, zero_stage=3, activation_checkpointing="full"),
+    "tp2": replace(SPLIT, tp=2, sequence_parallel=True),
+    "tp2, whole residuals": replace(SPLIT, tp=2),
+    "sp2": replace(SPLIT, sp=2),
+    "sp2, ring": replace(SPLIT, sp=2, sp_attention="ring"),
+    "pp2, 2 micro-batches": replace(SPLIT, pp=2),
+    "pp2, 8 micro-batches": replace(SPLIT, pp=2, micro_batch_size=1, grad_accum_steps=8),
+}
+
+
+def config_of(words: list[str]) -> RunConfig:
+    batch = (f"train.global_batch_size={BATCH}", f"train.seq_len={SEQ_LEN}")
+    return resolve_cluster(compose([*MODEL, *batch, "cluster=local", *words]))
+
+
+def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]) -> None:
+    """A process: one rank, which sends the bytes by which its resident memory rose."""
+    import torch
+    import torch.distributed as dist
+
+    from scaling.engine.build import build_engine
+    from scaling.model.batch import Batch
+    from scaling.parallel.grid import Ranks
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    world = layout.world_size
+    if world > 1:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    config = config_of(words)
+    if layout.engine == "deepspeed":
+        import deepspeed  # noqa: F401 - part of the process, not of what it holds
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    engine = build_engine(config, layout, ranks, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(ranks.dp_rank)
+    rows = torch.randint(config.vocab_size, (BATCH // ranks.dp, SEQ_LEN + 1), generator=generator)
+    batches = [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows.split(layout.micro_batch_size)]
+    for _ in range(STEPS):
+        engine.step(batches, lr=1e-4)
+    pipe.send(_status_bytes("VmHWM") - before)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def measured_bytes(layout: Layout, root: str, words: list[str]) -> int:
+    """Of the fullest rank."""
+    context = multiprocessing.get_context("spawn")
+    rendezvous = f"file://{root}/{abs(hash(layout))}"
+    pipes, processes = [], []
+    for rank in range(layout.world_size):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous, words), daemon=True)
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    rose = [pipe.recv() for pipe in pipes]
+    for process in processes:
+        process.join()
+    return max(rose)
+
+
+def main() -> None:
+    precision, *overrides = sys.argv[1:] or ["fp32"]
+    words = [f"precision={precision}", *overrides]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    config = config_of(words)
+    print(_line("layout", ["states", "activations", "loss", "buffers", "all", "measured", "off"]), flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        for name, layout in LAYOUTS.items():
+            memory = estimate_memory(config, layout)
+            measured = measured_bytes(layout, root, words)
+            held, buffers = memory.total - memory.runtime, memory.gathered + memory.communication
+            cells = [format_bytes(n) for n in (memory.states, memory.activations, memory.logits, buffers, held, measured)]
+            print(_line(name, [*cells, f"{held / measured - 1:+.0%}"]), flush=True)
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"{name:<26}" + "".join(cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 10, 6), strict=True))
+
+
+if __name__ == "__main__":
+    main()
