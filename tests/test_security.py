@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from plan_config import composed
+from whole_runs import TWO_WORKERS, Workplace, descendants, listening_beyond_loopback
 
 from scaling import convert, fit, generate, predict, run, status
 from scaling.checkpoint import MANIFEST, sealed
@@ -159,8 +162,8 @@ def test_no_file_of_a_run_or_corpus_is_executed(kind: str, trained: Path, tmp_pa
 
 FORBIDDEN = {
     "torch.load", "torch.save", "pickle.load", "pickle.loads", "np.load", "numpy.load", "joblib.load", "yaml.load",
-    "yaml.full_load", "yaml.unsafe_load", "marshal.load", "marshal.loads", "pd.read_pickle", "os.system", "eval", "exec", "compile",
-    "__import__", "importlib.import_module", "hydra.utils.instantiate", "instantiate",
+    "yaml.full_load", "yaml.unsafe_load", "marshal.load", "marshal.loads", "pd.read_pickle", "os.system", "eval", "exec",
+    "compile", "__import__", "importlib.import_module", "hydra.utils.instantiate", "instantiate",
 }  # fmt: skip
 FORBIDDEN_METHODS = {"extractall", "extract", "unsafe_load", "read_pickle", "from_pretrained", "broadcast_object_list",
                      "all_gather_object", "gather_object", "scatter_object_list"}  # fmt: skip
@@ -320,3 +323,37 @@ def test_a_standing_cluster_is_shown_the_token_that_there_is(ray: FakeRay, monke
     cluster.connect()
     assert ray.options["address"] == "auto"
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("token", "ours")
+
+
+REACH_IN = """
+import ray, sys
+ray.init(address=sys.argv[1], logging_level="critical")
+ray.get(ray.remote(lambda: None).remote())
+print("executed")
+"""
+
+
+@pytest.mark.slow
+def test_a_stranger_on_the_machine_is_refused_by_a_running_cluster(workplace: Workplace) -> None:
+    run = workplace.start(*TWO_WORKERS, "train.n_tokens=20M", root=workplace.root / "reached", env={"RAY_AUTH_MODE": "disabled"})
+    run.wait_for_step(5)
+    pids = [run.process.pid, *(pid for pid, _ in descendants(run.process.pid))]
+    assert listening_beyond_loopback(pids) == []
+    arguments = [word for pid in pids for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+    address = next(word.partition("=")[2] for word in arguments if word.startswith("--gcs-address="))
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    for theirs in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        command = [sys.executable, "-c", REACH_IN, address]
+        stranger = subprocess.Popen(
+            command, env=ours | loopback | theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            said = stranger.communicate(timeout=30)[0]
+        except subprocess.TimeoutExpired:  # it tries again and again
+            stranger.kill()
+            said = stranger.communicate()[0]
+        assert "executed" not in said
+        assert "InvalidAuthToken" in said or "ConnectionError" in said, said
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 75
