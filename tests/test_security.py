@@ -31,6 +31,7 @@ from scaling.checkpoint import MANIFEST, sealed
 from scaling.compose import compose, quoted, words_for
 from scaling.data.opened import Corpus
 from scaling.errors import ConfigError, ScalingError
+from scaling.failure import tell
 from scaling.inert import refuse_targets
 from scaling.launch.cluster import RayCluster
 from scaling.launch.driver import drive
@@ -357,3 +358,51 @@ def test_a_stranger_on_the_machine_is_refused_by_a_running_cluster(workplace: Wo
         assert "InvalidAuthToken" in said or "ConnectionError" in said, said
     run.signal(signal.SIGTERM)
     assert run.wait() == 75
+
+
+# Secrets. What whole runs write is looked through by tests/test_run_single.py and tests/test_run_workers.py.
+
+SECRET = "s3cret-s3cret"
+
+
+@pytest.mark.parametrize("words", [
+    ["data=shards", f"data.path=https://me:{SECRET}@host/dir"],
+    ["data=text_pairs", "objective=seq2seq", "model=transformer_base", "data.path=a", f"data.target_path='https://host/b?sig={SECRET}'"],
+    ["data=mixture", f"data.components=[{{name: a, weight: 1, kind: shards, path: 'https://me:{SECRET}@host/a'}}]"],
+    ["cluster=existing", f"cluster.address='ray://me:{SECRET}@host:1'"],
+    ["train.sample_prompt=hf_" + "s3cret" * 5],
+    [f"run.root=https://me:{SECRET}@host/runs"],
+])  # fmt: skip
+def test_a_secret_in_a_value_is_refused_and_not_repeated(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="holds a password or a key") as caught:
+        compose(words)
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(caught.value)
+
+
+def test_no_error_shows_a_secret(tmp_path: Path) -> None:
+    text = f"https://me:{SECRET}@host/x?y=1 and https://host/z?X-Amz-Signature={SECRET}&a=b"
+    error = ScalingError(text, text, text)
+    for shown in (str(error), repr(error), error.what, error.where, error.fix):
+        assert SECRET not in str(shown)
+        assert "@host/x?y=1" in str(shown)
+        assert "&a=b" in str(shown)
+
+
+class Told:
+    """A channel that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def send(self, kind: str, message: Any) -> None:
+        self.messages.append(message)
+
+
+def test_no_traceback_of_a_rank_shows_a_secret(tmp_path: Path) -> None:
+    channel: Any = Told()
+    tell(OSError(f"https://me:{SECRET}@host/x does not answer"), channel, tmp_path, 0)
+    assert SECRET not in str(channel.messages)
+    (written,) = (tmp_path / "errors").iterdir()
+    assert SECRET not in written.read_text()
+    assert "does not answer" in written.read_text()
