@@ -91,8 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 index_n1 = targets_n.unsqueeze(1) - first
                 here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
                 index_n1 = index_n1.where(here_n1, 0)
-                logits_nV = x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(dtype)
-                log_p_nV = _log_softmax(logits_nV, split)
+                log_p_nV = _log_softmax(_logits(x_nD, w_VD, bias_V), split)
                 nats -= log_p_nV.gather(1, index_n1).mul_(here_n1).sum()
                 if smoothing:
                     smoothed -= log_p_nV.sum(dim=1, keepdim=True).mul_(valid_n1).sum() / n_vocab
@@ -100,10 +99,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     one_hot = here_n1 * (smoothing - 1.0)
                     g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, one_hot)
                     g_nV = (g_nV.sub_(smoothing / n_vocab) if smoothing else g_nV).to(dtype)
+                    del log_p_nV
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
                     if grad_b_V is not None:
                         grad_b_V += (g_nV * valid_n1).sum(dim=0, dtype=torch.float32)
+                    del g_nV  # before the next chunk's logits are made
         if differentiate:
             grad_b_V = None if grad_b_V is None else grad_b_V.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype), grad_b_V)
@@ -118,6 +119,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x_ND, grad_w_VD, grad_b_V = ctx.saved_tensors
         grad_b_V = None if grad_b_V is None else grad_b_V * grad
         return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None, None, None, None
+
+
+def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(w_VD.dtype)
 
 
 def _log_softmax(logits_nV: Tensor, split: Split) -> Tensor:

@@ -128,7 +128,7 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
         config.vocab_size, (case.micro_batch_size * ACCUM, config.train.seq_len + 1), generator=torch.Generator().manual_seed(0)
     )
     torch.cuda.reset_peak_memory_stats()
-    step = (plain_step if case.side == "plain" else engine_step)(case, config, rows, device)
+    step, close = (plain_step if case.side == "plain" else engine_step)(case, config, rows, device)
     first = float(step())
     for _ in range(WARM_UP - 1):
         step()
@@ -140,6 +140,7 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began_s)
     free, whole = torch.cuda.mem_get_info()
+    close()
     return {
         "step_s": statistics.median(times),
         "tokens_per_s": rows[:, 1:].numel() / statistics.median(times),
@@ -151,7 +152,7 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
     }
 
 
-def engine_step(case: Case, config: RunConfig, rows: Any, device: Any) -> Callable[[], Any]:
+def engine_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from scaling.engine.build import build_engine
     from scaling.model.batch import Batch
     from scaling.parallel.grid import Ranks
@@ -160,10 +161,10 @@ def engine_step(case: Case, config: RunConfig, rows: Any, device: Any) -> Callab
     batches = [
         Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()).to(device) for row in rows.split(case.micro_batch_size)
     ]  # fmt: skip
-    return lambda: engine.step(batches, lr=1e-4).loss
+    return lambda: engine.step(batches, lr=1e-4).loss, engine.close
 
 
-def plain_step(case: Case, config: RunConfig, rows: Any, device: Any) -> Callable[[], Any]:
+def plain_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
     import torch
     from plain import PlainGPT, PlainLoop
 
@@ -182,7 +183,7 @@ def plain_step(case: Case, config: RunConfig, rows: Any, device: Any) -> Callabl
         (row[:, :-1].contiguous().to(device), row[:, 1:].contiguous().to(device)) for row in rows.split(case.micro_batch_size)
     ]
     loop = PlainLoop(model, batches, config.optim.model_copy(update={"lr": 1e-4}), bf16=True)
-    return lambda: loop.accumulated(ACCUM)
+    return lambda: loop.accumulated(ACCUM), lambda: None
 
 
 def line_of(row: dict[str, Any]) -> str:
