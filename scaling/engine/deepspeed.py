@@ -125,12 +125,14 @@ class _Mpu:
 class _Sharder:
     """Deals a module's own parameters out among the ranks of ZeRO-3, so that no rank ever holds all of a model."""
 
-    def __init__(self, settings: dict[str, Any], layout: Layout, mpu: _Mpu | None) -> None:
-        self._settings, self._mpu = settings, mpu
+    def __init__(self, settings: dict[str, Any], layout: Layout, mpu: _Mpu | None, dtype: torch.dtype) -> None:
+        self._settings, self._mpu, self._dtype = settings, mpu, dtype
         self._offloaded = layout.offload == "parameters"
         self._first: Any = None
 
     def __call__(self, module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):  # DeepSpeed leaves those that are dealt out in the dtype they have
+            parameter.data = parameter.data.to(self._dtype)
         if self._first is not None:
             self._first.convert_to_zero_parameters(param_list=list(module.parameters(recurse=False)))
             return
@@ -158,7 +160,7 @@ class DeepSpeedEngine:
         groups = Groups.of(ranks)
         mpu = _Mpu(ranks, groups) if ranks.tp > 1 and ranks.pp == 1 else None
         settings = deepspeed_config(config, layout)
-        deal_out = _Sharder(settings, layout, mpu) if layout.zero_stage == 3 else None
+        deal_out = _Sharder(settings, layout, mpu, self._dtype(config)) if layout.zero_stage == 3 else None
         self._share = Share.build(config, layout, ranks, groups, device, deal_out)
         optimizer = build_optimizer(config, self.model)
         module = self._module()
@@ -168,6 +170,10 @@ class DeepSpeedEngine:
             )  # fmt: skip
         self._states = ZeroStates(self._engine, layout.zero_stage, ranks.replica)
         self._refusal = Refusal(self._engine.optimizer, layout.zero_stage, self._loss)
+
+    @staticmethod
+    def _dtype(config: RunConfig) -> torch.dtype:
+        return torch.bfloat16 if config.dtype == "bf16" else torch.float32
 
     @property
     def model(self) -> LanguageModel:

@@ -23,7 +23,7 @@ class Software:
     kernels            launched for the forward of a block
     adam_bytes         read and written a parameter by the optimiser
     logit_bytes        held for each position and entry of the vocabulary at the peak of the loss
-    loss_chunk_rows    positions whose logits are held at once; None: all
+    loss_chunk_rows    positions whose logits are held at once, with what they become; None: all
     kept_gated         values of d_ff that a gated feed-forward layer keeps: gate, its activation, up, product; 3 where fused
     kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and output
     kept_norm          bytes that an unfused RMSNorm keeps of each value beside input and output
