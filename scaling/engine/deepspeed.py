@@ -26,6 +26,7 @@ from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
+from scaling.plan.counts import count
 from scaling.plan.degrees import Layout
 from scaling.plan.setting import REDUCE_BUCKET
 
@@ -66,8 +67,9 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
     # Each gradient is reduced to the rank that owns it: P elements. By default all ranks get it and most forget it: 2 P.
     zero["use_multi_rank_bucket_allreduce"] = False
-    if layout.pp == 1:  # the pipeline sends gradients when all micro-batches are through
-        zero |= {"overlap_comm": True, "reduce_bucket_size": REDUCE_BUCKET}
+    # It makes two buffers of this size, however small a model and few its ranks.
+    zero["reduce_bucket_size"] = min(REDUCE_BUCKET, count(config).n_params // (layout.tp * layout.pp))
+    zero["overlap_comm"] = layout.pp == 1  # the pipeline sends gradients when all micro-batches are through
     if layout.zero_stage == 3:
         # Every parameter is partitioned: those kept whole would need a copy of their own on loading.
         zero["stage3_param_persistence_threshold"] = 0

@@ -197,8 +197,9 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     feed_forward = work.experts_per_token * (kept_ff + software.kept_ff_extra - 1 + input_width / width) * work.d_ff
     if work.n_experts > 1:  # each expert's part of the input and of the output, the latter in fp32 before and after its weight
         feed_forward += work.experts_per_token * d_model * (1 + 8 // width)
-    whole = residual * 2 * d_model + input_width * 2 * d_model + (2 * d_model if work.dropout else 0)
+    whole = residual * 2 * d_model + (2 * d_model if work.dropout else 0)
     whole += 2 * software.kept_norm * d_model if work.gated else 0
+    inputs = input_width * 2 * d_model
     shared = width * (attention + feed_forward) + 4 * work.n_heads + (stack.extra_bytes if core else 0)
     if software.attention != "fused" and core:
         kept = 2 * width + 1 if work.dropout else width
@@ -206,7 +207,9 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     if stack.cross_length:
         whole += residual * 2 * d_model + (d_model if work.dropout else 0)
         shared += width * (2 * work.q_width + 2 * work.kv_width * stack.cross_length / stack.length)
-    return whole / (layout.tp if layout.sequence_parallel else 1) + shared / layout.tp
+    if software.gathers_again:
+        whole, inputs = whole + inputs, 0
+    return whole / (layout.tp if layout.sequence_parallel else 1) + inputs + shared / layout.tp
 
 
 def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
@@ -235,6 +238,6 @@ def _gathered_bytes(work: Workload, layout: Layout, software: Software) -> float
 
 
 def _bucket_bytes(n_params: float, layout: Layout, software: Software) -> float:
-    if layout.replicas == 1:
+    if layout.replicas == 1 and not software.buckets_alone:
         return 0.0
-    return software.width * min(n_params, software.bucket_elements)
+    return software.width * software.n_buckets * min(n_params, software.bucket_elements)

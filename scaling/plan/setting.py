@@ -113,11 +113,14 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         fuses_gate=fused,
         kernels=25 if fused else 60,
         selective="pointwise",
+        gathers_again=False,
         logit_bytes=2 * width if fused else width + 4,
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
-        bucket_elements=2 * REDUCE_BUCKET,
+        bucket_elements=0 if plain else REDUCE_BUCKET,  # DistributedDataParallel's buckets are the gradients
+        n_buckets=2,
+        buckets_alone=True,
         live_parameters=LIVE,
         context_bytes=CPU_PROCESS_BYTES if kind == "cpu" else None,
     )
