@@ -11,7 +11,6 @@ from typing import cast
 
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError, ScalingError
-from scaling.plan.cluster_names import with_named_clusters
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
@@ -30,7 +29,7 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from scaling.compose import COMPOSITION_ERRORS, explain, validate
+    from scaling.compose import COMPOSITION_ERRORS, explain, in_full, validate
 
     codes: list[int] = []
     composed_once = False
@@ -57,7 +56,7 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
     vars(main.__wrapped__)["study"] = launch  # Hydra hands the launcher what it wraps
 
     with reported(codes, debug="scaling.debug=true" in overrides), _full_errors():
-        sys.argv[1:] = with_named_clusters(argv)  # where Hydra reads them
+        sys.argv[1:] = in_full(argv)  # where Hydra reads them
         try:
             main()
         except COMPOSITION_ERRORS as error:

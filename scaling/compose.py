@@ -26,17 +26,17 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
-    overrides = _with_hub_tokenizers(with_named_clusters(overrides))
+    overrides = in_full(overrides)
     try:
         return validate(_composed(overrides), overrides)
     except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
 
 
-def _with_hub_tokenizers(overrides: Sequence[str]) -> list[str]:
-    """tokenizer=hf:NAME written in full."""
+def in_full(overrides: Sequence[str]) -> list[str]:
+    """cluster=NxMxGPU and tokenizer=hf:NAME, which have no files of their own, as what they stand for. Raises ConfigError."""
     out: list[str] = []
-    for override in overrides:
+    for override in with_named_clusters(overrides):
         name = override.removeprefix("tokenizer=hf:")
         quoted = name.replace("\\", "\\\\").replace("'", "\\'")
         out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name='{quoted}'"]

@@ -25,6 +25,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "isoflop": ("sizes", "budgets", "least_tokens_per_param", "most_tokens_per_param"),
     "ladder": ("sizes", "tokens_per_param"),
     "lr_batch": ("batches", "lr_factors", "batch_rule"),
+    "lr_width": ("widths", "lr_factors"),
     "wsd": ("sizes", "tokens"),
     "asha": ("space", "n_trials", "sampler", "first_rung_tokens", "reduction_factor"),
     "pbt": ("space", "n_trials", "interval_tokens"),
@@ -56,9 +57,9 @@ Choices = Range | tuple[float | int | bool | str, ...]
 
 
 class StudyConfig(Section):
-    kind: Literal["none", "isoflop", "ladder", "lr_batch", "wsd", "asha", "pbt", "bayesian"] = Field(
+    kind: Literal["none", "isoflop", "ladder", "lr_batch", "lr_width", "wsd", "asha", "pbt", "bayesian"] = Field(
         description="none: as the command line sweeps; isoflop: budgets x sizes; ladder: sizes x tokens per parameter; "
-        "lr_batch: learning rates x batches; wsd: trunks and cool-downs; asha, pbt, bayesian: searches"
+        "lr_batch, lr_width: learning rates x batches, or widths; wsd: trunks and cool-downs; asha, pbt, bayesian: searches"
     )
     name: str | None = Field(None, description="directory under run.root; null: the kind, or sweep")
     max_attempts: int = Field(3, gt=0, description="failures of a trial after which it is given up")
@@ -70,7 +71,8 @@ class StudyConfig(Section):
     most_tokens_per_param: float = Field(400.0, gt=0, description="isoflop: runs of more are left out")
     tokens_per_param: tuple[float, ...] = Field((), description="ladder: tokens over parameters, embeddings included")
     batches: tuple[Count, ...] = Field((), description="lr_batch: global batches in sequences")
-    lr_factors: tuple[float, ...] = Field((), description="lr_batch: multiples of the rate that batch_rule gives a batch")
+    lr_factors: tuple[float, ...] = Field((), description="lr_batch, lr_width: multiples of the rate")
+    widths: tuple[int, ...] = Field((), description="lr_width: values of d_model; heads keep their width, so their number grows")
     batch_rule: Literal["none", "linear", "sqrt", "sde"] = Field(
         "sqrt", description="lr_batch: learning rate as batch^0, batch, batch^0.5; sde: that and Adam's betas and eps too"
     )

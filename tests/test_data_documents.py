@@ -13,6 +13,7 @@ from prepare_inputs import contents, documents_of, json_lines, texts
 from test_prepare_remote import publish_c4
 from web_server import Web, serving
 
+from scaling import cli
 from scaling.compose import compose
 from scaling.config import DataConfig, TokenizerConfig
 from scaling.data import corpus as corpus_module
@@ -148,6 +149,10 @@ def test_configurations_that_cannot_be(overrides, message):
 def test_names_with_blanks_and_quotes_are_kept():
     config = compose(["tokenizer=hf:/a b/it's.json", "tokenizer.vocab_size=300"])
     assert config.tokenizer.name == "/a b/it's.json"
+
+
+def test_the_command_knows_them_too(capsys):
+    assert cli.run_task(lambda config: len(config.tokenizer.name), ["tokenizer=hf:abc/de", "tokenizer.vocab_size=300"]) == 6
 
 
 def test_first_contact_is_short():

@@ -161,6 +161,8 @@ def test_a_study_gives_its_finished_runs(tmp_path):
     make_run(tmp_path / "constant", ["schedule=constant"])
     make_run(tmp_path / "diverged", val_loss=math.nan)
     make_run(tmp_path / "warm", warmup=700_000)
+    make_run(tmp_path / "parent", [f"train.parent='{'ab' * 32}@7'"])
+    (tmp_path / "results.csv").write_text("run,state\na,finished\nwaiting-0123abcd,new\n")
     make_run(tmp_path / "torn")
     (tmp_path / "torn" / "metrics.jsonl").write_text("?\n{}\n")
     read = points_of_study(tmp_path)
@@ -175,6 +177,8 @@ def test_a_study_gives_its_finished_runs(tmp_path):
     assert reasons["diverged"].startswith("diverged")
     assert reasons["torn"].startswith("damaged")
     assert reasons["warm"].startswith("warm-up dominated")
+    assert reasons["parent"].startswith("its values changed on the way")
+    assert reasons["waiting-0123abcd"] == "not begun"
     assert set(points_of_study(tmp_path, keep=("undecayed", "warmup")).names) == {"a", "group/b", "constant", "warm"}
     without = points_of_study(tmp_path, n_counts="without_embeddings", c_counts="6ND")
     assert without.n_params[0] == counts.n_params_non_embedding

@@ -17,7 +17,7 @@ from scaling.config import RunConfig
 from scaling.metrics import wandb_sink
 from scaling.metrics.record import MetricLog, read_metrics
 from scaling.metrics.sinks import make_sinks
-from scaling.metrics.wandb_sink import reachable
+from scaling.metrics.wandb_sink import log_results, reachable
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_wandb_holds_the_record_and_continues_after_a_resume(tmp_path, capfd):
     assert all("offline, since there is no API key" in notice and "wandb sync" in notice for notice in notices)
     assert capfd.readouterr() == ("", "")
     assert not any((tmp_path / "home").rglob("*"))
+
+
+@pytest.mark.usefixtures("no_account")
+def test_the_results_of_a_study_are_one_table_in_its_group(tmp_path):
+    study, notices = tmp_path / "sweep", []
+    study.mkdir()
+    rows = [{"run": "a", "optim.lr": 1e-3, "val_loss": 2.5}, {"run": "b", "optim.lr": 2e-3, "val_loss": None}]
+    for lasting in (rows[:1], rows):
+        log_results(wandb_config(), study, lasting, notices.append)
+    entries = wandb_entries(study)
+    runs = [entry["run"] for entry in entries if entry["type"] == "run"]
+    assert {run["run_id"] for run in runs} == {(study / "wandb_id").read_text().strip()}, "the second call continues the run"
+    assert all((run["run_group"], run["job_type"], run["display_name"]) == ("ladder", "study", "sweep-results") for run in runs)
+    tables = sorted(study.rglob("*.table.json"), key=lambda path: path.stat().st_mtime_ns)
+    last = json.loads(tables[-1].read_text())
+    assert last["columns"] == ["run", "optim.lr", "val_loss"]
+    assert last["data"] == [["a", 1e-3, 2.5], ["b", 2e-3, None]]
+    assert notices == ["W&B: table of results, offline, since there is no API key (set WANDB_API_KEY, or run `wandb login`)"] * 2
 
 
 KILLED = """

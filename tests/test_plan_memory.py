@@ -59,6 +59,21 @@ def test_full_checkpointing_keeps_inputs_and_one_block() -> None:
     assert (memory.activations, memory.logits) == (expected + tokens * one_block, 0)  # the recomputed block is
 
 
+def test_selective_checkpointing_keeps_what_was_weighed() -> None:
+    """12.5 times a block's input instead of 19.0 (docs/parallelism.md, gpt_tiny in fp32); the loss, not a block made anew, is the
+    peak."""
+    config = composed("model=gpt_tiny", "precision=fp32")
+    layout = replace(LAYOUT, dp=1, micro_batch_size=1, engine="reference")
+    model, head = config.model, 2  # of the final norm
+    inputs = config.train.seq_len * model.d_model * 4
+    none, selective = (
+        estimate_memory(config, replace(layout, activation_checkpointing=kind)).activations / inputs - head
+        for kind in ("none", "selective")
+    )
+    assert none == pytest.approx(19.0 * model.n_layers, rel=0.002)
+    assert selective == pytest.approx(12.5 * model.n_layers, rel=0.002)
+
+
 def _kept_bytes(config: RunConfig, autocast: bool) -> float:
     """Bytes a token that autograd keeps of the forward up to the head, the module's parameters apart."""
     import torch

@@ -55,6 +55,7 @@ def test_bytes_do_not_depend_on_processes_pieces_runs_or_names(tmp_path, monkeyp
         monkeypatch.setattr(module, "PIECE_BYTES", 500)
     monkeypatch.setattr(ordering, "RUN_BYTES", 2000)
     monkeypatch.setattr("scaling.data.prepare.RUN_BYTES", 3000)
+    monkeypatch.setattr(ordering, "FAN_IN", 3)
     assert run(f"inputs={first}", f"out={tmp_path / 'three'}", "processes=1", *words) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
 
@@ -73,14 +74,18 @@ def start(*words: str) -> subprocess.Popen[str]:
     """The command, in a process whose stages each take a while."""
     code = (
         "import sys, time\nfrom scaling.progress import ProgressBar\nfrom scaling import prepare\n"
+        f"from scaling.data import ordering\nordering.FAN_IN = {ordering.FAN_IN}\n"
         "def report(self, message, part):\n    print(message, flush=True)\n    time.sleep(0.05)\n"
         "ProgressBar.report = report\nsys.exit(prepare.main(sys.argv[1:]))"
     )
     return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("stage", ["reading", "ordering", "training the tokenizer", "tokenising", "writing the train", "wrote"])
-def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path, stage, capsys):
+@pytest.mark.parametrize(
+    "stage", ["reading", "merging", "ordering", "training the tokenizer", "tokenising", "writing the train", "wrote"]
+)
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path, stage, capsys, monkeypatch):
+    monkeypatch.setattr(ordering, "FAN_IN", 2)
     pattern = write_inputs(tmp_path / "in", texts(100))
     words = (f"inputs={pattern}", "tokenizer=bpe", "vocab_size=400", "shard_tokens=2000", "processes=1")
     assert run(*words, f"out={tmp_path / 'whole'}") == 0

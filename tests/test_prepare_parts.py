@@ -22,7 +22,7 @@ from scaling.data import ordering
 from scaling.data import prepare as prepare_module
 from scaling.data.encode import cut
 from scaling.data.hub_tokenizer import hub_tokenizer
-from scaling.data.ordering import bucket_bounds, document_of, read_documents, write_bucket, write_runs
+from scaling.data.ordering import bucket_bounds, document_of, merge_runs, read_documents, write_bucket, write_runs
 from scaling.data.shards import CorpusIndex
 from scaling.data.sources import find_source
 from scaling.data.tasks import synced
@@ -32,14 +32,20 @@ from scaling.progress import ProgressBar
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=8), st.booleans())), st.integers(1, 5), st.integers(1, 2000))
-def test_buckets_are_the_sorted_distinct_documents(tmp_path_factory, pairs, n_buckets, run_bytes):
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=8), st.booleans())),
+    st.integers(1, 5),
+    st.integers(1, 2000),
+    st.integers(1, 4),
+)
+def test_buckets_are_the_sorted_distinct_documents(tmp_path_factory, pairs, n_buckets, run_bytes, fan_in):
     directory = tmp_path_factory.mktemp("order")
     documents = [document_of(text, held_out) for text, held_out in pairs if text.isprintable()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ordering, "RUN_BYTES", run_bytes)
         runs = write_runs(documents, directory, "run")
     low = 1 << 62
+    runs = [merge_runs(directory, runs[i : i + fan_in], f"m{i}") for i in range(0, len(runs), fan_in)]
     buckets = [write_bucket(directory, runs, f"b{i}", bucket_bounds(i, n_buckets), low) for i in range(n_buckets)]
     held_out = {document.digest for document in documents if document.held_out}
     for side in (True, False):

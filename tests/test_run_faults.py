@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from whole_runs import ONE_WORKER, Run, Workplace, curve
+from whole_runs import ONE_WORKER, Run, Workplace, curve, events
+
+from scaling.config import DataConfig, TokenizerConfig
+from scaling.data.corpus import ensure_corpus
 
 SHORT = (*ONE_WORKER, "train.n_tokens=10_000")
 
@@ -44,6 +47,19 @@ def test_a_damaged_shard_is_named(workplace: Workplace, corpus: Path, tmp_path: 
     assert "DataError" in run.output
     assert shard.name in run.output
     assert "Traceback" not in run.output
+
+
+def test_a_run_without_its_damaged_shards_notes_them_and_ends(workplace: Workplace, tmp_path: Path) -> None:
+    data = DataConfig(kind="text_files", path=workplace.text, cache_dir=str(tmp_path / "cache"), shard_tokens=20_000)
+    first, *others = sorted(Path(ensure_corpus(data, TokenizerConfig(kind="byte", vocab_size=257))).glob("train-*.tar"))
+    assert others
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 4
+    first.write_bytes(content)
+    options = (*SHORT, f"data.cache_dir={data.cache_dir}", "data.shard_tokens=20_000", "data.on_bad_shard=skip")
+    run = workplace.finish(*options, root=tmp_path / "runs")
+    assert [event["shard"] for event in events(run, "shard_skipped")] == [first.name]
+    assert f"Training without shard {first.name}" in run.output
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(workplace: Workplace, tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_the_rate_follows_the_batch(rule: str, scaled: float) -> None:
     assert all(0 <= draft.config.train.n_tokens - 1_000_000 < 64 * 32 for draft in found)
 
 
+def test_widths_grow_by_heads() -> None:
+    found = drafts("study=lr_width", "study.widths=[32,128]", "study.lr_factors=[0.5,1]", "model.d_ff=256", "optim.lr=1e-3")
+    shapes = [(d.config.model.d_model, d.config.model.n_heads, d.config.model.d_ff, d.config.optim.lr) for d in found]
+    assert shapes == [(32, 1, 64, 5e-4), (32, 1, 64, 1e-3), (128, 4, 256, 5e-4), (128, 4, 256, 1e-3)]
+    with pytest.raises(ConfigError, match=r"study.widths has 48, which is not made of heads of 32"):
+        drafts("study=lr_width", "study.widths=[48]", "study.lr_factors=[1]")
+
+
 def test_a_batch_beyond_the_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a batch 16 times as large would need optim.beta1 below 0"):
         drafts("study=lr_batch", "study.batches=[128]", "study.lr_factors=[1]", "study.batch_rule=sde")

@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 import pytest
 
-Fault = int | float | str
-"""An HTTP status; "cut": the connection ends half way; a number below 1: seconds before every small piece."""
+Fault = int | float | str | None
+"""An HTTP status; "cut": the connection ends half way; a number below 1: seconds before every small piece; None: no fault."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def _handler(web: Web) -> Callable[..., http.server.BaseHTTPRequestHandler]:
             self._send(status, content, with_body, headers, fault)
 
         def _send(
-            self, status: int, content: bytes, with_body: bool, headers: dict[str, str] | None = None, fault: Fault | None = None
+            self, status: int, content: bytes, with_body: bool, headers: dict[str, str] | None = None, fault: Fault = None
         ) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))

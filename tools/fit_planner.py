@@ -37,9 +37,7 @@ GUESSES = {
 }  # fmt: skip
 """Physical guess of each fitted constant of time, and its spread in the logarithm: assumptions, made before the fit."""
 
-MEMORY_GUESSES = {
-    "context_bytes": (1.0e9, 0.4), "ring_bytes": (0.8e9, 0.6), "fragments": (1.15, 0.1),
-}  # fmt: skip
+MEMORY_GUESSES = {"context_bytes": (1.2e9, 0.2), "ring_bytes": (1.0e9, 0.6), "fragments": (1.2, 0.04)}
 TIME_SCALE, MEMORY_SCALE = 0.12, 0.08
 MOST_ROWS, HEAVIEST = 150, 60
 PRIOR, MEMORY_PRIOR = 1.5, 0.5

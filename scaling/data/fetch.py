@@ -7,6 +7,7 @@ opens without a shell (gs, hf, ais, sftp, ftps, scp) go through its gopen. pipe:
 from __future__ import annotations
 
 import io
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 from urllib.parse import urlparse
 
-from scaling.data.http import HttpFile, Patience, describe, head, is_http
+from scaling.data.http import Attempts, HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
 from scaling.redact import redact
 
@@ -65,13 +66,29 @@ def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: 
     return cast(IO[bytes], gopen(str(location), "rb"))
 
 
+def _gopened(url: str, max_bytes: int) -> bytes:
+    with open_location(url) as file:
+        return file.read(max_bytes)
+
+
 def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIRST) -> bytes:
     """Content of a file, at most `max_bytes` of it. Raises DataError that names the location and the cause."""
     try:
-        with open_location(location, patience) as file:
-            return file.read(max_bytes)
+        if (path := local_path(location)) is not None:
+            return _read(path, max_bytes)
+        if is_http(str(location)):
+            with open_location(location, patience) as file:
+                return file.read(max_bytes)
+        return Attempts(str(location), patience).until_it_works(lambda: _gopened(str(location), max_bytes))
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """In one piece, without a copy where all of it is wanted."""
+    with path.open("rb", buffering=0) as file:
+        whole = max_bytes < 0 or os.fstat(file.fileno()).st_size <= max_bytes
+        return file.readall() if whole else file.read(max_bytes)
 
 
 def size_bytes(location: str | Path, patience: Patience = AT_FIRST) -> int | None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scaling.model.batch import Batch
 
 Step = tuple[list["Batch"], int]
+GROUP_TOKENS = 1 << 18
+"""Made at a time by a worker, 4 MB of batches. Assumption: enough for what a look-up costs to vanish."""
 OnStall = Callable[[float, list[str]], None]
 """Told for how many seconds a step has been awaited, and where the shards lie that are on their way."""
 
@@ -47,23 +49,28 @@ class _Cut:
                 fix="Change one of the three.",
             )
 
+    @property
+    def rows(self) -> int:
+        """Sequences of this rank in a step."""
+        return self.global_batch_size // self.dp
+
     def sequences(self, first: int) -> np.ndarray:
         """Numbers of this rank's sequences in the step that begins with sequence `first`: int64 (global_batch_size / dp,)."""
-        rows = self.global_batch_size // self.dp
-        return np.arange(rows, dtype=np.int64) + first + self.dp_rank * rows
+        return np.arange(self.rows, dtype=np.int64) + first + self.dp_rank * self.rows
 
     def micro_batches(self, rows_B: np.ndarray) -> list[np.ndarray]:
-        return np.split(rows_B, len(rows_B) // self.micro_batch_size)
+        size = self.micro_batch_size
+        return [rows_B[begin : begin + size] for begin in range(0, len(rows_B), size)]
 
 
 class Loader:
     """Steps of one data-parallel rank: iterates over (micro-batches, next_sequence), without end.
 
     A step consumes global_batch_size sequences; `next_sequence` is the data position after it, with which a new Loader
-    continues, on any dp, micro_batch_size and number of workers. `workers` threads keep `prefetch_steps` steps (at least one
-    each) in hand, which come in order; what a worker raises is raised here. `last_wait_s` is the time for which the last step
-    kept its consumer waiting; `on_stall` is told of waits from `stall_after_s` on, each time they have doubled. A context
-    manager.
+    continues, on any dp, micro_batch_size and number of workers. `workers` threads keep at least `prefetch_steps` steps in
+    hand, which come in order; what a worker raises is raised here, at its step. They make several steps at a time, one at first
+    and then up to GROUP_TOKENS tokens. `last_wait_s` is the time for which the last step kept its consumer waiting; `on_stall` is
+    told of waits from `stall_after_s` on, each time they have doubled. A context manager.
     """
 
     def __init__(
@@ -88,11 +95,13 @@ class Loader:
         self._failure: BaseException | None = None
         self._on_stall, self._stall_after_s = on_stall, stall_after_s
         self._next_sequence = start_sequence
-        self._coming: deque[Future[Step]] = deque()
+        self._group, self._largest_group = 1, max(1, GROUP_TOKENS // (self._cut.rows * stream.n_read))
+        self._ready: deque[Step | BaseException] = deque()
+        self._coming: deque[Future[list[Step | BaseException]]] = deque()
         # Its threads know their parts and not the Loader, so that one which is dropped or forgotten ends them too.
         self._pool: DaemonPool | None = DaemonPool(workers, "loader")
         for _ in range(max(prefetch_steps, workers)):
-            self._begin_step(self._pool)
+            self._begin_group(self._pool)
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -103,20 +112,23 @@ class Loader:
         if self._pool is None:
             raise StopIteration
         begun_s = time.perf_counter()
-        try:
-            step = self._finished(self._coming.popleft())
-        except BaseException as error:
-            self._failure = error
-            raise
+        if not self._ready:
+            self._ready.extend(self._finished(self._coming.popleft()))
+            self._begin_group(self._pool)
         self.last_wait_s = time.perf_counter() - begun_s
-        self._begin_step(self._pool)
+        step = self._ready.popleft()
+        if isinstance(step, BaseException):
+            self._failure = step
+            raise step
         return step
 
-    def _begin_step(self, pool: DaemonPool) -> None:
-        self._coming.append(pool.submit(_make_step, self._stream, self._make_batch, self._cut, self._next_sequence))
-        self._next_sequence += self._cut.global_batch_size
+    def _begin_group(self, pool: DaemonPool) -> None:
+        parts = (self._stream, self._make_batch, self._cut, self._next_sequence, self._group)
+        self._coming.append(pool.submit(_make_steps, *parts))
+        self._next_sequence += self._group * self._cut.global_batch_size
+        self._group = min(2 * self._group, self._largest_group)
 
-    def _finished(self, future: Future[Step]) -> Step:
+    def _finished(self, future: Future[list[Step | BaseException]]) -> list[Step | BaseException]:
         waited_s, patience_s = 0.0, self._stall_after_s
         while not future.done() and self._on_stall is not None:
             begun_s = time.perf_counter()
@@ -133,6 +145,7 @@ class Loader:
             self._pool.close()
             self._pool = None
             self._coming.clear()
+            self._ready.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +154,28 @@ class Loader:
         self.close()
 
 
-def _make_step(stream: Sequences, make_batch: MakeBatch, cut: _Cut, sequence: int) -> Step:
-    """The step whose first sequence, of all ranks, has this number."""
-    ks_B = cut.sequences(sequence)
-    parts = zip(cut.micro_batches(stream.read(ks_B)), cut.micro_batches(ks_B), strict=True)
-    return [make_batch(sequences_BS, ks) for sequences_BS, ks in parts], sequence + cut.global_batch_size
+def _make_steps(stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int, n_steps: int) -> list[Step | BaseException]:
+    """Steps from that on whose first sequence, of all ranks, has number `first`; in place of one that fails, and last, the error.
+
+    Where their sequences lie is looked up together, which costs about as much as it does for one.
+    """
+    begins = [first + step * cut.global_batch_size for step in range(n_steps)]
+    ks = [cut.sequences(begin) for begin in begins]
+    try:
+        rows = stream.read(np.concatenate(ks))
+        return [_step(make_batch, cut, rows_B, ks_B) for rows_B, ks_B in zip(np.split(rows, n_steps), ks, strict=True)]
+    except BaseException as error:
+        if n_steps == 1:
+            return [error]
+    made: list[Step | BaseException] = []
+    for begin in begins:
+        made += _make_steps(stream, make_batch, cut, begin, 1)
+        if isinstance(made[-1], BaseException):
+            break
+    return made
+
+
+def _step(make_batch: MakeBatch, cut: _Cut, rows_B: np.ndarray, ks_B: np.ndarray) -> Step:
+    parts = zip(cut.micro_batches(rows_B), cut.micro_batches(ks_B), strict=True)
+    micro_batches = [make_batch(sequences_BS, ks) for sequences_BS, ks in parts]
+    return micro_batches, int(ks_B[0]) - cut.dp_rank * cut.rows + cut.global_batch_size

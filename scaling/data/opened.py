@@ -40,6 +40,7 @@ class Corpus:
     location: str
     parts: tuple[Part, ...]
     mixed: bool
+    skipped: tuple[str, ...] = ()
 
     @staticmethod
     def open(location: str | Path, skipped: Collection[str] = ()) -> Corpus:
@@ -54,7 +55,7 @@ class Corpus:
             prefix = f"{component.name}/" if mixed else ""
             index = index.without("train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)])
             parts.append(Part(replace(component, fingerprint=index.fingerprint), index))
-        return Corpus(str(location), tuple(parts), mixed)
+        return Corpus(str(location), tuple(parts), mixed, tuple(skipped))
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +74,10 @@ class Corpus:
 
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.parts[0].component.location, self.parts[0].index)
+
+    @property
+    def n_shards(self) -> int:
+        return sum(len(shards) for part in self.parts for shards in part.index.splits.values())
 
     def n_tokens(self, split: str) -> int:
         return sum(shard.n_tokens for part in self.parts for shard in part.index.split(split))
@@ -117,11 +122,12 @@ class MixtureStream:
     def __init__(self, streams: Sequence[SequenceStream], mixture: Mixture) -> None:
         self._streams, self._mixture = streams, mixture
         self.n_sequences = mixture.sequences_within([stream.n_sequences for stream in streams])
+        self.n_read, self._dtype = streams[0].n_read, streams[0].index.dtype  # of one tokenizer, so alike in all
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows, int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpora's dtype. Raises DataError for a bad shard."""
         components, numbers = self._mixture.locate(ks)
-        rows = np.empty((len(ks), self._streams[0].n_read), dtype=np.int64)
+        rows = np.empty((len(ks), self.n_read), dtype=self._dtype)
         for component in np.unique(components).tolist():
             chosen = np.flatnonzero(components == component)
             rows[chosen] = self._streams[component].read(numbers[chosen])

@@ -1,7 +1,8 @@
 """Documents in the order of their content hashes, each once, whatever their number: sorted runs on disk, then merged.
 
 A run holds the documents of some megabytes of text, sorted by SHA-256; a bucket the distinct documents whose hashes lie in
-one range of all runs. Neither is ever larger in memory than RUN_BYTES and one document.
+one range of all runs. Neither is ever larger in memory than RUN_BYTES and one document. Where the runs are many, several are
+merged into one, as a stream, until they are few.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling.data.tasks import put_array, synced
+from scaling.data.tasks import synced
 
 RUN_BYTES = 32 << 20
 """Text of a run in memory. Assumption: few enough files for large corpora, little memory in each process."""
+FAN_IN = 256
+"""Runs that a bucket looks into at most; more are merged before. Assumption: few enough to be open together, and so many that the
+text is merged once beforehand up to 2 TB, and not at all up to 8 GB."""
 _KEY = np.dtype([("digest", "V32"), ("end", "<u8"), ("held_out", "?")])  # of a document: `end` of its text in the file beside
 _OVERHEAD_BYTES = 200  # of a document in memory beside its text; measured with tracemalloc, CPython 3.11
 _CHUNK = 1024  # keys decoded at once
@@ -78,21 +82,36 @@ def _write_run(run: dict[bytes, Document], directory: Path, name: str) -> str:
 
 
 def write_documents(documents: Iterable[Document], directory: Path, name: str) -> int:
-    """NAME.text and NAME.npy, the texts one after the other and their keys; returns the number of bytes of text."""
-    keys: list[np.ndarray] = []
+    """NAME.text and NAME.keys, the texts one after the other and their keys; returns the number of bytes of text."""
     chunk: list[tuple[bytes, int, bool]] = []
     end = 0
-    with synced(directory / f"{name}.text") as file:
+    with synced(directory / f"{name}.text") as file, synced(directory / f"{name}.keys") as keys:
         for document in documents:
             file.write(document.content)
             end += len(document.content)
             chunk.append((document.digest, end, document.held_out))
             if len(chunk) == _CHUNK:
-                keys.append(np.array(chunk, dtype=_KEY))
+                keys.write(np.array(chunk, dtype=_KEY).tobytes())
                 chunk = []
-    keys.append(np.array(chunk, dtype=_KEY))
-    put_array(directory / f"{name}.npy", np.concatenate(keys))
+        keys.write(np.array(chunk, dtype=_KEY).tobytes())
     return end
+
+
+def _keys(directory: Path, name: str) -> np.ndarray:
+    path = directory / f"{name}.keys"
+    return np.memmap(path, dtype=_KEY, mode="r") if path.stat().st_size else np.empty(0, dtype=_KEY)
+
+
+def remove_documents(directory: Path, name: str) -> None:
+    """What `write_documents` wrote; what is not there is no error, since a kill may have come in between."""
+    for suffix in (".text", ".keys"):
+        (directory / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def merge_runs(directory: Path, runs: list[str], name: str) -> str:
+    """One run of all the documents of several."""
+    write_documents(_merged(directory, runs, (0, 1 << 64)), directory, name)
+    return name
 
 
 def bucket_bounds(number: int, n_buckets: int) -> tuple[int, int]:
@@ -111,8 +130,8 @@ def write_bucket(directory: Path, runs: list[str], name: str, bounds: tuple[int,
             counts["low"] += _prefix(document.digest) < low
             yield document
 
-    sides = itertools.chain.from_iterable(_merged(directory, runs, bounds, held_out=side) for side in (True, False))
-    n_bytes = write_documents(counted(sides), directory, name)
+    sides = (_merged(directory, runs, bounds, held_out=side) for side in (True, False))
+    n_bytes = write_documents(counted(itertools.chain.from_iterable(sides)), directory, name)
     return Bucket(name, counts["documents"], counts["held_out"], counts["low"], n_bytes)
 
 
@@ -130,18 +149,19 @@ class _Place(NamedTuple):
     end: int
 
 
-def _merged(directory: Path, runs: list[str], bounds: tuple[int, int], *, held_out: bool) -> Iterator[Document]:
-    """The distinct documents of one side; one that any run holds out is held out."""
+def _merged(directory: Path, runs: list[str], bounds: tuple[int, int], *, held_out: bool | None = None) -> Iterator[Document]:
+    """The distinct documents, by hash, of one side or of both; one that any run holds out is held out."""
     segments = [_segment(directory, run, bounds) for run in runs]
     for digest, places in itertools.groupby(heapq.merge(*segments), key=lambda place: place.digest):
         place = next(places)
-        if place.not_held_out != held_out:
-            yield Document(digest, _read(directory / f"{place.run}.text", place.begin, place.end), held_out)
+        if held_out in (None, not place.not_held_out):
+            content = _read(directory / f"{place.run}.text", place.begin, place.end)
+            yield Document(digest, content, not place.not_held_out)
 
 
 def _segment(directory: Path, run: str, bounds: tuple[int, int]) -> Iterator[_Place]:
     """The documents of a run that lie in a range of prefixes, in order, a chunk of keys at a time."""
-    keys = np.lib.format.open_memmap(directory / f"{run}.npy", mode="r")
+    keys = _keys(directory, run)
     first, last = (bisect.bisect_left(range(len(keys)), b, key=lambda i: _prefix(keys[i]["digest"].tobytes())) for b in bounds)
     begin = int(keys[first - 1]["end"]) if first else 0
     for start in range(first, last, _CHUNK):
@@ -165,7 +185,7 @@ def _read(path: Path, begin: int, end: int) -> bytes:
 
 def read_documents(directory: Path, name: str, first: int = 0) -> Iterator[bytes]:
     """The texts of a run or bucket from document `first` on, read as a stream."""
-    keys = np.lib.format.open_memmap(directory / f"{name}.npy", mode="r")
+    keys = _keys(directory, name)
     begin = int(keys[first - 1]["end"]) if 0 < first <= len(keys) else 0
     with (directory / f"{name}.text").open("rb") as file:
         file.seek(begin)

@@ -19,16 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config import TokenizerConfig
+from scaling.data import ordering
 from scaling.data.encode import encode_bucket
 from scaling.data.hub_tokenizer import hub_tokenizer
-from scaling.data.ordering import RUN_BYTES, Bucket, bucket_bounds, document_of, read_documents, write_bucket, write_runs
+from scaling.data.ordering import (
+    RUN_BYTES,
+    Bucket,
+    bucket_bounds,
+    document_of,
+    merge_runs,
+    read_documents,
+    remove_documents,
+    write_bucket,
+    write_runs,
+)  # fmt: skip
 from scaling.data.pieces import Piece, Reading, read_piece
 from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
 from scaling.data.sources import BETWEEN, UnfitText
 from scaling.data.tasks import Report, Work, put
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.data.write_shards import SPLITS, plan_shards, write_shard
-from scaling.errors import ConfigError
+from scaling.errors import ConfigError, DataError
 from scaling.units import format_bytes, format_count
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -107,7 +118,7 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     read = work.run(sort_piece, "run", arguments, "reading")
     _report_unfit(read, report)
     n_bytes = sum(result["n_bytes"] for result in read)
-    runs = [run for result in read for run in result["runs"]]
+    runs = _few(work, [run for result in read for run in result["runs"]])
     n_buckets = max(1, -(-n_bytes // RUN_BYTES))
     low = int(recipe.val_fraction * 2**64)
     ordered = work.run(
@@ -118,9 +129,26 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     n_empty = sum(result["n_empty"] for result in read)
     report(f"{n_kept} documents, without {n_read - n_kept} exact duplicates and {n_empty} empty ones", None)
     for run in runs:
-        for suffix in (".text", ".npy"):
-            (work.directory / f"{run}{suffix}").unlink(missing_ok=True)
+        remove_documents(work.directory, run)
     return buckets
+
+
+def _few(work: Work, runs: list[str]) -> list[str]:
+    """No more than FAN_IN runs of the same documents."""
+    level = 0
+    while len(runs) > ordering.FAN_IN:
+        level += 1
+        groups = [runs[begin : begin + ordering.FAN_IN] for begin in range(0, len(runs), ordering.FAN_IN)]
+        merged = work.run(merge_group, f"merged{level}", [(group,) for group in groups], "merging")
+        for run in runs:
+            remove_documents(work.directory, run)
+        runs = [result["run"] for result in merged]
+    return runs
+
+
+def merge_group(directory: Path, name: str, runs: list[str]) -> dict[str, Any]:
+    """Task: one run of the documents of several."""
+    return {"run": merge_runs(directory, runs, name)}
 
 
 def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> dict[str, Any]:
@@ -131,7 +159,7 @@ def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> di
         for text in read_piece(piece, reading):
             if isinstance(text, UnfitText):
                 if not piece.lenient:
-                    raise text
+                    raise DataError(text.what, text.where, text.fix)
                 counts["n_unfit"] += 1
                 counts["unfit"] = counts["unfit"] or text.what
             elif not text:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from scaling.data.fetch import fetch, join, size_bytes
 from scaling.data.pool import DaemonPool
@@ -59,12 +60,17 @@ def check_shards(directory: str | Path, index: CorpusIndex, split: str, full: bo
 
 
 class Sequences(Protocol):
-    """Sequences by their number, for any threads; a context manager. `n_sequences`: until one of them comes again."""
+    """Sequences by their number, for any threads; a context manager.
+
+    n_sequences  until one of them comes again
+    n_read       tokens of each
+    """
 
     n_sequences: int
+    n_read: int
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows, int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpus's dtype. Raises DataError for a bad shard."""
         ...
 
     def waiting_for(self) -> list[str]:
@@ -114,16 +120,16 @@ class SequenceStream:
         self._window: tuple[int, int] | None = None
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows: int64 (len(ks), seq_len + overlap). Raises DataError for a bad shard."""
+        """Sequences number `ks` as rows: (len(ks), seq_len + overlap) of index.dtype. Raises DataError for a bad shard."""
         with self._lock:
             shards, offsets = self.order.locate(ks)
             coming = {shard: self._tokens(shard) for shard in np.unique(shards).tolist()}
             if self._read_ahead:
                 self._look_ahead(int(ks.max()))
-        rows = np.empty((len(ks), self.n_read), dtype=np.int64)
+        rows = np.empty((len(ks), self.n_read), dtype=self.index.dtype)
         for shard, future in coming.items():
             chosen = np.flatnonzero(shards == shard)
-            rows[chosen] = self._awaited_tokens(shard, future)[offsets[chosen, None] + np.arange(self.n_read)]
+            rows[chosen] = sliding_window_view(self._awaited_tokens(shard, future), self.n_read)[offsets[chosen]]
         return rows
 
     def waiting_for(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -125,7 +126,7 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def put(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is there whole or not at all."""
     with synced(path) as file:
         file.write(content)
@@ -133,5 +134,6 @@ def put(path: Path, content: bytes) -> None:
 
 def put_array(path: Path, array: np.ndarray) -> None:
     """Write an .npy file that is there whole or not at all."""
-    with synced(path) as file:
-        np.save(file, array, allow_pickle=False)
+    buffer = io.BytesIO()  # numpy's own writing to a file does not tell a full disk from another failure
+    np.save(buffer, array, allow_pickle=False)
+    put(path, buffer.getbuffer())

@@ -96,7 +96,7 @@ def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunD
             f"Stopped at step {result['step']} by {reason}; the same command continues from there.", highlight=False
         )  # fmt: skip
         return EXIT_STOPPED
-    summary = finish(config, plan, run_dir, corpus_dir, result)
+    summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
     print_summary(console, run_dir, summary)
     return EXIT_FINISHED
 
@@ -111,7 +111,7 @@ def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tupl
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(
-            f"{count} shards of {directory} are missing or damaged, first {first.name}: {first.reason}",
+            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first {first.name}: {first.reason}",
             f"data={config.data.kind}",
             "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
         )

@@ -17,6 +17,7 @@ from rich.console import Console
 from scaling.channel import decode_error
 from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
+from scaling.data.opened import Corpus
 from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError
 from scaling.files import disk_error
@@ -124,13 +125,14 @@ class _Attempt:
         assert trial.plan is not None
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
-        self._corpus_dir, skipped = corpus
+        corpus_dir, skipped = corpus
+        self._corpus = Corpus.open(corpus_dir, skipped)
         self._fatal: ScalingError | None = None
         self._troubles = Troubles(self.plan.layout.world_size)
         run_dir = trial.run_dir
         self.began_s = now_s = time.time()
         spec = {
-            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(self._corpus_dir),
+            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
         }  # fmt: skip
         self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
@@ -166,7 +168,7 @@ class _Attempt:
     def complete(self, result: dict[str, Any]) -> float:
         """Write the end of a finished run; returns the seconds it trained, over its devices."""
         trial = self.trial
-        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus_dir, result)
+        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus, result)
         seconds: float = summary["training_s"] * self.plan.layout.world_size
         return seconds
 
@@ -195,6 +197,7 @@ class _Runner:
     def run(self) -> int:
         began_s = time.monotonic()
         if self._waiting:
+            write_results(result_rows(self._study, self._standings), self._study.directory)
             self._work()
         rows = _report(self._study, self._standings, self._console)
         self._tell(time.monotonic() - began_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -28,11 +27,11 @@ _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
 """Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
 
 
-def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path | str, result: dict[str, Any]) -> dict[str, Any]:
+def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
     from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
 
-    baselines = _baselines(config, corpus_dir)
+    baselines = _baselines(config, corpus)
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
     summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
@@ -48,16 +47,15 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus_dir: Path |
     return summary
 
 
-def _baselines(config: RunConfig, corpus_dir: Path | str) -> dict[str, float]:
-    """What counting reaches on the held-out targets; none for a large corpus, nor for a mixture."""
+def _baselines(config: RunConfig, corpus: Corpus) -> dict[str, float]:
+    """What counting reaches on the held-out targets; none for a large corpus, a mixture, or one without its damaged shards."""
     from scaling.data.baselines import baselines  # torch too
 
-    corpus, scored = Corpus.open(corpus_dir), config.objective.kind != "causal_lm"
-    if corpus.mixed or corpus.n_tokens("train") > _BASELINE_TOKENS:
+    if corpus.mixed or corpus.skipped or corpus.n_tokens("train") > _BASELINE_TOKENS:
         return {}
-    key = (corpus.fingerprint, config.semantic_hash if scored else "")
+    key = (corpus.fingerprint, "" if config.objective.kind == "causal_lm" else config.semantic_hash)
     if key not in _KNOWN_BASELINES:
-        _KNOWN_BASELINES[key] = baselines(config, corpus_dir)
+        _KNOWN_BASELINES[key] = baselines(config, corpus.location)
     return _KNOWN_BASELINES[key]
 
 

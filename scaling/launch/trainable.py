@@ -15,6 +15,7 @@ from ray import tune
 from scaling.channel import decode_error
 from scaling.checkpoint import committed
 from scaling.config import RunConfig
+from scaling.data.opened import Corpus
 from scaling.errors import LaunchError, ScalingError
 from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run
@@ -134,7 +135,7 @@ class RunTrainable(tune.Trainable):
             run_dir.event("preempted", step=result["step"], reason="the search was stopped")
             return None
         if result["finished"]:
-            finish(config, plan, run_dir, self._spec.corpus_dir, result)
+            finish(config, plan, run_dir, Corpus.open(self._spec.corpus_dir, self._spec.skipped), result)
         return _known_loss(run_dir, target)
 
     def _over(self, sound: bool) -> None:

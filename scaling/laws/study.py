@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ _COMPARABLE = ("data", "tokenizer", "objective")
 """Sections that decide what a loss is a loss of."""
 _DECAYING = ("cosine", "wsd")
 _MAX_WARMUP = 0.5  # as in checks.py
+RESULTS = "results.csv"
+"""Of a study, beside its runs (`scaling.study.results`)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def points_of_study(
             excluded.append(Excluded(name, reason))
         elif isinstance(run, _Finished):
             found.append(run)
+    excluded += [Excluded(name, "not begun") for name in _listed(root) if not (root / name).is_dir()]
     if not found:
         told = "; ".join(f"{e.run}: {e.reason}" for e in excluded[:3]) or "no run directories"
         raise DataError(f"{root} has no finished run ({told})", "study", "Finish some: the same command continues a study.")
@@ -68,6 +72,15 @@ def points_of_study(
         replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS), excluded=tuple(excluded),
         base=found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config,
     )  # fmt: skip
+
+
+def _listed(root: Path) -> list[str]:
+    """The trials that the driver of a study has written down, those that have no directory yet too."""
+    try:
+        with (root / RESULTS).open(newline="", encoding="utf-8") as file:
+            return [row["run"] for row in csv.DictReader(file) if row.get("run")]
+    except OSError:
+        return []
 
 
 def run_directories(root: Path) -> Iterator[Path]:
@@ -106,6 +119,8 @@ def _flagged(run: _Finished, keep: Collection[str]) -> str | None:
     undecayed = schedule.kind not in _DECAYING or (schedule.kind == "wsd" and not run.counts["decay"])
     if undecayed and "undecayed" not in keep:
         return f"undecayed: schedule={schedule.kind} ends at a high learning rate (keep=undecayed fits it anyway)"
+    if run.config.train.parent is not None:
+        return "its values changed on the way: it goes on from another run (train.parent)"
     share = run.counts["warmup"] / run.last[names.N_TOKENS]
     if share > _MAX_WARMUP and "warmup" not in keep:
         return f"warm-up dominated: {100 * share:.0f} % of its tokens"

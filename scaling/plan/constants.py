@@ -49,12 +49,12 @@ class Constants:
     bandwidth: float = 0.611
     kernel_s: float = 2.014e-05
     fabric_inter: float = 0.3249
-    context_bytes: float = 6.826e08
-    ring_bytes: float = 5.741e08
-    fragments: float = 1.43
+    context_bytes: float = 1.009e09
+    ring_bytes: float = 7.034e08
+    fragments: float = 1.329
     time_spread: float = 0.1504
     calibrated_spread: float = 0.1344
-    memory_spread: float = 0.1532
+    memory_spread: float = 0.1261
     between: float = 0.05318
     within: float = 0.05795
 

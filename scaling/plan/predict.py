@@ -17,10 +17,10 @@ from scaling.plan.workload import Workload
 
 Verdict = Literal["fits", "borderline", "does not fit"]
 
-SURE, LIKELY = 0.9, 0.75
+SURE, LIKELY = 0.9, 0.8
 """Probability of fitting from which a layout fits, and below which it does not. 0.9: the upper end of the 80 % interval fits.
-0.75: running out of memory costs three times what a layout passed over does; a choice. Where needs of layouts that run out
-and of those that fit are up to twice, and half of, a device's memory, it finds 97 % of the former and 86 % of the latter."""
+0.8: running out of memory costs four times what a layout passed over does; a choice. Where needs of layouts that run out
+and of those that fit are up to twice, and half of, a device's memory, it finds 98 % of the former and 86 % of the latter."""
 
 MEANT = 0.5
 """Probability of fitting from which a row of unknown layout may mean a layout: it is known to have run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import TypeVar
 
 from scaling.plan.cells import whole
@@ -29,7 +30,7 @@ def layouts_of(row: Mapping[str, str], work: Workload, software: Software, machi
 
 def _layouts(row: Mapping[str, str], work: Workload, software: Software, machine: Machine) -> Iterator[Layout]:
     n, cp = machine.n_devices, whole(row, "cp") or 1
-    stage, shard = _sharding(row.get("zero_stage_or_sharding", ""), software, machine)
+    shardings = _shardings(row.get("zero_stage_or_sharding", ""), software, machine)
     batch, wanted_micro, given_dp = whole(row, "global_batch_seqs"), whole(row, "micro_batch"), whole(row, "dp")
     words = " ".join(row.get(key, "") for key in ("system", "attention_impl", "notes")).lower()
     for tp, pp in _splits(row, work, software, machine):
@@ -41,7 +42,7 @@ def _layouts(row: Mapping[str, str], work: Workload, software: Software, machine
             if wanted_micro is None and total % (micro * dp):
                 continue
             accum = max(1, round(total / (micro * dp)))
-            for checkpointing in _checkpointing(row.get("act_checkpoint", "").lower()):
+            for checkpointing, (stage, shard) in product(_checkpointing(row.get("act_checkpoint", "").lower()), shardings):
                 yield Layout(
                     dp, tp, pp, stage, micro, accum, checkpointing, "deepspeed", sp=cp,
                     sp_attention="ring" if cp > 1 and "ulysses" not in words else "ulysses",
@@ -96,11 +97,17 @@ def _offload(text: str) -> Offload:
     return "parameters" if "param" in text else "optimizer"
 
 
-def _sharding(text: str, software: Software, machine: Machine) -> tuple[int, int | None]:
-    """ZeRO stage, and the ranks of a shard where those are not all. Blank: full shards of FSDP, else the optimiser's states."""
-    text = text.lower()
-    if not text:
-        return (3, None) if software.name == "FSDP" else (1, None)
+def _shardings(text: str, software: Software, machine: Machine) -> list[tuple[int, int | None]]:
+    """Blank: full shards of FSDP, the optimiser's states of what splits models, and of others either."""
+    if text:
+        return [_sharding(text.lower(), machine)]
+    if software.name == "FSDP":
+        return [(3, None)]
+    return [(1, None)] if software.name in SPLITS else [(1, None), (3, None)]
+
+
+def _sharding(text: str, machine: Machine) -> tuple[int, int | None]:
+    """ZeRO stage, and the ranks of a shard where those are not all."""
     if "hsdp" in text or "hybrid" in text:
         return 3, machine.devices_per_node
     if "grad" in text:

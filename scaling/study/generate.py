@@ -3,6 +3,7 @@
 isoflop   budgets x sizes; the tokens of a run follow from its budget (Hoffmann et al. 2022, arXiv:2203.15556, section 3.2)
 ladder    sizes x tokens per parameter
 lr_batch  learning rates x batches, the rates about a rule by which they follow the batch
+lr_width  learning rates x widths at one depth, to see whether the best rate moves
 wsd       for each size a trunk at a constant rate, and cool-downs that branch from its checkpoints (Hu et al. 2024,
           arXiv:2404.06395, section 4)
 """
@@ -116,6 +117,21 @@ def _lr_batch(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
             yield Draft(changed(sized, {"train.n_tokens": _whole_steps(sized, n_tokens), "run.name": name}))
 
 
+def _lr_width(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
+    _need(config, "widths", "lr_factors")
+    head = config.model.head_width
+    for width in config.study.widths:
+        if width % head:
+            fix = f"Use multiples of {head}, or another model.n_heads."
+            raise ConfigError(f"study.widths has {width}, which is not made of heads of {head}", "study.widths", fix)
+        shape: dict[str, Any] = {"model.d_model": width, "model.n_heads": width // head}
+        if config.model.d_ff is not None:
+            shape["model.d_ff"] = max(1, round(config.model.d_ff * width / config.model.d_model))
+        for factor in config.study.lr_factors:
+            lr = config.optim.lr * factor
+            yield Draft(changed(config, shape | {"optim.lr": lr, "run.name": f"{_base_name(config)}-width{width}-lr{lr:.3g}"}))
+
+
 def _following(config: RunConfig, scale: float) -> dict[str, Any]:
     """The optimiser's values for a batch `scale` times as large.
 
@@ -161,7 +177,8 @@ def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
 
 
 _GENERATORS: dict[str, Callable[[RunConfig, tuple[str, ...]], Iterator[Draft]]] = {
-    "none": _alone, "isoflop": _isoflop, "ladder": _ladder, "lr_batch": _lr_batch, "wsd": _wsd,
+    "none": _alone, "isoflop": _isoflop, "ladder": _ladder, "lr_batch": _lr_batch, "lr_width": _lr_width,
+    "wsd": _wsd,
 }  # fmt: skip
 """Of the other kinds, searches, the trials are drawn as they go (`study/search.py`)."""
 

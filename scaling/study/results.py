@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling.errors import RunDirError
 from scaling.files import write_atomic
+from scaling.laws.study import RESULTS
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.plan.counts import count
@@ -21,7 +22,6 @@ from scaling.units import format_count, format_duration, format_flops
 if TYPE_CHECKING:
     from rich.table import Table
 
-FILE = "results.csv"
 MEASURED = ("val_loss", "best_val_loss", "train_loss", "wall_s", "training_s", "device_s", "restarts")
 """Numbers of summary.json that a row has; empty where the trial is not finished."""
 
@@ -69,7 +69,7 @@ def write_results(rows: list[Row], directory: Path) -> Path:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path = directory / FILE
+    path = directory / RESULTS
     write_atomic(path, text.getvalue().encode())
     return path
 

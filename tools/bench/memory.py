@@ -1,6 +1,6 @@
 """Memory that ranks really take, beside what the planner predicts: states, activations, loss and buffers, over layouts.
 
-Usage: python tools/bench/memory.py [MODEL [PRECISION]]      default: gpt_50m fp32
+Usage: python tools/bench/memory.py [PRECISION [OVERRIDE ...]]      default: fp32, of a GPT of 12 layers, d_model 512, 8 heads
 
 Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of the fullest rank it
 shows by how much the resident memory rose above that of the process before it had an engine: its peak, as the kernel kept
@@ -13,12 +13,10 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from scaling.compose import compose
 from scaling.config import RunConfig
@@ -27,6 +25,7 @@ from scaling.plan.machine import resolve_cluster
 from scaling.plan.memory import estimate_memory
 from scaling.units import format_bytes
 
+MODEL = ("model=gpt_50m", "model.n_layers=12", "model.d_model=512", "model.n_heads=8")
 BATCH, SEQ_LEN, STEPS = 8, 512, 3
 ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
 TWO = replace(ONE, dp=2, grad_accum_steps=1, engine="deepspeed")
@@ -51,12 +50,12 @@ LAYOUTS = {
 }
 
 
-def config_of(model: str, precision: str) -> RunConfig:
-    words = [f"model={model}", f"precision={precision}", f"train.global_batch_size={BATCH}", f"train.seq_len={SEQ_LEN}"]
-    return resolve_cluster(compose([*words, "cluster=local"]))
+def config_of(words: list[str]) -> RunConfig:
+    batch = (f"train.global_batch_size={BATCH}", f"train.seq_len={SEQ_LEN}")
+    return resolve_cluster(compose([*MODEL, *batch, "cluster=local", *words]))
 
 
-def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, model: str, precision: str) -> None:
+def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]) -> None:
     """A process: one rank, which sends the bytes by which its resident memory rose."""
     import torch
     import torch.distributed as dist
@@ -65,12 +64,13 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, mode
     from scaling.model.batch import Batch
     from scaling.parallel.grid import Ranks
 
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     world = layout.world_size
     if world > 1:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    config = config_of(model, precision)
+    config = config_of(words)
     if layout.engine == "deepspeed":
         import deepspeed  # noqa: F401 - part of the process, not of what it holds
     Path("/proc/self/clear_refs").write_text("5")
@@ -89,14 +89,14 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def measured_bytes(layout: Layout, root: str, model: str, precision: str) -> int:
+def measured_bytes(layout: Layout, root: str, words: list[str]) -> int:
     """Of the fullest rank."""
     context = multiprocessing.get_context("spawn")
     rendezvous = f"file://{root}/{abs(hash(layout))}"
     pipes, processes = [], []
     for rank in range(layout.world_size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous, model, precision), daemon=True)
+        process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous, words), daemon=True)
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -107,20 +107,22 @@ def measured_bytes(layout: Layout, root: str, model: str, precision: str) -> int
 
 
 def main() -> None:
-    model, precision = (*sys.argv[1:], *("gpt_50m", "fp32")[len(sys.argv) - 1 :])
+    precision, *overrides = sys.argv[1:] or ["fp32"]
+    words = [f"precision={precision}", *overrides]
     os.environ["OMP_NUM_THREADS"] = "1"
-    config, table = (
-        config_of(model, precision),
-        Table("layout", "states", "activations", "loss", "buffers", "all", "measured", "off"),
-    )
+    config = config_of(words)
+    print(_line("layout", ["states", "activations", "loss", "buffers", "all", "measured", "off"]), flush=True)
     with tempfile.TemporaryDirectory() as root:
         for name, layout in LAYOUTS.items():
             memory = estimate_memory(config, layout)
-            measured = measured_bytes(layout, root, model, precision)
-            held = memory.total - memory.runtime
-            parts = (memory.states, memory.activations, memory.logits, memory.gathered + memory.communication, held, measured)
-            table.add_row(name, *map(format_bytes, parts), f"{held / measured - 1:+.0%}")
-    Console(width=130).print(table)
+            measured = measured_bytes(layout, root, words)
+            held, buffers = memory.total - memory.runtime, memory.gathered + memory.communication
+            cells = [format_bytes(n) for n in (memory.states, memory.activations, memory.logits, buffers, held, measured)]
+            print(_line(name, [*cells, f"{held / measured - 1:+.0%}"]), flush=True)
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"{name:<26}" + "".join(cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 10, 6), strict=True))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from scaling.model.batch import Batch
 
 def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
     """End-of-text is predicted, and after it the first token of the next document."""
-    sequences = torch.from_numpy(np.ascontiguousarray(sequences_BS, dtype=np.int64))
-    return Batch(sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous())
+    return Batch(*(torch.from_numpy(side.astype(np.int64)) for side in (sequences_BS[:, :-1], sequences_BS[:, 1:])))
 
 
 class CausalLM:
