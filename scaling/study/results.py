@@ -15,7 +15,7 @@ from scaling.laws.study import RESULTS
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.plan.counts import count
-from scaling.study.table import shown, shown_keys
+from scaling.study.table import headings, shown, shown_keys
 from scaling.study.trials import Standing, Study, Trial
 from scaling.units import format_count, format_duration, format_flops
 
@@ -84,7 +84,7 @@ def results_table(study: Study, rows: list[Row]) -> Table:
         box=box.SIMPLE_HEAD, title=f"Results of {study.name}", title_justify="left", header_style="bold", pad_edge=False
     )
     table.add_column("trial", overflow="fold", min_width=16)
-    for heading in (*(key.rpartition(".")[2] for key in keys), "params", "tokens", "compute", "val loss", "time", "state"):
+    for heading in (*headings(keys), "params", "tokens", "compute", "val loss", "time", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for row in sorted(rows, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"]):
         table.add_row(

@@ -83,12 +83,12 @@ def study_table(study: Study, standings: Mapping[str, Standing]) -> Table:
         header_style="bold", pad_edge=False, show_footer=True, footer_style="bold",
     )  # fmt: skip
     table.add_column("trial", "still to do", overflow="fold", min_width=16)
-    for key in keys:
-        table.add_column(key.rpartition(".")[2], justify="right", no_wrap=True)
+    for heading in headings(keys):
+        table.add_column(heading, justify="right", no_wrap=True)
     whole = total(rests)
     footers = ("", format_count(whole.tokens), format_flops(whole.flops), "", _hours(whole.device_hours), _usd(whole.usd), "")
-    headings = ("params", "tokens", "compute", "devices", "device time", "USD", "state")
-    for heading, footer in zip(headings, footers, strict=True):
+    further = ("params", "tokens", "compute", "devices", "device time", "USD", "state")
+    for heading, footer in zip(further, footers, strict=True):
         table.add_column(heading, footer, justify="left" if heading == "state" else "right", no_wrap=True)
     for trial, rest in zip(study.trials, rests, strict=True):
         table.add_row(*_row(trial, standings[trial.identity], keys, rest))
@@ -126,6 +126,12 @@ def shown_keys(trials: Sequence[Trial]) -> list[str]:
     """The varied keys that get a column."""
     keys = [key for key in trials[0].varied if key not in _TOLD]
     return keys[:_MAX_VARIED]
+
+
+def headings(keys: Sequence[str]) -> list[str]:
+    """The last part of each key, or all of it where two end alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
 
 
 def shown(value: Any) -> str:
