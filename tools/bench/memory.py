@@ -2,19 +2,24 @@
 
 Usage: python tools/bench/memory.py [PRECISION [OVERRIDE ...]]      default: fp32, of a GPT of 12 layers, d_model 512, 8 heads
 
-Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of the fullest rank it
-shows by how much the resident memory rose above that of the process before it had an engine: its peak, as the kernel kept
-it (VmHWM), set back before. The planner's `runtime`, a process without a model, is therefore left out of the prediction.
+Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of the fullest rank it shows the
+bytes of tensors at the peak of the third step (those alive before it, and what torch's profiler sees given out and taken back),
+which is what the planner predicts but for its `runtime`; and by how much the resident memory rose above that of the process
+before it had an engine: its peak, as the kernel kept it (VmHWM), set back before. That has the C library's allocator in it,
+which keeps much of what was given back.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -56,7 +61,7 @@ def config_of(words: list[str]) -> RunConfig:
 
 
 def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]) -> None:
-    """A process: one rank, which sends the bytes by which its resident memory rose."""
+    """A process: one rank, which sends the bytes of its tensors at the peak, and those by which its resident memory rose."""
     import torch
     import torch.distributed as dist
 
@@ -79,9 +84,29 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, word
     generator = torch.Generator().manual_seed(ranks.dp_rank)
     rows = torch.randint(config.vocab_size, (BATCH // ranks.dp, SEQ_LEN + 1), generator=generator)
     batches = [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows.split(layout.micro_batch_size)]
-    for _ in range(STEPS):
+    for _ in range(STEPS - 1):
         engine.step(batches, lr=1e-4)
-    pipe.send(_status_bytes("VmHWM") - before)
+    peak = _live_bytes() + _most_given_out(lambda: engine.step(batches, lr=1e-4))
+    pipe.send((peak, _status_bytes("VmHWM") - before))
+
+
+def _live_bytes() -> int:
+    import torch
+
+    tensors = (one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.device.type == "cpu")
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+
+
+def _most_given_out(work: Callable[[], object]) -> int:
+    """The largest sum of what tensors took and gave back while `work` ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((n_bytes for _, n_bytes in changes), initial=0))
 
 
 def _status_bytes(field: str) -> int:
@@ -89,8 +114,8 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def measured_bytes(layout: Layout, root: str, words: list[str]) -> int:
-    """Of the fullest rank."""
+def measured_bytes(layout: Layout, root: str, words: list[str]) -> tuple[int, int]:
+    """Of the fullest rank: tensors at the peak, and the rise of resident memory."""
     context = multiprocessing.get_context("spawn")
     rendezvous = f"file://{root}/{abs(hash(layout))}"
     pipes, processes = [], []
@@ -100,10 +125,10 @@ def measured_bytes(layout: Layout, root: str, words: list[str]) -> int:
         process.start()
         pipes.append(ours)
         processes.append(process)
-    rose = [pipe.recv() for pipe in pipes]
+    found = [pipe.recv() for pipe in pipes]
     for process in processes:
         process.join()
-    return max(rose)
+    return max(tensors for tensors, _ in found), max(rose for _, rose in found)
 
 
 def main() -> None:
@@ -111,18 +136,18 @@ def main() -> None:
     words = [f"precision={precision}", *overrides]
     os.environ["OMP_NUM_THREADS"] = "1"
     config = config_of(words)
-    print(_line("layout", ["states", "activations", "loss", "buffers", "all", "measured", "off"]), flush=True)
+    print(_line("layout", ["states", "activations", "loss", "buffers", "all", "tensors", "off", "resident"]), flush=True)
     with tempfile.TemporaryDirectory() as root:
         for name, layout in LAYOUTS.items():
             memory = estimate_memory(config, layout)
-            measured = measured_bytes(layout, root, words)
+            tensors, resident = measured_bytes(layout, root, words)
             held, buffers = memory.total - memory.runtime, memory.gathered + memory.communication
-            cells = [format_bytes(n) for n in (memory.states, memory.activations, memory.logits, buffers, held, measured)]
-            print(_line(name, [*cells, f"{held / measured - 1:+.0%}"]), flush=True)
+            cells = [format_bytes(n) for n in (memory.states, memory.activations, memory.logits, buffers, held, tensors)]
+            print(_line(name, [*cells, f"{held / tensors - 1:+.0%}", format_bytes(resident)]), flush=True)
 
 
 def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<26}" + "".join(cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 10, 6), strict=True))
+    return f"{name:<26}" + "".join(cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 9, 6, 10), strict=True))
 
 
 if __name__ == "__main__":
