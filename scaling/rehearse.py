@@ -31,14 +31,15 @@ from scaling.units import format_duration
 HELP = """\
 python -m scaling.rehearse [kills=N] [KEY=VALUE] ... [GROUP=OPTION] ...
 
-Shows that a run survives: it is trained once unbroken, and once while its processes (workers, Ray Train's controller, Ray's node
-process, the driver) are killed at random steps and it is started again with other numbers of workers. Reports sequences that were
-repeated or skipped, the greatest difference of losses, the seconds that a kill costs, and goodput. Everything but the drill's own
-keys is for the run, as for python -m scaling.run.
+Shows that a run survives: it is trained once unbroken, and once while its processes (workers, Ray Train's
+controller, Ray's node process, the driver) are killed at random steps and it is stopped and started again with
+other numbers of workers. Reports sequences that were repeated or skipped, the greatest difference of losses, the
+seconds that a kill costs, and goodput. Everything but the drill's own keys is for the run, as for
+python -m scaling.run.
 
   python -m scaling.rehearse model=gpt_nano kills=20
-  python -m scaling.rehearse model=gpt_nano kills=50 resize=false      bit for bit on a CPU
-  python -m scaling.rehearse model=gpt_nano kills=10 nodes=3           machines of a cluster die, too, and come back
+  python -m scaling.rehearse model=gpt_nano kills=50 resizes=0        equal bit for bit on a CPU
+  python -m scaling.rehearse model=gpt_nano kills=10 nodes=3          machines of a cluster die, too, and come back
 
 Exit codes: 0 passed; 1 not; 2 configuration wrong.
 
@@ -83,7 +84,7 @@ def rehearse(words: Sequence[str]) -> int:
         unbroken = drill.unbroken()
         seconds = unbroken.seconds()
         console.print(f"That took {format_duration(sum(seconds.values()))}. Now with {options.kills} kills, seed {seed}.")
-        outcome = drill.broken(n_steps, seconds[PRODUCTIVE] / options.kills / 3600)
+        outcome = drill.broken(n_steps, seconds[PRODUCTIVE] / max(1, options.kills) / 3600)
     report = _report(config, words, options, seed, outcome, unbroken, drill.run_dir("broken"))
     path = directory / "report.json"
     write_json(path, report.to_dict())
@@ -130,8 +131,8 @@ def _report(
     before = [event["world_size"] for event in unbroken.read_events() if event["kind"] in ("start", "resume")]
     seconds = broken.seconds()
     return Report(
-        command=list(words), seed=seed, n_kills_wanted=options.kills, kills=outcome.kills, starts=outcome.starts,
-        world_sizes=sizes,
+        command=list(words), seed=seed, n_kills_wanted=options.kills, kills=outcome.kills, resizes=outcome.resizes,
+        starts=outcome.starts, world_sizes=sizes,
         comparison=compare(read_metrics(unbroken.metrics), read_metrics(broken.metrics), config.train.global_batch_size),
         allowed=allowed_difference(config, [*before, *sizes]), seconds=seconds, goodput=goodput(seconds),
         goodput_unbroken=goodput(unbroken.seconds()),

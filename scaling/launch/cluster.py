@@ -84,6 +84,19 @@ class RayCluster:
             **options,
         )
 
+    def free_reservations(self) -> None:
+        """Take back what a controller that died had reserved for its workers, on a cluster that is ours alone.
+
+        Elsewhere an actor of Ray Train's does so, which this cluster is started without.
+        """
+        from ray import PlacementGroupID
+        from ray.util import placement_group_table, remove_placement_group
+        from ray.util.placement_group import PlacementGroup
+
+        if self.embedded:
+            for name in placement_group_table():
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
     def shutdown(self) -> None:
         import ray
 

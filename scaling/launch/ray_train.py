@@ -153,6 +153,7 @@ class RayLaunch:
                 if n_lost > self._cluster.max_failures:
                     raise
                 self._own_words.append(("controller_lost", {}))
+                self._ray.free_reservations()
             else:
                 assert result.return_value is not None
                 return result.return_value

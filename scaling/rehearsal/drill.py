@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaling.cli import EXIT_CONFIG, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.errors import LaunchError
 from scaling.files import split_lines
@@ -19,46 +21,81 @@ from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.options import DrillOptions
-from scaling.rehearsal.processes import DRIVER, NODE, by_kind
+from scaling.rehearsal.processes import DRIVER, NODE, WORKER, by_kind
 from scaling.rundir import RunDir
 
 _POLL_S = 0.05
 _LAST = 0.95
 """Of the run, up to which something is killed: what dies at the end may have ended already."""
+_STARTS = 3
+"""Of the driver after one kill, before the run is taken not to go on: one is expected."""
+RESIZE = "resize"
 
 
 @dataclass
 class Kill:
-    """step: the last on record when `kind` was killed. lost_s: until a later step was on record; None where the run ended."""
+    """What was done to the run. step: the last on record then. lost_s: until a later one was; None where the run ended.
+
+    A resize is no kill but a stop by SIGTERM, after which it is started with another number of workers.
+    """
 
     kind: str
     step: int
     at_s: float
-    world_size: int | None
+    world_size: int
+    restarts: int
     lost_s: float | None = None
 
 
 @dataclass
 class Outcome:
-    """starts: of the driver."""
+    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what is pending."""
 
     kills: list[Kill] = field(default_factory=list)
+    resizes: list[Kill] = field(default_factory=list)
+    pending: Kill | None = None
     starts: int = 0
+    starts_since: int = 0
+
+    def add(self, kill: Kill) -> None:
+        (self.resizes if kill.kind == RESIZE else self.kills).append(kill)
+        self.pending, self.starts_since = kill, 0
+
+    def recovered(self, record: Record | None) -> bool:
+        """Whether `record`, the newest, is of a step that was not made before, and by other workers."""
+        kill = self.pending
+        if kill is None or record is None or record[names.RUN_RESTARTS] <= kill.restarts or record[names.STEP] <= kill.step:
+            return False
+        kill.lost_s, self.pending = round(time.time() - kill.at_s, 2), None
+        return True
 
 
-def last_record(metrics: Path) -> Record | None:
-    """Of a file that is being written."""
+def last_step(metrics: Path) -> Record | None:
+    """The last record of training in a file that is being written."""
     try:
         with metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
             lines, _ = split_lines(file.read())
-        return decode_record(lines[-1]) if lines else None
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # the first may be cut
+            record = decode_record(line)
+            if names.TRAIN_SEQUENCES in record:
+                return record
+    return None
+
+
+def schedule(options: DrillOptions, n_steps: int, n_sizes: int, rng: random.Random) -> list[tuple[int, bool]]:
+    """(step, whether it is a resize) of all that is done to the run, in order."""
+    last = max(2, int(_LAST * n_steps))
+    n_resizes = options.resizes if n_sizes > 1 else 0
+    resizes = [(max(1, n_steps * (i + 1) // (n_resizes + 1)), True) for i in range(n_resizes)]
+    return sorted([(rng.randint(1, last), False) for _ in range(options.kills)] + resizes)
 
 
 class Drill:
-    """words: of the run, as for scaling.run. sizes: numbers of workers that the run may be started with."""
+    """words: of the run, as for scaling.run. sizes: numbers of workers that the run may be started with, ascending."""
 
     def __init__(
         self, options: DrillOptions, words: Sequence[str], config: RunConfig, sizes: Sequence[int], directory: Path,
@@ -67,86 +104,103 @@ class Drill:
         self._options, self._words, self._config, self._sizes = options, list(words), config, sizes
         self._directory, self._nodes, self._say = directory, nodes, say
         self._random = random.Random(seed)
+        self._size = sizes[-1]
 
     def run_dir(self, name: str) -> RunDir:
         return RunDir(self._directory / name / f"{self._config.name}-{self._config.run_id}")
 
-    def _start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
+    @contextlib.contextmanager
+    def _started(self, name: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The run's driver; it is asked to leave where the drill ends before it."""
         command = [sys.executable, "-m", "scaling.run", *self._words, f"run.root={self._directory / name}", *more]
         environment = os.environ | (self._nodes.environment if self._nodes else {})
         with (self._directory / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
     def unbroken(self) -> RunDir:
         """Train once without a kill. Raises LaunchError where that fails."""
-        code = self._start("unbroken").wait()
+        with self._started("unbroken") as process:
+            code = process.wait()
         if code:
-            raise self._failed("unbroken", code)
+            raise self._failed("unbroken", f"ended with exit code {code}")
         return self.run_dir("unbroken")
 
     def broken(self, n_steps: int, hours_between_failures: float) -> Outcome:
         """Train with kills. Raises LaunchError where the run does not go on after one."""
-        more = [] if any(word.startswith("cluster.hours_between") for word in self._words) else [
-            f"cluster.hours_between_failures={hours_between_failures}"
-        ]  # fmt: skip
-        last = max(2, int(_LAST * n_steps))
-        steps = sorted(self._random.randint(1, last) for _ in range(self._options.kills))
-        outcome, metrics = Outcome(), self.run_dir("broken").metrics
-        process, hit = self._restart(outcome, more), None
-        changed_s, seen = time.monotonic(), -1
-        while (code := process.poll()) != 0:
-            record = last_record(metrics)
-            step = int(record[names.STEP]) if record else 0
-            if step != seen:
-                changed_s, seen = time.monotonic(), step
-            if hit is not None and step > hit.step:
-                hit.lost_s, hit = round(time.time() - hit.at_s, 2), None
-                self._mend()
-            if code is not None:
-                if code == 2 or (hit is None and code != 75):
-                    raise self._failed("broken", code)
-                process, changed_s = self._restart(outcome, more), time.monotonic()
-            elif hit is None and steps and step >= steps[0]:
-                steps.pop(0)
-                hit = self._kill(process, record)
-                outcome.kills.append(hit)
-            if time.monotonic() - changed_s > self._options.timeout_s:
-                process.kill()
-                raise self._failed("broken", None)
-            time.sleep(_POLL_S)
+        own = any(word.startswith("cluster.hours_between_failures=") for word in self._words)
+        more = [] if own else [f"cluster.hours_between_failures={hours_between_failures}"]
+        acts, outcome, code = schedule(self._options, n_steps, len(self._sizes), self._random), Outcome(), None
+        while code != 0:
+            size = [f"cluster.devices_per_node={self._size}"] if outcome.resizes else []
+            outcome.starts, outcome.starts_since = outcome.starts + 1, outcome.starts_since + 1
+            with self._started("broken", *more, *size) as process:
+                code = self._trouble(process, acts, outcome)
+            if code and (code == EXIT_CONFIG or outcome.pending is None or outcome.starts_since > _STARTS):
+                raise self._failed("broken", f"ended with exit code {code}")
         return outcome
 
-    def _restart(self, outcome: Outcome, more: Sequence[str]) -> subprocess.Popen[bytes]:
-        size = []
-        if outcome.starts and self._options.resize and len(self._sizes) > 1 and self._nodes is None:
-            size = [f"cluster.devices_per_node={self._random.choice(self._sizes)}"]
-        outcome.starts += 1
-        return self._start("broken", *more, *size)
+    def _trouble(self, process: subprocess.Popen[bytes], acts: list[tuple[int, bool]], outcome: Outcome) -> int:
+        """Do what is due until the driver ends; its exit code."""
+        changed_s, seen, metrics = time.monotonic(), None, self.run_dir("broken").metrics
+        while (code := process.poll()) is None:
+            record = last_step(metrics)
+            place = record and (record[names.RUN_RESTARTS], record[names.STEP])
+            if place != seen:
+                changed_s, seen = time.monotonic(), place
+            if outcome.recovered(record):
+                self._mend()
+            if record is not None and outcome.pending is None and acts and record[names.STEP] >= acts[0][0]:
+                _, resizes = acts.pop(0)
+                outcome.add(self._resize(process, record) if resizes else self._kill(process, record))
+            if time.monotonic() - changed_s > self._options.timeout_s:
+                process.kill()
+                raise self._failed("broken", f"made no step for {self._options.timeout_s:.0f} s")
+            time.sleep(_POLL_S)
+        outcome.recovered(last_step(metrics))
+        return code
 
-    def _kill(self, process: subprocess.Popen[bytes], record: Record | None) -> Kill:
+    def _resize(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
+        """Have it write a checkpoint and leave; the next start is with another number of workers."""
+        before, at_s = self._size, time.time()
+        self._size = self._random.choice([size for size in self._sizes if size != before])
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+        record = last_step(self.run_dir("broken").metrics) or record
+        if code != EXIT_STOPPED:
+            raise self._failed("broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM")
+        self._say(f"step {record[names.STEP]:.0f}: stopped, to go on with {self._size} workers instead of {before}")
+        return _kill_at(RESIZE, record, at_s)
+
+    def _kill(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
         """One process of a kind drawn from those that there are."""
         found = self._victims(process)
         kind = self._random.choice(sorted(found))
         pid = self._random.choice(sorted(found[kind]))
-        step = int(record[names.STEP]) if record else 0
-        world_size = int(record[names.RUN_WORLD_SIZE]) if record and names.RUN_WORLD_SIZE in record else None
-        at_s = time.time()
-        os.kill(pid, signal.SIGKILL)
-        self._say(f"step {step}: killed the {kind} (pid {pid})")
-        return Kill(kind, step, at_s, world_size)
+        kill = _kill_at(kind, record, time.time())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        self._say(f"step {kill.step}: killed the {kind} (pid {pid})")
+        return kill
 
     def _victims(self, process: subprocess.Popen[bytes]) -> dict[str, list[int]]:
-        found = by_kind(process.pid)
-        if self._nodes is not None:
-            found = {}
-            for root in self._nodes.roots:
-                for kind, pids in by_kind(root).items():
-                    found.setdefault(kind, []).extend(pids)
-            living = self._nodes.living
-            found[NODE] = [pid for root in living for pid in by_kind(root).get(NODE, [])] if len(living) > 1 else []
-        return {kind: pids for kind, pids in found.items() if pids} | {DRIVER: [process.pid]}
+        roots = [process.pid] if self._nodes is None else self._nodes.roots
+        below = {root: by_kind(root) for root in roots}
+        found: dict[str, list[int]] = {DRIVER: [process.pid]}
+        for kinds in below.values():
+            for kind, pids in kinds.items():
+                found.setdefault(kind, []).extend(pids)
+        if self._nodes is not None:  # a machine without work is not missed, and the last one not to be done without
+            busy = [below[root][NODE] for root in self._nodes.living if {WORKER, NODE} <= below[root].keys()]
+            found[NODE] = [pid for pids in busy for pid in pids] if len(busy) > 1 else []
+        return {kind: found[kind] for kind in self._options.kinds if found.get(kind)} or {DRIVER: found[DRIVER]}
 
     def _mend(self) -> None:
         """Bring machines back that were lost."""
@@ -154,7 +208,13 @@ class Drill:
             for _ in range(self._options.nodes - len(self._nodes.living)):
                 self._nodes.add()
 
-    def _failed(self, name: str, code: int | None) -> LaunchError:
+    def _failed(self, name: str, what: str) -> LaunchError:
         log = self._directory / f"{name}.log"
-        what = f"ended with exit code {code}" if code is not None else f"made no step for {self._options.timeout_s:.0f} s"
-        return LaunchError(f"the {name} run {what}", None, f"Its output is in {log}.")
+        words = log.read_text(errors="replace").splitlines()[-3:]
+        return LaunchError(
+            f"the {name} run {what}; its last words: {' '.join(' '.join(words).split())!r}", fix=f"All are in {log}."
+        )
+
+
+def _kill_at(kind: str, record: Record, at_s: float) -> Kill:
+    return Kill(kind, int(record[names.STEP]), at_s, int(record[names.RUN_WORLD_SIZE]), int(record[names.RUN_RESTARTS]))

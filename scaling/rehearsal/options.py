@@ -9,22 +9,39 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from scaling.errors import ConfigError
+from scaling.rehearsal.processes import KINDS
 from scaling.section import Section
 
 
 class DrillOptions(Section):
     """Keys of the drill itself."""
 
-    kills: int = Field(10, gt=0, description="processes to kill, at random steps")
-    resize: bool = Field(True, description="start again with other numbers of workers, where the machine has room for several")
-    nodes: int = Field(
-        0,
+    kills: int = Field(10, ge=0, description="processes to kill, at random steps")
+    victims: str = Field(
+        ",".join(KINDS), description="kinds of processes to draw from; the driver is killed where none of them is there"
+    )
+    resizes: int = Field(
+        2,
         ge=0,
-        description="machines of one worker that Ray nodes of the drill's own imitate, and that are killed too; 0: none",
+        description="times to stop it (SIGTERM) and start it with another number of workers, where there is room for several",
+    )
+    nodes: int = Field(
+        0, ge=0, description="machines of one worker, imitated by Ray nodes of the drill's own, that die and come back; 0: none"
     )
     seed: int | None = Field(None, ge=0, description="of which processes die and when; null: another each time, and told")
     directory: str = Field("rehearsal", description="of both runs and the report; must not exist yet")
     timeout_s: float = Field(600.0, gt=0, description="longest wait for a run to go on after a kill")
+
+    @property
+    def kinds(self) -> set[str]:
+        return set(self.victims.split(","))
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = sorted(self.kinds - set(KINDS))
+        if unknown:
+            raise ValueError(f"victims={self.victims}: {unknown[0]!r} is none of {', '.join(KINDS)}")
+        return self
 
     @model_validator(mode="after")
     def _nodes(self) -> Self:

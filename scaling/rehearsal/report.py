@@ -1,7 +1,8 @@
-"""What the drill has found: a table on the screen, and a file."""
+"""What the drill has found: two tables on the screen, and a file."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class Report:
     seed: int
     n_kills_wanted: int
     kills: list[Kill]
+    resizes: list[Kill]
     starts: int
     world_sizes: list[int]
     comparison: Comparison
@@ -69,7 +71,7 @@ def allowed_difference(config: RunConfig, world_sizes: Sequence[int]) -> float:
 
 
 def print_report(console: Console, report: Report, path: str) -> None:
-    console.print(_kills_table(report.kills))
+    console.print(_kills_table([*report.kills, *report.resizes]))
     found = report.comparison
     table = Table(box=box.HORIZONTALS, show_header=False, title="Rehearsal", title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
@@ -86,7 +88,7 @@ def print_report(console: Console, report: Report, path: str) -> None:
         "loss difference": difference,
         "kills": f"{len(report.kills)} of {report.n_kills_wanted}, seed {report.seed}",
         "lost per kill": f"{fmean(lost):.1f} s in the mean, {median(lost):.1f} s in the median" if lost else "unknown",
-        "world sizes": ", ".join(str(size) for size in report.world_sizes),
+        "world sizes": ", ".join(_runs(report.world_sizes)),
         "time": ", ".join(f"{name} {format_duration(spent_s)}" for name, spent_s in report.seconds.items() if spent_s >= 0.05),
         "goodput": f"{_share(report.goodput)}, unbroken {_share(report.goodput_unbroken)}",
         "report": path,
@@ -95,6 +97,12 @@ def print_report(console: Console, report: Report, path: str) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, markup=False, highlight=False)
+
+
+def _runs(sizes: Sequence[int]) -> list[str]:
+    """[2, 2, 1] as "2 (2 starts)", "1"."""
+    groups = [(size, len(list(same))) for size, same in itertools.groupby(sizes)]
+    return [f"{size} ({count} starts)" if count > 1 else f"{size}" for size, count in groups]
 
 
 def _share(value: float | None) -> str:
