@@ -34,7 +34,7 @@ RESIZE = "resize"
 
 @dataclass
 class Kill:
-    """What was done to the run. step: the last on record then. lost_s: until a later one was; None where the run ended.
+    """What was done to the run. step: the last on record then. lost_s: without a new step; None where nobody missed it.
 
     A resize is no kill but a stop by SIGTERM, after which it is started with another number of workers.
     """
@@ -49,25 +49,42 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what is pending."""
+    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what is pending.
+
+    furthest, furthest_s: the last step on record, of all workers so far, and when it was first seen.
+    """
 
     kills: list[Kill] = field(default_factory=list)
     resizes: list[Kill] = field(default_factory=list)
-    pending: Kill | None = None
+    pending: list[Kill] = field(default_factory=list)
     starts: int = 0
     starts_since: int = 0
+    furthest: int = 0
+    furthest_s: float = 0.0
 
     def add(self, kill: Kill) -> None:
         (self.resizes if kill.kind == RESIZE else self.kills).append(kill)
-        self.pending, self.starts_since = kill, 0
+        self.pending.append(kill)
+        self.starts_since = 0
 
-    def recovered(self, record: Record | None) -> bool:
-        """Whether `record`, the newest, is of a step that was not made before, and by other workers."""
-        kill = self.pending
-        if kill is None or record is None or record[names.RUN_RESTARTS] <= kill.restarts or record[names.STEP] <= kill.step:
+    def ready(self, step: int) -> bool:
+        """Whether the run has recovered, or trains on as if nothing had been: a dead node is missed after seconds only."""
+        return not self.pending or step > self.pending[-1].step
+
+    def saw(self, record: Record, now_s: float) -> bool:
+        """Take note of the newest record. Whether the run has recovered: it is of a new step, by other workers.
+
+        Several that died before the run stood still share what that took.
+        """
+        step, recovered = int(record[names.STEP]), False
+        if step <= self.furthest:
             return False
-        kill.lost_s, self.pending = round(time.time() - kill.at_s, 2), None
-        return True
+        if self.pending and record[names.RUN_RESTARTS] > self.pending[-1].restarts:
+            for kill in self.pending:
+                kill.lost_s = round((now_s - self.furthest_s) / len(self.pending), 2)
+            self.pending, recovered = [], True
+        self.furthest, self.furthest_s = step, now_s
+        return recovered
 
 
 def last_step(metrics: Path) -> Record | None:
@@ -143,7 +160,7 @@ class Drill:
             outcome.starts, outcome.starts_since = outcome.starts + 1, outcome.starts_since + 1
             with self._started("broken", *more, *size) as process:
                 code = self._trouble(process, acts, outcome)
-            if code and (code == EXIT_CONFIG or outcome.pending is None or outcome.starts_since > _STARTS):
+            if code and (code == EXIT_CONFIG or not outcome.pending or outcome.starts_since > _STARTS):
                 raise self._failed("broken", f"ended with exit code {code}")
         return outcome
 
@@ -153,18 +170,19 @@ class Drill:
         while (code := process.poll()) is None:
             record = last_step(metrics)
             place = record and (record[names.RUN_RESTARTS], record[names.STEP])
-            if place != seen:
+            if record is not None and place != seen:
                 changed_s, seen = time.monotonic(), place
-            if outcome.recovered(record):
-                self._mend()
-            if record is not None and outcome.pending is None and acts and record[names.STEP] >= acts[0][0]:
+                if outcome.saw(record, time.time()):
+                    self._mend()
+            if record is not None and acts and record[names.STEP] >= acts[0][0] and outcome.ready(int(record[names.STEP])):
                 _, resizes = acts.pop(0)
                 outcome.add(self._resize(process, record) if resizes else self._kill(process, record))
             if time.monotonic() - changed_s > self._options.timeout_s:
                 process.kill()
                 raise self._failed("broken", f"made no step for {self._options.timeout_s:.0f} s")
             time.sleep(_POLL_S)
-        outcome.recovered(last_step(metrics))
+        if (record := last_step(metrics)) is not None:
+            outcome.saw(record, time.time())
         return code
 
     def _resize(self, process: subprocess.Popen[bytes], record: Record) -> Kill:

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from rich import box
@@ -50,7 +50,7 @@ class Report:
         return exact and whole and len(self.kills) == self.n_kills_wanted
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self) | {"passed": self.passed}
+        found = asdict(self) | {"lost": lost_by_kind(self.kills), "passed": self.passed}
         return {name: _plain(value) for name, value in found.items()}
 
 
@@ -71,7 +71,7 @@ def allowed_difference(config: RunConfig, world_sizes: Sequence[int]) -> float:
 
 
 def print_report(console: Console, report: Report, path: str) -> None:
-    console.print(_kills_table([*report.kills, *report.resizes]))
+    console.print(_kills_table(report))
     found = report.comparison
     table = Table(box=box.HORIZONTALS, show_header=False, title="Rehearsal", title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
@@ -80,14 +80,12 @@ def print_report(console: Console, report: Report, path: str) -> None:
     if not found.identical:
         allowed = "equality" if report.allowed == 0 else f"{report.allowed:g} relative"
         difference = f"{found.max_difference:.3g}, {found.max_relative:.3g} relative (allowed: {allowed})"
-    lost = [kill.lost_s for kill in report.kills if kill.lost_s is not None]
     rows = {
         "steps compared": f"{found.steps}, missing {found.steps_missing}, recorded twice {found.steps_repeated}",
         "sequences repeated": str(found.sequences_repeated),
         "sequences skipped": str(found.sequences_skipped),
         "loss difference": difference,
         "kills": f"{len(report.kills)} of {report.n_kills_wanted}, seed {report.seed}",
-        "lost per kill": f"{fmean(lost):.1f} s in the mean, {median(lost):.1f} s in the median" if lost else "unknown",
         "world sizes": ", ".join(_runs(report.world_sizes)),
         "time": ", ".join(f"{name} {format_duration(spent_s)}" for name, spent_s in report.seconds.items() if spent_s >= 0.05),
         "goodput": f"{_share(report.goodput)}, unbroken {_share(report.goodput_unbroken)}",
@@ -109,13 +107,29 @@ def _share(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1%}"
 
 
-def _kills_table(kills: Sequence[Kill]) -> Table:
-    by_kind: dict[str, list[Kill]] = defaultdict(list)
-    for kill in kills:
-        by_kind[kill.kind].append(kill)
-    table = Table("killed", "times", "lost, mean", "lost, least", "lost, most", box=box.SIMPLE_HEAD, header_style="bold")
-    for kind, some in sorted(by_kind.items()):
-        lost = [kill.lost_s for kill in some if kill.lost_s is not None]
-        times = [f"{value:.1f} s" for value in (fmean(lost), min(lost), max(lost))] if lost else ["-"] * 3
-        table.add_row(kind, str(len(some)), *times)
+def lost_by_kind(kills: Sequence[Kill]) -> dict[str, dict[str, float | int | None]]:
+    """Of each kind and of all: how many, how many were never missed, and the median and most seconds that the others cost."""
+    groups: dict[str, list[Kill]] = defaultdict(list)
+    for kill in sorted(kills, key=lambda kill: kill.kind):
+        groups[kill.kind].append(kill)
+    groups["all"] = list(kills)
+    return {kind: _lost(some) for kind, some in groups.items()}
+
+
+def _lost(kills: Sequence[Kill]) -> dict[str, float | int | None]:
+    lost = [kill.lost_s for kill in kills if kill.lost_s is not None]
+    return {
+        "times": len(kills), "not_missed": len(kills) - len(lost),
+        "median_s": round(median(lost), 2) if lost else None, "max_s": max(lost, default=None),
+    }  # fmt: skip
+
+
+def _kills_table(report: Report) -> Table:
+    table = Table("killed", "times", "not missed", "lost, median", "lost, most", box=box.SIMPLE_HEAD, header_style="bold")
+    rows = lost_by_kind(report.kills)
+    if report.resizes:
+        rows |= {"resized, by SIGTERM": _lost(report.resizes)}
+    for kind, row in rows.items():
+        times = ["-" if row[name] is None else f"{row[name]:.1f} s" for name in ("median_s", "max_s")]
+        table.add_row(kind, str(row["times"]), str(row["not_missed"]), *times)
     return table
