@@ -47,6 +47,8 @@ Keys of the drill and their defaults
 """
 RUN_DEFAULTS = ("train.log_every=1", "train.sample_tokens=0", "logger=none", "cluster.max_failures=1000")
 """A record of every step is what is compared. The run may fail as often as the drill wants."""
+_STEPS_PER_KILL = 4
+"""On average, so that one is recovered from before the next: assumption."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,8 +73,9 @@ def rehearse(words: Sequence[str]) -> int:
     options, console = read_options(DrillOptions, own), Console(highlight=False, markup=False)
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     config = resolve_cluster(compose([*RUN_DEFAULTS, *run_words]))
-    _check(config, options)
-    n_steps, directory = make_plan(config).n_steps, new_directory(options)
+    n_steps = make_plan(config).n_steps
+    _check(config, options, n_steps)
+    directory = new_directory(options)
     with ExitStack() as cleanup:
         all_words, nodes = [*RUN_DEFAULTS, *run_words], None
         if options.nodes:
@@ -92,7 +95,15 @@ def rehearse(words: Sequence[str]) -> int:
     return EXIT_FINISHED if report.passed else EXIT_FAILED
 
 
-def _check(config: RunConfig, options: DrillOptions) -> None:
+def _check(config: RunConfig, options: DrillOptions, n_steps: int) -> None:
+    if config.dry_run:
+        raise ConfigError("a drill trains", "dry_run=true", "Leave it out; python -m scaling.run dry_run=true shows the plan.")
+    if n_steps < _STEPS_PER_KILL * (options.kills + options.resizes):
+        raise ConfigError(
+            f"a run of {n_steps} steps is too short for {options.kills} kills and {options.resizes} resizes",
+            "kills, resizes, train.n_tokens",
+            f"Leave {_STEPS_PER_KILL} steps for each at least.",
+        )
     if options.nodes and (config.cluster.device.kind != "cpu" or config.cluster.kind != "embedded"):
         raise ConfigError(
             f"nodes={options.nodes} imitates machines of CPU workers, and this is cluster={config.cluster.name} with "

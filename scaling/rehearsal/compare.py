@@ -81,12 +81,12 @@ def _n_repeated(records: Sequence[Record]) -> int:
 
 def _reread(records: Sequence[Record], global_batch_size: int) -> tuple[int, int]:
     """Sequences read twice and left out, by the data position after each step: the loader's own, not the step's number."""
+    ends = [record[names.TRAIN_SEQUENCES] for record in _training(records)]
     repeated = skipped = 0
     position = 0.0
-    for record in _training(records):
-        end = record[names.TRAIN_SEQUENCES]
+    for end in sorted(ends):
         start = end - global_batch_size
-        repeated += max(0, int(position - start))
+        repeated += max(0, int(min(position, end) - start))
         skipped += max(0, int(start - position))
-        position = max(position, end)
+        position = end
     return repeated, skipped
