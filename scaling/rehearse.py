@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from types import FrameType
 
 from rich.console import Console
 
 from scaling.cli import EXIT_FAILED, EXIT_FINISHED, reported
-from scaling.command_line import read_options
+from scaling.command_line import EXIT_INTERRUPTED, read_options
 from scaling.compose import compose
 from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError
@@ -41,7 +43,7 @@ python -m scaling.run.
   python -m scaling.rehearse model=gpt_nano kills=50 resizes=0        equal bit for bit on a CPU
   python -m scaling.rehearse model=gpt_nano kills=10 nodes=3          machines of a cluster die, too, and come back
 
-Exit codes: 0 passed; 1 not; 2 configuration wrong.
+Exit codes: 0 passed; 1 not; 2 configuration wrong; 130 interrupted.
 
 Keys of the drill and their defaults
 """
@@ -57,9 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP + "\n".join(_keys()))
         return EXIT_FINISHED
     codes: list[int] = []
-    with reported(codes, debug=False):
-        codes.append(rehearse(words))
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with reported(codes, debug=False):
+            codes.append(rehearse(words))
+    except KeyboardInterrupt:
+        print("Interrupted: the run and the drill's machines are stopped, and their record stays.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return max(codes)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as Ctrl-C, so that nothing which was started is left behind."""
+    raise KeyboardInterrupt
 
 
 def _keys() -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -260,6 +261,26 @@ def test_the_exit_code_is_the_verdict(
     assert report["lost"]["worker"]["median_s"] == 5.0
 
 
+def test_an_interrupted_drill_leaves_no_run_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(rehearse.Drill):
+        def _watch(self, name: str, process: subprocess.Popen[bytes], *_: Any) -> int:
+            started.append(process)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal was not taken")
+
+    monkeypatch.setattr(rehearse, "Drill", Interrupted)
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr("scaling.rehearsal.drill.sys.executable", str(endless))
+    before = signal.getsignal(signal.SIGTERM)
+    assert rehearse.main([*TWO_WORKERS, "kills=1", f"directory={tmp_path / 'drill'}"]) == 130
+    assert started[0].poll() == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def _drill(workplace: Workplace, directory: Path, *words: str) -> tuple[int, dict[str, Any]]:
     code = rehearse.main([
         *TINY, f"data.path='{workplace.text}'", f"data.cache_dir={workplace.root / 'cache'}", f"directory={directory}", *words
@@ -268,7 +289,7 @@ def _drill(workplace: Workplace, directory: Path, *words: str) -> tuple[int, dic
 
 
 def test_a_drill_of_one_worker(workplace: Workplace, tmp_path: Path) -> None:
-    code, report = _drill(workplace, tmp_path / "drill", *ONE_WORKER, "kills=2")
+    code, report = _drill(workplace, tmp_path / "drill", *ONE_WORKER, "train.n_tokens=150_000", "kills=2")
     found = report["comparison"]
     assert (code, report["passed"], found["identical"]) == (0, True, True)
     assert (found["sequences_repeated"], found["sequences_skipped"], found["max_difference"]) == (0, 0, 0)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scaling.errors import LaunchError
-from scaling.rehearsal.processes import descendants
+from scaling.rehearsal.processes import NODE, by_kind, descendants
 
 _START_S = 120.0
-"""Longest wait for Ray's head to answer: assumption."""
+"""Longest wait for Ray's head, and then for the nodes: assumption."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
 class Nodes:
-    """Entered, the head and `n` nodes run; left, none of them. All listen on loopback only, behind a token of their own."""
+    """Entered, the head and `n` nodes run; left, none of them.
+
+    Ray lets no node join over loopback: these listen on the machine's own address, behind a token that only the drill knows.
+    """
 
     def __init__(self, n: int, directory: Path, threads: int) -> None:
         self._n, self._threads, self._log = n, threads, directory / "ray.log"
@@ -31,21 +36,29 @@ class Nodes:
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo",
+            "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip
 
     def __enter__(self) -> Nodes:
         self._head = self._start(
             "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._temp}"
         )
-        deadline_s = time.monotonic() + _START_S
-        while not _answers(self._port):
-            if self._head.poll() is not None or time.monotonic() > deadline_s:
-                raise LaunchError("the drill's Ray head does not start", f"see {self._log}", "Try nodes=0, which needs none.")
-            time.sleep(0.2)
-        for _ in range(self._n):
-            self.add()
+        try:
+            self._wait([self._head], lambda: _answers(self._port))
+            for _ in range(self._n):
+                self.add()
+            self._wait(self.nodes, lambda: all(NODE in by_kind(node.pid) for node in self.nodes))
+        except LaunchError:
+            self.__exit__()
+            raise
         return self
+
+    def _wait(self, started: Sequence[subprocess.Popen[bytes]], is_up: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + _START_S
+        while not is_up():
+            if any(process.poll() is not None for process in started) or time.monotonic() > deadline_s:
+                raise LaunchError("the drill's Ray cluster does not start", f"see {self._log}", "Try nodes=0, which needs none.")
+            time.sleep(0.2)
 
     def add(self) -> None:
         """One machine more."""
@@ -82,6 +95,7 @@ class Nodes:
             for pid in [*descendants(process.pid), process.pid]:
                 _kill(pid)
             process.wait()
+        shutil.rmtree(self._temp, ignore_errors=True)
 
 
 def _kill(pid: int) -> None:

@@ -145,7 +145,7 @@ class Drill:
     def unbroken(self) -> RunDir:
         """Train once without a kill. Raises LaunchError where that fails."""
         with self._started("unbroken") as process:
-            code = process.wait()
+            code = self._watch("unbroken", process, [], Outcome())
         if code:
             raise self._failed("unbroken", f"ended with exit code {code}")
         return self.run_dir("unbroken")
@@ -159,14 +159,14 @@ class Drill:
             size = [f"cluster.devices_per_node={self._size}"] if outcome.resizes else []
             outcome.starts, outcome.starts_since = outcome.starts + 1, outcome.starts_since + 1
             with self._started("broken", *more, *size) as process:
-                code = self._trouble(process, acts, outcome)
+                code = self._watch("broken", process, acts, outcome)
             if code and (code == EXIT_CONFIG or not outcome.pending or outcome.starts_since > _STARTS):
                 raise self._failed("broken", f"ended with exit code {code}")
         return outcome
 
-    def _trouble(self, process: subprocess.Popen[bytes], acts: list[tuple[int, bool]], outcome: Outcome) -> int:
-        """Do what is due until the driver ends; its exit code."""
-        changed_s, seen, metrics = time.monotonic(), None, self.run_dir("broken").metrics
+    def _watch(self, name: str, process: subprocess.Popen[bytes], acts: list[tuple[int, bool]], outcome: Outcome) -> int:
+        """Do what is due until the driver ends; its exit code. Raises LaunchError where no step is made for too long."""
+        changed_s, seen, metrics = time.monotonic(), None, self.run_dir(name).metrics
         while (code := process.poll()) is None:
             record = last_step(metrics)
             place = record and (record[names.RUN_RESTARTS], record[names.STEP])
@@ -179,7 +179,7 @@ class Drill:
                 outcome.add(self._resize(process, record) if resizes else self._kill(process, record))
             if time.monotonic() - changed_s > self._options.timeout_s:
                 process.kill()
-                raise self._failed("broken", f"made no step for {self._options.timeout_s:.0f} s")
+                raise self._failed(name, f"made no step for {self._options.timeout_s:.0f} s")
             time.sleep(_POLL_S)
         if (record := last_step(metrics)) is not None:
             outcome.saw(record, time.time())
