@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,19 +93,6 @@ def test_a_spot_cluster_is_elastic_and_forgives_more(name: str) -> None:
     assert spot.cluster.max_preemptions == -1
     assert hours_between_failures(spot.cluster, 32) < hours_between_failures(plain.cluster, 32) / 100
     assert spot.semantic_hash == plain.semantic_hash
-
-
-def test_ray_train_is_told_what_a_run_may_survive(tmp_path: Path) -> None:
-    from scaling.launch.elastic import ElasticTrainer
-    from scaling.launch.ray_train import RayLaunch
-
-    config = standing(4, 1, "cluster.preemptible=true", "cluster.max_failures=7", "cluster.max_preemptions=9")
-    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, config.cluster, elastic_sizes(config))
-    trainer = launch._trainer()
-    failures = trainer.run_config.failure_config
-    assert isinstance(trainer, ElasticTrainer)
-    assert (failures.max_failures, failures.max_preemption_failures) == (7, 9)
-    assert trainer.scaling_config.num_workers == (1, 4)
 
 
 def test_rays_policy_takes_legal_numbers_only() -> None:

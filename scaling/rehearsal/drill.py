@@ -160,6 +160,8 @@ class Drill:
             outcome.starts, outcome.starts_since = outcome.starts + 1, outcome.starts_since + 1
             with self._started("broken", *more, *size) as process:
                 code = self._watch("broken", process, acts, outcome)
+            if code:
+                self._say(f"the driver ended with {code}; the same command again")
             if code and (code == EXIT_CONFIG or not outcome.pending or outcome.starts_since > _STARTS):
                 raise self._failed("broken", f"ended with exit code {code}")
         return outcome
