@@ -114,24 +114,13 @@ def test_what_a_kill_costs_is_the_time_without_a_new_step() -> None:
     assert not outcome.saw(record(10), 100.0)
     kill = Kill("worker", 10, 100.5, 2, restarts=0)
     outcome.add(kill)
-    assert not outcome.ready(10)
     assert not outcome.saw(record(11), 101.0), "made before it was dead"
     assert not outcome.saw(record(9, restarts=1), 110.0), "what is done again is not new"
     assert not outcome.saw(record(11, restarts=1), 111.0)
     assert outcome.saw(record(12, restarts=1), 111.5)
-    assert (kill.lost_s, outcome.pending) == (10.5, [])
-
-
-def test_those_that_nobody_misses_at_once_share_with_the_next() -> None:
-    outcome = Outcome()
-    node, resize = Kill("node", 10, 100.5, 2, restarts=0), Kill(RESIZE, 12, 102.0, 2, restarts=0)
-    outcome.add(node)
-    outcome.saw(record(12), 102.0)
-    assert outcome.ready(12)
-    outcome.add(resize)
-    assert outcome.saw(record(13, restarts=1), 108.0)
-    assert (node.lost_s, resize.lost_s) == (3.0, 3.0)
-    assert (outcome.kills, outcome.resizes) == ([node], [resize])
+    assert (kill.lost_s, outcome.pending) == (10.5, None)
+    outcome.add(Kill(RESIZE, 12, 112.0, 2, restarts=1))
+    assert (len(outcome.kills), len(outcome.resizes)) == (1, 1), "a resize is no kill"
 
 
 def test_costs_by_kind() -> None:

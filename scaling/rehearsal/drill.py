@@ -56,7 +56,7 @@ class Outcome:
 
     kills: list[Kill] = field(default_factory=list)
     resizes: list[Kill] = field(default_factory=list)
-    pending: list[Kill] = field(default_factory=list)
+    pending: Kill | None = None
     starts: int = 0
     starts_since: int = 0
     furthest: int = 0
@@ -64,25 +64,16 @@ class Outcome:
 
     def add(self, kill: Kill) -> None:
         (self.resizes if kill.kind == RESIZE else self.kills).append(kill)
-        self.pending.append(kill)
-        self.starts_since = 0
-
-    def ready(self, step: int) -> bool:
-        """Whether the run has recovered, or trains on as if nothing had been: a dead node is missed after seconds only."""
-        return not self.pending or step > self.pending[-1].step
+        self.pending, self.starts_since = kill, 0
 
     def saw(self, record: Record, now_s: float) -> bool:
-        """Take note of the newest record. Whether the run has recovered: it is of a new step, by other workers.
-
-        Several that died before the run stood still share what that took.
-        """
+        """Take note of the newest record. Whether the run has recovered: it is of a new step, by other workers."""
         step, recovered = int(record[names.STEP]), False
         if step <= self.furthest:
             return False
-        if self.pending and record[names.RUN_RESTARTS] > self.pending[-1].restarts:
-            for kill in self.pending:
-                kill.lost_s = round((now_s - self.furthest_s) / len(self.pending), 2)
-            self.pending, recovered = [], True
+        if self.pending and record[names.RUN_RESTARTS] > self.pending.restarts:
+            self.pending.lost_s = round(now_s - self.furthest_s, 2)
+            self.pending, recovered = None, True
         self.furthest, self.furthest_s = step, now_s
         return recovered
 
@@ -176,7 +167,7 @@ class Drill:
                 changed_s, seen = time.monotonic(), place
                 if outcome.saw(record, time.time()):
                     self._mend()
-            if record is not None and acts and record[names.STEP] >= acts[0][0] and outcome.ready(int(record[names.STEP])):
+            if record is not None and acts and record[names.STEP] >= acts[0][0] and not outcome.pending:
                 _, resizes = acts.pop(0)
                 outcome.add(self._resize(process, record) if resizes else self._kill(process, record))
             if time.monotonic() - changed_s > self._options.timeout_s:
