@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scaling.errors import LaunchError
-from scaling.rehearsal.processes import NODE, by_kind, descendants
+from scaling.rehearsal.processes import descendants
 
 _START_S = 120.0
-"""Longest wait for Ray's head, and then for the nodes: assumption."""
+"""Longest wait for one of them: assumption."""
+_STARTED = "Ray runtime started"
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
@@ -44,19 +44,20 @@ class Nodes:
             "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._temp}"
         )
         try:
-            self._wait([self._head], lambda: _answers(self._port))
-            for _ in range(self._n):
+            self._wait(self._head, 1)
+            for number in range(self._n):  # one after another: several at a time may take longer than Ray allows for
                 self.add()
-            self._wait(self.nodes, lambda: all(NODE in by_kind(node.pid) for node in self.nodes))
+                self._wait(self.nodes[-1], 2 + number)
         except LaunchError:
             self.__exit__()
             raise
         return self
 
-    def _wait(self, started: Sequence[subprocess.Popen[bytes]], is_up: Callable[[], bool]) -> None:
+    def _wait(self, newest: subprocess.Popen[bytes], n_started: int) -> None:
+        """Until Ray has said of so many machines that they run, of which `newest` is one."""
         deadline_s = time.monotonic() + _START_S
-        while not is_up():
-            if any(process.poll() is not None for process in started) or time.monotonic() > deadline_s:
+        while self._log.read_text(errors="replace").count(_STARTED) < n_started:
+            if newest.poll() is not None or time.monotonic() > deadline_s:
                 raise LaunchError("the drill's Ray cluster does not start", f"see {self._log}", "Try nodes=0, which needs none.")
             time.sleep(0.2)
 
@@ -110,11 +111,3 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -210,7 +210,7 @@ class Drill:
                 found.setdefault(kind, []).extend(pids)
         if self._nodes is not None:  # a machine without work is not missed, and the last one not to be done without
             busy = [below[root][NODE] for root in self._nodes.living if {WORKER, NODE} <= below[root].keys()]
-            found[NODE] = [pid for pids in busy for pid in pids] if len(busy) > 1 else []
+            found[NODE] = [pid for pids in busy for pid in pids] if len(self._nodes.living) > 1 else []
         return {kind: found[kind] for kind in self._options.kinds if found.get(kind)} or {DRIVER: found[DRIVER]}
 
     def _mend(self) -> None:
