@@ -70,6 +70,7 @@ def group(model: str, *rest: tuple[Any, ...]) -> list[Case]:
     return [Case(model, *one) for one in rest]
 
 
+# ZeRO-3 comes last in a process: something of its engine outlives it.
 GROUPS = [
     group("gpt_125m", (8,), (32,), (32, "selective"), (32, "full"), (16, "none", True)),
     group("gpt_350m", (8,), (16,), (32, "full")),
@@ -77,7 +78,7 @@ GROUPS = [
     group("gpt_1b", (4,), (8,), (16,), (32,), (16, "selective"), (16, "full"), (8, "none", True)),
     group("gpt_3b", (4,), (8,), (16,), (8, "selective"), (16, "full")),
     group("gpt_125m", *((32, "none", False, "deepspeed", stage) for stage in (1, 2, 3))),
-    group("gpt_1b", *((8, "none", False, "deepspeed", stage) for stage in (1, 2, 3)), (16, "full", False, "deepspeed", 1)),
+    group("gpt_1b", (16, "full", False, "deepspeed", 1), *((8, "none", False, "deepspeed", stage) for stage in (1, 2, 3))),
     group("gpt_3b", (4, "full", False, "deepspeed", 1)),
     group("llama_125m", (16,), (16, "none", False, "plain"), (16, "none", True), (16, "none", True, "plain")),
     group("llama_1b", (8,), (8, "none", False, "plain"), (8, "none", True), (8, "none", True, "plain")),
