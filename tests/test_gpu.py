@@ -65,7 +65,7 @@ def test_deepspeed_of_one_rank_over_nccl(stage: int) -> None:
     assert_close(found, curve(FAMILIES["gpt"], REFERENCE, "cpu"), FP32_RTOL, 10 * FP32_RTOL)
 
 
-GPU = ("cluster=1xH100", "precision=bf16", "layout=manual", "layout.dp=1", "train.n_tokens=204800")
+GPU = ("cluster=local", "cluster.devices_per_node=1", "precision=bf16", "layout=manual", "layout.dp=1", "train.n_tokens=204800")
 
 
 def losses(run: Run) -> dict[int, Any]:

@@ -41,8 +41,8 @@ LAYERS = [
     {"worker"},
     {"cli", "help", "curve", "progress"},
     {"command_line"},
-    {"launch"},
-    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert"},
+    {"launch", "rehearsal"},
+    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert", "rehearse"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}

@@ -40,6 +40,8 @@ _TOKEN = secrets.token_hex(32)
 """What processes of this driver's embedded clusters show to one another; it is in their environments alone, never on a disk."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
+_VITAL = ("raylet", "gcs_server")
+"""Ray's process on a machine, and that of its head."""
 _CONNECT_S = 10.0
 """Longest wait for the head of a standing cluster to answer: assumption."""
 
@@ -89,12 +91,49 @@ class RayCluster:
             **options,
         )
 
+    def free_reservations(self) -> None:
+        """Take back what a controller that died had reserved for its workers, on a cluster that is ours alone.
+
+        Elsewhere an actor of Ray Train's does so, which this cluster is started without.
+        """
+        from ray import PlacementGroupID
+        from ray.util import placement_group_table, remove_placement_group
+        from ray.util.placement_group import PlacementGroup
+
+        if self.embedded:
+            for name in placement_group_table():
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+    def lost_process(self) -> str | None:
+        """A process of Ray's own that has died, of a cluster started here: nothing can be started on it any more.
+
+        Ray ends the driver for it, some seconds later and without a word of ours.
+        """
+        node = _own_node() if self.embedded else None
+        dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+        return next((kind for kind in _VITAL if kind in dead), None)
+
+    def abandon(self) -> None:
+        """Take away what is left of a cluster that has lost a process."""
+        node = _own_node()
+        if node is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        if self.session is not None:
+            remove_tree(self.session)
+
     def shutdown(self) -> None:
         import ray
 
         ray.shutdown()
         if self.session is not None:
             remove_tree(self.session)
+
+
+def _own_node() -> Any:
+    """Ray's own record of the processes that it has started here."""
+    from ray._private import worker
+
+    return worker._global_node
 
 
 def _require_answer(address: str) -> None:
