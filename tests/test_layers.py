@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "redact", "units", "goodput"},
-    {"section"},
+    {"redact", "units", "goodput"},
+    {"errors"},
+    {"section", "inert"},
     {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
     {"files", "startup"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,13 @@ _EMBEDDED_ENVIRONMENT = {
     # Processes are started ahead with the cluster, as many as its CPUs, and none later on a guess.
     "RAY_enable_worker_prestart": "0",
     "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
     # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_TOKEN = secrets.token_hex(32)
+"""What processes of this driver's embedded clusters show to one another; it is in their environments alone, never on a disk."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
 _VITAL = ("raylet", "gcs_server")
@@ -57,7 +61,8 @@ class RayCluster:
         """Ray reads these when it is imported."""
         os.environ.update(_ENVIRONMENT)
         if self.embedded:
-            os.environ.update(_EMBEDDED_ENVIRONMENT)
+            os.environ.update(_EMBEDDED_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
+            os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
         elif _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")
 

@@ -135,7 +135,7 @@ class _Attempt:
             "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
         }  # fmt: skip
-        self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout.world_size, slots)
+        self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout, slots)
 
     def over(self, console: StudyConsole) -> bool:
         """Whether the workers have ended; passes on what they say."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run
 from scaling.launch.entry import worker_entry
 from scaling.launch.kv_channel import KvChannel
-from scaling.launch.pool import GroupLaunch, meeting_place, start_worker
+from scaling.launch.pool import GroupLaunch, leaves_nothing, meeting_place, start_worker
 from scaling.launch.summary import finish
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.plan.budget import tokens_per_step
+from scaling.plan.degrees import Layout
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.rundir import RunDir
 from scaling.startup import begin, mark
@@ -128,7 +130,7 @@ class RunTrainable(tune.Trainable):
         }  # fmt: skip
         session = Path(self._spec.session) if self._spec.session else None
         meeting = meeting_place(self._workers[0], self._places[0], session) if self._spec.n_ranks > 1 else ""
-        launch = GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, self._over)
+        launch = GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, self._over_after(plan.layout))
         result = self._watch(launch, run_dir.path.name)
         run_dir.settle_account()
         if result["step"] < target:
@@ -138,11 +140,15 @@ class RunTrainable(tune.Trainable):
             finish(config, plan, run_dir, Corpus.open(self._spec.corpus_dir, self._spec.skipped), result)
         return _known_loss(run_dir, target)
 
-    def _over(self, sound: bool) -> None:
-        if not sound:
-            for worker in self._workers:
-                ray.kill(worker, no_restart=True)
-            self._start_workers()
+    def _over_after(self, layout: Layout) -> Callable[[bool], None]:
+        """What a run of this layout leaves to do: new workers in place of those that are not as new."""
+
+        def over(sound: bool) -> None:
+            if not (sound and leaves_nothing(layout)):
+                self.cleanup()
+                self._start_workers()
+
+        return over
 
     def _watch(self, launch: GroupLaunch, run: str) -> dict[str, Any]:
         """Pass progress on to the driver, and its wish to stop to the workers."""

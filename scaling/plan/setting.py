@@ -96,6 +96,7 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
     DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
     them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
     PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them; norms and attention are one kernel always.
+    The loss holds a chunk's logits and fp32 log-probabilities, or compiled their gradient.
     """
     width, device = dtype_bytes(config), config.cluster.device
     kind, plain, fused = device.kind, engine != "deepspeed", config.train.compile
@@ -112,10 +113,14 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         fuses_gate=fused,
         kernels=25 if fused else 60,
         selective="pointwise",
+        gathers_again=False,
+        logit_bytes=2 * width if fused else width + 4,
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
-        bucket_elements=2 * REDUCE_BUCKET,
+        bucket_elements=0 if plain else REDUCE_BUCKET,  # DistributedDataParallel's buckets are the gradients
+        n_buckets=2,
+        buckets_alone=True,
         live_parameters=LIVE,
         context_bytes=CPU_PROCESS_BYTES if kind == "cpu" else None,
     )
