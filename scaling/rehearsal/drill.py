@@ -183,7 +183,11 @@ class Drill:
         before, at_s = self._size, time.time()
         self._size = self._random.choice([size for size in self._sizes if size != before])
         process.send_signal(signal.SIGTERM)
-        code = process.wait()
+        try:
+            code = process.wait(self._options.timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise self._failed("broken", f"did not end for {self._options.timeout_s:.0f} s after SIGTERM") from None
         record = last_step(self.run_dir("broken").metrics) or record
         if code != EXIT_STOPPED:
             raise self._failed("broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM")
