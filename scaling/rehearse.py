@@ -78,7 +78,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _keys() -> Iterator[str]:
     for name, field in DrillOptions.model_fields.items():
-        yield f"  {name}={field.default}".ljust(24) + str(field.description)
+        default = "" if field.default is None else field.default
+        yield f"  {f'{name}={default}':<20} {field.description}"
 
 
 def rehearse(words: Sequence[str]) -> int:

@@ -107,6 +107,8 @@ def test_the_schedule_is_the_seeds(kills: int, resizes: int, sizes: int, seed: i
     assert sum(not resize for _, resize in acts) == kills
     assert sum(resize for _, resize in acts) == (resizes if sizes > 1 else 0)
     assert all(1 <= step <= 95 for step, _ in acts), "what dies at the very end may have ended already"
+    for part, step in enumerate(step for step, resize in acts if not resize):
+        assert part * 95 / kills <= step <= (part + 1) * 95 / kills + 1, "they do not crowd"
 
 
 def test_what_a_kill_costs_is_the_time_without_a_new_step() -> None:

@@ -95,11 +95,12 @@ def last_step(metrics: Path) -> Record | None:
 
 
 def schedule(options: DrillOptions, n_steps: int, n_sizes: int, rng: random.Random) -> list[tuple[int, bool]]:
-    """(step, whether it is a resize) of all that is done to the run, in order."""
+    """(step, whether it is a resize) of all that is done to the run, in order: a kill at random in each of equal parts of it."""
     last = max(2, int(_LAST * n_steps))
     n_resizes = options.resizes if n_sizes > 1 else 0
     resizes = [(max(1, n_steps * (i + 1) // (n_resizes + 1)), True) for i in range(n_resizes)]
-    return sorted([(rng.randint(1, last), False) for _ in range(options.kills)] + resizes)
+    kills = [(1 + int((i + rng.random()) * last / options.kills), False) for i in range(options.kills)]
+    return sorted(kills + resizes)
 
 
 class Drill:
