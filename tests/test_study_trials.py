@@ -11,7 +11,9 @@ from rich.console import Console
 from scaling.cli import EXIT_FINISHED
 from scaling.compose import compose
 from scaling.errors import PlanError
-from scaling.launch.study_driver import drive_study
+from scaling.launch.study_driver import _Attempt, drive_study
+from scaling.metrics import names
+from scaling.metrics.record import MetricLog
 from scaling.rundir import RunDir
 from scaling.study.results import result_rows, write_results
 from scaling.study.table import measured_rate, remaining, study_table, total
@@ -142,3 +144,16 @@ def test_a_trial_is_an_ordinary_run(tmp_path: Path) -> None:
     assert RunDir.for_config(alone).path == trial.run_dir.path
     assert trial.config.study.kind == "none"
     assert trial.config.logger.group == "sweep"
+
+
+def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> None:
+    """Of a trial that an earlier command had begun, the share of this one's time is its own part's."""
+    trial = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",)).trials[0]
+    log = MetricLog(trial.run_dir.create().metrics)
+    for step in (10, 20, 30):
+        log.record(step, step, 1.0, 1.0, {names.STEP_TIME_S: 0.5})
+    attempt = _Attempt.__new__(_Attempt)
+    attempt.trial, attempt.plan = trial, trial.plan  # type: ignore[assignment]
+    for began_step, seconds in ((None, 0), (0, 15), (20, 5)):
+        attempt.began_step = began_step
+        assert attempt.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]

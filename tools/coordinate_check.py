@@ -92,13 +92,13 @@ def draw(path: Path, values: dict[str, tuple[int, ...]], found: dict[tuple[str, 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
     colours = {"standard": "#6B7280", "mup": "#0072B2", "completep": "#D55E00"}
     for row, name in enumerate(("blocks", "logits")):
         for column, axis in enumerate(("width", "depth")):
             for kind, colour in colours.items():
-                style = "--" if kind == "completep" else "-"
-                axes[row, column].plot(values[axis], found[axis, kind][:, row], style, marker="o", color=colour, label=kind)
+                style = {"linestyle": "--" if kind == "completep" else "-", "linewidth": 4 if kind == "standard" else 1.5}
+                axes[row, column].plot(values[axis], found[axis, kind][:, row], marker="o", color=colour, label=kind, **style)
             axes[row, column].set(xscale="log", yscale="log", ylabel=f"change of the {name}" if column == 0 else "")
             axes[row, column].set_xticks(values[axis], [str(value) for value in values[axis]], minor=False)
             axes[row, column].minorticks_off()

@@ -27,8 +27,9 @@ from scaling.launch.entry import worker_entry
 from scaling.launch.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
-from scaling.launch.summary import finish
+from scaling.launch.summary import finish, training_s
 from scaling.launch.watch import told
+from scaling.metrics.record import read_metrics
 from scaling.metrics.wandb_sink import log_results
 from scaling.plan.machine import check_available, n_devices
 from scaling.study.branch import reached, take_over
@@ -165,12 +166,17 @@ class _Attempt:
                 raise LaunchError(trouble.text, None, trouble.fix) from error
             raise
 
-    def complete(self, result: dict[str, Any]) -> float:
-        """Write the end of a finished run; returns the seconds it trained, over its devices."""
-        trial = self.trial
-        summary = finish(trial.config, self.plan, trial.run_dir, self._corpus, result)
-        seconds: float = summary["training_s"] * self.plan.layout.world_size
-        return seconds
+    def complete(self, result: dict[str, Any]) -> None:
+        """Write the end of a finished run."""
+        finish(self.trial.config, self.plan, self.trial.run_dir, self._corpus, result)
+
+    @property
+    def trained_device_s(self) -> float:
+        """Seconds that its own steps took, over its devices; those of earlier commands are not among them."""
+        if self.began_step is None:
+            return 0.0
+        records = read_metrics(self.trial.run_dir.metrics)
+        return training_s(records, first_step=self.began_step) * self.plan.layout.world_size
 
 
 class _Runner:
@@ -299,8 +305,9 @@ class _Runner:
                 trial.run_dir.settle_account()
                 result = attempt.result()
                 trial.run_dir.settle_account()
+                self._training_s += attempt.trained_device_s
                 if result["finished"]:
-                    self._training_s += attempt.complete(result)
+                    attempt.complete(result)
                 else:
                     reason, step = "the study was stopped", result["step"]
                     trial.run_dir.event("preempted", step=step, reason=reason, command_s=attempt.began_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.forms import Array, predict_loss
 from scaling.laws.intervals import LEVEL
 from scaling.laws.predict import optimal_n
+from scaling.units import format_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,7 @@ def isoflop_curves(analysis: Analysis) -> Figure | None:
     axes.set(xscale="log", yscale="log", xlabel=what, ylabel="loss (nats per token)")
     axes.set_title(f"IsoFLOP curves, minima by {found.method}, {X}* ~ C^{found.exponent:.3f}")
     _plain_ticks(axes, "y")
+    _log_ticks(axes, "x", format_count)
     return figure
 
 
@@ -153,13 +155,16 @@ def residuals(analysis: Analysis) -> Figure | None:
         return None
     figure = Figure(figsize=(9.6, 3.9), dpi=150, layout="constrained")
     against = [("compute C (FLOPs)", points.flops), ("tokens per parameter D/N", points.n_tokens / points.n_params)]
-    for axes, (name, x) in zip(figure.subplots(1, 2, sharey=True), against, strict=True):
+    shown = [None, "{:g}".format]
+    for axes, (name, x), label in zip(figure.subplots(1, 2, sharey=True), against, shown, strict=True):
         if np.isnan(x).all() or not _spans(x):
             axes.set_visible(False)
             continue
         axes.axhline(0, color=QUIET, linewidth=1)
         axes.plot(x, 100 * np.expm1(fitted.fit.residuals), "o", color=BLUE, markersize=4, alpha=0.6)
-        axes.set(xscale="log", xlabel=name, ylabel="predicted over measured (%)", title=f"Residuals, {fitted.fit.form.name}")
+        axes.set(xscale="log", xlabel=name, ylabel="predicted over measured (%)")
+        _log_ticks(axes, "x", label)
+    figure.suptitle(f"Residuals, {fitted.fit.form.name}", fontsize=12, fontweight="bold", x=0.02, ha="left")
     return figure
 
 
@@ -189,8 +194,11 @@ def bootstrap_pairs(analysis: Analysis) -> Figure | None:
             axes.set_xscale("log" if 0 < column < K else "linear")
             axes.set_yscale("log" if 0 < row < K else "linear")
             axes.tick_params(labelsize=7, which="both")
-            _plain_ticks(axes, "x", 3)
-            _plain_ticks(axes, "y", 4)
+            for which, number in (("x", column), ("y", row)):
+                if 0 < number < K:
+                    _log_ticks(axes, which)
+                else:
+                    _plain_ticks(axes, which, 4)
             axes.set_xlabel(names[column] if row == P - 1 else "")
             axes.set_ylabel(names[row] if column == 0 else "")
     figure.suptitle(f"Bootstrap draws, {fitted.fit.form.name}", fontsize=12, fontweight="bold", x=0.02, ha="left")
@@ -292,6 +300,19 @@ def _draw_band(axes: Axes, flops: Array, sample: Array, colour: str, label: str)
 def _band(draws: Array) -> tuple[Array, Array]:
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
+
+
+def _log_ticks(axes: Axes, which: str, shown: Callable[[float], str] | None = None) -> None:
+    """Labels at decades, of a narrow axis at 1, 2 and 5 of each: powers of ten, or what `shown` makes of a value."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
+
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=9 if len(subs) > 1 else 5))
+    powers = LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))  # labels at 2 and 5 too
+    axis.set_major_formatter(powers if shown is None else FuncFormatter(lambda value, _: shown(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain_ticks(axes: Axes, which: str, most: int = 6) -> None:

@@ -121,7 +121,9 @@ def _form(fitted: FittedForm) -> Iterator[str]:
         rows.append(
             (name, f"{value:.6g}", f"{spread:.3g}", _interval(percentile_interval(drawn[name])), _profile(profiles, name, fitted))
         )
-    yield _table(("parameter", "value", "s.e.", "bootstrap 95 %", "profile likelihood 95 %"), rows)
+    head = ("parameter", "value", "s.e.", "bootstrap 95 %", "profile likelihood 95 %")
+    shown = len(head) - (not profiles)
+    yield _table(head[:shown], [row[:shown] for row in rows])
     runner_up = f"{fit.minima_objectives[1]:.10g}" if len(fit.minima_objectives) > 1 else "none found"
     bounds = ", ".join(fit.at_bound) or "none"
     yield (

@@ -70,8 +70,14 @@ def points_of_study(
     return Points(
         n, d, c, np.array([run.loss for run in found]), np.arange(len(found)), tuple(run.name for run in found),
         replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS), excluded=tuple(excluded),
-        base=found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config,
+        base=_to_start_from(found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config),
     )  # fmt: skip
+
+
+def _to_start_from(config: RunConfig) -> RunConfig:
+    """What another run shares with this one: not its place, nor evaluations that were timed for its own length."""
+    run = config.run.model_copy(update={"root": "runs", "name": None})
+    return config.model_copy(update={"run": run, "train": config.train.model_copy(update={"eval_every": None})})
 
 
 def _listed(root: Path) -> list[str]:
