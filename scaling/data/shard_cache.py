@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scaling.data.reader import is_sound
 from scaling.data.shards import ShardInfo
+from scaling.data.verified import Verified
 from scaling.errors import DataError
 
 _LOCKS = 256
@@ -31,8 +32,8 @@ class ShardCache:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory, self.max_bytes = directory, max_bytes
 
-    def get(self, shard: ShardInfo) -> bytes | None:
-        """The copy of a shard, verified; None where there is none, or one that is damaged, which is removed."""
+    def get(self, shard: ShardInfo, verified: Verified | None = None) -> bytes | None:
+        """The copy of a shard, sound or as it was when it was `verified`; None where there is none, or one that is damaged, which is removed."""
         path = self._path(shard)
         try:
             content = path.read_bytes()
@@ -41,7 +42,7 @@ class ShardCache:
             return None
         except OSError as error:
             raise self._trouble(error) from error
-        if is_sound(content, shard):
+        if is_sound(content, shard, verified):
             return content
         path.unlink(missing_ok=True)
         return None

@@ -193,4 +193,5 @@ class SequenceStream:
 
 def _windows(source: ShardSource, index: CorpusIndex, shard: ShardInfo, n_read: int) -> np.ndarray:
     """Views of the token stream of a shard from each of its tokens on: (n_tokens - n_read + 1, n_read)."""
-    return sliding_window_view(decode_shard(source.read(shard), index, shard, join(source.directory, shard.name)), n_read)
+    location = join(source.directory, shard.name)
+    return sliding_window_view(decode_shard(source.read(shard), index, shard, location, source.known), n_read)
