@@ -85,6 +85,17 @@ def test_keeps_no_more_shards_than_it_may(corpus):
     assert len(stream._resident) == 2
 
 
+def test_an_epoch_reads_each_shard_once_however_reads_meet_its_windows(tmp_path, monkeypatch):
+    index = write_corpus(tmp_path, random_documents(0, n_shards=50))
+    read: list[str] = []
+    fetch = reader.fetch
+    monkeypatch.setattr(reader, "fetch", lambda location, **options: read.append(Path(location).name) or fetch(location, **options))
+    stream = open_stream(tmp_path, index)
+    for begin in range(0, stream.n_sequences, 50):
+        stream.read(np.arange(begin, min(begin + 50, stream.n_sequences)))
+    assert sorted(read) == [shard.name for shard, n in zip(index.split("train"), stream.order.sequences_S, strict=True) if n > 0]
+
+
 def test_url_and_directory_hold_the_same_corpus(corpus, server):
     directory, index = corpus
     expected = read_all(directory, index)

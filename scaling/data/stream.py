@@ -123,7 +123,7 @@ class SequenceStream:
         """Sequences number `ks` as rows: (len(ks), seq_len + overlap) of index.dtype. Raises DataError for a bad shard."""
         with self._lock:
             shards, offsets = self.order.locate(ks)
-            coming = {shard: self._windows_of(shard) for shard in np.unique(shards).tolist()}
+            coming = {shard: self._windows_of(shard) for shard in _as_they_come(shards)}
             if self._read_ahead:
                 self._look_ahead(int(ks.max()))
         rows = np.empty((len(ks), self.n_read), dtype=self.index.dtype)
@@ -189,6 +189,13 @@ class SequenceStream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _as_they_come(shards: np.ndarray) -> list[int]:
+    """Each shard once, in the order of first use: those of a new window last, which so displace none that is still needed."""
+    _, first = np.unique(shards, return_index=True)
+    found: list[int] = shards[np.sort(first)].tolist()
+    return found
 
 
 def _windows(source: ShardSource, index: CorpusIndex, shard: ShardInfo, n_read: int) -> np.ndarray:
