@@ -26,14 +26,14 @@ class ShardCache:
     """At most `max_bytes` of shards in a directory, each under its checksum, those used last kept.
 
     Several processes may use one directory: a shard is fetched by one of them while the others wait. Nothing is synced to the
-    disk, since the checksum of a copy is compared whenever it is read.
+    disk, since a copy is compared with a checksum whenever it is read.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory, self.max_bytes = directory, max_bytes
 
     def get(self, shard: ShardInfo, verified: Verified | None = None) -> bytes | None:
-        """The copy of a shard, sound or as it was when it was `verified`; None where there is none, or one that is damaged, which is removed."""
+        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a damaged one, which is removed."""
         path = self._path(shard)
         try:
             content = path.read_bytes()
