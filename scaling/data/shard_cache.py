@@ -33,7 +33,7 @@ class ShardCache:
         self.directory, self.max_bytes = directory, max_bytes
 
     def get(self, shard: ShardInfo, verified: Verified | None = None) -> bytes | None:
-        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a damaged one, which is removed."""
+        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a bad one, which is removed."""
         path = self._path(shard)
         try:
             content = path.read_bytes()
