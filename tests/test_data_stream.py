@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from scaling.data import http as transport
 from scaling.data import reader, write_shards
+from scaling.data import stream as data_stream
 from scaling.data.http import Patience
 from scaling.data.shard_source import Streaming
 from scaling.data.shards import CorpusIndex
 from scaling.data.stream import BadShard, SequenceStream, check_shards
+from scaling.data.verified import Verified, VerifiedShards
 from scaling.errors import DataError
 
 SHARD = "train-000001.tar"
@@ -77,11 +79,35 @@ def test_reads_the_documents_joined_by_end_of_text(tmp_path_factory, seed, max_r
         np.testing.assert_array_equal(row, streams[shard][offset : offset + 17])
 
 
+def test_long_sequences_are_the_same_as_short_ones(corpus, monkeypatch):
+    directory, index = corpus
+    ks = np.arange(40)
+    short = open_stream(directory, index).read(ks)
+    monkeypatch.setattr(data_stream, "_LONG", 16)
+    np.testing.assert_array_equal(open_stream(directory, index).read(ks), short)
+
+
 def test_keeps_no_more_shards_than_it_may(corpus):
     directory, index = corpus
     stream = open_stream(directory, index, max_resident_shards=2)
     stream.read(np.arange(stream.n_sequences))
     assert len(stream._resident) == 2
+
+
+def test_an_epoch_reads_each_shard_once_however_reads_meet_its_windows(tmp_path, monkeypatch):
+    index = write_corpus(tmp_path, random_documents(0, n_shards=50))
+    read: list[str] = []
+    fetch = reader.fetch
+
+    def noted(location: str, **options: object) -> bytes:
+        read.append(Path(location).name)
+        return fetch(location, **options)
+
+    monkeypatch.setattr(reader, "fetch", noted)
+    stream = open_stream(tmp_path, index)
+    for begin in range(0, stream.n_sequences, 50):
+        stream.read(np.arange(begin, min(begin + 50, stream.n_sequences)))
+    assert sorted(read) == [shard.name for shard in index.split("train") if shard.n_tokens > 16]
 
 
 def test_url_and_directory_hold_the_same_corpus(corpus, server):
@@ -152,6 +178,87 @@ def test_flipped_bit(corpus):
     refused(directory, index, "its sha256 is .*, and the index says")
     assert check_shards(directory, index, "train") == []
     assert [bad.name for bad in check_shards(directory, index, "train", full=True)] == [SHARD]
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def epoch(stream: SequenceStream, number: int) -> np.ndarray:
+    return stream.read(number * stream.n_sequences + np.arange(stream.n_sequences))
+
+
+def one_at_a_time(directory: Path, index: CorpusIndex) -> SequenceStream:
+    return open_stream(directory, index, shuffle=False, max_resident_shards=1)
+
+
+@given(place=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None)
+def test_a_bit_that_falls_over_between_two_uses_is_refused(tmp_path_factory, place):
+    directory = tmp_path_factory.mktemp("corpus")
+    index = write_corpus(directory, random_documents(0))
+    with one_at_a_time(directory, index) as stream:
+        first = epoch(stream, 0)
+        bit = int(place * 8 * index.split("train")[1].size_bytes)
+        flip(directory / SHARD, bit)
+        with pytest.raises(DataError, match=f"shard {SHARD} is missing.*: it has changed since it was verified: its crc32"):
+            epoch(stream, 1)
+        flip(directory / SHARD, bit)
+        np.testing.assert_array_equal(epoch(stream, 1), first)
+
+
+def test_what_was_verified_is_neither_hashed_nor_walked_again(corpus, monkeypatch):
+    directory, index = corpus
+    with one_at_a_time(directory, index) as stream:
+        first = epoch(stream, 0)
+        monkeypatch.setattr(reader, "hashlib", None)
+        monkeypatch.setattr(reader, "_own_spans", None)
+        monkeypatch.setattr(reader, "_check_tokens", None)
+        np.testing.assert_array_equal(epoch(stream, 1), first)
+
+
+def test_a_tar_of_another_layout_comes_again_too(corpus):
+    directory, index = corpus
+    index = replace_shard(directory, index, {f"{i}.u16": bytes(2 * n) for i, n in enumerate([30, 40])})
+    index = with_shard(index, replace(index.split("train")[1], n_documents=2, n_tokens=72))
+    with one_at_a_time(directory, index) as stream:
+        np.testing.assert_array_equal(epoch(stream, 0), epoch(stream, 1))
+        flip(directory / SHARD, 0)
+        with pytest.raises(DataError, match="it has changed since it was verified"):
+            epoch(stream, 2)
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1024), lambda path: path.unlink()])
+def test_a_shard_that_is_cut_off_or_gone_between_two_uses_is_refused(corpus, damage):
+    directory, index = corpus
+    with one_at_a_time(directory, index) as stream:
+        epoch(stream, 0)
+        damage(directory / SHARD)
+        with pytest.raises(DataError, match=f"shard {SHARD} is missing or damaged"):
+            epoch(stream, 1)
+
+
+def test_a_claim_that_fails_is_not_remembered(corpus):
+    directory, index = corpus
+    bad = with_shard(index, replace(index.split("train")[1], n_documents=6))
+    with one_at_a_time(directory, bad) as stream:
+        for _ in range(2):
+            with pytest.raises(DataError, match="and the index says 6"):
+                epoch(stream, 0)
+
+
+def test_no_more_is_remembered_than_was_asked_for(corpus):
+    _, index = corpus
+    shards, known = index.split("train"), VerifiedShards(max_remembered=10)
+    seen = Verified(7, np.zeros((5, 2), dtype=np.int64))
+    for shard in shards:
+        known.add(shard, seen)
+    known.add(shards[0], seen)
+    assert [known.get(shard) for shard in shards] == [seen, None, None]
+    known.add(shards[1], Verified(8, None))
+    assert known.get(shards[1]) == Verified(8, None)
 
 
 def replace_shard(directory: Path, index: CorpusIndex, members: dict[str, bytes] | bytes) -> CorpusIndex:
@@ -308,13 +415,15 @@ def test_the_short_walk_finds_what_webdataset_finds_or_leaves_it_to_it(tmp_path_
     (directory / "tokens-000000.ids").write_bytes(os.urandom(2 * sum(lengths)))
     write_shards.write_shard(directory, "shard", str(directory), "a.tar", "uint16", [(0, 0, len(lengths))])
     content = (directory / "a.tar").read_bytes()
-    assert list(map(bytes, reader._own_documents(content, "u16"))) == list(reader._documents(content, "u16"))
+    spans = reader._own_spans(content, "u16")
+    assert [content[begin:end] for begin, end in spans] == list(reader._documents(content, "u16"))
     damaged = bytearray(content[: len(content) - cut])
     if place < len(damaged):
         damaged[place] = byte
-    found = reader._own_documents(bytes(damaged), "u16")
-    if found is not None:
+    spans = reader._own_spans(bytes(damaged), "u16")
+    if spans is not None:
         theirs: list[bytes] = []
         with contextlib.suppress(reader._Damaged):
             theirs.extend(reader._documents(bytes(damaged), "u16"))
-        assert list(map(bytes, found))[: len(theirs)] == theirs  # at a header whose sum is wrong tarfile ends, or complains
+        found = [bytes(damaged[begin:end]) for begin, end in spans]
+        assert found[: len(theirs)] == theirs  # at a header whose sum is wrong tarfile ends, or complains

@@ -117,6 +117,23 @@ def test_a_second_epoch_and_a_second_process_ask_the_cache(corpus, web, tmp_path
     assert len(shards_asked(web)) == N_SHARDS
 
 
+def test_a_copy_that_was_verified_and_then_damaged_is_fetched_again(corpus, web, tmp_path):
+    directory, index = corpus
+    with (
+        open_stream(directory, index) as local,
+        open_stream(web.url, index, streaming=streaming(tmp_path), max_resident_shards=1) as remote,
+    ):
+        ks = np.arange(remote.n_sequences)
+        np.testing.assert_array_equal(remote.read(ks), local.read(ks))
+        copies = list((tmp_path / "cache").glob("*.tar"))
+        for copy in copies:
+            content = bytearray(copy.read_bytes())
+            content[700] ^= 1
+            copy.write_bytes(content)
+        np.testing.assert_array_equal(remote.read(ks), local.read(ks))
+        assert len(shards_asked(web)) == 2 * len(copies)
+
+
 def test_two_that_want_a_shard_at_once_fetch_it_once(corpus, web, tmp_path):
     _, index = corpus
     (shard,) = index.split("train")[:1]

@@ -120,6 +120,7 @@ def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
         recorded = {record["step"]: record[name] for record in run.records() if name in record}
         assert shown.keys() == recorded.keys()
         np.testing.assert_allclose([shown[step] for step in recorded], list(recorded.values()), rtol=1e-7)  # stored as fp32
+    assert secrets_shown(run) == []
 
 
 def test_a_run_ends_with_all_of_its_steps(single: Run) -> None:

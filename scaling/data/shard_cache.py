@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scaling.data.reader import is_sound
 from scaling.data.shards import ShardInfo
+from scaling.data.verified import Verified
 from scaling.errors import DataError
 
 _LOCKS = 256
@@ -25,14 +26,14 @@ class ShardCache:
     """At most `max_bytes` of shards in a directory, each under its checksum, those used last kept.
 
     Several processes may use one directory: a shard is fetched by one of them while the others wait. Nothing is synced to the
-    disk, since the checksum of a copy is compared whenever it is read.
+    disk, since a copy is compared with a checksum whenever it is read.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory, self.max_bytes = directory, max_bytes
 
-    def get(self, shard: ShardInfo) -> bytes | None:
-        """The copy of a shard, verified; None where there is none, or one that is damaged, which is removed."""
+    def get(self, shard: ShardInfo, verified: Verified | None = None) -> bytes | None:
+        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a bad one, which is removed."""
         path = self._path(shard)
         try:
             content = path.read_bytes()
@@ -41,7 +42,7 @@ class ShardCache:
             return None
         except OSError as error:
             raise self._trouble(error) from error
-        if is_sound(content, shard):
+        if is_sound(content, shard, verified):
             return content
         path.unlink(missing_ok=True)
         return None

@@ -17,6 +17,7 @@ from scaling.data.pool import DaemonPool
 from scaling.data.reader import fetch_shard
 from scaling.data.shard_cache import ShardCache
 from scaling.data.shards import ShardInfo
+from scaling.data.verified import VerifiedShards
 
 N_THREADS = 8
 """Shards fetched at once by each rank: assumption, enough to hide a store's latency."""
@@ -39,10 +40,15 @@ class Streaming:
 
 
 class ShardSource:
-    """Shards of one corpus by their entry in its index, for any number of threads."""
+    """Shards of one corpus by their entry in its index, for any number of threads.
+
+    `known`: those verified in full, of which files on this machine are compared with what they were then. What comes over
+    the network is always compared by its SHA-256.
+    """
 
     def __init__(self, directory: str | Path, streaming: Streaming) -> None:
         self.directory, self._streaming = directory, streaming
+        self.known = VerifiedShards()
         self._is_local = local_path(directory) is not None
         self._cache: ShardCache | None = None
         if not self._is_local and streaming.cache_dir is not None and streaming.cache_bytes:
@@ -54,7 +60,7 @@ class ShardSource:
     def read(self, shard: ShardInfo) -> bytes:
         """The content of a shard, of the size and checksum that the index gives. Raises DataError that names it."""
         if self._is_local:
-            return fetch_shard(self.directory, shard)
+            return fetch_shard(self.directory, shard, verified=self.known.get(shard))
         with self._lock:
             ahead = self._coming.pop(shard.name, None)
         if ahead is not None and not ahead.cancel() and (content := ahead.result()):
@@ -117,7 +123,7 @@ class ShardSource:
 
         if self._cache is None:
             return fetched()
-        content = self._cache.get(shard)
+        content = self._cache.get(shard, self.known.get(shard))
         return content if content is not None else self._cache.fill(shard, fetched)
 
 

@@ -29,6 +29,9 @@ from scaling.errors import DataError
 _DECODERS = 4
 """Shards decoded at once: assumption, enough to hide the reading of local files behind the decoding of others."""
 
+_LONG = 1000
+"""Tokens from which on a sequence is worth a call of its own: 1025 took 0.48 ns a token so, for 0.54; 257 took 1.49, for 0.99."""
+
 
 @dataclass(frozen=True)
 class BadShard:
@@ -123,13 +126,11 @@ class SequenceStream:
         """Sequences number `ks` as rows: (len(ks), seq_len + overlap) of index.dtype. Raises DataError for a bad shard."""
         with self._lock:
             shards, offsets = self.order.locate(ks)
-            coming = {shard: self._windows_of(shard) for shard in np.unique(shards).tolist()}
+            coming = {shard: self._windows_of(shard) for shard in _as_they_come(shards)}
             if self._read_ahead:
                 self._look_ahead(int(ks.max()))
         rows = np.empty((len(ks), self.n_read), dtype=self.index.dtype)
-        for shard, future in coming.items():
-            chosen = np.flatnonzero(shards == shard)
-            rows[chosen] = self._awaited_windows(shard, future)[offsets[chosen]]
+        _gather(rows, {shard: self._awaited_windows(shard, future) for shard, future in coming.items()}, shards, offsets)
         return rows
 
     def waiting_for(self) -> list[str]:
@@ -191,6 +192,25 @@ class SequenceStream:
         self.close()
 
 
+def _gather(rows: np.ndarray, windows: dict[int, np.ndarray], shards: np.ndarray, offsets: np.ndarray) -> None:
+    """Into each row the sequence at its offset of its shard: long ones copied one by one, short ones by the shard."""
+    if rows.shape[1] > _LONG and len(rows):
+        pairs = zip(shards.tolist(), offsets.tolist(), strict=True)
+        np.concatenate([windows[shard][offset] for shard, offset in pairs], out=rows.reshape(-1))
+        return
+    for shard, windows_of_it in windows.items():
+        chosen = np.flatnonzero(shards == shard)
+        rows[chosen] = windows_of_it[offsets[chosen]]
+
+
+def _as_they_come(shards: np.ndarray) -> list[int]:
+    """Each shard once, in the order of first use: those of a new window last, which so displace none that is still needed."""
+    _, first = np.unique(shards, return_index=True)
+    found: list[int] = shards[np.sort(first)].tolist()
+    return found
+
+
 def _windows(source: ShardSource, index: CorpusIndex, shard: ShardInfo, n_read: int) -> np.ndarray:
     """Views of the token stream of a shard from each of its tokens on: (n_tokens - n_read + 1, n_read)."""
-    return sliding_window_view(decode_shard(source.read(shard), index, shard, join(source.directory, shard.name)), n_read)
+    location = join(source.directory, shard.name)
+    return sliding_window_view(decode_shard(source.read(shard), index, shard, location, source.known), n_read)
