@@ -10,7 +10,7 @@ ARGS ?=
 # A file's tests share its runs and ranks, so files are dealt out whole, the longest first (tests/conftest.py).
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: run test test-slow check format install clean
+.PHONY: run test test-slow test-gpu check format install clean
 
 run: $(STAMP)
 	$(BIN)/python -m scaling.run $(ARGS)
@@ -20,6 +20,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(STAMP)
+	SCALING_TEST_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

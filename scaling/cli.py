@@ -30,6 +30,7 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
     from omegaconf import DictConfig, OmegaConf
 
     from scaling.compose import COMPOSITION_ERRORS, explain, in_full, validate
+    from scaling.inert import inert_configurations, refuse_pickled_jobs
 
     codes: list[int] = []
     composed_once = False
@@ -55,7 +56,8 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
 
     vars(main.__wrapped__)["study"] = launch  # Hydra hands the launcher what it wraps
 
-    with reported(codes, debug="scaling.debug=true" in overrides), _full_errors():
+    with reported(codes, debug="scaling.debug=true" in overrides), _full_errors(), inert_configurations():
+        refuse_pickled_jobs(argv)
         sys.argv[1:] = in_full(argv)  # where Hydra reads them
         try:
             main()

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -38,8 +39,7 @@ def in_full(overrides: Sequence[str]) -> list[str]:
     out: list[str] = []
     for override in with_named_clusters(overrides):
         name = override.removeprefix("tokenizer=hf:")
-        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
-        out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name='{quoted}'"]
+        out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name={quoted(name)}"]
     return out
 
 
@@ -90,8 +90,14 @@ def _as_word(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(_as_word(item) for item in value)}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return quoted(value)
     return str(value)
+
+
+def quoted(text: str) -> str:
+    """A word of Hydra's grammar that stands for this text and refers to nothing, whatever is in it."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # as OmegaConf unescapes a reference
+    return QuotedString(literal, Quote.single).with_quotes()
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:

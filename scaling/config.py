@@ -18,6 +18,7 @@ from scaling.attention_config import AttentionConfig, PositionConfig, check_comb
 from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.data_config import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
+from scaling.redact import secret_keys
 from scaling.section import Count, Section, Share
 from scaling.study_config import StudyConfig
 from scaling.units import parse_share
@@ -174,6 +175,12 @@ class RunConfig(Section):
         check_combination(
             self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width
         )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        for key in secret_keys(self.model_dump(mode="json")):
+            raise ValueError(f"{key} holds a password or a key, which would be written into the run directory")
         return self
 
     def _check_objective(self) -> None:

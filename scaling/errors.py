@@ -6,15 +6,17 @@ Each class carries the exit code of the process it ends: 2 for a wrong configura
 
 from __future__ import annotations
 
+from scaling.redact import redact
+
 
 class ScalingError(Exception):
-    """Base of every error that is the user's to mend. `fix` says what would work, `where` who set it."""
+    """Base of every error that is the user's to mend. `fix` says what would work, `where` who set it; none of them a secret."""
 
     exit_code = 1
 
     def __init__(self, what: str, where: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = redact(what), where and redact(where), fix and redact(fix)
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         text = self.what + (f" ({self.where})" if self.where else "") + "."

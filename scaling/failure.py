@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scaling.channel import Channel, encode_error
 from scaling.errors import ScalingError, SupersededError
+from scaling.redact import redact
 
 _OF_COLLECTIVES = ("gloo", "nccl", "c10d", "processgroup", "connection closed by peer", "connection reset by peer")
 """Words of errors that a rank raises because another has gone: torch raises plain RuntimeErrors for most of them."""
@@ -36,7 +37,7 @@ def tell(error: BaseException, channel: Channel, run_dir: Path | str, rank: int)
         channel.send("fatal", encode_error(error) | {"rank": rank})
         return
     path = errors_dir(run_dir) / f"rank-{rank:05d}.txt"
-    path.write_text("".join(traceback.format_exception(error)))
-    summary = "".join(traceback.format_exception_only(error)).strip()
+    path.write_text(redact("".join(traceback.format_exception(error))))
+    summary = redact("".join(traceback.format_exception_only(error)).strip())
     consequence = is_consequence(error)
     channel.send("crashed", {"rank": rank, "error": summary, "traceback": str(path), "consequence": consequence})

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 HIDDEN = "<redacted>"
 
@@ -16,7 +15,8 @@ _SHAPES = re.compile(
     r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
     r"|wandb_v1_[A-Za-z0-9_]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
 )
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\",\])}]+")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@")
+_QUERY = re.compile(r"([?&;])([^=&;\s'\"?/]+)=([^&;\s'\",\])}]+)")
 
 
 def is_secret_name(name: str) -> bool:
@@ -28,7 +28,7 @@ def is_secret_name(name: str) -> bool:
 
 def redact(text: str) -> str:
     """`text` without passwords in URLs, secret query parameters and keys of a known shape."""
-    return _SHAPES.sub(HIDDEN, _URL.sub(lambda match: _redact_url(match.group()), text))
+    return _SHAPES.sub(HIDDEN, _QUERY.sub(_redact_parameter, _USER.sub(rf"\1{HIDDEN}@", text)))
 
 
 def redact_command(words: Sequence[str]) -> list[str]:
@@ -57,17 +57,15 @@ def redact_tree(value: Any, name: str = "") -> Any:
     return value
 
 
-def _redact_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return HIDDEN
-    host = parts.netloc.rpartition("@")
-    netloc = f"{HIDDEN}@{host[2]}" if host[1] else parts.netloc
-    query = "&".join(_redact_parameter(part) for part in parts.query.split("&"))
-    return urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+def secret_keys(tree: Any, name: str = "") -> Iterator[str]:
+    """The dotted keys of nested dicts and lists whose values hold a secret by their looks."""
+    if isinstance(tree, dict | list):
+        for key, inner in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from secret_keys(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, str) and redact(tree) != tree:
+        yield name
 
 
-def _redact_parameter(parameter: str) -> str:
-    name, equals, value = parameter.partition("=")
-    return f"{name}={HIDDEN}" if equals and value and is_secret_name(name) else parameter
+def _redact_parameter(match: re.Match[str]) -> str:
+    before, name, _ = match.groups()
+    return f"{before}{name}={HIDDEN}" if is_secret_name(name) else match.group()

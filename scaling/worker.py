@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -28,7 +30,7 @@ from scaling.goodput import EVALUATING, STOPPED, n_failures
 from scaling.model import GenerativeModel
 from scaling.model.batch import IGNORED, Batch
 from scaling.model.sampling import generate
-from scaling.parallel.exchange import Group, share_json
+from scaling.parallel.exchange import Group, gather_json, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.cost import CHECKPOINT_BYTES_PER_PARAM
 from scaling.plan.degrees import Layout
@@ -154,10 +156,11 @@ class _Training:
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         condemned = share_json(run_dir.condemned() if ranks.is_first else [], groups[0])
+        processes = gather_json([socket.gethostname(), os.getpid()], groups[0])
         heartbeat, recorder = _open_heartbeat(channel, ranks, cleanup), Recorder()
         if heartbeat is not None:
             run_dir.write_tokenizer(tokenizer.to_bytes())
-            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers)
+            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers, processes)
             recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
         preemption = Preemption(
             channel, clock, world_size=ranks.world_size, sizes=spec.sizes, grace_s=config.cluster.grace_s,

@@ -75,7 +75,7 @@ class Place:
         config = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update=data)})
         run_dir = RunDir(self.root / "run").create()
         try:
-            directory, skipped = driver._corpus(config, run_dir, Console(quiet=True))
+            directory, skipped = driver.prepare_corpus(config, run_dir, Console(quiet=True))
             with Corpus.open(directory, skipped).stream(config, "train") as stream:
                 stream.read(np.arange(stream.n_sequences))
         except ScalingError as error:

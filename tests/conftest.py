@@ -1,4 +1,4 @@
-"""What every test starts from: no GPU, no account, one thread, and nothing of this machine's user."""
+"""What every test starts from: no GPU but for those of one, no account, one thread, and nothing of this machine's user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from whole_runs import ONE_WORKER, Run, Workplace, write_text
 
 # Before anything is imported that reads them: tests are the same on every machine, and so are the processes they start.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if not os.environ.get("SCALING_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in [name for name in os.environ if name.startswith(("WANDB_", "RAY_", "HYDRA_"))]:
     del os.environ[_name]

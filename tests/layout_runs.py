@@ -51,12 +51,12 @@ def rule_against(overrides: tuple[str, ...], layout: Layout) -> str | None:
 
 def train(
     ranks: Ranks, overrides: tuple[str, ...], layout: Layout, first: int, last: int, load: Path | None = None,
-    save: Path | None = None,
+    save: Path | None = None, device: str = "cpu",
 ) -> list[float]:  # fmt: skip
     """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint, and to one."""
     config, make_batch = objective(*SHAPE, *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
-    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+    with closing(build_engine(config, layout, ranks, torch.device(device))) as engine:
         if load is not None:
             engine.load(load)
 

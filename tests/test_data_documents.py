@@ -152,7 +152,8 @@ def test_names_with_blanks_and_quotes_are_kept():
 
 
 def test_the_command_knows_them_too(capsys):
-    assert cli.run_task(lambda config: len(config.tokenizer.name), ["tokenizer=hf:abc/de", "tokenizer.vocab_size=300"]) == 6
+    words = ["tokenizer=hf:abc/de", "tokenizer.vocab_size=300"]
+    assert cli.run_task(lambda config: len(config.tokenizer.name), len, words) == 6
 
 
 def test_first_contact_is_short():

@@ -12,6 +12,7 @@ from scaling.channel import LocalChannel, Notice
 from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError
 from scaling.plan.elastic import elastic_sizes, with_devices
+from scaling.plan.failures import hours_between_failures
 from scaling.plan.layout import make_plan
 from scaling.train.clock import Clock
 from scaling.train.preemption import POLL_S, Preemption
@@ -77,6 +78,21 @@ def test_a_least_number_that_cannot_be_is_refused(overrides: tuple[str, ...], er
     with pytest.raises(error, match=what) as caught:
         elastic_sizes(composed(*overrides, *(() if "cluster=existing" in overrides else memory)))
     assert "cluster.min_devices=" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["4x8xA100-spot", "4x8xH100-spot"])
+def test_a_spot_cluster_is_elastic_and_forgives_more(name: str) -> None:
+    """Whether it has a file of its own or is taken apart by its name."""
+    spot = composed(f"cluster={name}", "cluster.kind=existing", "cluster.address=head:6379", "model=gpt_1b")
+    plain = composed(
+        f"cluster={name.removesuffix('-spot')}", "cluster.kind=existing", "cluster.address=head:6379", "model=gpt_1b"
+    )
+    assert elastic_sizes(spot) == (8, 16, 24, 32), "whole nodes go"
+    assert elastic_sizes(plain) == (32,)
+    assert (spot.cluster.max_failures, plain.cluster.max_failures) == (20, 2)
+    assert spot.cluster.max_preemptions == -1
+    assert hours_between_failures(spot.cluster, 32) < hours_between_failures(plain.cluster, 32) / 100
+    assert spot.semantic_hash == plain.semantic_hash
 
 
 def test_rays_policy_takes_legal_numbers_only() -> None:

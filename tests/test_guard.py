@@ -137,6 +137,10 @@ Poison = Callable[[int], bool]
 """Whether the global batch that begins at a sequence does harm."""
 
 
+PLACES: dict[int, int] = {}
+"""Where the tokens of a sequence lie -> its number; micro-batches are views of what was made."""
+
+
 class PoisonedEngine:
     """An engine that some batches turn to rubbish: its weights, and what it says of the loss."""
 
@@ -151,7 +155,7 @@ class PoisonedEngine:
         self.n_steps += 1
         if self.n_steps == self._crash_at:
             raise KeyboardInterrupt
-        if self._poison(micro_batches[0].first):
+        if self._poison(PLACES[micro_batches[0].tokens_BT.data_ptr()]):
             found = self._engine.step(micro_batches, 1e3 * lr)
             return replace(found, loss=torch.tensor(torch.nan), skipped=torch.tensor(1.0))
         return self._engine.step(micro_batches, lr, limits)
@@ -178,12 +182,12 @@ def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def _with_place(make_batch: Any) -> Any:
-    """Batches that know their first sequence, as the engine above wants."""
+    """Notes where in memory each sequence lies, as the engine above wants to know."""
 
     def made(rows: Any, ks: Any) -> Any:
         batch = make_batch(rows, ks)
-        kind = type(f"Placed{type(batch).__name__}", (type(batch),), {"first": int(ks[0])})
-        return kind(*batch)
+        PLACES.update({row.data_ptr(): int(k) for row, k in zip(batch.tokens_BT, ks, strict=True)})
+        return batch
 
     return made
 

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"errors", "redact", "units", "goodput"},
-    {"section"},
+    {"redact", "units", "goodput"},
+    {"errors"},
+    {"section", "inert"},
     {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
     {"files", "startup"},
@@ -40,8 +41,8 @@ LAYERS = [
     {"worker"},
     {"cli", "help", "curve", "progress"},
     {"command_line"},
-    {"launch"},
-    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert"},
+    {"launch", "rehearsal"},
+    {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert", "rehearse"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scaling.model import loss
 from scaling.model.layers import RMSNorm
 from scaling.model.loss import linear_cross_entropy
 
@@ -89,3 +90,16 @@ def test_rms_norm_of_bf16_is_computed_in_fp32() -> None:
     norm, x = RMSNorm(512, 1e-5).bfloat16(), torch.randn(4, 512).mul_(100).bfloat16()
     exact = F.rms_norm(x.float(), (512,), torch.ones(512), 1e-5)
     torch.testing.assert_close(norm(x), exact.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch, smoothing: float, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(loss, "_compiled_score", lambda: loss._fusible_score)
+    found = []
+    for compiled in (False, True):
+        x, weight, targets = inputs(300, 7, 11, 0)
+        result = loss.head_loss(x.to(dtype), weight.to(dtype), targets, smoothing=smoothing, compiled=compiled)
+        found.append((result.nats, result.objective, *torch.autograd.grad(result.objective, (x, weight))))
+    for got, want in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events
+from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events, secrets_shown
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20
@@ -85,6 +85,7 @@ def test_wandb_shows_a_stopped_run_as_one(workplace: Workplace) -> None:
     assert first.wait() == 75, first.output
     second = workplace.finish(*options, root=root)
     assert "offline" in second.output
+    assert secrets_shown(second) == []
     files = sorted(second.directory.glob("wandb/*/run-*.wandb"))
     assert len(files) == 2
     assert len({path.name for path in files}) == 1, "the run has two W&B ids"
@@ -124,3 +125,4 @@ def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
 def test_a_run_ends_with_all_of_its_steps(single: Run) -> None:
     assert single.records()[-1]["step"] == N_STEPS_ALONE
     assert single.leftovers() == []
+    assert secrets_shown(single) == []

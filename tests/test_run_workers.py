@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from whole_runs import N_STEPS, TWO_WORKERS, Run, Workplace, curve, events, listening_beyond_loopback
+from whole_runs import N_STEPS, TWO_WORKERS, Run, Workplace, curve, events, listening_beyond_loopback, secrets_shown
 
 FILES = {
     "config.yaml", "plan.json", "provenance.json", "metrics.jsonl", "events.jsonl", "checkpoints", "summary.json", "loss.png",
@@ -120,6 +120,10 @@ def test_two_workers_follow_one(unbroken: Unbroken, single: Run) -> None:
 def test_nothing_listens_beyond_loopback(unbroken: Unbroken) -> None:
     assert unbroken.run.seen, "no process was seen"
     assert unbroken.open_to_others == []
+
+
+def test_no_secret_of_the_environment_is_written_or_shown(unbroken: Unbroken, broken: Broken) -> None:
+    assert [secrets_shown(run) for run in (unbroken.run, *broken.parts)] == [[]] * 4
 
 
 def test_every_stop_has_its_exit_code_and_event(broken: Broken) -> None:

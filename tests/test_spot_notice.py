@@ -16,13 +16,21 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "cluster" / "spot_notice.py"
-SOON = datetime.now(UTC) + timedelta(seconds=90)
+IN_S = 90
+"""After which the machine goes, in a notice that says when."""
+
+
+def _soon() -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=IN_S)
+
+
 ANSWERS = {
     "aws": ("/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": "a token"},
-            json.dumps({"action": "terminate", "time": SOON.strftime("%Y-%m-%dT%H:%M:%SZ")}), range(60, 91)),
-    "gcp": ("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}, "TRUE", range(30, 31)),
+            lambda: json.dumps({"action": "terminate", "time": _soon().strftime("%Y-%m-%dT%H:%M:%SZ")}), range(60, IN_S + 1)),
+    "gcp": ("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}, lambda: "TRUE", range(30, 31)),
     "azure": ("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"},
-              json.dumps({"Events": [{"EventType": "Preempt", "NotBefore": format_datetime(SOON, usegmt=True)}]}), range(60, 91)),
+              lambda: json.dumps({"Events": [{"EventType": "Preempt", "NotBefore": format_datetime(_soon(), usegmt=True)}]}),
+              range(60, IN_S + 1)),
 }  # fmt: skip
 QUIET = {"aws": None, "gcp": "FALSE", "azure": json.dumps({"Events": []})}
 
@@ -43,7 +51,7 @@ class Metadata:
                 if self.path != path or any(self.headers[name] != value for name, value in headers.items()):
                     self.answer(None)
                     return
-                self.answer(notice if service.gone.is_set() else QUIET[cloud])
+                self.answer(notice() if service.gone.is_set() else QUIET[cloud])
                 service.asked.release()
 
             def answer(self, text: str | None) -> None:

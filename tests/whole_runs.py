@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,12 @@ TINY = (
 )  # fmt: skip
 TWO_WORKERS = ("cluster.devices_per_node=2",)
 ONE_WORKER = ("layout=manual", "layout.dp=1", "layout.engine=reference", f"train.n_tokens={N_STEPS_ALONE * 512}")
+SECRETS = {
+    "WANDB_API_KEY": "5ec7e7" + "0a" * 17, "HF_TOKEN": "hf_" + "5ec7e7" * 6, "AWS_ACCESS_KEY_ID": "AKIA" + "5EC7E7" * 2 + "ABCD",
+    "AWS_SECRET_ACCESS_KEY": "5ec7e7/aws+" * 4, "RAY_AUTH_TOKEN": "5ec7e7ray" * 7, "HTTPS_PROXY": "http://me:5ec7e7prx@localhost:9",
+    "MY_PASSWORD": "5ec7e7 of my own",
+}  # fmt: skip
+"""In the environment of every run: none may come back in anything that is written or shown."""
 COMPARED = ("n_tokens", "flops", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bits_per_byte")
 """What of a record does not depend on how fast the machine was."""
 
@@ -53,7 +60,7 @@ class Workplace:
 
     def start(self, *overrides: str, root: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
         log = self.root / f"output-{time.monotonic_ns()}.txt"
-        environment = os.environ | {"HOME": self.home} | (env or {})
+        environment = os.environ | SECRETS | {"HOME": self.home, "WANDB_MODE": "offline"} | (env or {})
         return Run(self.command(*overrides, root=root), root or self.root / "runs", log, environment)
 
     def finish(self, *overrides: str, root: Path | None = None, env: Mapping[str, str] | None = None, code: int = 0) -> Run:
@@ -131,6 +138,17 @@ class Run:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that may be being written."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
+def secrets_shown(run: Run) -> list[str]:
+    """Files of a run directory, and its output, that hold a planted secret."""
+    parts = [re.search("5ec7e7.*", value, re.IGNORECASE) for value in SECRETS.values()]
+    planted = [found.group().split("@")[0].encode() for found in parts if found]
+    written = {str(path): path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    assert len(planted) == len(SECRETS)
+    assert len(written) > len(("config.yaml", "metrics.jsonl", "provenance.json"))
+    written["output"] = run.output.encode()
+    return [name for name, content in written.items() if any(secret in content for secret in planted)]
 
 
 def curve(run: Run) -> list[dict[str, float]]:

@@ -17,7 +17,6 @@ from urllib.parse import urlparse
 
 from scaling.data.http import Attempts, HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
-from scaling.redact import redact
 
 WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
@@ -116,7 +115,7 @@ def _http_size(url: str, patience: Patience) -> int | None:
 def unreadable(location: str | Path, error: Exception) -> DataError:
     """The error to raise for a file that the system or the server refused: its name, the cause, a way out."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
-    return DataError(f"{redact(str(location))} cannot be read: {redact(reason)}", fix=_fix(error))
+    return DataError(f"{location} cannot be read: {reason}", fix=_fix(error))
 
 
 def _fix(error: Exception) -> str:

@@ -13,7 +13,6 @@ from scaling.data.open_input import COMPRESSED, n_row_groups, size_of
 from scaling.data.pieces import PIECE_BYTES, Format, Piece, group_files
 from scaling.data.remote import N_THREADS, InputFile, find_remote, is_remote, name_of
 from scaling.errors import ConfigError
-from scaling.redact import redact
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")  # C4's files of JSON lines end in .json.gz
 _TEXT = (".txt", ".text", ".md", ".rst")
@@ -97,7 +96,7 @@ def _format(location: str) -> str:
     if suffix in _TEXT or suffix in SOURCE_SUFFIXES:
         return "text"
     raise ConfigError(
-        f"{redact(location)} is of no known kind",
+        f"{location} is of no known kind",
         fix="Read are .txt (and .md, .rst, sources), .jsonl, .parquet and .tar; .gz and .zst of them but parquet; folders.",
     )
 

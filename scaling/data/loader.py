@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from scaling.model.batch import Batch
 
 Step = tuple[list["Batch"], int]
-GROUP_TOKENS = 1 << 18
-"""Made at a time by a worker, 4 MB of batches. Assumption: enough for what a look-up costs to vanish."""
+GROUP_TOKENS = 1 << 19
+"""Made at a time by a worker, 8 MB of batches: half of it cost 0.5 ns a token more at seq_len=4096 (of 4)."""
 OnStall = Callable[[float, list[str]], None]
 """Told for how many seconds a step has been awaited, and where the shards lie that are on their way."""
 
@@ -54,13 +54,19 @@ class _Cut:
         """Sequences of this rank in a step."""
         return self.global_batch_size // self.dp
 
-    def sequences(self, first: int) -> np.ndarray:
-        """Numbers of this rank's sequences in the step that begins with sequence `first`: int64 (global_batch_size / dp,)."""
-        return np.arange(self.rows, dtype=np.int64) + first + self.dp_rank * self.rows
+    def sequences(self, first: int, n_steps: int) -> np.ndarray:
+        """Numbers of this rank's sequences in the steps from that on which begins with sequence `first`.
 
-    def micro_batches(self, rows_B: np.ndarray) -> list[np.ndarray]:
-        size = self.micro_batch_size
-        return [rows_B[begin : begin + size] for begin in range(0, len(rows_B), size)]
+        int64 (n_steps * global_batch_size / dp,), step by step.
+        """
+        steps, rows = np.arange(n_steps, dtype=np.int64), np.arange(self.rows, dtype=np.int64)
+        return (first + self.dp_rank * self.rows + steps[:, None] * self.global_batch_size + rows).reshape(-1)
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """Views of a batch of any number of steps."""
+        fields = [None if tensor is None else tensor.split(self.micro_batch_size) for tensor in batch]
+        number = len(batch.tokens_BT) // self.micro_batch_size
+        return [type(batch)._make(None if field is None else field[i] for field in fields) for i in range(number)]
 
 
 class Loader:
@@ -157,13 +163,17 @@ class Loader:
 def _make_steps(stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int, n_steps: int) -> list[Step | BaseException]:
     """Steps from that on whose first sequence, of all ranks, has number `first`; in place of one that fails, and last, the error.
 
-    Where their sequences lie is looked up together, which costs about as much as it does for one.
+    They are made as one batch, of which they are views: that costs about as much as one step does, and memory is taken in pieces
+    that are large enough to be used again instead of being returned to the system, which was most of the time.
     """
     begins = [first + step * cut.global_batch_size for step in range(n_steps)]
-    ks = [cut.sequences(begin) for begin in begins]
     try:
-        rows = stream.read(np.concatenate(ks))
-        return [_step(make_batch, cut, rows_B, ks_B) for rows_B, ks_B in zip(np.split(rows, n_steps), ks, strict=True)]
+        ks_N = cut.sequences(first, n_steps)
+        micro_batches = cut.micro_batches(make_batch(stream.read(ks_N), ks_N))
+        per_step = len(micro_batches) // n_steps
+        return [
+            (micro_batches[i * per_step : (i + 1) * per_step], begin + cut.global_batch_size) for i, begin in enumerate(begins)
+        ]
     except BaseException as error:
         if n_steps == 1:
             return [error]
@@ -173,9 +183,3 @@ def _make_steps(stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int,
         if isinstance(made[-1], BaseException):
             break
     return made
-
-
-def _step(make_batch: MakeBatch, cut: _Cut, rows_B: np.ndarray, ks_B: np.ndarray) -> Step:
-    parts = zip(cut.micro_batches(rows_B), cut.micro_batches(ks_B), strict=True)
-    micro_batches = [make_batch(sequences_BS, ks) for sequences_BS, ks in parts]
-    return micro_batches, int(ks_B[0]) - cut.dp_rank * cut.rows + cut.global_batch_size

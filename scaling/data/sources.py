@@ -13,7 +13,6 @@ from pathlib import Path
 from scaling.config import DataConfig
 from scaling.data.http import describe
 from scaling.errors import ConfigError, DataError
-from scaling.redact import redact
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
@@ -150,4 +149,4 @@ def _lines(path: Path) -> list[str]:
 
 def unreadable(location: Path | str, error: OSError) -> DataError:
     """The error to raise for an input that the system or its server refused."""
-    return DataError(f"{redact(str(location))} cannot be read: {describe(error)}", fix="Make it readable, or leave it out.")
+    return DataError(f"{location} cannot be read: {describe(error)}", fix="Make it readable, or leave it out.")

@@ -123,13 +123,13 @@ class SequenceStream:
         """Sequences number `ks` as rows: (len(ks), seq_len + overlap) of index.dtype. Raises DataError for a bad shard."""
         with self._lock:
             shards, offsets = self.order.locate(ks)
-            coming = {shard: self._tokens(shard) for shard in np.unique(shards).tolist()}
+            coming = {shard: self._windows_of(shard) for shard in np.unique(shards).tolist()}
             if self._read_ahead:
                 self._look_ahead(int(ks.max()))
         rows = np.empty((len(ks), self.n_read), dtype=self.index.dtype)
         for shard, future in coming.items():
             chosen = np.flatnonzero(shards == shard)
-            rows[chosen] = sliding_window_view(self._awaited_tokens(shard, future), self.n_read)[offsets[chosen]]
+            rows[chosen] = self._awaited_windows(shard, future)[offsets[chosen]]
         return rows
 
     def waiting_for(self) -> list[str]:
@@ -137,16 +137,16 @@ class SequenceStream:
         with self._lock:
             return [join(self.directory, self.order.shards[shard].name) for shard in sorted(self._awaited)]
 
-    def _tokens(self, shard: int) -> Future[np.ndarray]:
-        """The token stream of a shard, there or to come."""
+    def _windows_of(self, shard: int) -> Future[np.ndarray]:
+        """The sequences of a shard, wherever they begin, there or to come."""
         if shard not in self._resident:
             while len(self._resident) >= self._max_resident:
                 self._resident.popitem(last=False)
-            self._resident[shard] = self._pool.submit(_decoded, self._source, self.index, self.order.shards[shard])
+            self._resident[shard] = self._pool.submit(_windows, self._source, self.index, self.order.shards[shard], self.n_read)
         self._resident.move_to_end(shard)
         return self._resident[shard]
 
-    def _awaited_tokens(self, shard: int, future: Future[np.ndarray]) -> np.ndarray:
+    def _awaited_windows(self, shard: int, future: Future[np.ndarray]) -> np.ndarray:
         if future.done() and future.exception() is None:
             return future.result()
         with self._waiting(shard):
@@ -191,5 +191,6 @@ class SequenceStream:
         self.close()
 
 
-def _decoded(source: ShardSource, index: CorpusIndex, shard: ShardInfo) -> np.ndarray:
-    return decode_shard(source.read(shard), index, shard, join(source.directory, shard.name))
+def _windows(source: ShardSource, index: CorpusIndex, shard: ShardInfo, n_read: int) -> np.ndarray:
+    """Views of the token stream of a shard from each of its tokens on: (n_tokens - n_read + 1, n_read)."""
+    return sliding_window_view(decode_shard(source.read(shard), index, shard, join(source.directory, shard.name)), n_read)

@@ -27,7 +27,9 @@ class DDPEngine(ReferenceEngine):
         devices = [device.index] if device.type == "cuda" else None
         # Experts that no token chose, and heads that a batch has no use for, have no gradient on a rank.
         unused = config.model.n_experts > 1 or config.objective.sentence_order
-        self._ddp = DistributedDataParallel(LossModule(self.model), device_ids=devices, find_unused_parameters=unused)
+        self._ddp = DistributedDataParallel(
+            LossModule(self.model), device_ids=devices, find_unused_parameters=unused, gradient_as_bucket_view=True
+        )  # fmt: skip
 
     def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
         self.model.train()

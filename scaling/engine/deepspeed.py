@@ -26,6 +26,7 @@ from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
+from scaling.plan.counts import count
 from scaling.plan.degrees import Layout
 from scaling.plan.setting import REDUCE_BUCKET
 
@@ -66,8 +67,9 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
     # Each gradient is reduced to the rank that owns it: P elements. By default all ranks get it and most forget it: 2 P.
     zero["use_multi_rank_bucket_allreduce"] = False
-    if layout.pp == 1:  # the pipeline sends gradients when all micro-batches are through
-        zero |= {"overlap_comm": True, "reduce_bucket_size": REDUCE_BUCKET}
+    # It makes two buffers of this size, however small a model and few its ranks.
+    zero["reduce_bucket_size"] = min(REDUCE_BUCKET, count(config).n_params // (layout.tp * layout.pp))
+    zero["overlap_comm"] = layout.pp == 1  # the pipeline sends gradients when all micro-batches are through
     if layout.zero_stage == 3:
         # Every parameter is partitioned: those kept whole would need a copy of their own on loading.
         zero["stage3_param_persistence_threshold"] = 0
@@ -125,12 +127,14 @@ class _Mpu:
 class _Sharder:
     """Deals a module's own parameters out among the ranks of ZeRO-3, so that no rank ever holds all of a model."""
 
-    def __init__(self, settings: dict[str, Any], layout: Layout, mpu: _Mpu | None) -> None:
-        self._settings, self._mpu = settings, mpu
+    def __init__(self, settings: dict[str, Any], layout: Layout, mpu: _Mpu | None, dtype: torch.dtype) -> None:
+        self._settings, self._mpu, self._dtype = settings, mpu, dtype
         self._offloaded = layout.offload == "parameters"
         self._first: Any = None
 
     def __call__(self, module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):  # DeepSpeed leaves those that are dealt out in the dtype they have
+            parameter.data = parameter.data.to(self._dtype)
         if self._first is not None:
             self._first.convert_to_zero_parameters(param_list=list(module.parameters(recurse=False)))
             return
@@ -158,7 +162,7 @@ class DeepSpeedEngine:
         groups = Groups.of(ranks)
         mpu = _Mpu(ranks, groups) if ranks.tp > 1 and ranks.pp == 1 else None
         settings = deepspeed_config(config, layout)
-        deal_out = _Sharder(settings, layout, mpu) if layout.zero_stage == 3 else None
+        deal_out = _Sharder(settings, layout, mpu, self._dtype(config)) if layout.zero_stage == 3 else None
         self._share = Share.build(config, layout, ranks, groups, device, deal_out)
         optimizer = build_optimizer(config, self.model)
         module = self._module()
@@ -168,6 +172,10 @@ class DeepSpeedEngine:
             )  # fmt: skip
         self._states = ZeroStates(self._engine, layout.zero_stage, ranks.replica)
         self._refusal = Refusal(self._engine.optimizer, layout.zero_stage, self._loss)
+
+    @staticmethod
+    def _dtype(config: RunConfig) -> torch.dtype:
+        return torch.bfloat16 if config.dtype == "bf16" else torch.float32
 
     @property
     def model(self) -> LanguageModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ _EMBEDDED_ENVIRONMENT = {
     # Processes are started ahead with the cluster, as many as its CPUs, and none later on a guess.
     "RAY_enable_worker_prestart": "0",
     "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
     # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_TOKEN = secrets.token_hex(32)
+"""What processes of this driver's embedded clusters show to one another; it is in their environments alone, never on a disk."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
+_VITAL = ("raylet", "gcs_server")
+"""Ray's process on a machine, and that of its head."""
 _CONNECT_S = 10.0
 """Longest wait for the head of a standing cluster to answer: assumption."""
 
@@ -55,7 +61,8 @@ class RayCluster:
         """Ray reads these when it is imported."""
         os.environ.update(_ENVIRONMENT)
         if self.embedded:
-            os.environ.update(_EMBEDDED_ENVIRONMENT)
+            os.environ.update(_EMBEDDED_ENVIRONMENT, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
+            os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
         elif _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -84,12 +91,49 @@ class RayCluster:
             **options,
         )
 
+    def free_reservations(self) -> None:
+        """Take back what a controller that died had reserved for its workers, on a cluster that is ours alone.
+
+        Elsewhere an actor of Ray Train's does so, which this cluster is started without.
+        """
+        from ray import PlacementGroupID
+        from ray.util import placement_group_table, remove_placement_group
+        from ray.util.placement_group import PlacementGroup
+
+        if self.embedded:
+            for name in placement_group_table():
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+    def lost_process(self) -> str | None:
+        """A process of Ray's own that has died, of a cluster started here: nothing can be started on it any more.
+
+        Ray ends the driver for it, some seconds later and without a word of ours.
+        """
+        node = _own_node() if self.embedded else None
+        dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+        return next((kind for kind in _VITAL if kind in dead), None)
+
+    def abandon(self) -> None:
+        """Take away what is left of a cluster that has lost a process."""
+        node = _own_node()
+        if node is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        if self.session is not None:
+            remove_tree(self.session)
+
     def shutdown(self) -> None:
         import ray
 
         ray.shutdown()
         if self.session is not None:
             remove_tree(self.session)
+
+
+def _own_node() -> Any:
+    """Ray's own record of the processes that it has started here."""
+    from ray._private import worker
+
+    return worker._global_node
 
 
 def _require_answer(address: str) -> None:

@@ -17,7 +17,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each would start an actor, one second each: for Ray Data's shards, which we do not use, and to free the cluster's
-resources after a controller that died, which with this cluster takes the driver along."""
+resources after a controller that died (`RayCluster.free_reservations` does)."""
 
 
 class WholeClusterPolicy(FixedScalingPolicy):

@@ -112,6 +112,7 @@ class RayLaunch:
         self._own_words: list[tuple[str, dict[str, Any]]] = []
         self._over = threading.Event()
         self._release = threading.Event()
+        self._lost: str | None = None
 
     def __enter__(self) -> RayLaunch:
         self._thread.start()
@@ -150,9 +151,10 @@ class RayLaunch:
                 result = self._trainer().fit()
             except RayActorError:
                 n_lost += 1
-                if n_lost > self._cluster.max_failures:
+                if n_lost > self._cluster.max_failures or self._lost or self._ray.lost_process():
                     raise
                 self._own_words.append(("controller_lost", {}))
+                self._ray.free_reservations()
             else:
                 assert result.return_value is not None
                 return result.return_value
@@ -180,7 +182,7 @@ class RayLaunch:
         )
 
     def receive(self) -> list[tuple[str, dict[str, Any]]]:
-        if not self._connected.is_set():
+        if not self._connected.is_set() or self._lost:
             return []
         if self._stop_wanted:
             self._inbox.request_stop()
@@ -191,9 +193,17 @@ class RayLaunch:
         self._stop_wanted = True
 
     def done(self, timeout_s: float) -> bool:
-        return self._over.wait(timeout_s)
+        over = self._over.wait(timeout_s)
+        if not over and self._connected.is_set():
+            self._lost = self._lost or self._ray.lost_process()
+        return over or self._lost is not None
 
     def result(self) -> dict[str, Any]:
+        if self._lost:
+            raise LaunchError(
+                f"Ray's own process {self._lost} ended on this machine: killed, or out of memory",
+                fix="The same command resumes from the last checkpoint.",
+            )
         if isinstance(self._error, LaunchError):
             raise self._error
         if self._result is None:
@@ -201,6 +211,10 @@ class RayLaunch:
         return self._result
 
     def __exit__(self, *exc: object) -> None:
+        if self._lost:  # the thread waits for an answer that will not come
+            self._ray.abandon()
+            remove_tree(self._storage)
+            return
         self._release.set()
         self._thread.join(_SHUTDOWN_S)
 

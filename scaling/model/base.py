@@ -59,6 +59,7 @@ class LanguageModel(nn.Module, ABC):
     config: ModelConfig
     split: Split = WHOLE
     n_stacks = 1
+    compiled = False
 
     def loss(self, batch: Batch) -> Loss:
         """Sums over the scored targets of a batch: with sequence parallel ranks, of the rank's own positions."""
@@ -96,7 +97,9 @@ class LanguageModel(nn.Module, ABC):
             stack.recompute = kind
 
     def compile_blocks(self) -> None:
-        """torch.compile each block in place: equal blocks share a graph, and no parameter changes its name."""
+        """torch.compile each block in place: equal blocks share a graph, and no parameter changes its name. So too what the
+        loss does to logits."""
+        self.compiled = True
         for stack in self._stacks():
             stack.compile_blocks()
 

@@ -86,7 +86,7 @@ class BERT(LanguageModel):
         scored_BT = targets_BT != IGNORED
         loss = head_loss(
             self.masked_head(x_BTD[scored_BT]), self.decoder_weight, targets_BT[scored_BT],
-            bias_V=self.masked_head.bias, smoothing=self.smoothing, split=self.split,
+            bias_V=self.masked_head.bias, smoothing=self.smoothing, split=self.split, compiled=self.compiled,
         )  # fmt: skip
         loss = add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
         if self.order_head is None or batch.classes_B is None:

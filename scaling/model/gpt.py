@@ -61,7 +61,9 @@ class GPT(GenerativeModel):
 
     def finish(self, flow: Flow, batch: Batch) -> Loss:
         x_ND, targets_BT = self._head_input(flow.x_BTD).flatten(0, 1), self.split.positions(batch.targets_BT)
-        loss = head_loss(x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split)
+        loss = head_loss(
+            x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split, compiled=self.compiled
+        )
         return add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
 
     def stage(self, first: int, last: int) -> set[str]:

@@ -58,6 +58,12 @@ class _RMSNormOnCPU(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+def working(x: Tensor) -> Tensor:
+    """x in the dtype in which linear layers compute: under autocast each of several would make, and keep, a copy of its own."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def build_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
     """`config.norm` of a width (null: d_model); layernorm has a bias where the model has biases."""
     width = width or config.d_model
@@ -96,7 +102,7 @@ class FeedForward(nn.Module):
         self.down = OutputLinear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.split.enter(x_BTD)
+        x_BTD = working(self.split.enter(x_BTD))
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))

@@ -5,6 +5,8 @@ Shapes: N tokens, n tokens of a chunk, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,20 +21,23 @@ from scaling.parallel.collectives import all_reduce
 
 CHUNK_ROWS = {"cpu": 256}
 """Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
+Score = Callable[..., Tensor]
 DEFAULT_CHUNK_ROWS = 4096
 """On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for 100k entries."""
 
 
 def head_loss(
     x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None, smoothing: float = 0.0,
-    split: Split = WHOLE,
+    split: Split = WHOLE, compiled: bool = False,
 ) -> Loss:  # fmt: skip
     """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is the smoothed one.
 
     Tensor parallel ranks have rows of the head (Shoeybi et al. 2019, section 3): of a token's logits each makes its own, and
-    the ranks exchange the largest, the sum of exponentials, and at the end the sums of the loss.
+    the ranks exchange the largest, the sum of exponentials, and at the end the sums of the loss. compiled: what is done to a
+    chunk's logits is one kernel that reads them and one that writes their gradient, but where ranks exchange.
     """
-    nats, objective = _cross_entropies(split.enter_whole(x_ND), weight_VD, targets_N, bias_V, smoothing, None, split)
+    x_ND, score = split.enter_whole(x_ND), _compiled_score() if compiled and split.tp is None else _score
+    nats, objective = _cross_entropies(x_ND, weight_VD, targets_N, bias_V, smoothing, None, split, score)
     return Loss(nats.detach() if smoothing else nats, (targets_N != IGNORED).sum(), objective)
 
 
@@ -49,7 +54,7 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, 
       32768  fp32   2379             3113                    1983
       32768  bf16   1230             1179                    957
     """
-    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows, WHOLE)[1]
+    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows, WHOLE, _score)[1]
 
 
 def _cross_entropies(
@@ -60,13 +65,15 @@ def _cross_entropies(
     smoothing: float,
     chunk_rows: int | None,
     split: Split,
+    score: Score,
 ) -> tuple[Tensor, Tensor]:
     """The cross-entropy, and the smoothed one, which alone can be differentiated; without smoothing they are one."""
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = chunk_rows or CHUNK_ROWS.get(device, DEFAULT_CHUNK_ROWS)
     first, n_vocab = split.rows(weight_VD)
-    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, rows, smoothing, first, n_vocab, split)
+    shape = (rows, smoothing, first, n_vocab)
+    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, *shape, split, score)
     return (nats if smoothing else objective), objective
 
 
@@ -74,12 +81,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, dtype: torch.dtype, rows: int,
-        smoothing: float, first: int, n_vocab: int, split: Split,
+        smoothing: float, first: int, n_vocab: int, split: Split, score: Score,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         differentiate = any(ctx.needs_input_grad)
         grad_b_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         sums = x_ND.new_zeros(2, dtype=torch.float32)
-        nats, smoothed = sums.unbind()
         if differentiate:
             grad_x_ND = torch.empty_like(x_ND)
             grad_w_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -91,24 +97,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 index_n1 = targets_n.unsqueeze(1) - first
                 here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
                 index_n1 = index_n1.where(here_n1, 0)
-                logits_nV = x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(dtype)
-                log_p_nV = _log_softmax(logits_nV, split)
-                nats -= log_p_nV.gather(1, index_n1).mul_(here_n1).sum()
-                if smoothing:
-                    smoothed -= log_p_nV.sum(dim=1, keepdim=True).mul_(valid_n1).sum() / n_vocab
-                if differentiate:  # of the logits: softmax minus one-hot, of which smoothing spreads a part
-                    one_hot = here_n1 * (smoothing - 1.0)
-                    g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, one_hot)
-                    g_nV = (g_nV.sub_(smoothing / n_vocab) if smoothing else g_nV).to(dtype)
+                g_nV = score(_logits(x_nD, w_VD, bias_V), index_n1, here_n1, valid_n1, smoothing, n_vocab, split, sums)
+                if differentiate:
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
                     if grad_b_V is not None:
                         grad_b_V += (g_nV * valid_n1).sum(dim=0, dtype=torch.float32)
+                del g_nV  # before the next chunk's logits are made
         if differentiate:
             grad_b_V = None if grad_b_V is None else grad_b_V.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype), grad_b_V)
-        if split.tp is not None:
-            nats, smoothed = all_reduce(sums, split.tp).unbind()
+        nats, smoothed = (sums if split.tp is None else all_reduce(sums, split.tp)).unbind()
         ctx.mark_non_differentiable(nats)
         return (1 - smoothing) * nats + smoothing * smoothed, nats
 
@@ -117,7 +116,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x_ND, grad_w_VD, grad_b_V = ctx.saved_tensors
         grad_b_V = None if grad_b_V is None else grad_b_V * grad
-        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None, None, None, None
+        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None, None, None, None, None
+
+
+def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(w_VD.dtype)
+
+
+def _score(
+    logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
+    sums: Tensor,
+) -> Tensor:  # fmt: skip
+    """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second; the gradient of the logits: softmax
+    minus one-hot, of which smoothing spreads a part, in their dtype. Of targets that are not valid it means nothing."""
+    dtype, nats, smoothed = logits_nV.dtype, sums[0], sums[1]
+    log_p_nV = _log_softmax(logits_nV, split)
+    del logits_nV
+    nats -= log_p_nV.gather(1, index_n1).mul_(here_n1).sum()
+    if smoothing:
+        smoothed -= log_p_nV.sum(dim=1, keepdim=True).mul_(valid_n1).sum() / n_vocab
+    g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, here_n1 * (smoothing - 1.0))
+    return (g_nV.sub_(smoothing / n_vocab) if smoothing else g_nV).to(dtype)
+
+
+def _fusible_score(
+    logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
+    sums: Tensor,
+) -> Tensor:  # fmt: skip
+    """`_score` of whole rows without steps in place, as a compiler likes it."""
+    x_nV = logits_nV.float()
+    lse_n1 = x_nV.logsumexp(dim=1, keepdim=True)
+    nats = ((lse_n1 - x_nV.gather(1, index_n1)) * here_n1).sum()
+    smoothed = (
+        ((n_vocab * lse_n1 - x_nV.sum(dim=1, keepdim=True)) * valid_n1).sum() / n_vocab if smoothing else torch.zeros_like(nats)
+    )
+    sums += torch.stack((nats, smoothed))
+    is_target_nV = torch.arange(x_nV.shape[1], device=x_nV.device) == index_n1
+    g_nV = (x_nV - lse_n1).exp() - torch.where(is_target_nV & here_n1, 1 - smoothing, 0.0) - smoothing / n_vocab
+    return g_nV.to(logits_nV.dtype)
+
+
+@functools.cache
+def _compiled_score() -> Score:
+    return torch.compile(_fusible_score)
 
 
 def _log_softmax(logits_nV: Tensor, split: Split) -> Tensor:

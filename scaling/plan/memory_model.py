@@ -191,15 +191,15 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     8 bits keep their inputs so.
     """
     width, residual, d_model = software.width, software.residual_width, work.d_model
-    n_wide, kept_ff = (2, software.kept_gated) if work.gated else (1, 2)
-    n_inputs = 3 + n_wide if width != residual else 2
+    kept_ff = software.kept_gated if work.gated else 2
     input_width = 1 if software.fp8 else width
     attention = 2 * work.q_width + 2 * work.kv_width
     feed_forward = work.experts_per_token * (kept_ff + software.kept_ff_extra - 1 + input_width / width) * work.d_ff
     if work.n_experts > 1:  # each expert's part of the input and of the output, the latter in fp32 before and after its weight
         feed_forward += work.experts_per_token * d_model * (1 + 8 // width)
-    whole = residual * 2 * d_model + input_width * n_inputs * d_model + (2 * d_model if work.dropout else 0)
+    whole = residual * 2 * d_model + (2 * d_model if work.dropout else 0)
     whole += 2 * software.kept_norm * d_model if work.gated else 0
+    inputs = input_width * 2 * d_model
     shared = width * (attention + feed_forward) + 4 * work.n_heads + (stack.extra_bytes if core else 0)
     if software.attention != "fused" and core:
         kept = 2 * width + 1 if work.dropout else width
@@ -207,19 +207,21 @@ def block_bytes_per_token(work: Workload, stack: Stack, layout: Layout, software
     if stack.cross_length:
         whole += residual * 2 * d_model + (d_model if work.dropout else 0)
         shared += width * (2 * work.q_width + 2 * work.kv_width * stack.cross_length / stack.length)
-    return whole / (layout.tp if layout.sequence_parallel else 1) + shared / layout.tp
+    if software.gathers_again:
+        whole, inputs = whole + inputs, 0
+    return whole / (layout.tp if layout.sequence_parallel else 1) + inputs + shared / layout.tp
 
 
 def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
-    """The peak of the loss. In chunks, each makes its gradient in the forward: of a chunk the logits and fp32
-    log-probabilities, of all the gradient of the head's V x D matrix in fp32, one chunk's part of it, and of the input."""
+    """The peak of the loss. In chunks, each makes its gradient in the forward: of a chunk the logits and what becomes of them, of
+    all the gradient of the head's V x D matrix in fp32, one chunk's part of it, and of the input."""
     width = software.width
     tokens = layout.micro_batch_size * work.head_positions / layout.sp
     entries = software.vocabulary(work.vocab_size, layout.tp)
     if software.loss_chunk_rows is None:
         return software.logit_bytes * tokens * entries
     rows = min(tokens, software.loss_chunk_rows)
-    return (4 + width) * entries * (rows + work.d_model) + width * tokens * work.d_model
+    return entries * (software.logit_bytes * rows + (4 + width) * work.d_model) + width * tokens * work.d_model
 
 
 def _gathered_bytes(work: Workload, layout: Layout, software: Software) -> float:
@@ -236,6 +238,6 @@ def _gathered_bytes(work: Workload, layout: Layout, software: Software) -> float
 
 
 def _bucket_bytes(n_params: float, layout: Layout, software: Software) -> float:
-    if layout.replicas == 1:
+    if layout.replicas == 1 and not software.buckets_alone:
         return 0.0
-    return software.width * min(n_params, software.bucket_elements)
+    return software.width * software.n_buckets * min(n_params, software.bucket_elements)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from scaling.config import RunConfig
 from scaling.plan.attention import attended, extra_bytes_per_token, relative_params
@@ -96,6 +97,8 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
     DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
     them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
     PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them; norms and attention are one kernel always.
+    Compiled, a gated layer makes its activation anew (measured on an H200). The loss holds a chunk's logits and fp32
+    log-probabilities, or compiled their gradient.
     """
     width, device = dtype_bytes(config), config.cluster.device
     kind, plain, fused = device.kind, engine != "deepspeed", config.train.compile
@@ -106,19 +109,31 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         optimizer_bytes=8 if plain else 12,
         width=width,
         residual_width=4 if plain else width,
-        flash=1 if device.generation == "volta" else 2,
+        flash=_flash(device.generation),
+        kept_gated=3 if fused else 4,
         fp8=config.plan.fp8,
         elementwise=1.0 if fused else UNFUSED,
         fuses_gate=fused,
         kernels=25 if fused else 60,
         selective="pointwise",
+        gathers_again=False,
+        logit_bytes=2 * width if fused else width + 4,
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
-        bucket_elements=2 * REDUCE_BUCKET,
+        bucket_elements=0 if plain else REDUCE_BUCKET,  # DistributedDataParallel's buckets are the gradients
+        n_buckets=2,
+        buckets_alone=True,
         live_parameters=LIVE,
         context_bytes=CPU_PROCESS_BYTES if kind == "cpu" else None,
     )
+
+
+def _flash(generation: str | None) -> Literal[1, 2, 3]:
+    """PyTorch's choice of a fused attention: cuDNN's on an H200 (seen in a profile, torch 2.11), as fast as FlashAttention 3."""
+    if generation in ("hopper", "blackwell"):
+        return 3
+    return 1 if generation == "volta" else 2
 
 
 def machine_of(config: RunConfig) -> Machine:

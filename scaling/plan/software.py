@@ -23,7 +23,7 @@ class Software:
     kernels            launched for the forward of a block
     adam_bytes         read and written a parameter by the optimiser
     logit_bytes        held for each position and entry of the vocabulary at the peak of the loss
-    loss_chunk_rows    positions whose logits are held at once; None: all
+    loss_chunk_rows    positions whose logits are held at once, with what they become; None: all
     kept_gated         values of d_ff that a gated feed-forward layer keeps: gate, its activation, up, product; 3 where fused
     kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and output
     kept_norm          bytes that an unfused RMSNorm keeps of each value beside input and output
@@ -32,6 +32,7 @@ class Software:
     pads_vocabulary    to a multiple of 128 tp
     whole_gradients    tp ranks each send the whole gradient to the stage before, not a part of it
     shards_gradients   from ZeRO stage 2 on, also while gradients accumulate
+    gathers_again      with sequence parallel norms, the inputs of linear layers for backward, which else are kept whole
     gradient_overlap   gradients are sent while backward computes
     hides_tensor       traffic of tensor parallelism overlaps with the products it feeds
     hides_gathers      weights of ZeRO-3 are gathered while others compute
@@ -39,6 +40,8 @@ class Software:
     live_parameters    limit of what ZeRO-3 holds whole; None: blocks
     partitions_checkpoints  the tp ranks share the inputs of recomputed blocks
     bucket_elements    gradients gathered before they are sent
+    n_buckets          buffers for them
+    buckets_alone      they are there too where no other rank has the same parameters
     context_bytes      process or device context, library workspaces; None: the fitted constant
     """
 
@@ -65,6 +68,7 @@ class Software:
     pads_vocabulary: bool = False
     whole_gradients: bool = False
     shards_gradients: bool = True
+    gathers_again: bool = True
     gradient_overlap: bool = True
     hides_tensor: bool = False
     hides_gathers: bool = True
@@ -72,6 +76,8 @@ class Software:
     live_parameters: int | None = None
     partitions_checkpoints: bool = False
     bucket_elements: int = 500_000_000
+    n_buckets: int = 1
+    buckets_alone: bool = False
     context_bytes: float | None = None
 
     def vocabulary(self, n_entries: int, tp: int) -> int:

@@ -25,7 +25,7 @@ from scaling.train.state import TrainState
 
 @dataclass(frozen=True)
 class Opening:
-    """What the books need to know. workers: the group's name, as the fence gave it."""
+    """What the books need to know. workers: the group's name, as the fence gave it. processes: host and pid of every rank."""
 
     config: RunConfig
     plan: RunPlan
@@ -35,6 +35,7 @@ class Opening:
     startup: Marks
     clock: Clock
     workers: str
+    processes: list[list[str | int]]
 
     def recorder(
         self, restored: TrainState | None, data_values: Callable[[int], dict[str, float]], cleanup: ExitStack
@@ -63,7 +64,7 @@ class Opening:
         ledger.step(step)
         self.run_dir.event(
             "resume" if restored else "start", step=step, world_size=self.plan.layout.world_size, workers=self.workers,
-            command_s=self.startup["command"], reached_step=ledger.reached_step,
+            command_s=self.startup["command"], reached_step=ledger.reached_step, processes=self.processes,
         )  # fmt: skip
         self.clock.begin(RESTARTING if ledger.restarts else STARTING)
         self.heartbeat.also(ledger.beat)

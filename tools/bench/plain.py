@@ -96,7 +96,7 @@ class PlainLoop:
         rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
         groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, fused=True)
-        self._step = 0
+        self._done = 0
 
     def _precision(self) -> AbstractContextManager[object]:
         device = self._model.embedding.weight.device.type
@@ -106,13 +106,20 @@ class PlainLoop:
         """Train for `n_steps` more steps; returns their mean loss."""
         total = torch.zeros((), device=self._model.embedding.weight.device)
         for _ in range(n_steps):
-            tokens_BT, targets_BT = self._batches[self._step % len(self._batches)]
-            with self._precision():
-                loss = self._model(tokens_BT, targets_BT)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            total += loss.detach()
-            self._step += 1
+            total += self.accumulated(1)
         return float(total) / n_steps
+
+    def accumulated(self, n_micro_batches: int) -> Tensor:
+        """One step on the gradients of the next `n_micro_batches`; their mean loss, for which nobody waits."""
+        total = torch.zeros((), device=self._model.embedding.weight.device)
+        for _ in range(n_micro_batches):
+            tokens_BT, targets_BT = self._batches[self._done % len(self._batches)]
+            with self._precision():
+                loss = self._model(tokens_BT, targets_BT) / n_micro_batches
+            loss.backward()
+            total += loss.detach()
+            self._done += 1
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total

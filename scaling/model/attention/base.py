@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scaling.config import RunConfig
 from scaling.model.attention.cache import Cache
+from scaling.model.layers import working
 from scaling.model.position import Context, Rotation, rotate
 from scaling.model.split import WHOLE, OutputLinear, Split
 
@@ -44,7 +45,7 @@ class Attention(nn.Module, ABC):
 
     def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
         """What each position gathers; with a cache, of T positions that follow those already in it."""
-        x_BTD = self.split.enter(x_BTD)
+        x_BTD = working(self.split.enter(x_BTD))
         B, T, _ = x_BTD.shape
         q_BTHK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head))
         k_BTGK = self.split.to_heads(self.k(x_BTD).view(B, T, -1, self.d_head))

@@ -16,6 +16,7 @@ from scaling.model.attention.base import HEADS, Attention
 from scaling.model.attention.cache import Cache, KVCache
 from scaling.model.attention.pieces import attend_in_pieces, sdpa
 from scaling.model.attention.ring import ring_attention
+from scaling.model.layers import working
 from scaling.model.position import Context
 from scaling.model.split import WHOLE, OutputLinear, Split
 
@@ -91,7 +92,7 @@ class CrossAttention(nn.Module):
         self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
 
     def source(self, source_BSD: Tensor) -> KeyValues:
-        source_BSD = self.split.enter_whole(source_BSD)
+        source_BSD = working(self.split.enter_whole(source_BSD))
         B, S, _ = source_BSD.shape
         k_BGSK, v_BGSK = (
             self.split.to_heads(linear(source_BSD).view(B, S, -1, self.d_head)).transpose(1, 2) for linear in (self.k, self.v)
@@ -106,7 +107,7 @@ class CrossAttention(nn.Module):
         source_documents_BS: Tensor | None = None,
     ) -> Tensor:
         """What each position of the target gathers from the source; with documents, from those of its own only."""
-        x_BTD = self.split.enter(x_BTD)
+        x_BTD = working(self.split.enter(x_BTD))
         B, T, _ = x_BTD.shape
         q_BHTK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head)).transpose(1, 2)
         with self.split.own_randomness(self.training and self.dropout > 0):
