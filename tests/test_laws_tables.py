@@ -185,6 +185,15 @@ def test_a_study_gives_its_finished_runs(tmp_path):
     assert without.flops[0] == pytest.approx(6 * counts.n_params_non_embedding * 1e6)
 
 
+def test_the_next_run_shares_all_but_the_place_and_the_length(tmp_path):
+    make_run(tmp_path / "small", val_loss=3.2, n_tokens=500_000)
+    make_run(tmp_path / "large", ["run.root=/elsewhere", "run.name=large", "train.eval_every=7", "optim.lr=0.007"])
+    base = points_of_study(tmp_path).base
+    assert base is not None
+    assert base.optim.lr == 0.007
+    assert (base.run.root, base.run.name, base.train.eval_every) == ("runs", None, None)
+
+
 def test_a_study_of_two_losses_is_refused(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", ["tokenizer.vocab_size=2048"])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+import scaling.data.baselines
 from scaling.cli import EXIT_FINISHED
 from scaling.compose import compose
 from scaling.errors import PlanError
+from scaling.launch import summary
 from scaling.launch.study_driver import _Attempt, drive_study
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
@@ -157,3 +162,25 @@ def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> No
     for began_step, seconds in ((None, 0), (0, 15), (20, 5)):
         attempt.began_step = began_step
         assert attempt.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]
+
+
+def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the first run waits for the count that began before it, and does not begin another."""
+    counted: list[str] = []
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def count_slowly(config: object, location: str) -> dict[str, float]:
+        counted.append(location)
+        begun.set()
+        assert goes_on.wait(10)
+        return {"unigram": 3.0}
+
+    monkeypatch.setattr(scaling.data.baselines, "baselines", count_slowly)
+    monkeypatch.setattr(summary, "_KNOWN_BASELINES", {})
+    corpus: Any = SimpleNamespace(mixed=False, skipped=[], n_tokens=lambda split: 1000, fingerprint="f", location="here")
+    config = compose(CPU)
+    summary.count_ahead(config, corpus)
+    assert begun.wait(10)
+    threading.Timer(0.1, goes_on.set).start()
+    assert summary._baselines(config, corpus) == {"unigram": 3.0}
+    assert counted == ["here"]

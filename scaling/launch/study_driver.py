@@ -27,7 +27,7 @@ from scaling.launch.entry import worker_entry
 from scaling.launch.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
-from scaling.launch.summary import finish, training_s
+from scaling.launch.summary import count_ahead, finish, training_s
 from scaling.launch.watch import told
 from scaling.metrics.record import read_metrics
 from scaling.metrics.wandb_sink import log_results
@@ -237,7 +237,9 @@ class _Runner:
         key = self._corpus_key(trial)
         if key not in self._corpora:
             trial.run_dir.create()
-            self._corpora[key] = prepare_corpus(trial.config, trial.run_dir, self._console)
+            found = self._corpora[key] = prepare_corpus(trial.config, trial.run_dir, self._console)
+            if trial.config.objective.kind == "causal_lm":  # of others each run has its own
+                count_ahead(trial.config, Corpus.open(*found))
 
     def _corpus_key(self, trial: Trial) -> str:
         return repr((trial.config.data, trial.config.tokenizer))

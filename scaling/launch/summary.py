@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from scaling.config import RunConfig
 from scaling.data.opened import Corpus
+from scaling.errors import ScalingError
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
@@ -23,6 +26,7 @@ CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
+_COUNTING = threading.Lock()
 _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
 """Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
 
@@ -54,9 +58,23 @@ def _baselines(config: RunConfig, corpus: Corpus) -> dict[str, float]:
     if corpus.mixed or corpus.skipped or corpus.n_tokens("train") > _BASELINE_TOKENS:
         return {}
     key = (corpus.fingerprint, "" if config.objective.kind == "causal_lm" else config.semantic_hash)
-    if key not in _KNOWN_BASELINES:
-        _KNOWN_BASELINES[key] = baselines(config, corpus.location)
-    return _KNOWN_BASELINES[key]
+    with _COUNTING:
+        if key not in _KNOWN_BASELINES:
+            _KNOWN_BASELINES[key] = baselines(config, corpus.location)
+        return _KNOWN_BASELINES[key]
+
+
+def count_ahead(config: RunConfig, corpus: Corpus) -> None:
+    """Count the baselines of a corpus beside what this process does: the end of the first run on it then need not wait for them.
+
+    What goes wrong here is told by `finish`, which then counts itself.
+    """
+
+    def counted() -> None:
+        with contextlib.suppress(ScalingError):
+            _baselines(config, corpus)
+
+    threading.Thread(target=counted, name="baselines", daemon=True).start()
 
 
 def _calibration(found: dict[str, Any] | None) -> str:
