@@ -94,7 +94,7 @@ def test_rms_norm_of_bf16_is_computed_in_fp32() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch, smoothing: float, dtype: torch.dtype) -> None:
+def test_what_is_given_to_the_compiler_is_the_same(monkeypatch: pytest.MonkeyPatch, smoothing: float, dtype: torch.dtype) -> None:
     monkeypatch.setattr(loss, "_compiled_score", lambda: loss._fusible_score)
     found = []
     for compiled in (False, True):

@@ -21,7 +21,7 @@ from scaling.parallel.collectives import all_reduce
 
 CHUNK_ROWS = {"cpu": 256}
 """Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
-Score = Callable[..., Tensor]
+Score = Callable[..., Tensor | None]
 DEFAULT_CHUNK_ROWS = 4096
 """On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for 100k entries."""
 
@@ -97,8 +97,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 index_n1 = targets_n.unsqueeze(1) - first
                 here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
                 index_n1 = index_n1.where(here_n1, 0)
-                g_nV = score(_logits(x_nD, w_VD, bias_V), index_n1, here_n1, valid_n1, smoothing, n_vocab, split, sums)
-                if differentiate:
+                g_nV = score(
+                    _logits(x_nD, w_VD, bias_V), index_n1, here_n1, valid_n1, smoothing, n_vocab, split, sums, differentiate
+                )
+                if g_nV is not None:
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
                     if grad_b_V is not None:
@@ -125,24 +127,26 @@ def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
 
 def _score(
     logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
-    sums: Tensor,
-) -> Tensor:  # fmt: skip
-    """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second; the gradient of the logits: softmax
-    minus one-hot, of which smoothing spreads a part, in their dtype. Of targets that are not valid it means nothing."""
+    sums: Tensor, differentiate: bool,
+) -> Tensor | None:  # fmt: skip
+    """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second. Where wanted, the gradient of the
+    logits: softmax minus one-hot, of which smoothing spreads a part, in their dtype. Of targets that are not valid it means nothing."""
     dtype, nats, smoothed = logits_nV.dtype, sums[0], sums[1]
     log_p_nV = _log_softmax(logits_nV, split)
     del logits_nV
     nats -= log_p_nV.gather(1, index_n1).mul_(here_n1).sum()
     if smoothing:
         smoothed -= log_p_nV.sum(dim=1, keepdim=True).mul_(valid_n1).sum() / n_vocab
+    if not differentiate:
+        return None
     g_nV = log_p_nV.exp_().scatter_add_(1, index_n1, here_n1 * (smoothing - 1.0))
     return (g_nV.sub_(smoothing / n_vocab) if smoothing else g_nV).to(dtype)
 
 
 def _fusible_score(
     logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
-    sums: Tensor,
-) -> Tensor:  # fmt: skip
+    sums: Tensor, differentiate: bool,
+) -> Tensor | None:  # fmt: skip
     """`_score` of whole rows without steps in place, as a compiler likes it."""
     x_nV = logits_nV.float()
     lse_n1 = x_nV.logsumexp(dim=1, keepdim=True)
@@ -151,6 +155,8 @@ def _fusible_score(
         ((n_vocab * lse_n1 - x_nV.sum(dim=1, keepdim=True)) * valid_n1).sum() / n_vocab if smoothing else torch.zeros_like(nats)
     )
     sums += torch.stack((nats, smoothed))
+    if not differentiate:
+        return None
     is_target_nV = torch.arange(x_nV.shape[1], device=x_nV.device) == index_n1
     g_nV = (x_nV - lse_n1).exp() - torch.where(is_target_nV & here_n1, 1 - smoothing, 0.0) - smoothing / n_vocab
     return g_nV.to(logits_nV.dtype)
