@@ -130,7 +130,7 @@ def _score(
     sums: Tensor, differentiate: bool,
 ) -> Tensor | None:  # fmt: skip
     """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second. Where wanted, the gradient of the
-    logits: softmax minus one-hot, of which smoothing spreads a part, in their dtype. Of targets that are not valid it means nothing."""
+    logits: softmax minus one-hot, of which smoothing spreads a part, in their dtype. Where a target is not valid, anything."""
     dtype, nats, smoothed = logits_nV.dtype, sums[0], sums[1]
     log_p_nV = _log_softmax(logits_nV, split)
     del logits_nV
