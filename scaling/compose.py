@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError
+from scaling.inert import inert_configurations
 from scaling.plan.budget import token_budget
 from scaling.plan.cluster_names import with_named_clusters
 from scaling.plan.lengths import lengths
@@ -71,7 +72,7 @@ def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
 
 
 def _composed(words: Sequence[str]) -> DictConfig:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with inert_configurations(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=list(words))
 
 

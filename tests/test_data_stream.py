@@ -261,6 +261,30 @@ def test_no_more_is_remembered_than_was_asked_for(corpus):
     assert known.get(shards[1]) == Verified(8, None)
 
 
+def test_threads_do_not_remember_more_than_was_asked_for(corpus):
+    """Each that finds the room there waits for another to find it too, which one that is alone with it waits for in vain."""
+    _, index = corpus
+    shards = index.split("train")[:2]
+    both = threading.Barrier(2)
+
+    class Room(int):
+        def __ge__(self, size: int) -> bool:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(timeout=0.2)
+            return int(self) >= size
+
+        def __sub__(self, size: int) -> Room:
+            return Room(int(self) - size)
+
+    known = VerifiedShards(max_remembered=Room(1))
+    threads = [threading.Thread(target=known.add, args=(shard, Verified(7, None))) for shard in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([shard for shard in shards if known.get(shard)]) == 1
+
+
 def replace_shard(directory: Path, index: CorpusIndex, members: dict[str, bytes] | bytes) -> CorpusIndex:
     """Another tar in the shard's place, with size and checksum that agree with the index: only its inside is wrong."""
     old = index.split("train")[1]

@@ -35,6 +35,7 @@ from scaling.failure import tell
 from scaling.inert import refuse_targets
 from scaling.launch.cluster import RayCluster
 from scaling.launch.driver import drive
+from scaling.redact import HIDDEN, redact
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,6 +211,11 @@ COMMANDS = {
     "a callback in a file": ["--config-dir=theirs", "+experiment=bad"],
     "a reference of the sweeper": ["-m", f"+y={{x: {CALL}}}", "++hydra.sweeper.params=${y}"],
     "a factory of logs": ["--config-dir=theirs", "hydra/job_logging=theirs"],
+    "a module that logs name": ["--config-dir=theirs", "hydra/job_logging=importing"],
+    "a package to search": ["hydra.searchpath=[pkg://evilmod]"],
+    "a package to search, below it": ["hydra.searchpath=['pkg://evilmod/conf']"],
+    "a package to search, in their primary configuration": ["--config-dir=theirs", "--config-name=searching"],
+    "a package of configurations": ["--config-path=pkg://evilmod"],
     "a pickled job": ["--experimental-rerun=job.pickle"],
     "a pickled job, abbreviated": ["--exp", "job.pickle"],
     "a target among the data": [f"+data.x={CALL}"],
@@ -225,6 +231,23 @@ version: 1
 formatters:
   x: {"()": os.mkdir, path: made}
 """
+IMPORTING_LOGGING = """\
+version: 1
+handlers:
+  console: {class: logging.StreamHandler, stream: "ext://evilmod.x"}
+"""
+SEARCHING = """\
+defaults: [config, _self_]
+hydra:
+  searchpath: ["pkg://evilmod"]
+"""
+FILES = {
+    "theirs/experiment/bad.yaml": THEIRS,
+    "theirs/hydra/job_logging/theirs.yaml": THEIR_LOGGING,
+    "theirs/hydra/job_logging/importing.yaml": IMPORTING_LOGGING,
+    "theirs/searching.yaml": SEARCHING,
+    "modules/evilmod/__init__.py": "import os\nos.mkdir('made')\nx = None\n",
+}
 
 
 @pytest.mark.parametrize("case", COMMANDS)
@@ -232,18 +255,21 @@ def test_a_command_makes_no_object_of_a_configuration(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("experiment/bad.yaml", THEIRS), ("hydra/job_logging/theirs.yaml", THEIR_LOGGING)):
-        path = tmp_path / "theirs" / name
-        path.parent.mkdir(parents=True)
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.setattr(sys, "argv", ["scaling.run", *COMMANDS[case], "dry_run=true"])
     with pytest.raises(SystemExit) as ended:
         run.main()
     assert ended.value.code == 2, capsys.readouterr()
     assert "ConfigError: " in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "modules"}
+    assert sys.modules.pop("evilmod", None) is None
 
 
+LOGGING = "logging.StreamHandler"
 TARGETS = {
     "a callback": {"callbacks": {"x": {"_target_": "os.mkdir", "_args_": ["made"]}}},
     "callbacks that are a reference": {"callbacks": "${y}"},
@@ -258,6 +284,14 @@ TARGETS = {
     "what logging imports": {"job_logging": {"handlers": {"x": {"class": "logging.os.mkdir", "path": "made"}}}},
     "what logging can do": {"job_logging": {"handlers": {"x": {"class": "logging.FileHandler.os.PopenHandler"}}}},
     "a factory of logs": {"hydra_logging": {"formatters": {"x": {"()": "os.mkdir"}}}},
+    "a name that logging imports": {"job_logging": {"handlers": {"x": {"class": LOGGING, "stream": "ext://evilmod.x"}}}},
+    "a name set on a handler": {"job_logging": {"handlers": {"x": {"class": LOGGING, ".": {"y": "ext://evilmod.x"}}}}},
+    "a name in a list": {"hydra_logging": {"root": {"handlers": ["ext://evilmod.x"]}}},
+    "a name that logging looks up": {"job_logging": {"handlers": {"x": {"class": LOGGING, "stream": "cfg://y.x"}}}},
+    "a stream, and more": {"job_logging": {"handlers": {"x": {"class": LOGGING, "stream": "ext://sys.stdout.x"}}}},
+    "a name not known yet": {"job_logging": {"handlers": {"x": {"class": LOGGING, "stream": "${hydra:job.name}//evilmod.x"}}}},
+    "a directory not known yet": {"runtime": {"output_dir": "${hydra:job.name}"}, "job": {"name": "ext:"}},
+    "a class not known yet": {"job_logging": {"handlers": {"x": {"class": "logging.${hydra:verbose}Handler"}}}},
     "a library that programs load": {"job": {"env_set": {"LD_PRELOAD": "made.so"}}},
 }
 
@@ -270,7 +304,10 @@ def test_what_a_configuration_names_is_not_called(case: str) -> None:
 
 
 def test_what_hydra_itself_needs_is_let_through() -> None:
-    handlers = {"x": {"class": "logging.FileHandler", "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log"}}
+    handlers = {
+        "x": {"class": "logging.FileHandler", "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log"},
+        "y": {"class": LOGGING, "stream": "ext://sys.stdout"}, "z": {"class": LOGGING, "stream": "ext://sys.stderr"},
+    }  # fmt: skip
     needed = {
         "launcher": {"_target_": "hydra_plugins.scaling_study.StudyLauncher"},
         "sweeper": {"_target_": "hydra_plugins.scaling_study.StudySweeper", "params": {"optim.lr": "1e-3,3e-3"}},
@@ -278,6 +315,15 @@ def test_what_hydra_itself_needs_is_let_through() -> None:
         "runtime": {"output_dir": "???"},
     }  # fmt: skip
     refuse_targets(OmegaConf.create({"hydra": needed}))
+
+
+def test_a_word_of_a_composition_imports_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evilmod.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="pkg://evilmod would be imported"):
+        compose(["hydra.searchpath=[pkg://evilmod]"])
+    assert "evilmod" not in sys.modules
+    compose(["hydra.searchpath=[pkg://hydra.conf]"])
 
 
 # Ray.
@@ -378,6 +424,20 @@ def test_a_secret_in_a_value_is_refused_and_not_repeated(words: list[str]) -> No
         compose(words)
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("words", [
+    ["run.name=task-summarization-experiment-1"],
+    ["data=text_files", "data.path=/mnt/disk-shared-datasets-for-everyone/x.txt"],
+])  # fmt: skip
+def test_a_name_that_holds_the_beginning_of_a_key_is_none(words: list[str]) -> None:
+    compose(words)
+
+
+@pytest.mark.parametrize("before", ["", " ", "=", "_", "/", "%3D", "\\n"])
+def test_a_key_is_hidden_wherever_a_word_may_begin(before: str) -> None:
+    for key in ("hf_" + "s3cret" * 5, "sk-" + "s3cret" * 5, "wandb_v1_" + "s3cret" * 6):
+        assert redact(f"x{before}{key}" if before else key) == f"{'x' * bool(before)}{before}{HIDDEN}"
 
 
 def test_no_error_shows_a_secret(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ _DECODERS = 4
 """Shards decoded at once: assumption, enough to hide the reading of local files behind the decoding of others."""
 
 _LONG = 1000
-"""Tokens from which on a sequence is worth a call of its own: 1025 took 0.48 ns a token so, for 0.54; 257 took 1.49, for 0.99."""
+"""Tokens from which on a sequence is worth a call of its own. Copied one by one against by the shard, a token took 0.48
+against 0.54 ns in sequences of 1025, and 1.49 against 0.99 ns in those of 257."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ class VerifiedShards:
 
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._room, self._found = max_remembered, dict[ShardInfo, Verified]()
+        self._adding = threading.Lock()
 
     def get(self, shard: ShardInfo) -> Verified | None:
         return self._found.get(shard)
@@ -40,5 +42,6 @@ class VerifiedShards:
     def add(self, shard: ShardInfo, verified: Verified) -> None:
         """Remember it, if there is room."""
         size = 1 if verified.spans is None else 1 + len(verified.spans)
-        if size <= self._room and self._found.setdefault(shard, verified) is verified:
-            self._room -= size
+        with self._adding:
+            if size <= self._room and self._found.setdefault(shard, verified) is verified:
+                self._room -= size
