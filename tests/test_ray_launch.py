@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from plan_config import composed
+from ray.exceptions import RayActorError
 
 from scaling.errors import LaunchError
 from scaling.launch.cluster import RayCluster
@@ -60,6 +61,26 @@ def test_a_run_whose_ray_died_ends_with_a_word(tmp_path: Path, processes: dict[s
     assert processes["killed"]
     assert launch._ray.session is not None
     assert not launch._ray.session.exists()
+
+
+def test_the_word_comes_as_well_where_training_ends_before_it_is_asked(
+    tmp_path: Path, processes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's controller dies with the raylet, and the thread that waits for it may see that first."""
+    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, composed().cluster, (2,))
+
+    def dead() -> Any:
+        raise RayActorError
+
+    monkeypatch.setattr(launch, "_trainer", lambda: SimpleNamespace(fit=dead))
+    processes["dead"] = ["raylet"]
+    with pytest.raises(RayActorError) as caught:
+        launch._fit()
+    launch._error = caught.value
+    launch._over.set()
+    assert launch.done(0)
+    with pytest.raises(LaunchError, match="raylet ended on this machine"):
+        launch.result()
 
 
 def test_a_standing_clusters_processes_are_its_own_matter(processes: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -19,13 +20,15 @@ from plan_config import composed
 from whole_runs import ONE_WORKER, TINY, TWO_WORKERS, Workplace
 
 from scaling import rehearse
+from scaling.errors import LaunchError
 from scaling.metrics import names
 from scaling.metrics.record import Record
+from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.compare import Comparison, compare
-from scaling.rehearsal.drill import RESIZE, Kill, Outcome, last_step, schedule
+from scaling.rehearsal.drill import RESIZE, Drill, Kill, Outcome, last_step, schedule
 from scaling.rehearsal.options import DrillOptions, split_words
 from scaling.rehearsal.processes import CONTROLLER, NODE, WORKER, by_kind, kind_of
-from scaling.rehearsal.report import allowed_difference, lost_by_kind
+from scaling.rehearsal.report import TOLERANCE, Report, allowed_difference, lost_by_kind
 from scaling.rundir import RunDir
 
 G = 4
@@ -56,7 +59,7 @@ def run_of(n: int) -> list[Record]:
 
 def test_a_run_is_like_itself() -> None:
     whole = [*run_of(8), val(8)]
-    assert compare(whole, [dict(r) for r in whole], G) == Comparison(8, 0, 0, 0, 0, True, 0.0, 0.0)
+    assert compare(whole, [dict(r) for r in whole], G) == Comparison(8, 0, 0, 0, 0, 0, True, 0.0, 0.0, 0.0)
 
 
 @given(first=st.integers(3, 18), n=st.integers(1, 5))
@@ -93,7 +96,55 @@ def test_the_last_bit_of_one_number_is_a_difference(name: str) -> None:
 
 
 def test_an_evaluation_that_is_missing_is_a_difference() -> None:
-    assert not compare([*run_of(8), val(8)], run_of(8), G).identical
+    found = compare([*run_of(8), val(8)], run_of(8), G)
+    assert (found.identical, found.numbers_unmatched) == (False, 1)
+    assert compare(run_of(8), [*run_of(8), val(8)], G).numbers_unmatched == 1
+
+
+@pytest.mark.parametrize(
+    ("unbroken", "broken", "relative"),
+    [
+        ([2.0, 2.0], [2.0002, math.nan], math.inf),
+        ([2.0, math.nan], [2.0, 2.0], math.inf),
+        ([2.0, math.inf], [2.0, -math.inf], math.inf),
+        ([math.nan, math.inf, 4.0], [math.nan, math.inf, 5.0], 0.25),
+        ([0.0, 2.0], [0.0, 2.0], 0.0),
+        ([0.0, 2.0], [1e-9, 2.0], math.inf),
+    ],
+)
+@pytest.mark.parametrize("name", [names.TRAIN_LOSS, names.TRAIN_GRAD_NORM])
+def test_numbers_that_are_not_finite_or_nothing(name: str, unbroken: list[float], broken: list[float], relative: float) -> None:
+    before, after = ([record(i) | {name: x} for i, x in enumerate(numbers, 1)] for numbers in (unbroken, broken))
+    found = compare(before, after, G)
+    assert (found.max_relative if name == names.TRAIN_LOSS else found.max_norm_relative) == relative
+    assert found.identical == (relative == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passed"),
+    [
+        (names.TRAIN_LOSS, 2.0 * (1 + 1e-3), True),
+        (names.TRAIN_LOSS, 2.0 * (1 + 3e-3), False),
+        (names.TRAIN_LOSS, math.nan, False),
+        (names.TRAIN_GRAD_NORM, 0.5 * (1 + 9e-3), True),
+        (names.TRAIN_GRAD_NORM, 0.5 * (1 + 11e-3), False),
+        (names.TRAIN_GRAD_NORM, 99.0, False),
+        (names.VAL_LOSS, None, False),
+    ],
+)
+def test_the_verdict_where_rounding_is_allowed(name: str, value: float | None, passed: bool) -> None:
+    unbroken = [r | {names.TRAIN_LOSS: 2.0} for r in run_of(8)]
+    unbroken[3] |= {names.VAL_LOSS: 3.0}
+    broken = [dict(r) for r in unbroken]
+    if value is None:
+        del broken[3][name]
+    else:
+        broken[3][name] = value
+    report = Report(
+        command=[], seed=1, n_kills_wanted=0, kills=[], resizes=[], starts=1, world_sizes=[2, 1],
+        comparison=compare(unbroken, broken, G), allowed=TOLERANCE["fp32"], seconds={}, goodput=None, goodput_unbroken=None,
+    )  # fmt: skip
+    assert report.passed == passed
 
 
 # When and what.
@@ -252,6 +303,14 @@ def test_the_exit_code_is_the_verdict(
     assert report["lost"]["worker"]["median_s"] == 5.0
 
 
+def _python_is(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) -> None:
+    """What the drill starts is a script of the shell instead."""
+    program = directory / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+
+
 def test_an_interrupted_drill_leaves_no_run_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
@@ -262,14 +321,68 @@ def test_an_interrupted_drill_leaves_no_run_behind(tmp_path: Path, monkeypatch: 
             raise AssertionError("the signal was not taken")
 
     monkeypatch.setattr(rehearse, "Drill", Interrupted)
-    endless = tmp_path / "endless"
-    endless.write_text("#!/bin/sh\nexec sleep 60\n")
-    endless.chmod(0o755)
-    monkeypatch.setattr("scaling.rehearsal.drill.sys.executable", str(endless))
+    _python_is(monkeypatch, tmp_path, "exec sleep 60")
     before = signal.getsignal(signal.SIGTERM)
     assert rehearse.main([*TWO_WORKERS, "kills=1", f"directory={tmp_path / 'drill'}"]) == 130
     assert started[0].poll() == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Ignoring(Drill):
+    """Left while its run, which takes no notice of SIGTERM, goes on."""
+
+    def _watch(self, name: str, process: subprocess.Popen[bytes], *_: Any) -> int:
+        self.process = process
+        while not (self._directory / "ready").exists():
+            assert process.poll() is None
+        raise KeyboardInterrupt
+
+
+def _small(kind: type[Drill], directory: Path) -> Any:
+    return kind(DrillOptions(), [], composed(), [1, 2], directory, 0, None, lambda _: None)
+
+
+def test_a_run_that_does_not_leave_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _python_is(monkeypatch, tmp_path, f"trap '' TERM\ntouch {tmp_path}/ready\nexec sleep 20")
+    monkeypatch.setattr("scaling.rehearsal.drill._LEAVE_S", 0.05)
+    drill = _small(Ignoring, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drill.unbroken()
+    assert drill.process.poll() == -signal.SIGKILL
+
+
+def test_a_resize_that_comes_too_late_is_not_missed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    drill = _small(Drill, tmp_path)
+    kill = drill._resize(process, record(95))
+    assert (kill.kind, kill.step, kill.lost_s) == (RESIZE, 95, None)
+    with subprocess.Popen(["false"]) as process:
+        pass
+    (tmp_path / "broken.log").touch()
+    with pytest.raises(LaunchError, match="ended with exit code 1, and not 75"):
+        drill._resize(process, record(95))
+
+
+@pytest.mark.parametrize("n_before", [0, 1], ids=["the head", "a node"])
+def test_an_interrupt_while_machines_start_leaves_none(n_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _python_is(monkeypatch, tmp_path, "exec sleep 20")
+    nodes, started = Nodes(2, tmp_path, 1), []
+
+    def interrupted(newest: subprocess.Popen[bytes], n_started: int) -> None:
+        started.append(newest)
+        if n_started > n_before:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(nodes, "_wait", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt), nodes:
+            raise AssertionError("the interrupt was not taken")
+        assert [process.poll() for process in started] == [-signal.SIGKILL] * (1 + n_before)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def _drill(workplace: Workplace, directory: Path, *words: str) -> tuple[int, dict[str, Any]]:

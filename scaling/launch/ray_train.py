@@ -151,7 +151,8 @@ class RayLaunch:
                 result = self._trainer().fit()
             except RayActorError:
                 n_lost += 1
-                if n_lost > self._cluster.max_failures or self._lost or self._ray.lost_process():
+                self._lost = self._lost or self._ray.lost_process()  # this thread may learn of it before `done` does
+                if n_lost > self._cluster.max_failures or self._lost:
                     raise
                 self._own_words.append(("controller_lost", {}))
                 self._ray.free_reservations()
@@ -211,7 +212,7 @@ class RayLaunch:
         return self._result
 
     def __exit__(self, *exc: object) -> None:
-        if self._lost:  # the thread waits for an answer that will not come
+        if self._lost:  # the thread may wait for an answer that will not come
             self._ray.abandon()
             remove_tree(self._storage)
             return

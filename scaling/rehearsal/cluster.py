@@ -40,15 +40,15 @@ class Nodes:
         }  # fmt: skip
 
     def __enter__(self) -> Nodes:
-        self._head = self._start(
-            "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._temp}"
-        )
         try:
+            self._head = self._start(
+                "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._temp}"
+            )
             self._wait(self._head, 1)
             for number in range(self._n):  # one after another: several at a time may take longer than Ray allows for
                 self.add()
                 self._wait(self.nodes[-1], 2 + number)
-        except LaunchError:
+        except BaseException:  # Ctrl-C and SIGTERM, too: nobody else knows of what has been started
             self.__exit__()
             raise
         return self
@@ -67,7 +67,7 @@ class Nodes:
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1",
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
             f"--object-store-memory={_OBJECT_STORE_BYTES}", *words,
         ]  # fmt: skip
         with self._log.open("ab") as log:

@@ -15,8 +15,9 @@ COMPARED = (names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.VAL_LOSS)
 @dataclass(frozen=True)
 class Comparison:
     """sequences_repeated, sequences_skipped: of those that the steps which count have read. steps_missing: of the unbroken run's
-    records. identical: bit for bit, in losses and gradient norms. max_difference: the greatest between losses; max_relative: that
-    over the unbroken run's.
+    records. numbers_unmatched: losses and gradient norms that one run alone has. identical: bit for bit, in both. max_difference:
+    the greatest between losses; max_relative: that over the unbroken run's; max_norm_relative: the same of gradient norms. They
+    are infinite where a number is not finite and the other run's is another, and NaN where there is nothing to compare.
     """
 
     steps: int
@@ -24,42 +25,53 @@ class Comparison:
     sequences_skipped: int
     steps_missing: int
     steps_repeated: int
+    numbers_unmatched: int
     identical: bool
     max_difference: float
     max_relative: float
+    max_norm_relative: float
 
 
 def compare(unbroken: Sequence[Record], broken: Sequence[Record], global_batch_size: int) -> Comparison:
     """Both with a record for every step."""
     theirs, ours = _by_step(unbroken), _by_step(broken)
     repeated, skipped = _reread(broken, global_batch_size)
-    shared = [step for step in theirs if step in ours]
-    losses = [
-        (theirs[step][name], ours[step][name])
-        for step in shared for name in (names.TRAIN_LOSS, names.VAL_LOSS)
-        if name in theirs[step] and name in ours[step]
-    ]  # fmt: skip
-    differences = [abs(a - b) for a, b in losses]
+    expected, found = _numbers(theirs), _numbers(ours)
+    pairs = {at: (expected[at], found[at]) for at in expected.keys() & found.keys()}
+    losses = [pair for (_, name), pair in pairs.items() if name != names.TRAIN_GRAD_NORM]
+    norms = [pair for (_, name), pair in pairs.items() if name == names.TRAIN_GRAD_NORM]
     return Comparison(
-        steps=len(shared),
+        steps=len(theirs.keys() & ours.keys()),
         sequences_repeated=repeated,
         sequences_skipped=skipped,
         steps_missing=len(theirs.keys() - ours.keys()),
         steps_repeated=_n_repeated(broken),
-        identical=_identical(theirs, ours),
-        max_difference=max(differences, default=math.nan),
-        max_relative=max((d / abs(a) for d, (a, _) in zip(differences, losses, strict=True)), default=math.nan),
+        numbers_unmatched=len(expected.keys() ^ found.keys()),
+        identical=expected.keys() == found.keys() and not any(_apart(*pair) for pair in pairs.values()),
+        max_difference=max((_apart(*pair) for pair in losses), default=math.nan),
+        max_relative=max((_apart_relative(*pair) for pair in losses), default=math.nan),
+        max_norm_relative=max((_apart_relative(*pair) for pair in norms), default=math.nan),
     )
 
 
-def _identical(theirs: dict[float, Record], ours: dict[float, Record]) -> bool:
-    return theirs.keys() == ours.keys() and all(
-        _same(theirs[step].get(name), ours[step].get(name)) for step in theirs for name in COMPARED
-    )
+def _numbers(records: dict[float, Record]) -> dict[tuple[float, str], float]:
+    """What is compared, by step and name."""
+    return {(step, name): record[name] for step, record in records.items() for name in COMPARED if name in record}
 
 
-def _same(a: float | None, b: float | None) -> bool:
-    return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+def _apart(expected: float, found: float) -> float:
+    """Never NaN, which max() would pass over: two NaNs are alike, and one is infinitely far from everything else."""
+    if expected == found or (math.isnan(expected) and math.isnan(found)):
+        return 0.0
+    difference = abs(expected - found)
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _apart_relative(expected: float, found: float) -> float:
+    difference = _apart(expected, found)
+    if difference in (0.0, math.inf):
+        return difference
+    return difference / abs(expected) if expected else math.inf
 
 
 def _by_step(records: Sequence[Record]) -> dict[float, Record]:

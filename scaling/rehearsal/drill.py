@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scaling.cli import EXIT_CONFIG, EXIT_STOPPED
+from scaling.cli import EXIT_CONFIG, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.errors import LaunchError
 from scaling.files import split_lines
@@ -29,6 +29,8 @@ _LAST = 0.95
 """Of the run, up to which something is killed: what dies at the end may have ended already."""
 _STARTS = 3
 """Of the driver after one kill, before the run is taken not to go on: one is expected."""
+_LEAVE_S = 60.0
+"""Longest wait for a driver that was asked to leave where the drill ends before it, until it is killed: assumption."""
 RESIZE = "resize"
 
 
@@ -130,9 +132,7 @@ class Drill:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            _end(process)
 
     def unbroken(self) -> RunDir:
         """Train once without a kill. Raises LaunchError where that fails."""
@@ -180,9 +180,12 @@ class Drill:
         return code
 
     def _resize(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
-        """Have it write a checkpoint and leave; the next start is with another number of workers."""
+        """Have it write a checkpoint and leave; the next start is with another number of workers.
+
+        A run that ends by itself in that moment is not resized: nobody misses anything.
+        """
         before, at_s = self._size, time.time()
-        self._size = self._random.choice([size for size in self._sizes if size != before])
+        after = self._random.choice([size for size in self._sizes if size != before])
         process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(self._options.timeout_s)
@@ -190,8 +193,12 @@ class Drill:
             process.kill()
             raise self._failed("broken", f"did not end for {self._options.timeout_s:.0f} s after SIGTERM") from None
         record = last_step(self.run_dir("broken").metrics) or record
+        if code == EXIT_FINISHED:
+            self._say(f"step {record[names.STEP]:.0f}: the run ended before it could be stopped")
+            return _kill_at(RESIZE, record, at_s)
         if code != EXIT_STOPPED:
             raise self._failed("broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM")
+        self._size = after
         self._say(f"step {record[names.STEP]:.0f}: stopped, to go on with {self._size} workers instead of {before}")
         return _kill_at(RESIZE, record, at_s)
 
@@ -230,6 +237,18 @@ class Drill:
         return LaunchError(
             f"the {name} run {what}; its last words: {' '.join(' '.join(words).split())!r}", fix=f"All are in {log}."
         )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """By SIGTERM, or by SIGKILL where that does not help in time or the drill is interrupted once more."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LEAVE_S)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _kill_at(kind: str, record: Record, at_s: float) -> Kill:

@@ -23,11 +23,15 @@ from scaling.units import format_duration
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
 """Of losses, relative, where world sizes change or the hardware does not repeat itself: sums in another order, and what training
 makes of that over the run. Assumption; short runs measured 1e-7 in fp32 (docs/reliability.md)."""
+NORM_TOLERANCE = 5.0
+"""Of gradient norms, times that of losses: a norm follows single batches more closely than the loss does. Assumption."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """command: the run's words. world_sizes: those that the killed run had. allowed: relative difference of losses."""
+    """command: the run's words. world_sizes: those that the killed run had. allowed, allowed_norms: relative difference of losses
+    and of gradient norms; 0 asks for equality bit for bit.
+    """
 
     command: list[str]
     seed: int
@@ -43,14 +47,19 @@ class Report:
     goodput_unbroken: float | None
 
     @property
+    def allowed_norms(self) -> float:
+        return NORM_TOLERANCE * self.allowed
+
+    @property
     def passed(self) -> bool:
         found = self.comparison
-        exact = found.identical if self.allowed == 0 else found.max_relative <= self.allowed
+        near = found.max_relative <= self.allowed and found.max_norm_relative <= self.allowed_norms
+        alike = found.identical if self.allowed == 0 else near and not found.numbers_unmatched
         whole = not (found.sequences_repeated or found.sequences_skipped or found.steps_missing or found.steps_repeated)
-        return exact and whole and len(self.kills) == self.n_kills_wanted
+        return alike and whole and len(self.kills) == self.n_kills_wanted
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self) | {"lost": lost_by_kind(self.kills), "passed": self.passed}
+        found = asdict(self) | {"allowed_norms": self.allowed_norms, "lost": lost_by_kind(self.kills), "passed": self.passed}
         return {name: _plain(value) for name, value in found.items()}
 
 
@@ -76,15 +85,11 @@ def print_report(console: Console, report: Report, path: str) -> None:
     table = Table(box=box.HORIZONTALS, show_header=False, title="Rehearsal", title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    difference = "none: losses and gradient norms are equal bit for bit"
-    if not found.identical:
-        allowed = "equality" if report.allowed == 0 else f"{report.allowed:g} relative"
-        difference = f"{found.max_difference:.3g}, {found.max_relative:.3g} relative (allowed: {allowed})"
     rows = {
         "steps compared": f"{found.steps}, missing {found.steps_missing}, recorded twice {found.steps_repeated}",
         "sequences repeated": str(found.sequences_repeated),
         "sequences skipped": str(found.sequences_skipped),
-        "loss difference": difference,
+        **_differences(report),
         "kills": f"{len(report.kills)} of {report.n_kills_wanted}, seed {report.seed}",
         "world sizes": ", ".join(_runs(report.world_sizes)),
         "time": ", ".join(f"{name} {format_duration(spent_s)}" for name, spent_s in report.seconds.items() if spent_s >= 0.05),
@@ -95,6 +100,20 @@ def print_report(console: Console, report: Report, path: str) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, markup=False, highlight=False)
+
+
+def _differences(report: Report) -> dict[str, str]:
+    found = report.comparison
+    if found.identical:
+        return {"loss difference": "none: losses and gradient norms are equal bit for bit"}
+    losses, norms = (
+        f"{relative:.3g} relative (allowed: {f'{allowed:g}' if allowed else 'equality'})"
+        for relative, allowed in ((found.max_relative, report.allowed), (found.max_norm_relative, report.allowed_norms))
+    )
+    rows = {"loss difference": f"{found.max_difference:.3g}, {losses}", "gradient norm difference": norms}
+    if found.numbers_unmatched:
+        rows["in one run alone"] = f"{found.numbers_unmatched} losses and gradient norms"
+    return rows
 
 
 def _runs(sizes: Sequence[int]) -> list[str]:
