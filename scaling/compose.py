@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -72,8 +74,19 @@ def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
 
 
 def _composed(words: Sequence[str]) -> DictConfig:
-    with inert_configurations(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with inert_configurations(), _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=list(words))
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Set aside the Hydra of the command that is at work: there is one a process, and a study composes within it."""
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = theirs  # not that of before: Hydra puts another in its place
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

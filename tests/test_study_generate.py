@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.compose import compose
+from scaling.config import conf_dir
 from scaling.errors import ConfigError
 from scaling.plan.budget import schedule_tokens
 from scaling.plan.counts import count
@@ -52,6 +55,16 @@ def test_a_ladder_has_every_ratio_at_every_size() -> None:
     assert ratios == pytest.approx([5, 20, 5, 20], rel=0.01)
     assert [draft.config.optim.lr for draft in found] == [2.5e-3] * 4
     assert found[0].config.name == f"gpt_nano-{found[0].config.train.n_tokens / 1e6:.3g}M"
+
+
+def test_named_sizes_compose_inside_a_command_of_hydra() -> None:
+    words = ("study=wsd", "study.tokens=[1M,2M]", "study.sizes=[gpt_nano,gpt_tiny]")
+    outside = [draft.config for draft in drafts(*words)]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        theirs = GlobalHydra.instance().hydra
+        assert [draft.config for draft in drafts(*words)] == outside
+        assert GlobalHydra.instance().hydra is theirs
+    assert [config.model.name for config in outside] == ["gpt_nano"] * 3 + ["gpt_tiny"] * 3
 
 
 @pytest.mark.parametrize(("rule", "scaled"), [("none", 1e-3), ("linear", 4e-3), ("sqrt", 2e-3), ("sde", 2e-3)])
