@@ -7,10 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import NoReturn, cast
 
+from scaling.asked import FLAGS
 from scaling.config import RunConfig, conf_dir
 from scaling.errors import ConfigError, ScalingError
+from scaling.spelling import TYPED, no_flag
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
@@ -58,6 +60,7 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
 
     with reported(codes, debug="scaling.debug=true" in overrides), _full_errors(), inert_configurations():
         refuse_pickled_jobs(argv)
+        _refuse_flags(argv)
         sys.argv[1:] = in_full(argv)  # where Hydra reads them
         try:
             main()
@@ -68,6 +71,23 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
                 raise
             raise explain(error, overrides) from error
     return max(codes, default=EXIT_FINISHED)
+
+
+def _refuse_flags(argv: Sequence[str]) -> None:
+    """Raises ConfigError for what is none of Hydra's flags. Hydra itself would list those, and say nothing of keys."""
+    from hydra._internal.utils import get_args_parser
+
+    from scaling.compose import keys
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(message, TYPED, "--help lists every group and key, --hydra-help the flags.")
+
+    vars(parser)["error"] = refuse
+    unknown = parser.parse_known_args(list(argv))[1]
+    if unknown:
+        raise no_flag(argv, list(argv).index(unknown[0]), list(keys()), ("-m for a study", *FLAGS, "--hydra-help"))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Everything behind the first = is the value as it stands, so that a prompt needs 
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import textwrap
@@ -14,13 +13,15 @@ from typing import TextIO, TypeVar
 
 from pydantic import ValidationError
 
+from scaling.asked import FLAGS, answered
 from scaling.cli import EXIT_FINISHED, reported
 from scaling.errors import ConfigError
 from scaling.generate_options import RunOptions
 from scaling.section import Section
+from scaling.spelling import TYPED as WHERE
+from scaling.spelling import did_you_mean, no_flag, no_key
 
 Options = TypeVar("Options", bound=Section)
-WHERE = "from the command line"
 WIDTH = 120
 EXIT_INTERRUPTED = 130
 """By Ctrl-C, as shells say it."""
@@ -28,8 +29,7 @@ EXIT_INTERRUPTED = 130
 
 def run_command(kind: type[Options], task: Callable[[Options], None], usage: str, words: Sequence[str]) -> int:
     """Run `task` on the options of `words`; returns the exit code. A ScalingError is printed as its message."""
-    if {"--help", "-h"} & set(words):
-        print(usage + "\n".join(_help_lines(kind)))
+    if answered(words, lambda: print(usage + "\n".join(_help_lines(kind)))):
         return EXIT_FINISHED
     codes: list[int] = []
     _write_anything(sys.stdout)
@@ -80,12 +80,15 @@ def _text(prompt: str) -> str:
 def read_options(kind: type[Options], words: Sequence[str]) -> Options:
     """The options that these words set. Raises ConfigError."""
     given: dict[str, str] = {}
-    for word in words:
+    known = list(_descriptions(kind))
+    for number, word in enumerate(words):
         key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            raise no_flag(words, number, known, FLAGS)
         if not equals:
-            raise ConfigError(f"{word!r} is not KEY=VALUE", WHERE, 'Write a value with blanks in quotes, as prompt="a b c".')
-        if key not in _descriptions(kind):
-            raise _unknown(key, list(_descriptions(kind)))
+            raise no_key(word, known)
+        if key not in known:
+            raise ConfigError(f"there is no option {key!r}", WHERE, f"{did_you_mean(key, known)}There are: {', '.join(known)}.")
         if key in given:
             raise ConfigError(f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once.")
         given[key] = value
@@ -104,12 +107,6 @@ def _help_lines(kind: type[Section]) -> Iterator[str]:
 
 def _descriptions(kind: type[Section]) -> dict[str, str]:
     return {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
-
-
-def _unknown(key: str, known: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(key.lstrip("-+"), known, n=2, cutoff=0.5)
-    fix = (f"Did you mean {' or '.join(near)}? " if near else "") + f"There are: {', '.join(known)}."
-    return ConfigError(f"there is no option {key!r}", WHERE, fix)
 
 
 def _explained(kind: type[Section], error: ValidationError) -> ConfigError:

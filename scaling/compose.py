@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +26,7 @@ from scaling.inert import inert_configurations
 from scaling.plan.budget import token_budget
 from scaling.plan.cluster_names import with_named_clusters
 from scaling.plan.lengths import lengths
+from scaling.spelling import TYPED, did_you_mean, near_keys
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValidationError)
 
@@ -37,12 +40,25 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         raise explain(error, overrides) from error
 
 
+_AT_HOME = re.compile(r"~[\w.-]*(/[^\s,'\"\[\]{}()$\\]*)?$")
+"""A path of somebody's home, which the shell leaves as it is behind an equals sign, and for which Hydra has no word."""
+
+
 def in_full(overrides: Sequence[str]) -> list[str]:
-    """cluster=NxMxGPU and tokenizer=hf:NAME, which have no files of their own, as what they stand for. Raises ConfigError."""
+    """What Hydra has no file or no word for, as what it stands for: cluster=NxMxGPU, tokenizer=hf:NAME, KEY=~/PATH.
+
+    Raises ConfigError.
+    """
     out: list[str] = []
     for override in with_named_clusters(overrides):
+        key, _, value = override.partition("=")
         name = override.removeprefix("tokenizer=hf:")
-        out += [override] if name == override else ["tokenizer=hf", f"tokenizer.name={quoted(name)}"]
+        if name != override:
+            out += ["tokenizer=hf", f"tokenizer.name={quoted(name)}"]
+        elif _AT_HOME.match(value):
+            out.append(f"{key}={quoted(value)}")
+        else:
+            out.append(override)
     return out
 
 
@@ -124,13 +140,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         key = getattr(error, "full_key", None) or "a key"
         return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=... {_meaning(key) or ''}".rstrip())
     if isinstance(error, OverrideParseException):
-        fix = (
-            "Write GROUP=OPTION or KEY=VALUE, and a value with blanks, commas or braces in quotes within quotes: 'key=\"a, b\"'."
-        )
-        return ConfigError(f"{error.override!r} cannot be read", "from the command line", fix)
+        return _unreadable(error.override)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}", _where(error.full_key, overrides))
     text = str(error)
+    swept = [override for override in overrides if f"Ambiguous value for argument '{override}'" in text]
+    if swept:
+        return _several(swept[0])
     match = re.search(r"Could not (?:override|append|delete)[^'\"]*['\"]([^'\"]+)['\"]", text)
     if match:
         key = match.group(1).lstrip("+~").split("=")[0].split("@")[0]
@@ -139,6 +155,44 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return option_error
     lines = text.strip().splitlines() or [type(error).__name__]
     return ConfigError(" ".join(line.strip() for line in lines), "while composing the configuration", "See --help")
+
+
+def _unreadable(override: str) -> ConfigError:
+    """For what Hydra's grammar does not take: their own value in quotes, where that would do."""
+    key, equals, _ = override.partition("=")
+    what = f"{override!r} cannot be read"
+    if not equals:
+        options = [f"{path.parent.relative_to(conf_dir())}={path.stem}" for path in conf_dir().rglob(f"{key}.yaml")]
+        near = options or [f"{name}=VALUE" for name in near_keys(key, list(keys()))]
+        fix = "Write GROUP=OPTION or KEY=VALUE" + (f", as {' or '.join(near)}." if near else "; --help lists them.")
+        return ConfigError(what, TYPED, fix)
+    in_quotes = _in_quotes(override)
+    if not _reads(in_quotes):
+        return ConfigError(what, TYPED, "Write GROUP=OPTION or KEY=VALUE; a KEY is made of letters, digits, _ and dots.")
+    fix = (
+        f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. So must "
+        "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond ASCII."
+    )
+    return ConfigError(what, TYPED, fix)
+
+
+def _several(override: str) -> ConfigError:
+    """For a value with commas, which Hydra takes for a sweep."""
+    fix = f"As one value, put it in quotes: {shlex.quote(_in_quotes(override))}. As several runs, add -m."
+    return ConfigError(f"{override!r} gives several values to one run", TYPED, fix)
+
+
+def _in_quotes(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}={QuotedString(value, Quote.single if chr(34) in value else Quote.double).with_quotes()}"
+
+
+def _reads(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def _explain_option(missing: str, available: Sequence[str]) -> ConfigError:
@@ -181,26 +235,20 @@ def _describe(problem: ErrorDetails, overrides: Sequence[str]) -> ConfigError:
 
 
 def _unknown_key(key: str, where: str | None) -> ConfigError:
-    known = [name for name in _keys(RunConfig) if ("." in name) == ("." in key)]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    if not near:
-        last = key.rpartition(".")[2]
-        near = [
-            k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(last, [n.rpartition(".")[2] for n in known])
-        ]
+    known = list(keys())
     section = key.split(".")[0]
-    inside = [k for k in _keys(RunConfig) if k.startswith(section + ".")]
-    fix = f"Did you mean {' or '.join(near[:3])}? " if near else ""
+    inside = [name for name in known if name.startswith(section + ".")]
+    fix = did_you_mean(key, known)
     fix += f"{section} has: {', '.join(inside)}." if inside else "--help lists every group and key."
     return ConfigError(f"there is no key {key!r}", where, fix)
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every group and key of a configuration model, dotted."""
     for name, field in model.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+            yield from keys(field.annotation, f"{prefix}{name}.")
 
 
 def _meaning(key: str) -> str | None:

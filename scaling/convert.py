@@ -40,15 +40,17 @@ class ConvertOptions(Section):
 
 def convert(options: ConvertOptions) -> None:
     """Write the directory, and its path to standard output. Raises ScalingError."""
-    from scaling.consolidate import consolidate
-    from scaling.trained import find_run
+    from scaling.runs import find_run
+
+    run = find_run(options.run, options.root, say)
+    from scaling.consolidate import consolidate  # a mistake is told before torch is loaded
 
     made = consolidate(
-        find_run(options.run, options.root), options.to, hf=options.names == "hf", dtype=options.dtype,
+        run, options.to, hf=options.names == "hf", dtype=options.dtype,
         max_shard_bytes=options.max_shard_size, step=options.step, notice=say,
     )  # fmt: skip
     files = f"{made.n_files} file" + ("s" if made.n_files > 1 else "")
-    say(f"{options.run}, after step {made.step}: {format_bytes(made.total_bytes)} of {options.dtype} weights in {files}")
+    say(f"{run.name}, after step {made.step}: {format_bytes(made.total_bytes)} of {options.dtype} weights in {files}")
     print(made.path)
 
 

@@ -21,10 +21,13 @@ were still hidden. For bert; other families: scaling.generate.
 
 def show_choices(options: FillOptions) -> None:
     """Write the choices of each gap to standard output. Raises ScalingError."""
-    from scaling.generation import choices
-    from scaling.trained import find_device, find_run, open_trained
+    from scaling.runs import find_run
 
-    run = open_trained(find_run(options.run, options.root), find_device(options.device), say)
+    found = find_run(options.run, options.root, say)
+    from scaling.generation import choices  # a mistake is told before torch is loaded
+    from scaling.trained import find_device, open_trained
+
+    run = open_trained(found, find_device(options.device), say)
     say(f"{run.path.name}, after step {run.step}")
     for number, best in enumerate(choices(run, options), start=1):
         print(f"gap {number}")

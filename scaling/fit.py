@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling.asked import answered
 from scaling.errors import ScalingError
 from scaling.laws.options import FitOptions, keys_help, parse
 
@@ -28,8 +29,7 @@ _SHOWN_EXCLUDED = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, write the report and print its core; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if "--help" in words or "-h" in words:
-        print(USAGE)
+    if answered(words, lambda: print(USAGE)):
         return 0
     try:
         options = parse(FitOptions, words, "scaling.fit")

@@ -24,10 +24,13 @@ Shows what a trained run makes of a text, token by token: what follows it (gpt, 
 
 def generate(options: GenerateOptions) -> None:
     """Write the texts to standard output. Raises ScalingError."""
-    from scaling.generation import texts
-    from scaling.trained import find_device, find_run, open_trained
+    from scaling.runs import find_run
 
-    run = open_trained(find_run(options.run, options.root), find_device(options.device), say)
+    found = find_run(options.run, options.root, say)
+    from scaling.generation import texts  # a mistake is told before torch is loaded
+    from scaling.trained import find_device, open_trained
+
+    run = open_trained(found, find_device(options.device), say)
     say(f"{run.path.name}, after step {run.step}")
     for number, pieces in enumerate(texts(run, options), start=1):
         if options.n_samples > 1:

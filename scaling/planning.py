@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.compose import compose
+from scaling import asked
+from scaling.asked import answered
+from scaling.compose import compose, keys
 from scaling.errors import ConfigError, PlanError, ScalingError
 from scaling.plan.calibrate import scale_of
 from scaling.plan.machine import resolve_cluster
 from scaling.plan.ranked import ranked_plan
 from scaling.plan.show_ranked import lines
+from scaling.spelling import no_flag
 
 HELP = """\
 python -m scaling.plan [GROUP=OPTION] [KEY=VALUE] ... [--json] [--refused]
@@ -31,13 +34,12 @@ cluster=NxMxGPU: N nodes of M GPUs of conf/cluster/device; -spot at the end: pre
 
 Exit codes: 0 something fits; 2 configuration wrong, or nothing fits.
 """
-FLAGS = ("--json", "--refused", "--help", "-h")
+FLAGS = ("--json", "--refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if {"--help", "-h"} & set(words):
-        print(HELP, end="")
+    if answered(words, lambda: print(HELP, end="")):
         return 0
     try:
         return _plan(words)
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(words: list[str]) -> int:
     flags = {word for word in words if word.startswith("-")}
     if unknown := flags - set(FLAGS):
-        raise ConfigError(f"there is no flag {sorted(unknown)[0]}", "from the command line", f"There are {', '.join(FLAGS[:3])}.")
+        first = next(number for number, word in enumerate(words) if word in unknown)
+        raise no_flag(words, first, list(keys()), (*FLAGS, *asked.FLAGS))
     config = resolve_cluster(compose([word for word in words if word not in flags]))
     answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
     text = json.dumps(answer, indent=1)

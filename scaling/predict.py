@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
+from scaling.asked import answered
 from scaling.errors import ScalingError
 from scaling.files import read_object, write_json
 from scaling.laws.options import keys_help, parse
@@ -65,8 +66,7 @@ Exit codes: 0 predicted (launch=true: that of the run); 2 a wrong argument; 1 a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the prediction; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if "--help" in words or "-h" in words:
-        print(USAGE)
+    if answered(words, lambda: print(USAGE)):
         return 0
     try:
         options = parse(PredictOptions, words, "scaling.predict")

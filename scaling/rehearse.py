@@ -11,9 +11,10 @@ from types import FrameType
 
 from rich.console import Console
 
+from scaling.asked import FLAGS, answered
 from scaling.cli import EXIT_FAILED, EXIT_FINISHED, reported
 from scaling.command_line import EXIT_INTERRUPTED, read_options
-from scaling.compose import compose
+from scaling.compose import compose, keys
 from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError
 from scaling.files import write_json
@@ -28,6 +29,7 @@ from scaling.rehearsal.drill import Drill, Outcome
 from scaling.rehearsal.options import DrillOptions, new_directory, split_words
 from scaling.rehearsal.report import Report, allowed_difference, print_report
 from scaling.rundir import RunDir
+from scaling.spelling import no_flag
 from scaling.units import format_duration
 
 HELP = """\
@@ -55,8 +57,7 @@ _STEPS_PER_KILL = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if {"--help", "-h"} & set(words):
-        print(HELP + "\n".join(_keys()))
+    if answered(words, lambda: print(HELP + "\n".join(_keys()))):
         return EXIT_FINISHED
     codes: list[int] = []
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -84,6 +85,9 @@ def _keys() -> Iterator[str]:
 
 def rehearse(words: Sequence[str]) -> int:
     """Do the drill; the exit code. Raises ScalingError."""
+    flag = next((number for number, word in enumerate(words) if word.startswith("-")), None)
+    if flag is not None:
+        raise no_flag(words, flag, [*DrillOptions.model_fields, *keys()], FLAGS)
     own, run_words = split_words(words)
     options, console = read_options(DrillOptions, own), Console(highlight=False, markup=False)
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed

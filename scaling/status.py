@@ -6,28 +6,32 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scaling.asked import FLAGS, answered
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.files import read_object, split_lines
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record, portable_number
 from scaling.rundir import RunDir
+from scaling.runs import find_run, find_runs
+from scaling.spelling import no_flag
 from scaling.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 USAGE = """\
-Usage: python -m scaling.status [run.root=DIR | DIR ...] [--json]
+Usage: python -m scaling.status [run.root=DIR] [DIR | RUN ...] [--json]
 
 Shows every run under a directory of runs (default: runs), or the runs named.
   run.root=DIR   the directory of run directories, as for python -m scaling.run
   DIR ...        directories of runs, or single run directories
+  RUN ...        names of runs there, without their ids where that is enough
   --json         one JSON object a run, for programs; what is not known is null
   --help         this text"""
 
@@ -61,8 +65,7 @@ class RunStatus:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if "--help" in words or "-h" in words:
-        print(USAGE)
+    if answered(words, lambda: print(USAGE)):
         return 0
     try:
         roots, as_json = _arguments(words)
@@ -84,41 +87,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
     """Where to look, and whether to print JSON. Raises ConfigError."""
     roots: list[Path] = []
-    for word in words:
-        if word == "--json":
-            continue
-        if word.startswith("-") or ("=" in word and not word.startswith("run.root=") and not Path(word).exists()):
-            raise ConfigError(f"unknown argument {word!r}", "scaling.status", "Use run.root=DIR, directories, --json or --help.")
-        roots.append(RunDir(word.removeprefix("run.root=")).path)
+    runs: list[str] = []
+    for number, word in enumerate(words):
+        if word.startswith("-") and word != "--json":
+            raise no_flag(words, number, ["run.root"], ("--json", *FLAGS))
+        if word.startswith("run.root=") or Path(word).expanduser().exists():
+            roots.append(RunDir(word.removeprefix("run.root=")).path)
+        elif "=" in word:
+            raise ConfigError(f"unknown argument {word!r}", "scaling.status", "Use run.root=DIR, directories or names of runs.")
+        elif word != "--json":
+            runs.append(word)
     for root in roots:
         if not root.is_dir():
             raise ConfigError(f"there is no directory {root}", "scaling.status", "Give the run.root that the runs were given.")
+    if runs:
+        roots = [find_run(run, str(root), _say) for run in runs for root in roots or [DEFAULT_ROOT]]
     return roots or [Path(DEFAULT_ROOT).absolute()], "--json" in words
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Run directories at `root`, in it, or one level down (the runs of a study), by name. Raises RunDirError."""
-    if is_run(root):
-        yield root
-        return
-    for path in _subdirectories(root):
-        if is_run(path):
-            yield path
-        else:
-            yield from (inner for inner in _subdirectories(path) if is_run(inner))
-
-
-def is_run(path: Path) -> bool:
-    return (path / "events.jsonl").is_file() or (path / "config.yaml").is_file()
-
-
-def _subdirectories(root: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunDirError(f"cannot list {root}: {error.strerror}", fix="Choose another directory with run.root=DIR.") from error
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def status_of(path: Path, root: Path) -> RunStatus:

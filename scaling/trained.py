@@ -85,34 +85,6 @@ def _no_checkpoint(run_dir: RunDir) -> ConfigError:
     )  # fmt: skip
 
 
-def find_run(run: str, root: str) -> Path:
-    """The directory of a run by its path, its name in `root`, or that name without its id. Raises ConfigError."""
-    if not run.strip():
-        raise ConfigError("run is empty", "from the command line", "Give a run's directory or name; scaling.status lists them.")
-    parent = RunDir(root).path
-    for path in (Path(run).expanduser().absolute(), parent / run):
-        if (path / "config.yaml").is_file():
-            return path
-    runs = sorted(path.parent.name for path in parent.glob("*/config.yaml"))
-    matching = [name for name in runs if name.rpartition("-")[0] == run]
-    if len(matching) == 1:
-        return parent / matching[0]
-    if matching:
-        raise ConfigError(f"run={run} names {len(matching)} runs of {parent}", None, f"Give one: {', '.join(matching)}.")
-    if Path(run).expanduser().is_dir():
-        raise ConfigError(f"run={run} is a directory without config.yaml, so it is no run", None, _suggestion(parent, runs))
-    raise ConfigError(
-        f"there is no run {run!r}, neither here nor in {parent}", "from the command line", _suggestion(parent, runs)
-    )
-
-
-def _suggestion(parent: Path, runs: list[str]) -> str:
-    if not runs:
-        return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
-    shown = ", ".join(runs[:8]) + (f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else "")
-    return f"There are: {shown}."
-
-
 def find_device(name: str) -> torch.device:
     """The device of an option. Raises ConfigError for one that torch does not know or this machine does not have."""
     if name == "auto":

@@ -35,7 +35,18 @@ MISTAKES = {
     "a choice that is not there": ("logger.kind=mlflow", "input should be 'none', 'wandb' or 'tensorboard'", "logger.kind is: "),
     "no value": ("optim.lr=???", "optim.lr has no value", "Give one: optim.lr=..."),
     "no equals sign": ("optim.lr", "'optim.lr' cannot be read", "Write GROUP=OPTION or KEY=VALUE"),
-    "an open quote": ("optim.lr='1", "cannot be read", "in quotes within quotes"),
+    "a key alone, without its group": ("lr=3e-4", "there is no key 'lr'", "Did you mean optim.lr?"),
+    "an option alone": ("gpt_nano", "'gpt_nano' cannot be read", "Write GROUP=OPTION or KEY=VALUE, as model=gpt_nano."),
+    "an open quote": ("optim.lr='1", "cannot be read", "Put the value in quotes"),
+    "an equals sign": ("run.name=a=b", "'run.name=a=b' cannot be read", """'run.name="a=b"'"""),
+    "a hash": ("run.name=#1", "'run.name=#1' cannot be read", """'run.name="#1"'"""),
+    "a tilde inside": ("run.name=a~b", "'run.name=a~b' cannot be read", """'run.name="a~b"'"""),
+    "letters beyond ASCII": ("run.name=été", "'run.name=été' cannot be read", """'run.name="été"'"""),
+    "an apostrophe": ("run.name=it's", "cannot be read", "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond"),
+    "a double quote": ('run.name=5"', "cannot be read", "run.name="),
+    "a brace": ("run.name=a}b", "cannot be read", """'run.name="a}b"'"""),
+    "several values": ("run.name=a,b", "'run.name=a,b' gives several values to one run", """'run.name="a,b"'. As several"""),
+    "a key that is none": ("run.näme=a", "'run.näme=a' cannot be read", "a KEY is made of letters"),
     "an unknown reference": ("optim.lr=${foo}", "optim.lr: Interpolation key 'foo' not found", ""),
 }
 CROSS = {
@@ -57,6 +68,13 @@ def test_a_mistake_is_named_with_a_way_out(mistake: str) -> None:
     assert what in caught.value.what
     assert fix in (caught.value.fix or "")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("path", ["~/runs", "~", "~nobody/runs", "~/été/x=1", "~/a~b#c"])
+def test_a_path_at_home_needs_no_quotes(path: str) -> None:
+    assert compose([f"run.root={path}"]).run.root == path
+    assert compose([f"run.root='{path}'"]).run.root == path
+    assert compose([f"data.cache_dir={path}"]).data.cache_dir == path
 
 
 @pytest.mark.parametrize("override", ["optim.lr=-1", "train.ntokens=3", "train.seq_len=abc", "optim.lr=${foo}"])
@@ -113,7 +131,7 @@ def test_the_command_says_one_thing_and_touches_nothing(tmp_path: Path) -> None:
     # All in one process that the interpreter starts once: most of a start is imports.
     done = subprocess.run(
         [sys.executable, "-c", BATCH], input=json.dumps(cases), env=environment(tmp_path), cwd=tmp_path,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -108,7 +108,7 @@ def test_the_recommended_run_has_the_laws_size(fitted, capsys):
         (["table=b", "noise=3"], "NAME:VALUE"),
         (["table=b", "keep=all"], "keep=all is unknown"),
         (["study=b", "n=x"], "n names a column"),
-        (["--fast"], "unknown argument '--fast'"),
+        (["--fast"], "there is no flag --fast"),
         (["table=a", "table=b"], "table is given twice"),
         (["study=/no/such/place"], "there is no directory"),
     ],

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "scaling"
 
 LAYERS = [
     {"redact", "units", "goodput"},
-    {"errors"},
+    {"errors", "asked"},
+    {"spelling"},
     {"section", "inert"},
     {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
@@ -33,7 +34,7 @@ LAYERS = [
     {"study"},
     {"model"},
     {"data"},
-    {"fragments", "complete", "generate_options"},
+    {"fragments", "complete", "generate_options", "runs"},
     {"trained"},
     {"generation", "consolidate"},
     {"engine"},
@@ -43,6 +44,7 @@ LAYERS = [
     {"command_line"},
     {"launch", "rehearsal"},
     {"run", "status", "generate", "fill", "fit", "predict", "planning", "prepare", "convert", "rehearse"},
+    {"__main__"},
 ]
 """From the bottom; a module imports from the layers below its own, and from its own package."""
 EXCEPTIONS: set[tuple[str, str]] = {("plan", "planning")}

@@ -22,7 +22,8 @@ from rich.progress import track
 from scaling.data.tokenizer import Tokenizer
 from scaling.model import GenerativeModel
 from scaling.model.beam import beam_search
-from scaling.trained import find_run, open_trained
+from scaling.runs import find_run
+from scaling.trained import open_trained
 
 NAME = "de_en"
 SETTINGS = (
@@ -71,7 +72,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.translate_only:
         train(arguments.multi30k, arguments.out, overrides)
-    run = open_trained(find_run(NAME, str(arguments.out / "runs")), torch.device("cpu"), print)
+    run = open_trained(find_run(NAME, str(arguments.out / "runs"), print), torch.device("cpu"), print)
     assert isinstance(run.model, GenerativeModel)
     sources, references = (read_lines(arguments.multi30k / f"test_2016_flickr.{language}.gz") for language in ("de", "en"))
     begun_s = time.perf_counter()

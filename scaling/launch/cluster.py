@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from scaling.config import ClusterConfig
 from scaling.errors import LaunchError
-from scaling.launch.tempdir import remove_tree, session_directory
+from scaling.launch.tempdir import end_processes, remove_tree, session_directory
 
 _ENVIRONMENT = {
     # No reports to the vendor, no dashboards, no print patching. The controller looks at its workers every 0.3 s instead
@@ -42,6 +44,8 @@ _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
 _VITAL = ("raylet", "gcs_server")
 """Ray's process on a machine, and that of its head."""
+_ATTEMPTS = 2
+"""At a start. A busy machine may take longer than the 30 s that Ray gives itself, and then find everything in its caches."""
 _CONNECT_S = 10.0
 """Longest wait for the head of a standing cluster to answer: assumption."""
 
@@ -67,7 +71,20 @@ class RayCluster:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
 
     def connect(self) -> None:
-        """Raises LaunchError when a cluster that should stand does not answer."""
+        """Start the cluster, or join the one that stands. Raises LaunchError when neither comes about in _ATTEMPTS attempts."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            begun_s = time.monotonic()
+            try:
+                self._connect()
+                return
+            except LaunchError:
+                raise
+            except Exception as error:  # Ray raises bare ones, too
+                self._undo()
+                if attempt == _ATTEMPTS:
+                    raise self._failure(error, time.monotonic() - begun_s) from error
+
+    def _connect(self) -> None:
         import ray
 
         logging.getLogger("ray").setLevel(logging.WARNING if self._debug else logging.CRITICAL)
@@ -90,6 +107,34 @@ class RayCluster:
             _temp_dir=str(self.session),
             **options,
         )
+
+    def _undo(self) -> None:
+        """Take away what an attempt has begun, so that another finds nothing of it."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        if self.session is not None:
+            end_processes(self.session)
+            remove_tree(self.session)
+            self.session = session_directory()
+
+    def _failure(self, error: Exception, took_s: float) -> LaunchError:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = f"attempt {_ATTEMPTS} of {_ATTEMPTS}, after {took_s:.0f} s"
+        if self.session is None:
+            address = self._cluster.address or "this machine (cluster.address=auto)"
+            return LaunchError(
+                f"the Ray cluster at {address} cannot be joined: {said}", where,
+                "See that it stands (ray status), that its Ray is the version here, and that both have the same "
+                "RAY_AUTH_TOKEN or none; cluster/README.md starts one.",
+            )  # fmt: skip
+        remove_tree(self.session)
+        return LaunchError(
+            f"Ray did not start on this machine: {said}", where,
+            "It may be busy, or short of memory or of space in /tmp: try again, or with fewer workers "
+            "(cluster.devices_per_node=1 needs no Ray). scaling.debug=true shows Ray's own words.",
+        )  # fmt: skip
 
     def free_reservations(self) -> None:
         """Take back what a controller that died had reserved for its workers, on a cluster that is ours alone.

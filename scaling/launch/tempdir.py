@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -27,6 +29,15 @@ def session_directory() -> Path:
 def remove_tree(path: Path) -> None:
     """Remove a directory whose owner may still be closing its last files in it."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def end_processes(session: Path) -> None:
+    """End the processes that name this session's directory on their command lines, as all of Ray's do."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(entry.parent.name)
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and os.fsencode(session) in entry.read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def _alive(pid: int) -> bool:

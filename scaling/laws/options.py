@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from scaling.asked import FLAGS
 from scaling.errors import ConfigError
 from scaling.laws.checks import REASONS
 from scaling.laws.fit import DEFAULT_DELTA
 from scaling.section import Section
+from scaling.spelling import did_you_mean, no_flag, no_key
 
 O = TypeVar("O", bound=Section)  # noqa: E741 - an options class
 
@@ -91,14 +92,16 @@ def parse(kind: type[O], words: Sequence[str], command: str) -> O:
     """key=value words -> options. Raises ConfigError that names the word and its neighbours."""
     given: dict[str, str] = {}
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
-    for word in words:
+    for number, word in enumerate(words):
         key, equals, value = word.partition("=")
-        if not equals or key.startswith("-"):
-            raise ConfigError(f"unknown argument {word!r}", command, "Arguments are KEY=VALUE; --help lists the keys.")
+        if key.startswith("-"):
+            raise no_flag(words, number, list(fields), FLAGS)
+        if not equals:
+            raise no_key(word, list(fields))
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=3)
-            fix = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(fields)}."
-            raise ConfigError(f"there is no key {key!r}", command, fix)
+            raise ConfigError(
+                f"there is no key {key!r}", command, f"{did_you_mean(key, list(fields))}There are: {', '.join(fields)}."
+            )
         if key in given:
             raise ConfigError(f"{key} is given twice", command, "Give it once.")
         given[key] = value

@@ -65,8 +65,10 @@ def write(analysis: Analysis, directory: Path) -> Path:
 
 
 def read(place: Path) -> dict[str, Any]:
-    """fit.json at `place`, which may be its directory. Raises ConfigError or DataError."""
+    """fit.json at `place`, which may be its directory, or the study's whose laws it holds. Raises ConfigError or DataError."""
     path = place / FILE if place.is_dir() else place
+    if not path.exists() and (place / "laws" / FILE).exists():
+        path = place / "laws" / FILE
     try:
         found = read_object(path)
     except RunDirError as error:
