@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -32,6 +33,15 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: dealt out last, one of them would keep a single core busy at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything computes in float64, so that what is shown holds on every machine (`exact.py`)."""
+    from exact import in_double
+
+    with in_double():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_reference import KINDS, build, naive
+from exact import ATOL, assert_same, rounding_bound
 from plan_config import composed
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from scaling.model.position import Context
 T, D = 29, 48
 """Not a multiple of any window, stride, block, piece or chunk that is used here."""
 
+DOUBLE = pytest.mark.usefixtures("double")
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "both_sides"])
 BIASES = ["none", "alibi", "relative_bias"]
 
@@ -40,24 +42,35 @@ def check(module: base.Attention, context: Context, parameters: list[Tensor] | N
     x, upstream = (torch.randn(2, T, D, generator=generator) for _ in range(2))
     inputs = [x.requires_grad_(), *module.parameters(), *(parameters or [])]
     ours, expected = module(x, context), naive(module, x, context)
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert_same(ours, expected)
     grads = torch.autograd.grad(ours, inputs, upstream)
     for got, want in zip(grads, torch.autograd.grad(expected, inputs, upstream), strict=True):
-        # fp32 sums of some hundred terms in another order.
-        torch.testing.assert_close(got, want, atol=2e-5 * float(want.abs().max()) + 1e-5, rtol=1e-3)
+        assert_same(got, want)
 
 
 @CAUSAL
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_kv_heads", [6, 2, 1])
+@DOUBLE
 def test_equals_the_definition(kind: str, causal: bool, n_kv_heads: int) -> None:
     module, _ = build(kind, causal=causal, n_kv_heads=n_kv_heads)
     check(module, Context())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_definition_in_fp32(kind: str) -> None:
+    module, _ = build(kind)
+    x = torch.randn(2, T, D)
+    # Products of D terms (queries, scores) and of T (values), then of D (outputs), which reach 40.
+    expected = naive(module, x, Context())
+    bound = rounding_bound(n_terms=3 * D + T, scale=float(expected.detach().abs().max()))
+    torch.testing.assert_close(module(x, Context()), expected, atol=bound, rtol=0)
+
+
 @CAUSAL
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", BIASES)
+@DOUBLE
 def test_equals_the_definition_with_biases_documents_and_padding(kind: str, position: str, causal: bool) -> None:
     if kind == "linear" and position == "relative_bias":
         pytest.skip("refused at composition")
@@ -68,6 +81,7 @@ def test_equals_the_definition_with_biases_documents_and_padding(kind: str, posi
 
 @CAUSAL
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "relative"])
+@DOUBLE
 def test_equals_the_definition_with_rotation(kind: str, causal: bool) -> None:
     module, at = build(kind, causal=causal, position="rope")
     rotation = at.rotation(0, T, torch.device("cpu"))
@@ -78,6 +92,7 @@ def test_equals_the_definition_with_rotation(kind: str, causal: bool) -> None:
 @CAUSAL
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 7, 8, 9, 12, 13, 16, 24])
+@DOUBLE
 def test_equals_the_definition_at_every_length(kind: str, causal: bool, length: int) -> None:
     module, _ = build(kind, causal=causal)
     check(module, Context(), T=length)
@@ -92,33 +107,36 @@ def changed_where(x: Tensor, module: base.Attention, context: Context, change: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@DOUBLE
 def test_no_output_depends_on_the_future(kind: str) -> None:
     module, _ = build(kind)
     x = torch.randn(2, T, D)
     for t in (1, 8, 16, 28):
         change = changed_where(x, module, Context(), slice(t, None))
-        assert change[:, :t].max() < 1e-6
+        assert change[:, :t].max() < ATOL
         assert change[:, t:].min() > 1e-3
 
 
 @CAUSAL
 @pytest.mark.parametrize("kind", KINDS)
+@DOUBLE
 def test_documents_do_not_see_one_another(kind: str, causal: bool) -> None:
     module, _ = build(kind, causal=causal)
     x = torch.randn(2, T, D)
     context = Context(documents_BT=documents())
     change = changed_where(x, module, context, slice(3, 14))
-    assert change[0, :3].max() < 1e-6
-    assert change[0, 14:].max() < 1e-6
+    assert change[0, :3].max() < ATOL
+    assert change[0, 14:].max() < ATOL
     assert change[0, 3:14].min() > 1e-3
     padding = changed_where(x, module, context, slice(21, None))
-    assert padding[1, :21].max() < 1e-6
+    assert padding[1, :21].max() < ATOL
     assert module(x, context).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", ["none", "rope", "alibi", "relative_bias"])
 @pytest.mark.parametrize("lengths", [[1] * T, [7, *[1] * 22], [20, 9], [T]], ids=str)
+@DOUBLE
 def test_the_cache_gives_what_the_whole_does(kind: str, position: str, lengths: list[int]) -> None:
     if (kind, position) in {("linear", "relative_bias"), ("relative", "rope")}:
         pytest.skip("refused at composition")
@@ -133,10 +151,11 @@ def test_the_cache_gives_what_the_whole_does(kind: str, position: str, lengths: 
             start += length
             assert cache.length == start
         whole = module(x, at.context(0, x))
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
+    assert_same(torch.cat(parts, dim=1), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@DOUBLE
 def test_beams_are_rows_of_the_cache(kind: str) -> None:
     module, _ = build(kind)
     module.eval()
@@ -147,7 +166,7 @@ def test_beams_are_rows_of_the_cache(kind: str) -> None:
         cache.select(index)
         parts = [module(x[index, t : t + 1], Context(), cache) for t in range(20, T)]
         whole = module(x[index], Context())
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole[:, 20:], atol=1e-5, rtol=1e-4)
+    assert_same(torch.cat(parts, dim=1), whole[:, 20:])
 
 
 def test_small_states_stay_small() -> None:
@@ -175,6 +194,7 @@ def test_what_a_cache_cannot_do_is_refused() -> None:
 
 @CAUSAL
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])
+@DOUBLE
 def test_dropout_drops_weights_in_training_alone(kind: str, causal: bool) -> None:
     module, _ = build(kind, "attention.dropout=0.5", causal=causal)
     x = torch.randn(2, T, D)
@@ -184,12 +204,13 @@ def test_dropout_drops_weights_in_training_alone(kind: str, causal: bool) -> Non
         mean = torch.stack([module(x, Context()) for _ in range(400)]).mean(0)
         module.eval()
         exact = module(x, Context())
-    torch.testing.assert_close(exact, naive(module, x, Context()), atol=1e-4, rtol=1e-4)
+    assert_same(exact, naive(module, x, Context()))
     assert (mean - exact).norm() < 0.15 * exact.norm()
 
 
 @pytest.mark.parametrize("kind", CROSS_ATTENTIONS)
 @pytest.mark.parametrize("packed", [False, True])
+@DOUBLE
 def test_cross_attention_equals_the_definition(kind: str, packed: bool) -> None:
     torch.manual_seed(0)
     config = composed("model.d_model=48", "model.n_heads=6", "model.n_kv_heads=null", f"attention={kind}")
@@ -207,31 +228,34 @@ def test_cross_attention_equals_the_definition(kind: str, packed: bool) -> None:
         weights = (torch.einsum("bthk,bshk->bhts", q, k) / 8**0.5).masked_fill(~seen, float("-inf")).softmax(-1)
     expected = module.o(torch.einsum("bhts,bshk->bthk", weights, v).reshape(2, T, D))
     ours = module(x, module.source(source), *((own, theirs) if packed else ()))
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    assert_same(ours, expected)
     upstream = torch.randn_like(ours)
     grads = [torch.autograd.grad(y, [x, source, *module.parameters()], upstream) for y in (ours, expected)]
     for got, want in zip(*grads, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
+        assert_same(got, want)
 
 
+@DOUBLE
 def test_a_target_without_a_source_gets_zeros_not_nan() -> None:
     module = CROSS_ATTENTIONS["full"](composed("model.d_model=48", "model.n_heads=6", "model.bias=true"))
     x, source = torch.randn(1, 4, D), torch.randn(1, 5, D)
     ids = torch.tensor([[0, 0, 1, 1]])
     y = module(x, module.source(source), ids, torch.zeros(1, 5, dtype=torch.long))
     assert y.isfinite().all()
-    torch.testing.assert_close(y[0, 2:], module.o.bias.expand(2, D), atol=1e-6, rtol=0)
+    assert_same(y[0, 2:], module.o.bias.expand(2, D))
 
 
+@DOUBLE
 def test_hierarchical_is_full_where_the_words_of_a_block_are_alike() -> None:
     module, _ = build("hierarchical")
     full, _ = build("full")
     full.load_state_dict(module.state_dict())
     x = torch.randn(2, 7, D).repeat_interleave(4, dim=1)
-    torch.testing.assert_close(module(x, Context()), full(x, Context()), atol=1e-5, rtol=1e-4)
+    assert_same(module(x, Context()), full(x, Context()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@DOUBLE
 def test_scale_is_that_of_the_scores(kind: str) -> None:
     module, _ = build(kind)
     module.scale = 0.7
@@ -242,7 +266,7 @@ def test_scale_is_that_of_the_scores(kind: str) -> None:
         other.q.weight.mul_(factor)
         if other.q.bias is not None:
             other.q.bias.mul_(factor)
-        torch.testing.assert_close(module(x, Context()), other(x, Context()), atol=1e-5, rtol=1e-4)
+        assert_same(module(x, Context()), other(x, Context()))
 
 
 @CAUSAL

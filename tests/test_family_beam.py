@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from exact import ATOL, RTOL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objectives import MASK
@@ -17,6 +18,7 @@ from scaling.model.fill import fill
 from scaling.model.sampling import generate
 
 V, EOS, START = 5, 0, 1
+DOUBLE = pytest.mark.usefixtures("double")
 SHAPE = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "train.seq_len=16", "model.dropout=0")
 
 
@@ -51,27 +53,30 @@ def all_scores(model: GenerativeModel, source: list[int] | None, n: int, alpha: 
 
 @pytest.mark.parametrize("model", ["gpt_nano", "t5_tiny", "transformer_base"])
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@DOUBLE
 def test_enough_beams_find_the_best_of_all(model: str, alpha: float) -> None:
     made, source = tiny(model, seed=3), None if model == "gpt_nano" else [2, 4, 3, 0]
     expected = all_scores(made, source, 3, alpha)
     found = beam_search(made, [START], 3, eos_id=EOS, n_beams=4**3, length_penalty=alpha, source_ids=source)
     for ours, (score, tokens) in zip(found[:10], expected, strict=False):
         assert ours.tokens == tokens
-        assert ours.score == pytest.approx(score, rel=1e-4, abs=1e-5)
+        assert ours.score == pytest.approx(score, rel=RTOL, abs=ATOL)
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 1.0]))
+@DOUBLE
 def test_more_beams_are_never_worse_than_greedy_and_never_better_than_all(seed: int, alpha: float) -> None:
     made = tiny("t5_tiny", seed)
     best = all_scores(made, [3, 2, 0], 4, alpha)[0][0]
     options = {"eos_id": EOS, "length_penalty": alpha, "source_ids": [3, 2, 0]}
     one, wide = (beam_search(made, [START], 4, n_beams=n, **options)[0].score for n in (1, 256))
-    assert one <= wide + 1e-5
-    assert wide == pytest.approx(best, rel=1e-4, abs=1e-5)
+    assert one <= wide + ATOL
+    assert wide == pytest.approx(best, rel=RTOL, abs=ATOL)
 
 
 @pytest.mark.parametrize("model", ["gpt_nano", "t5_tiny"])
+@DOUBLE
 def test_one_beam_without_penalty_is_greedy(model: str) -> None:
     lengths = set()
     for seed in range(12):
@@ -88,6 +93,7 @@ def test_an_empty_prompt_is_refused() -> None:
         beam_search(tiny("gpt_nano", 0), [], 3, eos_id=EOS)
 
 
+@DOUBLE
 def test_fill_gives_the_likeliest_tokens_of_each_mask() -> None:
     config = composed("model=bert_tiny", *SHAPE, "tokenizer.vocab_size=600", "model.init_std=0.2")
     model = build_model(config)
@@ -101,4 +107,4 @@ def test_fill_gives_the_likeliest_tokens_of_each_mask() -> None:
     for place, best in zip((1, 4), choices, strict=True):
         assert best[0][0] == int(probabilities[place].argmax())
         assert [p for _, p in best] == sorted((p for _, p in best), reverse=True)
-        assert best[0][1] == pytest.approx(float(probabilities[place].max()), rel=1e-5)
+        assert best[0][1] == pytest.approx(float(probabilities[place].max()), rel=RTOL)

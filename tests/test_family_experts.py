@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact import ATOL, RTOL, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_config import composed
@@ -14,6 +15,7 @@ from scaling.model.batch import IGNORED, Batch
 from scaling.model.layers import FeedForward
 from scaling.model.moe import MixtureOfExperts, balance
 
+DOUBLE = pytest.mark.usefixtures("double")
 SHAPE = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "tokenizer.vocab_size=300", "train.seq_len=16",
          "model.init_std=0.1")  # fmt: skip
 
@@ -39,34 +41,38 @@ def naive(layer: MixtureOfExperts, x_BTD: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "per_token"), [(4, 1), (5, 2), (3, 3)])
+@DOUBLE
 def test_equals_the_naive_sum(n: int, per_token: int) -> None:
     layer, x = experts(n, per_token), torch.randn(2, 7, 32)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x)[0], naive(layer, x), rtol=1e-5, atol=1e-5)
+        assert_same(layer(x)[0], naive(layer, x))
 
 
+@DOUBLE
 def test_one_expert_is_the_dense_layer() -> None:
     layer, x = experts(1, 1), torch.randn(2, 7, 32)
     dense = FeedForward(composed(*SHAPE).model)
     dense.load_state_dict(layer.experts[0].state_dict())
     y, balance_B = layer(x)
-    torch.testing.assert_close(y, dense(x), rtol=0, atol=0)
-    torch.testing.assert_close(balance_B, torch.ones(2))
+    assert_same(y, dense(x))
+    assert_same(balance_B, torch.ones(2))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 2**31))
+@DOUBLE
 def test_balance_is_between_even_and_all_on_one(n_experts: int, seed: int) -> None:
     torch.manual_seed(seed)
     p = (torch.randn(3, 40, n_experts) * 3).softmax(dim=-1)
     values = balance(p, p.topk(1, dim=-1).indices)
-    assert bool((values <= n_experts + 1e-4).all())
+    assert bool((values <= n_experts + ATOL).all())
     even = torch.eye(n_experts).repeat(5, 1)[None]
-    torch.testing.assert_close(balance(even, even.topk(1, dim=-1).indices), torch.ones(1))
+    assert_same(balance(even, even.topk(1, dim=-1).indices), torch.ones(1))
     one = torch.eye(n_experts)[:1].expand(1, 9, n_experts)
-    torch.testing.assert_close(balance(one, one.topk(1, dim=-1).indices), torch.full((1,), float(n_experts)))
+    assert_same(balance(one, one.topk(1, dim=-1).indices), torch.full((1,), float(n_experts)))
 
 
+@DOUBLE
 def test_the_balancing_term_spreads_the_load() -> None:
     layer, x = experts(4, 1), torch.randn(4, 64, 32)
     with torch.no_grad():
@@ -85,6 +91,7 @@ def test_the_balancing_term_spreads_the_load() -> None:
 
 
 @pytest.mark.parametrize("family", [("model=gpt_nano",), ("model=bert_tiny", "model.dropout=0")])
+@DOUBLE
 def test_the_objective_does_not_depend_on_how_a_batch_is_cut(family: tuple[str, ...]) -> None:
     vocab = ("tokenizer.vocab_size=600",) if "bert" in family[0] else ()
     model = build_model(composed(*family, *SHAPE, "model.n_experts=4", "model.balance_loss=0.5", *vocab))
@@ -94,5 +101,5 @@ def test_the_objective_does_not_depend_on_how_a_batch_is_cut(family: tuple[str, 
     whole = model.loss(Batch(tokens, targets))
     parts = [model.loss(Batch(tokens[i:j], targets[i:j])) for i, j in ((0, 1), (1, 4), (4, 6))]
     assert whole.objective.item() > whole.nats.item() * 1.02
-    assert sum(part.objective.item() for part in parts) == pytest.approx(whole.objective.item(), rel=1e-5)
-    assert sum(part.nats.item() for part in parts) == pytest.approx(whole.nats.item(), rel=1e-5)
+    assert sum(part.objective.item() for part in parts) == pytest.approx(whole.objective.item(), rel=RTOL)
+    assert sum(part.nats.item() for part in parts) == pytest.approx(whole.nats.item(), rel=RTOL)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exact import assert_same
 from objectives import EOT, PAD, SEP, objective
 from plan_config import composed
 
@@ -20,6 +21,7 @@ from scaling.model.loss import head_loss
 from scaling.plan.degrees import Layout
 from scaling.plan.lengths import lengths
 
+DOUBLE = pytest.mark.usefixtures("double")
 SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=4", "model.dropout=0", "model.init_std=0.1",
          "train.seq_len=32")  # fmt: skip
 ENCODER_DECODERS = ["t5_tiny", "transformer_base"]
@@ -55,6 +57,7 @@ BY_DISTANCE = [("attention=local", "attention.window=4"), ("attention=strided",)
     "overrides", [(), ("position=rope",), ("position=learned",), ("position=none",), *BY_DISTANCE[:2]], ids=str
 )
 @pytest.mark.parametrize("model", ENCODER_DECODERS)
+@DOUBLE
 def test_packed_pairs_have_the_loss_of_single_ones(model: str, overrides: tuple[str, ...]) -> None:
     made, _ = built(model, *overrides)
     sources, targets = [tokens_of(n, seed=n) for n in (7, 4, 9)], [tokens_of(n, seed=10 + n) for n in (5, 8, 3)]
@@ -64,29 +67,32 @@ def test_packed_pairs_have_the_loss_of_single_ones(model: str, overrides: tuple[
     targets_BT, _ = packed([t.flip(0) for t in targets], 20, fill=IGNORED)
     whole = made.loss(Batch(tokens_BT, targets_BT, source_BU, documents_BT, source_documents_BU))
     assert int(whole.n_targets) == sum(int(loss.n_targets) for loss in single) == 16
-    torch.testing.assert_close(whole.nats, torch.stack([loss.nats for loss in single]).sum(), rtol=1e-5, atol=1e-4)
+    assert_same(whole.nats, torch.stack([loss.nats for loss in single]).sum())
 
 
+@DOUBLE
 def test_padded_and_packed_sequences_are_alone_in_bert() -> None:
     made, _ = built("bert_tiny", "position=rope")
     parts = [tokens_of(n, seed=n) for n in (9, 14)]
     row, documents = packed(parts, 32)
     logits = made(row, documents_BT=documents)[0]
     for part, start in zip(parts, (0, 9), strict=True):
-        torch.testing.assert_close(logits[start : start + len(part)], made(part[None])[0], rtol=1e-4, atol=1e-5)
+        assert_same(logits[start : start + len(part)], made(part[None])[0])
 
 
+@DOUBLE
 def test_packed_documents_are_alone_in_gpt() -> None:
     made, _ = built("gpt_nano")
     parts = [tokens_of(n, seed=n) for n in (9, 14)]
     row, documents = packed(parts, 23)
     hidden = made.hidden(row, documents_BT=documents)[0]
     for part, start in zip(parts, (0, 9), strict=True):
-        torch.testing.assert_close(hidden[start : start + len(part)], made.hidden(part[None])[0], rtol=1e-4, atol=1e-5)
+        assert_same(hidden[start : start + len(part)], made.hidden(part[None])[0])
 
 
 @pytest.mark.parametrize("overrides", [*COMPACT, *BY_DISTANCE], ids=str)
 @pytest.mark.parametrize("model", [*ENCODER_DECODERS, "gpt_nano"])
+@DOUBLE
 def test_a_cache_gives_the_logits_of_the_full_forward(model: str, overrides: tuple[str, ...]) -> None:
     made, _ = built(model, *overrides)
     tokens, source = tokens_of(2, 12), None
@@ -95,10 +101,11 @@ def test_a_cache_gives_the_logits_of_the_full_forward(model: str, overrides: tup
     with torch.no_grad():
         full, caches = made(tokens, source=source), made.new_caches(12)
         parts = [made(tokens[:, i:j], caches, source) for i, j in ((0, 5), (5, 6), (6, 7), (7, 12))]
-    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-4, atol=1e-5)
+    assert_same(torch.cat(parts, dim=1), full)
 
 
 @pytest.mark.parametrize("model", ENCODER_DECODERS)
+@DOUBLE
 def test_a_decoder_sees_its_past_and_all_of_the_source(model: str) -> None:
     made, _ = built(model)
     tokens, source = tokens_of(1, 10), tokens_of(1, 8, seed=3)
@@ -106,7 +113,7 @@ def test_a_decoder_sees_its_past_and_all_of_the_source(model: str) -> None:
     changed = tokens.clone()
     changed[0, 6] += 1
     after = made(changed, source=made.encode(source))
-    assert torch.equal(before[:, :6], after[:, :6])
+    assert_same(after[:, :6], before[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:], atol=1e-5)
     for place in range(8):
         other = source.clone()
@@ -124,6 +131,7 @@ def batch_for(config: RunConfig, model: str) -> Batch:
 
 @pytest.mark.parametrize("overrides", COMPACT, ids=str)
 @pytest.mark.parametrize("model", ["bert_tiny", *ENCODER_DECODERS])
+@DOUBLE
 def test_recomputed_blocks_give_the_same_gradients(model: str, overrides: tuple[str, ...]) -> None:
     order = ("objective.sentence_order=true",) if model == "bert_tiny" else ()
     made, config = built(model, *overrides, *order)
@@ -136,9 +144,10 @@ def test_recomputed_blocks_give_the_same_gradients(model: str, overrides: tuple[
         gradients.append({name: parameter.grad for name, parameter in made.named_parameters()})
     for name, grad in gradients[0].items():
         assert grad is not None, name
-        torch.testing.assert_close(gradients[1][name], grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        assert_same(gradients[1][name], grad, name)
 
 
+@DOUBLE
 def test_shared_layers_are_one_block_run_often() -> None:
     shared, _ = built("gpt_nano", "model.share_layers=true")
     plain, _ = built("gpt_nano")
@@ -152,6 +161,7 @@ def test_shared_layers_are_one_block_run_often() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@DOUBLE
 def test_head_loss_equals_pytorchs_with_bias_and_smoothing(smoothing: float) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(40, 7), torch.randn(11, 7), torch.randn(11)
@@ -162,10 +172,10 @@ def test_head_loss_equals_pytorchs_with_bias_and_smoothing(smoothing: float) -> 
     logits = x @ weight.T + bias
     options = {"reduction": "sum", "ignore_index": IGNORED}
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, **options)
-    torch.testing.assert_close(loss.objective, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(loss.nats, F.cross_entropy(logits, targets, **options), rtol=1e-5, atol=1e-5)
+    assert_same(loss.objective, expected)
+    assert_same(loss.nats, F.cross_entropy(logits, targets, **options))
     for ours, theirs in zip(torch.autograd.grad(loss.objective, leaves), torch.autograd.grad(expected, leaves), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert_same(ours, theirs)
 
 
 # Tiny problems. Text of period 7: a token follows from any other whose place is known.

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from exact import RTOL, assert_same
 from plan_config import composed
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from scaling.model.attention.cache import KVCache
 from scaling.model.attention.full import FullAttention
 from scaling.model.position import Context, RotaryPosition, rotate
 
+DOUBLE = pytest.mark.usefixtures("double")
 SHAPE = ("model.d_model=48", "model.n_heads=6", "train.seq_len=32")
 
 
@@ -41,17 +43,18 @@ def naive(module: FullAttention, x_BTD: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("n_kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("bias", ["true", "false"])
+@DOUBLE
 def test_equals_the_definition_forward_and_backward(n_kv_heads: int, bias: str) -> None:
     module = attention(n_kv_heads, f"model.bias={bias}")
     x = torch.randn(2, 9, 48, requires_grad=True)
     inputs = [x, *module.parameters()]
     upstream = torch.randn(2, 9, 48)
     ours, expected = module(x, Context()), naive(module, x)
-    torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
+    assert_same(ours, expected)
     for got, want in zip(
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+        assert_same(got, want)
 
 
 @pytest.mark.parametrize("n_kv_heads", [6, 2])
@@ -61,14 +64,16 @@ def test_runs_the_fused_kernel(n_kv_heads: int) -> None:
     assert "FlashAttention" in type(out.grad_fn).__name__
 
 
+@DOUBLE
 def test_dropout_acts_in_training_only() -> None:
     module, x = attention(6, "attention.dropout=0.5"), torch.randn(2, 9, 48)
     assert not torch.equal(module(x, Context()), module(x, Context()))
     module.eval()
-    torch.testing.assert_close(module(x, Context()), naive(module, x), atol=2e-6, rtol=1e-5)
+    assert_same(module(x, Context()), naive(module, x))
 
 
 @pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 5], [5, 1, 1, 2]])
+@DOUBLE
 def test_pieces_through_the_cache_equal_the_whole(pieces: list[int]) -> None:
     module, x = attention(2).eval(), torch.randn(2, 9, 48)
     position = RotaryPosition(composed(*SHAPE))
@@ -78,7 +83,7 @@ def test_pieces_through_the_cache_equal_the_whole(pieces: list[int]) -> None:
         parts.append(module(x[:, start : start + length], context, cache))
         start += length
     whole = module(x, Context(position.rotation(0, 9, x.device)))
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-6, rtol=1e-5)
+    assert_same(torch.cat(parts, dim=1), whole)
 
 
 def test_a_full_cache_says_so() -> None:
@@ -88,14 +93,16 @@ def test_a_full_cache_says_so() -> None:
         cache.append(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
 
 
+@DOUBLE
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
-    x = torch.randn(2, 7, 3, 8, dtype=torch.float32)
+    x = torch.randn(2, 7, 3, 8)
     rotation = RotaryPosition(composed(*SHAPE)).rotation(5, 7, x.device)
     angles = torch.arange(5, 12)[:, None] * 10000.0 ** (-torch.arange(4) / 4)
     turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    torch.testing.assert_close(rotate(x, rotation), torch.cat((turned.real, turned.imag), dim=-1), atol=2e-6, rtol=1e-5)
+    assert_same(rotate(x, rotation), torch.cat((turned.real, turned.imag), dim=-1))
 
 
+@DOUBLE
 def test_rotated_scores_depend_on_distance_only() -> None:
     position = RotaryPosition(composed(*SHAPE))
     q, k = torch.randn(8), torch.randn(8)
@@ -104,5 +111,5 @@ def test_rotated_scores_depend_on_distance_only() -> None:
         turned = [rotate(x.view(1, 1, 1, 8), position.rotation(at, 1, x.device)).flatten() for x, at in ((q, at_q), (k, at_k))]
         return float(turned[0] @ turned[1])
 
-    assert score(7, 3) == pytest.approx(score(25, 21), abs=1e-5)
+    assert score(7, 3) == pytest.approx(score(25, 21), rel=RTOL)
     assert abs(score(7, 3) - score(7, 4)) > 1e-3

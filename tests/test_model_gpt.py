@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import pytest
 import torch
+from exact import assert_same, rounding_bound
 from plan_config import MODELS, composed
 
 from scaling.config import RunConfig
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.model.batch import Batch
 
+DOUBLE = pytest.mark.usefixtures("double")
 SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
 ARRANGEMENTS = {
     "gpt2": ("model.activation=gelu", "model.norm=layernorm", "model.bias=true", "position=learned"),
@@ -39,6 +40,7 @@ def tokens_of(B: int, T: int, seed: int = 0) -> torch.Tensor:
 
 
 @arrangements
+@DOUBLE
 def test_no_logit_depends_on_the_future(name: str) -> None:
     model = build(config_of(name)).eval()
     tokens = tokens_of(2, 32)
@@ -47,12 +49,13 @@ def test_no_logit_depends_on_the_future(name: str) -> None:
         changed = tokens.clone()
         changed[:, t:] = (changed[:, t:] + 1 + tokens_of(2, 32 - t, seed=t) % 200) % 300
         after = model(changed)
-        torch.testing.assert_close(after[:, :t], before[:, :t], atol=1e-6, rtol=1e-6)
+        assert_same(after[:, :t], before[:, :t])
         assert (after[:, t:] - before[:, t:]).abs().amax(dim=-1).min() > 1e-3
 
 
 @arrangements
 @pytest.mark.parametrize("pieces", [[1] * 12, [7, 1, 1, 3], [12]])
+@DOUBLE
 def test_cached_decoding_equals_the_full_forward(name: str, pieces: list[int]) -> None:
     model = build(config_of(name)).eval()
     tokens = tokens_of(2, 12)
@@ -60,7 +63,7 @@ def test_cached_decoding_equals_the_full_forward(name: str, pieces: list[int]) -
     for length in pieces:
         parts.append(model(tokens[:, start : start + length], caches))
         start += length
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+    assert_same(torch.cat(parts, dim=1), model(tokens))
 
 
 def test_parameter_counts_by_hand() -> None:
@@ -76,13 +79,11 @@ def test_parameter_counts_by_hand() -> None:
 def test_every_size_builds_on_meta_without_memory(name: str) -> None:
     config = composed(f"model={name}")
     tracemalloc.start()
-    start_s = time.perf_counter()
     model = build_model(config, device="meta")
-    elapsed_s, peak_bytes = time.perf_counter() - start_s, tracemalloc.get_traced_memory()[1]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert all(p.is_meta for p in model.parameters())
     assert not list(model.buffers())
-    assert elapsed_s < 5
     assert peak_bytes < 50e6
 
 
@@ -95,7 +96,9 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
     assert loss.dtype == torch.float32
     assert count.dtype == torch.int64
     assert int(count) == 59
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    # Each of 59 losses of up to 10 sums over D terms and V.
+    bound = rounding_bound(n_terms=48 + 300, scale=10) * 59
+    torch.testing.assert_close(loss, expected, rtol=0, atol=bound)
 
 
 def gradients(model: LanguageModel, *, seed: int = 0) -> tuple[float, dict[str, torch.Tensor]]:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from exact import ATOL, RTOL, assert_same
 from plan_config import composed
 
 from scaling.config import PositionConfig
@@ -14,6 +15,7 @@ from scaling.model import build_model, initialise
 from scaling.model.attention import ATTENTIONS
 from scaling.model.position import POSITIONS, alibi_slopes, bias_grid, rotary_frequencies
 
+DOUBLE = pytest.mark.usefixtures("double")
 CPU = torch.device("cpu")
 TINY = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=20",
         "model.init_std=0.2")  # fmt: skip
@@ -23,17 +25,19 @@ def at(kind: str, *overrides: str, causal: bool = True) -> torch.nn.Module:
     return POSITIONS[kind](composed("model.d_model=48", "model.n_heads=6", f"position={kind}", *overrides), causal=causal)
 
 
+@DOUBLE
 def test_sinusoids_are_those_of_the_paper() -> None:
     added = at("sinusoidal").embed(torch.zeros(1, 40, 48), 7)[0]
     for p in (0, 3, 39):
         for i in range(24):
             angle = (p + 7) / 10000 ** (2 * i / 48)
-            assert float(added[p, 2 * i]) == pytest.approx(math.sin(angle), abs=1e-5)
-            assert float(added[p, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=1e-5)
+            assert float(added[p, 2 * i]) == pytest.approx(math.sin(angle), abs=ATOL)
+            assert float(added[p, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=ATOL)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 20), (4, 3)])
+@DOUBLE
 def test_buckets_are_those_of_t5(causal: bool, n_buckets: int, max_distance: int) -> None:
     from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -42,22 +46,25 @@ def test_buckets_are_those_of_t5(causal: bool, n_buckets: int, max_distance: int
     expected = T5Attention._relative_position_bucket(relative, not causal, n_buckets, max_distance)
     assert torch.equal(position.bucket(relative), expected)
     torch.nn.init.normal_(position.table.weight)
-    torch.testing.assert_close(position.bias(relative), position.table.weight[expected].T)
+    assert_same(position.bias(relative), position.table.weight[expected].T)
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 12, 16])
+@DOUBLE
 def test_slopes_are_those_of_bloom(n_heads: int) -> None:
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
     theirs = build_alibi_tensor(torch.ones(1, 5), n_heads, torch.float32)[:, 0]  # slope times 0, 1, 2, 3, 4
-    torch.testing.assert_close(torch.tensor(alibi_slopes(n_heads))[:, None] * torch.arange(5), theirs, rtol=1e-6, atol=0)
+    assert_same(torch.tensor(alibi_slopes(n_heads))[:, None] * torch.arange(5), theirs)
 
 
+@DOUBLE
 def test_alibi_falls_to_both_sides() -> None:
     slopes = torch.tensor(alibi_slopes(6))
     assert torch.equal(at("alibi").bias(torch.tensor([-5, 0, 3])), -slopes[:, None] * torch.tensor([5, 0, 3]))
 
 
+@DOUBLE
 def test_a_grid_is_the_bias_of_every_pair() -> None:
     bias = at("alibi").bias
     q, k = torch.arange(11, 18), torch.arange(4, 23)
@@ -66,6 +73,7 @@ def test_a_grid_is_the_bias_of_every_pair() -> None:
 
 @pytest.mark.parametrize(("scaling", "theirs"), [("linear", "linear"), ("yarn", "yarn")])
 @pytest.mark.parametrize(("factor", "original"), [(4.0, 512), (32.0, 4096)])
+@DOUBLE
 def test_scaled_frequencies_are_those_of_transformers(scaling: str, theirs: str, factor: float, original: int) -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -81,20 +89,22 @@ def test_scaled_frequencies_are_those_of_transformers(scaling: str, theirs: str,
         "model.d_model=256", "model.n_heads=4", f"position.scaling={scaling}", f"position.scaling_factor={factor}", *extra
     ))  # fmt: skip
     frequencies = rotary_frequencies(position.position, 64, 1, CPU)
-    torch.testing.assert_close(frequencies, expected.inv_freq, rtol=1e-5, atol=0)
+    assert_same(frequencies, expected.inv_freq)
     cos, sin = expected(torch.zeros(1), torch.arange(3, 90)[None])
     rotation = position.rotation(3, 87, CPU)
-    torch.testing.assert_close(rotation.cos_T1K[:, 0], cos[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rotation.sin_T1K[:, 0, 32:], sin[0, :, 32:], atol=1e-5, rtol=1e-5)
+    assert_same(rotation.cos_T1K[:, 0], cos[0])
+    assert_same(rotation.sin_T1K[:, 0, 32:], sin[0, :, 32:])
 
 
+@DOUBLE
 def test_ntk_stretches_the_slowest_pair_and_keeps_the_fastest() -> None:
     plain = rotary_frequencies(PositionConfig(kind="rope"), 64, 256, CPU)
     scaled = rotary_frequencies(PositionConfig(kind="rope", scaling="ntk", scaling_factor=8.0), 64, 256, CPU)
     assert float(scaled[0]) == float(plain[0])
-    assert float(scaled[-1]) == pytest.approx(float(plain[-1]) / 8, rel=1e-5)
+    assert float(scaled[-1]) == pytest.approx(float(plain[-1]) / 8, rel=RTOL)
 
 
+@DOUBLE
 def test_yarn_reads_the_length_of_training_from_the_factor() -> None:
     given = PositionConfig(kind="rope", scaling="yarn", scaling_factor=4.0, original_seq_len=64)
     derived = PositionConfig(kind="rope", scaling="yarn", scaling_factor=4.0)
@@ -107,6 +117,7 @@ REFUSED = {("linear", "relative_bias"): "adds any number to each score",
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 @pytest.mark.parametrize("position", POSITIONS)
+@DOUBLE
 def test_every_combination_works_or_says_why_not(kind: str, position: str) -> None:
     """Working: a loss with a gradient for every parameter, no sight of the future, and a cache that agrees."""
     overrides = (*TINY, f"attention={kind}", f"position={position}")
@@ -127,10 +138,10 @@ def test_every_combination_works_or_says_why_not(kind: str, position: str) -> No
     changed = tokens.clone()
     changed[:, 12:] = (changed[:, 12:] + 7) % 300
     with torch.no_grad():
-        torch.testing.assert_close(model(changed)[:, :12], logits[:, :12], atol=1e-5, rtol=1e-5)
+        assert_same(model(changed)[:, :12], logits[:, :12])
         caches = model.new_caches(20)
         parts = [model(tokens[:, :9], caches), *(model(tokens[:, t : t + 1], caches) for t in range(9, 20))]
-    torch.testing.assert_close(torch.cat(parts, dim=1), logits.detach(), atol=2e-5, rtol=1e-4)
+    assert_same(torch.cat(parts, dim=1), logits)
 
 
 @pytest.mark.parametrize(
