@@ -66,7 +66,7 @@ def _encode_texts(tokenizer: Tokenizer, contents: Sequence[bytes]) -> list[np.nd
         return [np.frombuffer(content, dtype=np.uint8) for content in contents]
     if len(contents) > 1 and sum(map(len, contents)) > 2 * BATCH_BYTES:  # one of them is large: each for itself
         return [ids for content in contents for ids in _encode_texts(tokenizer, [content])]
-    if len(contents) == 1 and len(contents[0]) > 2 * BATCH_BYTES:
+    if len(contents) == 1 and len(contents[0]) > 2 * BATCH_BYTES and not any(map(_WORD_ENDS.search, tokenizer.text_entries)):
         parts = [tokenizer.encode_batch([part])[0] for part in cut(contents[0].decode(), BATCH_BYTES)]
         return [np.concatenate(parts)]
     return tokenizer.encode_batch([content.decode() for content in contents])
@@ -75,7 +75,8 @@ def _encode_texts(tokenizer: Tokenizer, contents: Sequence[bytes]) -> list[np.nd
 def cut(text: str, length: int) -> Iterator[str]:
     """Parts of about `length` characters whose tokens, joined, are those of the whole text.
 
-    Tokenizers over bytes split text into words before anything else, and all end a word between a letter and a blank.
+    Tokenizers over bytes split text into words before anything else, and all end a word between a letter and a blank; an
+    added token that has such an end inside forbids it.
     """
     begin = 0
     while (found := _WORD_ENDS.search(text, begin + length)) is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling.config import TokenizerConfig
+from scaling.data.lossless import check_lossless, without_composing
+from scaling.data.tasks import Report
 from scaling.data.tokenizer import Tokenizer, special_tokens
 from scaling.errors import ConfigError
 
@@ -16,18 +19,25 @@ _KINDS = ("bpe", "wordpiece", "unigram")
 _TIMEOUT_S = 10.0  # assumption: a hub that says nothing for so long cannot be reached
 
 
-def hub_tokenizer(name: str, config: TokenizerConfig) -> Tokenizer:
+def hub_tokenizer(name: str, config: TokenizerConfig, report: Report | None = None) -> Tokenizer:
     """The tokenizer at a path (tokenizer.json or its directory) or of that name on the hub.
 
     Special tokens that it lacks (end-of-text, and what `config` asks for) are added behind its own. Raises ConfigError for one
-    that cannot be had, or whose tokens are not of bytes: only those can be turned back into any text.
+    that cannot be had, and for one that does not give every text back. `report` is told what is left out of it.
     """
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as HFTokenizer
 
     path = _file(name)
     try:
-        hf = HFTokenizer.from_file(str(path))
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))  # which tells a byte order mark
+        raw = json.loads(text)
+        if (composed := without_composing(raw)) is not None:
+            raw, text = composed, json.dumps(composed)
+            if report is not None:
+                report(f"tokenizer {name}: its normaliser NFC is left out, so that every text comes back as it was", None)
+        hf = HFTokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"{path} is not a tokenizer: {error}", f"tokenizer=hf:{name}", "Give a tokenizer.json.") from error
     _check(hf, name)
@@ -35,17 +45,18 @@ def hub_tokenizer(name: str, config: TokenizerConfig) -> Tokenizer:
     hf.no_padding()
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
     tokenizer = Tokenizer(hf)
-    if config.kind == "hf" and tokenizer.vocab_size != config.vocab_size:
-        raise ConfigError(
-            f"tokenizer {name} has {tokenizer.vocab_size} entries with its special tokens, and "
-            f"tokenizer.vocab_size={config.vocab_size}",
-            fix=f"Set tokenizer.vocab_size={tokenizer.vocab_size}.",
-        )
     largest = max(hf.get_vocab().values())
     if largest >= tokenizer.vocab_size:
         raise ConfigError(
             f"tokenizer {name} has gaps: {tokenizer.vocab_size} entries, and the largest id is {largest}",
             fix="Use one whose ids are 0 to one less than the number of its entries.",
+        )
+    check_lossless(raw, tokenizer, name)
+    if config.kind == "hf" and tokenizer.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"tokenizer {name} has {tokenizer.vocab_size} entries with its special tokens, and "
+            f"tokenizer.vocab_size={config.vocab_size}",
+            fix=f"Set tokenizer.vocab_size={tokenizer.vocab_size}.",
         )
     return tokenizer
 
@@ -55,7 +66,7 @@ def _check(hf: HFTokenizer, name: str) -> None:
     fix = f"Use one over bytes, as those of GPT-2 and Llama 3 are, or train one: tokenizer={' or '.join(_KINDS)}."
     if kind not in _KINDS:
         raise ConfigError(f"tokenizer {name} is of kind {kind}, and only {', '.join(_KINDS)} are read", fix=fix)
-    if "ByteLevel" not in repr(hf.decoder):
+    if "ByteLevel" not in repr(hf.decoder):  # as the tokens of T5 and Llama 2, with their byte fallback
         raise ConfigError(f"the tokens of {name} are not of bytes, so that not every text can be restored", fix=fix)
 
 

@@ -75,7 +75,7 @@ def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> Co
     (directory / WORK).mkdir(parents=True, exist_ok=True)
     with Work(directory / WORK, processes, report) as work:
         if recipe.hub and not (work.directory / TOKENIZER_FILE).exists():  # before the long work: it may not be there
-            put(work.directory / TOKENIZER_FILE, hub_tokenizer(recipe.hub, recipe.tokenizer).to_bytes())
+            put(work.directory / TOKENIZER_FILE, hub_tokenizer(recipe.hub, recipe.tokenizer, report).to_bytes())
         buckets = _ordered(recipe, work, report)
         n_held_out = _n_held_out(recipe, buckets)
         trained = _tokenizer(recipe, work, buckets, n_held_out, report)

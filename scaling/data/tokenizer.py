@@ -62,8 +62,12 @@ class Tokenizer:
     @functools.cached_property
     def ordinary_ids(self) -> np.ndarray:
         """Ids of all that stands for text, int64 ascending."""
-        special = self._hf.get_added_tokens_decoder()
-        return np.array([i for i in range(self.vocab_size) if i not in special], dtype=np.int64)
+        return np.array([i for i in range(self.vocab_size) if i not in self._special_ids], dtype=np.int64)
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text. Added tokens need not be special: runs of blanks in GPT-NeoX's are text."""
+        return frozenset(i for i, token in self._hf.get_added_tokens_decoder().items() if token.special)
 
     @functools.cached_property
     def is_bytes(self) -> bool:
@@ -97,7 +101,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
-        return self._hf.decode([int(i) for i in ids], skip_special_tokens=True)
+        return b"".join(self.bytes_of(int(i)) for i in ids).decode("utf-8", "replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of `decode`, in pieces: each character as soon as the last of its bytes is there."""
@@ -114,10 +118,22 @@ class Tokenizer:
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
-        special = self._hf.get_added_tokens_decoder()
-        byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
-        pieces = ["" if i in special else (self._hf.id_to_token(i) or "") for i in range(self.vocab_size)]
-        return [bytes(byte_of[char] for char in piece.removeprefix(INSIDE)) for piece in pieces]
+        """Entries of the model are written in the alphabet of bytes, added tokens as the text that they match."""
+        added = self._hf.get_added_tokens_decoder()
+        inside = INSIDE if self.kind == "wordpiece" else ""
+
+        def stands_for(i: int) -> bytes:
+            if i in added:
+                return b"" if added[i].special else added[i].content.encode()
+            return spelt((self._hf.id_to_token(i) or "").removeprefix(inside))
+
+        return [stands_for(i) for i in range(self.vocab_size)]
+
+    @functools.cached_property
+    def text_entries(self) -> tuple[str, ...]:
+        """Added tokens that stand for text; they are looked for before the text is split into words."""
+        added = self._hf.get_added_tokens_decoder()
+        return tuple(token.content for _, token in sorted(added.items()) if not token.special)
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
@@ -259,6 +275,17 @@ def _byte_tokenizer(config: TokenizerConfig) -> Tokenizer:
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
     return Tokenizer(hf)
+
+
+def spelt(piece: str) -> bytes:
+    """The bytes of an entry; those of the text itself where it is not written in the alphabet, which no text gives."""
+    byte_of = _bytes_of_letters()
+    return bytes(byte_of[char] for char in piece) if all(char in byte_of for char in piece) else piece.encode()
+
+
+@functools.cache
+def _bytes_of_letters() -> dict[str, int]:
+    return {char: byte for byte, char in enumerate(_byte_alphabet())}
 
 
 def _byte_alphabet() -> list[str]:
