@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,11 +14,6 @@ HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_b
 
 Kind = Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "documents", "shards", "mixture"]
 NEEDS_PATH = ("text_files", "text_pairs", "documents", "shards")
-
-
-def split_inputs(text: str) -> tuple[str, ...]:
-    """Inputs with commas between, but for those in braces."""
-    return tuple(word for word in re.split(r",(?![^{}]*})", text) if word)
 
 
 class ComponentConfig(Section):

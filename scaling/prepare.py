@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from scaling.command_line import run_command
 from scaling.config import TokenizerConfig
-from scaling.data_config import split_inputs
+from scaling.paths import split_paths
 from scaling.section import Count, Section
 from scaling.units import format_duration
 
@@ -35,15 +35,20 @@ text fixes. Killed, the same command goes on where it ended. Afterwards: python 
 _VOCAB_SIZE = 4096  # as in conf/tokenizer/bpe.yaml
 
 
+def _paths(value: Any) -> Any:
+    return split_paths(value) if isinstance(value, str) else value
+
+
 def _words(value: Any) -> Any:
-    return split_inputs(value) if isinstance(value, str) else value
+    return tuple(word for word in value.split(",") if word.strip(" .*")) if isinstance(value, str) else value
 
 
+Paths = Annotated[tuple[str, ...], BeforeValidator(_paths)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class PrepareOptions(Section):
-    inputs: Words = Field(
+    inputs: Paths = Field(
         min_length=1,
         description="with commas between: globs, folders, URLs ({000..999} is a range) and data sets of the hub, "
         "hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
@@ -63,7 +68,9 @@ class PrepareOptions(Section):
     document: Literal["file", "line"] = Field("file", description="what is a document in .txt files")
     field: str = Field("text", description="the text in JSON objects and parquet rows")
     member: str = Field("txt", description="extension of the texts in tars; json: its field")
-    suffixes: Words | None = Field(None, description="files to read in folders, as .py,.c; default: those of known languages")
+    suffixes: Words | None = Field(
+        None, description="endings of files to read in folders, as .py,.jsonl; default: those of known languages"
+    )
     on_bad: Literal["fail", "skip"] = Field(
         "fail", description="documents that are not UTF-8 or JSON, or too long: fail, or skip"
     )
@@ -107,24 +114,25 @@ def prepare(options: PrepareOptions) -> None:
 
     begun_s = time.perf_counter()
     commits = noted_commits(options.out)
-    recipe = Recipe(
-        name="prepared",  # the same bytes in every directory
-        pieces=find_pieces(
-            options.inputs,
-            by_line=options.document == "line",
-            suffixes=options.suffixes or SOURCE_SUFFIXES,
-            skip_bad=options.on_bad == "skip",
-            max_files=options.max_files,
-            commits=commits,
-        ),
-        tokenizer=options.tokenizer_config(),
-        hub=options.hub,
-        val_fraction=options.val_fraction,
-        shard_tokens=options.shard_tokens,
-        reading=Reading(options.field, options.member, options.max_document),
-        sample_bytes=options.tokenizer_sample,
-    )
     with ProgressBar() as bar:
+        recipe = Recipe(
+            name="prepared",  # the same bytes in every directory
+            pieces=find_pieces(
+                options.inputs,
+                by_line=options.document == "line",
+                suffixes=options.suffixes or SOURCE_SUFFIXES,
+                skip_bad=options.on_bad == "skip",
+                max_files=options.max_files,
+                commits=commits,
+                report=bar.report,
+            ),
+            tokenizer=options.tokenizer_config(),
+            hub=options.hub,
+            val_fraction=options.val_fraction,
+            shard_tokens=options.shard_tokens,
+            reading=Reading(options.field, options.member, options.max_document),
+            sample_bytes=options.tokenizer_sample,
+        )
         index, fresh = build_or_finish(recipe, options.out, options.processes or n_cores(), bar.report, commits=commits)
     _conclude(options.out, index, time.perf_counter() - begun_s if fresh else None)
 

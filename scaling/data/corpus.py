@@ -23,8 +23,9 @@ from scaling.data.prepare import TOKENIZER_FILE, Recipe, build
 from scaling.data.recipe import directory_name, recipe_of
 from scaling.data.resume import build_or_finish, noted_commits
 from scaling.data.shards import INDEX_FILE, CorpusIndex
-from scaling.data.tasks import Report, n_cores, put
+from scaling.data.tasks import Report, n_cores, put, silent
 from scaling.errors import ConfigError, DataError
+from scaling.paths import plain
 
 _FIXES = {
     errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
@@ -32,11 +33,7 @@ _FIXES = {
 }
 
 
-def _silent(message: str, part: float | None) -> None:
-    """A report that is not shown."""
-
-
-def ensure_corpus(data: DataConfig, tokenizer: TokenizerConfig, report: Report = _silent) -> Path | str:
+def ensure_corpus(data: DataConfig, tokenizer: TokenizerConfig, report: Report = silent) -> Path | str:
     """Directory (with data=shards the URL, where it is one) of index.json or mixture.json; built first if it is not there.
 
     Two processes that need the same corpus build it once: the second waits. Raises ConfigError for a source without
@@ -59,12 +56,12 @@ def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given:
         return directory
     if data.kind == "documents":  # may take hours: built where it stays, and gone on with after a kill
         commits = noted_commits(directory)
-        recipe = recipe_of(data, tokenizer, hub, commits)
+        recipe = recipe_of(data, tokenizer, hub, commits, report)
         build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
         return directory
     with _lock(cache, directory.name, report):
         if not (directory / INDEX_FILE).is_file():
-            recipe = recipe_of(data, tokenizer, hub, {})
+            recipe = recipe_of(data, tokenizer, hub, {}, report)
             report(f"reading {len(local_paths(recipe.pieces))} files", None)
             _build(recipe, directory, report)
     return directory
@@ -72,7 +69,7 @@ def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given:
 
 def _sha256(hub: str | None) -> str | None:
     """Of a tokenizer's file on this machine."""
-    path = Path(hub).expanduser() if hub is not None else None
+    path = Path(plain(hub)) if hub is not None else None
     if path is not None and path.is_dir():
         path /= TOKENIZER_FILE
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, cast
-from urllib.parse import urlparse
 
 from scaling.data.http import Attempts, HttpFile, Patience, describe, head, is_http
 from scaling.errors import DataError
+from scaling.paths import plain
 
 WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
 """For what is asked while a person waits: short outages pass, a wrong address is told soon. Assumption."""
 _BUFFER_BYTES = 1 << 20
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _NO_HEAD = (405, 501)  # answers of servers that know no HEAD
 
 
 def scheme_of(location: str | Path) -> str:
-    """ "" for a local path, "file", "http" and so on for a URL. Raises DataError for a scheme that is not read."""
-    scheme = urlparse(str(location)).scheme.lower()
+    """ "" for a local path, "file", "http" and so on for a URL. Raises DataError for a scheme that is not read.
+
+    What exists under this very name is a path, whatever it looks like.
+    """
+    match = _SCHEME.match(str(location))
+    scheme = match[1].lower() if match and not os.path.lexists(location) else ""
     if scheme not in {"", "file", "http", "https"} | WEBDATASET_SCHEMES:
         known = ", ".join(sorted({"file", "http", "https"} | WEBDATASET_SCHEMES))
         raise DataError(
@@ -38,10 +43,7 @@ def scheme_of(location: str | Path) -> str:
 
 def local_path(location: str | Path) -> Path | None:
     """The path of a local location, None for a remote one."""
-    scheme = scheme_of(location)
-    if scheme == "file":
-        return Path(urllib.request.url2pathname(urlparse(str(location)).path))
-    return Path(location).expanduser() if scheme == "" else None
+    return Path(plain(str(location))) if scheme_of(location) in ("", "file") else None
 
 
 def join(directory: str | Path, name: str) -> str:

@@ -154,9 +154,10 @@ def _matching(api: Any, name: str, commit: str, pattern: str) -> Iterator[Any]:
 
 
 def _is_data(path: str) -> bool:
+    lower = path.lower()
     for suffix in _COMPRESSED:
-        path = path.removesuffix(suffix)
-    return path.lower().endswith(DATA_SUFFIXES) and not _NOT_DATA.search(path)
+        lower = lower.removesuffix(suffix)
+    return lower.endswith(DATA_SUFFIXES) and not _NOT_DATA.search(path)
 
 
 def _for_training(paths: list[str]) -> list[str]:

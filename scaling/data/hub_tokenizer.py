@@ -11,6 +11,7 @@ from scaling.data.lossless import check_lossless, without_composing
 from scaling.data.tasks import Report
 from scaling.data.tokenizer import Tokenizer, special_tokens
 from scaling.errors import ConfigError
+from scaling.paths import plain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
@@ -72,7 +73,7 @@ def _check(hf: HFTokenizer, name: str) -> None:
 
 def _file(name: str) -> Path:
     """tokenizer.json of a path or a name. Raises ConfigError when there is none or the hub cannot be reached."""
-    path = Path(name).expanduser()
+    path = Path(plain(name))
     if path.is_dir():
         path /= "tokenizer.json"
     if path.is_file():

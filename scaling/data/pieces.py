@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from scaling.data.fetch import scheme_of
-from scaling.data.open_input import open_bytes, open_parquet, size_of
-from scaling.data.sources import Source, UnfitText, decoded, read_pairs, unreadable
+from scaling.data.open_input import binary_values, is_text, open_bytes, open_parquet, size_of
+from scaling.data.sources import Source, UnfitInput, UnfitText, decoded, read_pairs, unreadable, without_mark
 from scaling.errors import DataError
 
 Format = Literal["files", "pairs", "lines", "jsonl", "parquet", "tar"]
@@ -94,14 +94,14 @@ def read_piece(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
 
 
 def _damaged(piece: Piece, error: Exception) -> DataError:
-    return DataError(f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out.")
+    return UnfitInput(f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out.")
 
 
 def _files(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     for location in piece.locations:
         with open_bytes(location) as file:
             content = file.read(-1 if reading.max_bytes is None else reading.max_bytes + 1)
-        yield _checked(content, location, reading)
+        yield _checked(content, location, reading, begins=True)
 
 
 def _pairs(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
@@ -117,7 +117,7 @@ def _text_lines(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
 
 def _objects(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     for place, line in _lines(piece, reading):
-        text = _checked(line, place, reading)
+        text = _checked(line, place, reading, begins=True)  # files that were joined have marks inside
         if isinstance(text, UnfitText) or text.strip():
             yield text if isinstance(text, UnfitText) else _field(text, place, reading)
 
@@ -128,10 +128,24 @@ def _field(text: str, place: str, reading: Reading) -> str | UnfitText:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         return UnfitText(f"{place} is not JSON: {error}", fix="One JSON object a line.")
-    if not isinstance(found, dict) or not isinstance(found.get(reading.field), str):
-        has = ", ".join(sorted(found)) if isinstance(found, dict) else type(found).__name__
-        return UnfitText(f"{place} has no text in {reading.field!r}, but: {has}", fix="Name the field with field=NAME.")
-    return _encodable(found[reading.field], place)
+    if not isinstance(found, dict):
+        return UnfitText(f"{place} is {_JSON_NAMES[type(found)]}, not an object", fix="One JSON object a line.")
+    if reading.field not in found:
+        what = f"{place} has no text in {reading.field!r}, but: {', '.join(sorted(found))}"
+        return UnfitText(what, fix="Name the field with field=NAME.")
+    value = found[reading.field]
+    return _encodable(value, place) if isinstance(value, str) else _no_text(place, reading, _JSON_NAMES[type(value)])
+
+
+_JSON_NAMES = {
+    type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array",
+    dict: "an object",
+}  # fmt: skip
+_NO_TEXT_FIX = "Correct or leave out that document; on_bad=skip of scaling.prepare leaves out all such."
+
+
+def _no_text(place: str, reading: Reading, found: str) -> UnfitText:
+    return UnfitText(f"{place} has {found} in {reading.field!r}, and no text", fix=_NO_TEXT_FIX)
 
 
 def _lines(piece: Piece, reading: Reading) -> Iterator[tuple[str, bytes]]:
@@ -147,8 +161,8 @@ def _lines(piece: Piece, reading: Reading) -> Iterator[tuple[str, bytes]]:
             place, length = f"the line at byte {at} of {location}", len(line)
             if length == limit and not line.endswith(b"\n"):
                 length += _skip_line(file)
+            yield place, without_mark(line) if at == 0 else line
             at += length
-            yield place, line
 
 
 def _skip_line(file: IO[bytes]) -> int:
@@ -164,19 +178,23 @@ def _skip_line(file: IO[bytes]) -> int:
 def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     location = piece.locations[0]
     with open_parquet(location) as file:
-        if reading.field not in file.schema_arrow.names:
-            has = ", ".join(file.schema_arrow.names)
-            raise DataError(f"{location} has no column {reading.field!r}, but: {has}", fix="Name the column with field=NAME.")
+        schema = file.schema_arrow
+        if reading.field not in schema.names:
+            has = ", ".join(schema.names)
+            raise UnfitInput(f"{location} has no column {reading.field!r}, but: {has}", fix="Name the column with field=NAME.")
+        if not is_text(schema.field(reading.field).type):
+            has = ", ".join(name for name in schema.names if is_text(schema.field(name).type))
+            raise UnfitInput(
+                f"{location} has {schema.field(reading.field).type} in column {reading.field!r}, and no text",
+                fix=f"Columns of text are: {has}; name one with field=NAME." if has else "It has no column of text.",
+            )
         groups = range(piece.begin, file.num_row_groups if piece.end is None else piece.end)
         number = 0
         for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[reading.field]):
-            for value in batch.column(0):
+            for content in binary_values(batch.column(0)):
                 place = f"row {number} from row group {piece.begin} of {location}"
-                text, number = value.as_py(), number + 1
-                if not isinstance(text, str):
-                    yield UnfitText(f"{place} holds no text in {reading.field!r}", fix="Name the column with field=NAME.")
-                else:
-                    yield _checked(text.encode(), place, reading)
+                number += 1
+                yield _no_text(place, reading, "null") if content is None else _checked(content, place, reading)
 
 
 def _members(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
@@ -191,22 +209,23 @@ def _members(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
             found, place = True, f"member {member.name!r} of {location}"
             content = tar.extractfile(member)
             assert content is not None
-            text = _checked(content.read(-1 if reading.max_bytes is None else reading.max_bytes + 1), place, reading)
+            text = _checked(content.read(-1 if reading.max_bytes is None else reading.max_bytes + 1), place, reading, begins=True)
             yield text if extension != "json" or isinstance(text, UnfitText) else _field(text, place, reading)
     if not found:
-        raise DataError(
+        raise UnfitInput(
             f"{location} has no member KEY.{reading.member}", fix="Name the extension of texts with member=EXTENSION."
         )
 
 
-def _checked(content: bytes, place: str, reading: Reading) -> str | UnfitText:
+def _checked(content: bytes, place: str, reading: Reading, *, begins: bool = False) -> str | UnfitText:
+    """The text of a document; `begins`: it begins a file, and so perhaps with a byte order mark."""
     if reading.max_bytes is not None and len(content) > reading.max_bytes:
         return UnfitText(
             f"{place} is longer than max_document={reading.max_bytes} bytes",
             fix="Cut it into documents (document=line makes one of every line of .txt files), or raise max_document.",
         )
     try:
-        return decoded(content, place)
+        return decoded(without_mark(content) if begins else content, place)
     except UnfitText as error:
         return error
 

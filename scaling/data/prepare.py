@@ -35,11 +35,11 @@ from scaling.data.ordering import (
 )  # fmt: skip
 from scaling.data.pieces import Piece, Reading, read_piece
 from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.sources import BETWEEN, UnfitText
+from scaling.data.sources import BETWEEN, UnfitInput, UnfitText
 from scaling.data.tasks import Report, Work, put
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.data.write_shards import SPLITS, plan_shards, write_shard
-from scaling.errors import ConfigError, DataError
+from scaling.errors import ConfigError
 from scaling.units import format_bytes, format_count
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -159,7 +159,7 @@ def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> di
         for text in read_piece(piece, reading):
             if isinstance(text, UnfitText):
                 if not piece.lenient:
-                    raise DataError(text.what, text.where, text.fix)
+                    raise UnfitInput(text.what, text.where, text.fix)
                 counts["n_unfit"] += 1
                 counts["unfit"] = counts["unfit"] or text.what
             elif not text:

@@ -14,7 +14,8 @@ from scaling.data.prepare import Recipe
 from scaling.data.remote import is_remote
 from scaling.data.shards import FORMAT_VERSION
 from scaling.data.sources import files_identity, find_source
-from scaling.data_config import split_inputs
+from scaling.data.tasks import Report, silent
+from scaling.paths import split_paths
 
 SAMPLE_BYTES = 100_000_000
 """Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes little."""
@@ -23,14 +24,17 @@ LARGEST_DOCUMENT_BYTES = 64_000_000
 _BUILDER_VERSION = 1  # of what a build writes: raise it when the same source and settings give other bytes
 
 
-def recipe_of(data: DataConfig, tokenizer: TokenizerConfig, hub: str | None, commits: dict[str, str]) -> Recipe:
+def recipe_of(
+    data: DataConfig, tokenizer: TokenizerConfig, hub: str | None, commits: dict[str, str], report: Report = silent
+) -> Recipe:
     """The recipe of a corpus that is prepared here. `hub`: name or path of a tokenizer that exists, in place of `tokenizer`.
 
-    `commits` as for `find_pieces`. Raises ConfigError for a source without files, DataError for one that cannot be read.
+    `commits` and `report` as for `find_pieces`. Raises ConfigError for a source without files, DataError for one that cannot
+    be read.
     """
     large = data.kind in ("python_packages", "documents")
     if data.kind == "documents":
-        pieces = find_pieces(inputs_of(data), max_files=data.max_files, commits=commits)
+        pieces = find_pieces(inputs_of(data), max_files=data.max_files, commits=commits, report=report)
         reading, pairs, by_name = Reading(data.field, max_bytes=LARGEST_DOCUMENT_BYTES), False, False
     else:
         source = find_source(data)
@@ -66,7 +70,7 @@ def directory_name(data: DataConfig, tokenizer: TokenizerConfig, tokenizer_sha25
 
 def inputs_of(data: DataConfig) -> Sequence[str]:
     assert data.path is not None
-    return split_inputs(data.path)
+    return split_paths(data.path)
 
 
 def _documents_identity(data: DataConfig) -> list[object]:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 from scaling.data.fetch import AT_FIRST, WEBDATASET_SCHEMES, scheme_of, unreadable
 from scaling.data.http import HttpFile
 from scaling.data.hub import HubName, hub_files
+from scaling.paths import exists
 
 N_THREADS = 16
 """Files looked at at once. Assumption: enough to hide a server's latency."""
@@ -27,7 +28,7 @@ class InputFile:
 
 def is_remote(text: str) -> bool:
     """Whether an input is a URL or a name of the hub, and not a path. Raises DataError for a scheme that is not read."""
-    return text.startswith("hf:") or ("://" in text and scheme_of(text) not in ("", "file"))
+    return not exists(text) and (text.startswith("hf:") or ("://" in text and scheme_of(text) not in ("", "file")))
 
 
 def name_of(location: str) -> PurePosixPath:

@@ -8,14 +8,15 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from scaling.data.pieces import local_paths
-from scaling.data.prepare import Recipe, build
+from scaling.data.prepare import WORK, Recipe, build
 from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
-from scaling.data.sources import files_identity
+from scaling.data.sources import UnfitInput, files_identity
 from scaling.data.tasks import Report
 from scaling.errors import ConfigError, DataError
 
@@ -38,7 +39,7 @@ def build_or_finish(
     `commits`: of data sets of the hub, to be noted. `wait`: until another process that builds there has ended.
 
     Raises ConfigError when the directory holds anything else, or another process builds there; DataError for bad input and a
-    full disk, which both leave what is done for the next call.
+    full disk. What is done is left for the next call, but for inputs and options that would end the same way again.
     """
     directory = Path(out).expanduser().absolute()
     try:
@@ -46,7 +47,11 @@ def build_or_finish(
             if (directory / INDEX_FILE).is_file():
                 report("the corpus is already there", 1.0)
                 return CorpusIndex.load(directory), False
-            return build(recipe, directory, processes, report), fresh
+            try:
+                return build(recipe, directory, processes, report), fresh
+            except (ConfigError, UnfitInput):  # these options with these inputs come to nothing: others may use the directory
+                _give_up(directory)
+                raise
     except OSError as error:
         full = "Free some space: about three times the size of the text is needed meanwhile. T" if error.errno in _FULL else "T"
         fix = f"{full}he same command goes on where it ended."
@@ -66,6 +71,12 @@ def identity(recipe: Recipe) -> str:
     """Hash of the recipe and of the size and time of change of its files. Raises DataError for one that is not there."""
     parts = repr((FORMAT_VERSION, recipe)) + files_identity(local_paths(recipe.pieces))
     return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
+
+
+def _give_up(directory: Path) -> None:
+    """Forget whose the directory is. Called under its lock, so that the file stays, empty."""
+    shutil.rmtree(directory / WORK, ignore_errors=True)
+    os.truncate(directory / RECIPE_FILE, 0)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import codecs
 import hashlib
 import os
 import sysconfig
@@ -13,6 +13,7 @@ from pathlib import Path
 from scaling.config import DataConfig
 from scaling.data.http import describe
 from scaling.errors import ConfigError, DataError
+from scaling.paths import matching, oddity, plain
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
@@ -66,14 +67,17 @@ def find_source(data: DataConfig) -> Source:
     val_files = _matches("data.val_path", data.val_path) if data.val_path else ()
     if data.target_path and len(files) > 1:
         raise ConfigError(f"data.path={data.path!r} is {len(files)} files, and data.target_path one", fix="Give one of each.")
-    target_file = Path(data.target_path).expanduser().absolute() if data.target_path else None
+    target_file = Path(plain(data.target_path)).absolute() if data.target_path else None
     return Source(files, strict=True, pairs=data.kind == "text_pairs", target_file=target_file, val_files=val_files)
 
 
 def _matches(key: str, pattern: str) -> tuple[Path, ...]:
-    """The files of a glob, sorted. Raises ConfigError when there are none."""
-    matches = glob.glob(os.path.expanduser(pattern), recursive=True)
-    files = sorted(path for path in map(Path, map(os.path.abspath, matches)) if path.is_file())
+    """The files of a path or glob, sorted. Raises ConfigError when there are none, DataError for what is no file."""
+    found = [Path(path) for path in matching(pattern)]
+    for path in found:
+        if (odd := oddity(path)) is not None:
+            raise DataError(f"{path} {odd}, and no file to read", f"{key}={pattern}", "Restore it, or leave it out.")
+    files = sorted(path for path in found if path.is_file())
     if not files:
         raise ConfigError(
             f"{key}={pattern!r} matches no file",
@@ -91,8 +95,23 @@ def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file())  # distributions link some, not always to a file
 
 
-class UnfitText(DataError):
+class UnfitInput(DataError):
+    """An input that the options given can make nothing of: the same command would end the same way."""
+
+
+class UnfitText(UnfitInput):
     """A document that no corpus can hold: not UTF-8, not what its format says, or too long."""
+
+
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+"""Byte order marks; the longer ones first, since one begins like another."""
+
+
+def without_mark(content: bytes) -> bytes:
+    """The beginning of a file, without the byte order mark that some programs write before UTF-8."""
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def decoded(content: bytes, place: str) -> str:
@@ -101,8 +120,10 @@ def decoded(content: bytes, place: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = content[error.start]
+        other = next((name for mark, name in _OTHER_MARKS.items() if content.startswith(mark)), None)
         raise UnfitText(
-            f"{place} is not UTF-8 text: byte {byte:#04x} at {error.start}", fix="Convert the file, or leave it out."
+            f"{place} is not UTF-8 text: byte {byte:#04x} at {error.start}" + (f", the mark of {other}" if other else ""),
+            fix=f"Convert the file, as with iconv -f {other} -t UTF-8." if other else "Convert the file, or leave it out.",
         ) from error
 
 
@@ -116,7 +137,7 @@ def read_pairs(source: Source) -> Iterator[tuple[Path, str]]:
         pairs = _columns(path) if source.target_file is None else _parallel(path, source.target_file)
         for number, (one, other) in enumerate(pairs, start=1):
             if BETWEEN in one + other:
-                raise DataError(f"pair {number} of {path} holds the control character {BETWEEN!r}", fix="Remove it.")
+                raise UnfitInput(f"pair {number} of {path} holds the control character {BETWEEN!r}", fix="Remove it.")
             if one.strip() or other.strip():
                 yield path, one + BETWEEN + other
 
@@ -125,14 +146,14 @@ def _columns(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(_lines(path), start=1):
         sides = line.split("\t")
         if line.strip() and len(sides) != 2:
-            raise DataError(f"line {number} of {path} has {len(sides) - 1} TABs", fix="Every line is: source, one TAB, target.")
+            raise UnfitInput(f"line {number} of {path} has {len(sides) - 1} TABs", fix="Every line is: source, one TAB, target.")
         yield sides[0], sides[-1]
 
 
 def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
     lines, targets = _lines(path), _lines(target_path)
     if len(lines) != len(targets):
-        raise DataError(
+        raise UnfitInput(
             f"{path} has {len(lines)} lines, and {target_path} has {len(targets)}",
             fix="Line n of one is the translation of line n of the other: give files of equal length.",
         )
@@ -141,7 +162,7 @@ def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = decoded(path.read_bytes(), str(path))
+        text = decoded(without_mark(path.read_bytes()), str(path))
     except OSError as error:
         raise unreadable(path, error) from error
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -21,6 +21,12 @@ from scaling.errors import DataError
 
 Report = Callable[[str, float | None], None]
 """Told what is being done, and the part of it that is done (0 to 1, None where that is not known)."""
+
+
+def silent(message: str, part: float | None) -> None:
+    """A report that is not shown."""
+
+
 Task = Callable[..., dict[str, Any]]
 """Called as task(directory, name, *arguments): writes files that begin with the name, returns what JSON can hold."""
 
