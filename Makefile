@@ -13,6 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 .PHONY: run test test-slow test-gpu check format install clean
 
 run: $(STAMP)
+	@echo "Training the default configuration; the first time, its corpus is prepared before."
 	$(BIN)/python -m scaling.run $(ARGS)
 
 test: $(STAMP)
@@ -36,9 +37,11 @@ format: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "Installing torch, Ray, DeepSpeed and what else constraints.txt pins into $(VENV), once."
+	@echo "Minutes of work, and before that a download: some gigabytes from PyPI, where torch brings CUDA."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

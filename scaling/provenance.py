@@ -18,7 +18,7 @@ from scaling.redact import redact_command
 
 # Those whose versions can change a run's numbers, or its files.
 PACKAGES = (
-    "scaling", "torch", "deepspeed", "ray", "hydra-core", "omegaconf", "pydantic", "numpy", "webdataset", "tokenizers",
+    "torch", "deepspeed", "ray", "hydra-core", "omegaconf", "pydantic", "numpy", "webdataset", "tokenizers",
     "safetensors", "wandb", "tensorboard", "triton", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
 )  # fmt: skip
 _GIT_TIMEOUT_S = 5.0  # assumption: a status of a source tree, on a slow network disk too
@@ -43,8 +43,8 @@ def describe_attempt(devices: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of those of PACKAGES that are installed, read from their metadata without importing them."""
-    versions = {}
+    """Our own, and those of PACKAGES that are installed, read from their metadata without importing them."""
+    versions = {"scaling": scaling.__version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -101,7 +101,7 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
         if not root.is_dir():
             raise ConfigError(f"there is no directory {root}", "scaling.status", "Give the run.root that the runs were given.")
     if runs:
-        roots = [find_run(run, str(root), _say) for run in runs for root in roots or [DEFAULT_ROOT]]
+        roots = [find_run(run, str(root), _say) for run in runs for root in roots or [Path(DEFAULT_ROOT)]]
     return roots or [Path(DEFAULT_ROOT).absolute()], "--json" in words
 
 

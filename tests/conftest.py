@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import hypothesis
@@ -61,3 +62,51 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, home: str) -> Workplace:
 def single(workplace: Workplace) -> Run:
     """An unbroken run of one worker in the driver's own process, which others are held against."""
     return workplace.finish(*ONE_WORKER, root=workplace.root / "single")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """How long this takes, before it begins."""
+    if hasattr(config, "workerinput"):
+        return None
+    last = config.cache.get("scaling/last", None) if config.cache else None
+    if last is None:
+        return "The whole suite needs about 15 minutes of a core, and half of that on two. A failure is shown as it comes."
+    return f"The last time: {last['tests']} tests in {last['minutes']:.1f} minutes. A failure is shown as it comes."
+
+
+class _AsItComes:
+    """Shows each failure when it happens, and remembers how long all tests took."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._begun_s, self._count, self._told = config, time.monotonic(), 0, False
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:
+        self._tell(len(ids))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._tell(len(session.items))
+
+    def _tell(self, count: int) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if count and not self._told and terminal is not None:
+            self._told = True
+            terminal.write_line(f"{count} tests")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._count += report.when == "call"
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line("")
+            terminal.write_sep("_", f"FAILED {report.nodeid}", red=True)
+            terminal.write_line(report.longreprtext)
+
+    def pytest_sessionfinish(self) -> None:
+        if self._count > 1000 and self._config.cache is not None:  # the suite, not a file of it
+            minutes = (time.monotonic() - self._begun_s) / 60
+            self._config.cache.set("scaling/last", {"tests": self._count, "minutes": minutes})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_AsItComes(config), "as it comes")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import scaling
+from scaling import provenance
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,6 +49,20 @@ def test_every_configuration_and_module_is_in_the_wheel(wheel: Path) -> None:
     assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"scaling", "hydra_plugins"}
 
 
+def test_the_distribution_is_ours_and_says_its_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as inside:
+        (metadata,) = (name for name in inside.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = inside.read(metadata).decode().splitlines()
+        assert any(name.endswith("/LICENSE") for name in inside.namelist())
+    assert {"Name: scaling-ladder", "License-Expression: Apache-2.0", "Author: the scaling developers"} <= set(lines)
+
+
+def test_nobody_asks_for_a_distribution_called_scaling() -> None:
+    """On PyPI that is another project: its version would be told for ours."""
+    assert "scaling" not in provenance.PACKAGES
+    assert provenance.package_versions()["scaling"] == scaling.__version__
+
+
 def test_the_wheel_plans_a_run_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:
     where = run(installed, tmp_path, "-c", "import scaling.config as c; print(c.__file__, c.conf_dir())")
     assert all(part.startswith(str(installed)) for part in where.stdout.split()), where
@@ -57,7 +74,7 @@ def test_the_wheel_plans_a_run_in_an_empty_directory(installed: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     "command",
-    ["scaling-run", "scaling-status", "scaling-generate", "scaling-fill", "scaling-prepare", "scaling-convert"],
+    ["scaling", "scaling-run", "scaling-status", "scaling-generate", "scaling-fill", "scaling-prepare", "scaling-convert"],
 )
 def test_the_commands_are_installed(installed: Path, tmp_path: Path, command: str) -> None:
     done = run(installed, tmp_path, str(installed / "bin" / command), "--help")
