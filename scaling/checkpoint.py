@@ -105,8 +105,8 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
 
 def _make_way(directory: Path, final: Path, step: int) -> None:
     """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one, or a newer one."""
-    newest = max((found for found, _ in committed(directory)), default=-1)
-    if newest > step:
+    newest = newest_step(directory)
+    if newest is not None and newest > step:
         fix = "Two drivers must not share a run directory; nothing was overwritten."
         raise CheckpointError(f"{directory} holds step {newest} already, which is newer than this of step {step}", fix=fix)
     if final.exists():
@@ -161,10 +161,25 @@ def verify(path: Path) -> Manifest:
 
 def committed(directory: Path) -> list[tuple[int, Path]]:
     """(step, path) of every committed checkpoint, oldest first; nothing of them is verified."""
-    if not directory.is_dir():
+    return [(step, directory / name) for step, name in _steps(directory)]
+
+
+def newest_step(directory: Path) -> int | None:
+    """The step of the newest committed checkpoint, verified or not; None where there is none."""
+    return max((step for step, _ in _steps(directory)), default=None)
+
+
+def _steps(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[tuple[int, str]]:
+    """(step, name) of every checkpoint whose name has this pattern, oldest first. Only the directory itself is read."""
+    return sorted((int(match.group(1)), name) for name in _listed(directory) if (match := pattern.match(name)))
+
+
+def _listed(directory: Path) -> list[str]:
+    """The names in a directory; none where there is no directory."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [(int(match.group(1)), path) for path in directory.iterdir() if (match := _NAME.match(path.name))]
-    return sorted(found)
 
 
 def newest_valid(
@@ -175,16 +190,17 @@ def newest_valid(
     Damaged ones are reported to `on_damaged` and passed over. Raises CheckpointError when some exist but none is sound:
     starting afresh would silently lose the run.
     """
-    errors = []
-    for _, path in reversed(committed(directory)):
+    steps, newest = _steps(directory), None
+    for _, name in reversed(steps):
+        path = directory / name
         try:
             return path, verify(path)
         except CheckpointError as error:
-            errors.append(error)
+            newest = newest or error.what  # not the error itself, which would keep its frames alive
             on_damaged(path, error)
-    if errors:
+    if steps:
         raise CheckpointError(
-            f"none of the {len(errors)} checkpoints in {directory} is sound; the newest: {errors[0].what}",
+            f"none of the {len(steps)} checkpoints in {directory} is sound; the newest: {newest}",
             fix="restore one from a copy, or remove the checkpoints directory to start the run afresh",
         )
     return None
@@ -203,7 +219,7 @@ def prune(directory: Path, *, keep_last: int, keep_every_steps: int | None, keep
 
 
 def _damaged_up_to(directory: Path, step: int) -> list[Path]:
-    return [path for path in directory.iterdir() if (match := _DAMAGED.match(path.name)) and int(match.group(1)) <= step]
+    return [directory / name for found, name in _steps(directory, _DAMAGED) if found <= step]
 
 
 def set_aside(path: Path) -> None:
@@ -215,7 +231,6 @@ def set_aside(path: Path) -> None:
 
 def remove_partials(directory: Path) -> None:
     """Remove what killed groups of workers left half-written. Only for the driver that has the lock, or who has the fence."""
-    if directory.is_dir():
-        for path in directory.iterdir():
-            if _PARTIAL.match(path.name):
-                shutil.rmtree(path)
+    for name in _listed(directory):
+        if _PARTIAL.match(name):
+            shutil.rmtree(directory / name)

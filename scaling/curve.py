@@ -35,7 +35,7 @@ def plot_loss_curve(metrics_path: Path, png_path: Path, *, baselines: Mapping[st
     Points that are not finite are left out. The PNG, 1400 x 875 pixels, is complete or absent. Raises DataError when
     no loss was recorded, RunDirError when a file cannot be read or written.
     """
-    records = read_metrics(metrics_path)
+    records = read_metrics(metrics_path, only=(names.N_TOKENS, names.TRAIN_LOSS, names.VAL_LOSS))
     train, val = loss_points(records, names.TRAIN_LOSS), loss_points(records, names.VAL_LOSS)
     if not train and not val:
         raise DataError(f"{metrics_path} holds no loss to draw", fix="Train for at least train.log_every steps.")

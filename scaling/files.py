@@ -8,12 +8,13 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import RunDirError
 
+_BLOCK_BYTES = 1 << 16
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _FIXES = {
     errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; nothing that was complete is lost",
@@ -34,15 +35,15 @@ def disk_error(action: str, path: Path, error: OSError) -> RunDirError:
     return RunDirError(f"cannot {action} {path}: {error.strerror or error} ({name})", "under run.root", fix + ".")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a reader, or a crash, sees all of it or what was there before.
+def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Put `content`, whole or in parts, at `path` so that a reader, or a crash, sees all of it or what was there before.
 
     A temporary file beside it is written, synced and renamed, and the directory is synced. Raises RunDirError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -109,6 +110,25 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
     return lines, end
 
 
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a JSON-lines file as in `split_lines`, one at a time: the file may be larger than memory."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
+            elif _parses(line):
+                yield line
+
+
+def last_lines(path: Path, n_bytes: int) -> list[bytes]:
+    """The whole lines among the last `n_bytes` of a JSON-lines file."""
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+        file.seek(start)
+        lines, _ = split_lines(file.read())
+    return lines[1:] if start else lines
+
+
 def _parses(line: bytes) -> bool:
     try:
         json.loads(line)
@@ -122,13 +142,16 @@ def _mend_end(fd: int) -> int:
     size = os.fstat(fd).st_size
     if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
         return size
-    content = os.pread(fd, size, 0)
-    _, torn = split_lines(content)
-    if torn:
-        size -= len(torn)
-        os.ftruncate(fd, size)
-        return size
-    return size + os.write(fd, b"\n")
+    start, content = size, b""
+    while start > 0 and b"\n" not in content:
+        length = min(start, _BLOCK_BYTES)
+        start -= length
+        content = os.pread(fd, length, start) + content
+    end = content.rpartition(b"\n")[2]
+    if _parses(end):
+        return size + os.write(fd, b"\n")
+    os.ftruncate(fd, size - len(end))
+    return size - len(end)
 
 
 def _write_or_cut(fd: int, line: bytes, size: int) -> None:

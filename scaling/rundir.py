@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,9 +200,13 @@ class RunDir:
 
     def state(self) -> State:
         """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""
-        kinds = [event["kind"] for event in self.read_events()]
-        states = [_STATE_AFTER[kind] for kind in kinds if kind in _STATE_AFTER]
-        return states[-1] if states else "new"
+        return state_after(self.read_events())
+
+
+def state_after(events: Iterable[Mapping[str, Any]]) -> State:
+    """How a run stands to which these events happened."""
+    states = [_STATE_AFTER[event["kind"]] for event in events if event["kind"] in _STATE_AFTER]
+    return states[-1] if states else "new"
 
 
 def _local_path(text: str) -> Path:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaling.asked import FLAGS, answered
 from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.files import read_object, split_lines
+from scaling.files import last_lines, read_object
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record, portable_number
-from scaling.rundir import RunDir
+from scaling.rundir import RunDir, state_after
 from scaling.runs import find_run, find_runs
 from scaling.spelling import no_flag
 from scaling.units import format_count, format_duration
@@ -36,7 +36,9 @@ Shows every run under a directory of runs (default: runs), or the runs named.
   --help         this text"""
 
 DEFAULT_ROOT = "runs"  # run.root in conf/config.yaml
-_TAIL_BYTES = 1 << 20  # about 4000 records: the newest of every kind, without reading a long run whole
+_TAILS_BYTES = (1 << 16, 1 << 20)
+"""Parts of a record that are looked through, the second where the first lacks a value: about 250 and 4000 lines."""
+_SHOWN = (names.TRAIN_LOSS, names.VAL_LOSS, names.TOKENS_PER_S)
 _COLOURS = {"running": "green", "finished": "blue", "failed": "bold red", "interrupted": "yellow", "damaged": "bold red"}
 
 
@@ -115,7 +117,7 @@ def status_of(path: Path, root: Path) -> RunStatus:
     try:
         events, plan = run_dir.read_events(), read_object(path / "plan.json") or {}
         newest = newest_values(run_dir.metrics)
-        state, seconds = _state(run_dir), account(events, run_dir.read_progress())
+        state, seconds = _state(run_dir, events), account(events, run_dir.read_progress())
     except ScalingError as error:
         return RunStatus(name, str(path), "damaged", trouble=str(error))
     tokens_per_s = newest.get(names.TOKENS_PER_S)
@@ -139,8 +141,8 @@ def status_of(path: Path, root: Path) -> RunStatus:
     )
 
 
-def _state(run_dir: RunDir) -> str:
-    state, driven = run_dir.state(), run_dir.is_driven()
+def _state(run_dir: RunDir, events: Sequence[dict[str, Any]]) -> str:
+    state, driven = state_after(events), run_dir.is_driven()
     if driven and state != "finished":
         return "running"
     if state == "begun" and driven is False:
@@ -149,24 +151,35 @@ def _state(run_dir: RunDir) -> str:
 
 
 def newest_values(metrics: Path) -> Record:
-    """The newest value of every metric in the last part of metrics.jsonl; step and n_tokens are the last record's."""
+    """The newest values of what a row shows, from the end of metrics.jsonl; step and n_tokens are the last record's."""
+    newest: Record = {}
     try:
-        with metrics.open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            file.seek(start)
-            content = file.read()
+        for n_bytes in _TAILS_BYTES:
+            newest = _newest_of(metrics, last_lines(metrics, n_bytes))
+            if newest.keys() >= set(_SHOWN) or metrics.stat().st_size <= n_bytes:
+                break
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise RunDirError(f"cannot read {metrics}: {error.strerror}", fix="Give yourself permission to read it.") from error
-    lines, _ = split_lines(content)
+    return newest
+
+
+def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
+    """Of the last line all, and of lines before only what is not known yet: most lines are not decoded."""
     newest: Record = {}
-    for line in lines[1:] if start else lines:
+    missing = {f'"{name}"'.encode(): name for name in _SHOWN}
+    for line in reversed(lines):
+        if newest and not any(key in line for key in missing):
+            continue
         try:
-            newest.update(decode_record(line))
+            newest = decode_record(line) | newest
         except ValueError as error:
             fix = "Restore the file, or delete that line."
             raise RunDirError(f"{metrics} is damaged: {error} in {line[:60].decode(errors='replace')!r}", fix=fix) from error
+        missing = {key: name for key, name in missing.items() if name not in newest}
+        if not missing:
+            break
     return newest
 
 

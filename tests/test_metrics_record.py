@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,46 @@ def test_sinks_see_what_was_written_and_all_are_closed(tmp_path):
         log.close()
     assert sinks[1].closed
     log.close()
+
+
+def peak_bytes(act) -> int:
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_record_passes_through_a_little_memory(tmp_path):
+    """A million records took 4 GB; here each of 10 000 would take 500 bytes, and 5 MB together."""
+    path = tmp_path / "metrics.jsonl"
+    lines = (f'{{"step":{n},"n_tokens":{n},"flops":1.0,"wall_s":1.0,"train/loss":1.0}}\n' for n in range(1, 10_001))
+    path.write_text("".join(lines))
+    log = MetricLog(path)
+    assert peak_bytes(lambda: log.resume(9_000)) < 1e6
+    assert peak_bytes(lambda: log.resume(9_000)) < 1e6
+    assert peak_bytes(log.last_step) < 1e6
+    assert log.last_step() == 9_000
+    with path.open("a") as file:
+        file.write('{"step": 9001, "n_tok')
+    values = {"train/loss": 1.0}
+    assert peak_bytes(lambda: log.record(9_001, 1, 1.0, 1.0, values)) < 1e6
+    assert [record["step"] for record in read_metrics(path)] == list(range(1, 9_002))
+
+
+def test_the_names_that_are_wanted_are_all_that_is_held(tmp_path):
+    write_steps(tmp_path / "metrics.jsonl", range(1, 3))
+    found = read_metrics(tmp_path / "metrics.jsonl", only=("step", "train/loss", "val/loss"))
+    assert found == [{"step": 1, "train/loss": 10.0}, {"step": 2, "train/loss": 5.0}]
+
+
+def test_a_last_line_longer_than_a_block_is_read_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricLog(path)
+    log.record(1, 1, 1.0, 1.0, {"train/loss": 1.0})
+    log.record(2, 1, 1.0, 1.0, {"eval/" + "x" * 200_000: 1.0})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert MetricLog(path).last_step() == 2
+    MetricLog(path).record(3, 1, 1.0, 1.0, {"train/loss": 1.0})
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]

@@ -29,6 +29,7 @@ from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import count_ahead, finish, training_s
 from scaling.launch.watch import told
+from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.metrics.wandb_sink import log_results
 from scaling.plan.machine import check_available, n_devices
@@ -175,7 +176,7 @@ class _Attempt:
         """Seconds that its own steps took, over its devices; those of earlier commands are not among them."""
         if self.began_step is None:
             return 0.0
-        records = read_metrics(self.trial.run_dir.metrics)
+        records = read_metrics(self.trial.run_dir.metrics, only=(names.STEP, names.STEP_TIME_S))
         return training_s(records, first_step=self.began_step) * self.plan.layout.world_size
 
 

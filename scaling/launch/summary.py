@@ -26,6 +26,10 @@ CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
+_LOSSES = (names.TRAIN_LOSS, names.VAL_LOSS, names.VAL_PPL, names.VAL_BITS_PER_BYTE)
+_SUMMARISED = (*names.POSITION, *_LOSSES, names.TOKENS_PER_S, names.STEP_TIME_S)
+"""What `summarise` reads of a record."""
+
 _COUNTING = threading.Lock()
 _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
 """Of corpora already counted by this process, and of a run where its objective scores some targets only: trials share them."""
@@ -37,7 +41,8 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, re
 
     baselines = _baselines(config, corpus)
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
-    summary = summarise(plan, read_metrics(run_dir.metrics), run_dir.read_events()) | {"sample": result["sample"]}
+    records = read_metrics(run_dir.metrics, only=_SUMMARISED)
+    summary = summarise(plan, records, run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
     summary["energy_kwh"] = _energy_kwh(config, summary["device_s"])
     if config.plan.calibrate_from_run and plan.time is not None and summary["tokens_per_s"]:

@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 from scaling.channel import decode_error
-from scaling.checkpoint import committed
+from scaling.checkpoint import newest_step
 from scaling.config import RunConfig
 from scaling.data.opened import Corpus
 from scaling.errors import LaunchError, ScalingError
@@ -197,7 +197,8 @@ class RunTrainable(tune.Trainable):
 
 def _known_loss(run_dir: RunDir, step: int) -> float | None:
     """The held-out loss at `step`, where the run has passed it and could go on from there."""
-    if not run_dir.metrics.exists() or not any(at >= step for at, _ in committed(run_dir.checkpoints)):
+    if not run_dir.metrics.exists() or (newest_step(run_dir.checkpoints) or 0) < step:
         return None
-    losses = [r[names.VAL_LOSS] for r in read_metrics(run_dir.metrics) if r[names.STEP] == step and names.VAL_LOSS in r]
+    records = read_metrics(run_dir.metrics, only=(names.STEP, names.VAL_LOSS))
+    losses = [r[names.VAL_LOSS] for r in records if r[names.STEP] == step and names.VAL_LOSS in r]
     return losses[-1] if losses else None

@@ -24,6 +24,7 @@ _COMPARABLE = ("data", "tokenizer", "objective")
 """Sections that decide what a loss is a loss of."""
 _DECAYING = ("cosine", "wsd")
 _MAX_WARMUP = 0.5  # as in checks.py
+_READ = (*names.POSITION, names.TRAIN_LOSS, names.VAL_LOSS)
 RESULTS = "results.csv"
 """Of a study, beside its runs (`scaling.study.results`)."""
 
@@ -106,7 +107,7 @@ def _read(path: Path, name: str) -> _Finished | str:
         state, plan = run_dir.state(), run_dir.read_plan()
         if state != "finished":
             return f"unfinished: {state}"
-        config, records = run_dir.read_config(), read_metrics(run_dir.metrics)
+        config, records = run_dir.read_config(), read_metrics(run_dir.metrics, only=_READ)
     except RunDirError as error:
         return f"damaged: {error.what}"
     held_out = [record for record in records if names.VAL_LOSS in record]

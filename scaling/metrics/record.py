@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import RunDirError
-from scaling.files import append_line, disk_error, split_lines, write_atomic
+from scaling.files import append_line, disk_error, last_lines, whole_lines, write_atomic
 from scaling.metrics import names
 from scaling.metrics.sinks import Sink
 
 Record = dict[str, float]
 
+_TAIL_BYTES = 1 << 16
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -56,8 +59,16 @@ class MetricLog:
 
     def last_step(self) -> int:
         """Of the records in the file, as a group of workers before has left them; 0 where there are none. Raises RunDirError."""
-        lines, _ = split_lines(_read(self.path))
-        return int(_decode_lines(self.path, lines[-1:])[0][names.STEP]) if lines else 0
+        try:
+            size = self.path.stat().st_size
+            tail = _TAIL_BYTES
+            while not (lines := last_lines(self.path, tail)) and tail < size:
+                tail *= 2
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise disk_error("read", self.path, error) from error
+        return int(_decoded(self.path, "the last line", lines[-1])[names.STEP]) if lines else 0
 
     def resume(self, step: int | None) -> float:
         """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that is left, or 0.0.
@@ -65,16 +76,12 @@ class MetricLog:
         `step` is the checkpoint's; None, where there is no checkpoint, drops all. Raises RunDirError for a damaged line
         before the end.
         """
-        last_step = -1 if step is None else step
-        content = _read(self.path)
-        lines, _ = split_lines(content)
-        records = _decode_lines(self.path, lines)
-        kept = [(line, record) for line, record in zip(lines, records, strict=True) if record[names.STEP] <= last_step]
-        whole = b"".join(line + b"\n" for line, _ in kept)
-        if whole != content:
-            write_atomic(self.path, whole)
-        self._last_step, self._kinds = last_step, {_kind(record) for _, record in kept if record[names.STEP] == last_step}
-        return kept[-1][1][names.WALL_S] if kept else 0.0
+        if not self.path.exists():
+            self._last_step, self._kinds = -1 if step is None else step, set()
+            return 0.0
+        kept = copy_record(self.path, self.path, step)
+        self._last_step, self._kinds = kept.step, kept.kinds
+        return kept.wall_s
 
     def rewind(self, step: int) -> None:
         """Drop every record after `step`, which will be recorded again, and tell the sinks. Raises RunDirError."""
@@ -92,18 +99,75 @@ class MetricLog:
                 raise
 
 
-def read_metrics(path: Path) -> list[Record]:
+@dataclass(frozen=True)
+class Kept:
+    """The end of a record that was cut: its step, the kinds of the records of that step, and the last wall_s."""
+
+    step: int
+    kinds: set[str]
+    wall_s: float
+
+
+def copy_record(source: Path, target: Path, step: int | None) -> Kept:
+    """Make `target` the records of `source` up to `step` (None: none), atomically; they may be one file.
+
+    The records pass through one at a time. Raises RunDirError for a damaged line before the end.
+    """
+    last_step = -1 if step is None else step
+    kinds, wall_s = set[str](), 0.0
+    spans, position = list[list[int]](), 0
+    for number, line in enumerate(_lines(source), start=1):
+        record = _decoded(source, f"line {number}", line)
+        end = position + len(line) + 1
+        if record[names.STEP] <= last_step:
+            wall_s = record[names.WALL_S]
+            if record[names.STEP] == last_step:
+                kinds.add(_kind(record))
+            if spans and spans[-1][1] == position:
+                spans[-1][1] = end
+            else:
+                spans.append([position, end])
+        position = end
+    if target != source or spans != [[0, source.stat().st_size]]:
+        write_atomic(target, _spans_of(source, spans))
+    return Kept(last_step, kinds, wall_s)
+
+
+def _spans_of(path: Path, spans: Iterable[Sequence[int]]) -> Iterator[bytes]:
+    """The bytes of these spans of whole lines, in blocks; the last line gets its newline where it has none."""
+    with path.open("rb") as file:
+        for start, end in spans:
+            file.seek(start)
+            while start < end:
+                block = file.read(min(end - start, _TAIL_BYTES)) or b"\n"
+                start += len(block)
+                yield block
+
+
+def read_metrics(path: Path, only: Collection[str] = ()) -> list[Record]:
     """All records, in order; a torn last line, as a crash leaves it, is passed over.
 
-    Raises RunDirError where there is no such file, and for a damaged line before the end, which it names.
+    only: the names that are wanted, for all of a long run's take gigabytes. Raises RunDirError where there is no such
+    file, and for a damaged line before the end, which it names.
     """
+    if not only:
+        return list(iter_metrics(path))
+    wanted = tuple(only)
+    return [{name: record[name] for name in wanted if name in record} for record in iter_metrics(path)]
+
+
+def iter_metrics(path: Path) -> Iterator[Record]:
+    """The records of `read_metrics` one at a time: of a long run, all of them take gigabytes."""
     path = Path(path)
+    for number, line in enumerate(_lines(path), start=1):
+        yield _decoded(path, f"line {number}", line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        content = path.read_bytes()
+        yield from whole_lines(path)
     except OSError as error:
         raise disk_error("read", path, error) from error
-    lines, _ = split_lines(content)
-    return _decode_lines(path, lines)
 
 
 def _kind(record: Mapping[str, float]) -> str:
@@ -140,28 +204,16 @@ def decode_record(line: bytes) -> Record:
         number = _SPECIAL.get(value) if isinstance(value, str) else value
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name} is {value!r}, not a number")
-        record[name] = number
+        record[sys.intern(name)] = number
     return record
 
 
-def _decode_lines(path: Path, lines: list[bytes]) -> list[Record]:
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(decode_record(line))
-        except ValueError as error:
-            raise RunDirError(
-                f"line {number} of {path} is damaged: {error}",
-                f"it begins {line[:60].decode(errors='replace')!r}",
-                "A crash tears only the last line, so something else wrote here: restore the file, or delete that line.",
-            ) from error
-    return records
-
-
-def _read(path: Path) -> bytes:
+def _decoded(path: Path, place: str, line: bytes) -> Record:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise disk_error("read", path, error) from error
+        return decode_record(line)
+    except ValueError as error:
+        raise RunDirError(
+            f"{place} of {path} is damaged: {error}",
+            f"it begins {line[:60].decode(errors='replace')!r}",
+            "A crash tears only the last line, so something else wrote here: restore the file, or delete that line.",
+        ) from error

@@ -243,10 +243,10 @@ def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
 
 
 def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> None:
-    from scaling.metrics.record import read_metrics
+    from scaling.metrics.record import iter_metrics
 
     if metrics.exists():
-        for record in read_metrics(metrics):
+        for record in iter_metrics(metrics):
             if record[names.STEP] <= resumed_step:
                 sink.log(record)
 

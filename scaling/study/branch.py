@@ -15,9 +15,8 @@ from pathlib import Path
 from scaling.checkpoint import Manifest, commit, committed, partial_path, verify
 from scaling.config import RunConfig
 from scaling.errors import CheckpointError
-from scaling.files import disk_error, write_atomic
-from scaling.metrics import names
-from scaling.metrics.record import decode_record
+from scaling.files import disk_error
+from scaling.metrics.record import copy_record
 from scaling.rundir import RunDir
 
 
@@ -49,13 +48,7 @@ def reached(trunk: RunDir, step: int) -> bool:
 
 def _copy_record(trunk: RunDir, run_dir: RunDir, step: int) -> float:
     """The records up to `step`; returns the seconds that they took."""
-    try:
-        lines = trunk.metrics.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise disk_error("read", trunk.metrics, error) from error
-    kept = [line for line in lines if line.endswith(b"\n") and decode_record(line)[names.STEP] <= step]
-    write_atomic(run_dir.metrics, b"".join(kept))
-    return decode_record(kept[-1])[names.WALL_S] if kept else 0.0
+    return copy_record(trunk.metrics, run_dir.metrics, step).wall_s
 
 
 def _copy_checkpoint(path: Path, run_dir: RunDir, manifest: Manifest, config: RunConfig) -> None:

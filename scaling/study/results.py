@@ -53,7 +53,8 @@ def _so_far(trial: Trial) -> Row:
     try:
         if trial.run_dir.state() != "stopped":
             return {}
-        records = [record for record in read_metrics(trial.run_dir.metrics) if names.VAL_LOSS in record]
+        wanted = (names.N_TOKENS, names.FLOPS, names.VAL_LOSS)
+        records = [r for r in read_metrics(trial.run_dir.metrics, only=wanted) if names.VAL_LOSS in r]
     except RunDirError:
         return {}
     last = records[-1] if records else None

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.checkpoint import committed
+from scaling.checkpoint import newest_step
 from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError, RunDirError, ScalingError
 from scaling.plan.counts import count
 from scaling.plan.layout import RunPlan, make_plan
 from scaling.plan.machine import n_devices, resolve_cluster
-from scaling.rundir import RunDir
+from scaling.rundir import RunDir, state_after
 from scaling.study.generate import Branch, Draft, generate
 from scaling.study_config import StudyConfig
 
@@ -207,10 +207,10 @@ def standing_of(trial: Trial) -> Standing:
     run_dir = trial.run_dir
     try:
         events, summary = run_dir.read_events(), run_dir.read_summary()
-        state = run_dir.state()
+        state = state_after(events)
     except RunDirError as error:
         return Standing("damaged", trouble=error.what)
-    step = max((step for step, _ in committed(run_dir.checkpoints)), default=0)
+    step = newest_step(run_dir.checkpoints) or 0
     if state == "finished" and summary is not None:
         return Standing("finished", 0, step)
     failures = [event for event in events if event["kind"] == "failed"]
