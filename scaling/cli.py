@@ -11,10 +11,11 @@ from typing import NoReturn, cast
 
 from scaling.asked import FLAGS
 from scaling.config import RunConfig, conf_dir
+from scaling.door import EXIT_STOPPED as EXIT_STOPPED
 from scaling.errors import ConfigError, ScalingError
 from scaling.spelling import TYPED, no_flag
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
 
 Job = tuple[RunConfig, tuple[str, ...]]

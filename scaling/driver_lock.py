@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, cast
 
-from scaling.errors import RunDirError
+from scaling.errors import RunDirError, SupersededError
 from scaling.files import NO_LOCKS, disk_error, read_object
 
 # A reader that probes the lock holds it for microseconds; five tries bridge that (assumption: 0.2 s is ample).
@@ -59,8 +59,10 @@ class DriverLock:
         self.path = path
 
     @contextlib.contextmanager
-    def hold(self, say: Callable[[str], None] = print) -> Iterator[None]:
+    def hold(self, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
         """Be the one driver. Raises RunDirError when another, here or on a machine that shares the disk, is it.
+
+        Gives a check that raises SupersededError once another has taken the lock over, also one that is done since.
 
         `say` tells whoever waits why that takes up to a lease. A driver that finds its lock taken over, after having been cut off
         for so long, sends itself SIGTERM.
@@ -80,7 +82,7 @@ class DriverLock:
             thread = threading.Thread(target=self._keep, args=(fd, owner, done), name="driver lock", daemon=True)
             thread.start()
             try:
-                yield
+                yield lambda: self._require(owner)
             finally:
                 done.set()
                 thread.join()
@@ -199,9 +201,23 @@ class DriverLock:
                 self._write(fd, json.dumps(owner))
 
     def _is_ours(self, owner: Owner) -> bool:
-        """False only where the file names another, or is another's by now."""
+        """False only where the file names another, or another has emptied it: a holder does so when it leaves."""
         now = self.owner()
-        return now is None or now["token"] == owner["token"]
+        if now is not None:
+            return now["token"] == owner["token"]
+        with contextlib.suppress(OSError):
+            return self.path.stat().st_size > 0
+        return True
+
+    def _require(self, owner: Owner) -> None:
+        if self._is_ours(owner):
+            return
+        now = self.owner()
+        who = "pid {pid} on {host}".format_map(now) if now else "another, which is done by now"
+        raise SupersededError(
+            f"{self.path.parent} was taken over from this driver while it stood still: by {who}",
+            fix="Nothing is to be done, and nothing was written: scaling.status tells how the run stands.",
+        )
 
     def _write(self, fd: int, text: str) -> None:
         """Over what is there; a reader that comes in between sees no JSON, which names nobody."""

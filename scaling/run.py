@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scaling.asked import answered
+from scaling import door
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scaling.cli import Job
     from scaling.config import RunConfig
 
 
 def main() -> None:
+    door.leave(door.enter(_command))
+
+
+def _command() -> int:
+    """The imports are here, behind the door: they take seconds."""
+    from scaling.asked import answered
+
     if answered(sys.argv[1:], _show_help):
-        return
+        return 0
     from scaling.cli import run_task
 
-    sys.exit(run_task(_drive, _study, sys.argv[1:]))
+    return run_task(_drive, _study, sys.argv[1:])
 
 
 def _show_help() -> None:

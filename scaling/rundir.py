@@ -8,11 +8,11 @@ Every JSON file is complete or absent (`files.py`). Nothing here needs torch, Ra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -21,7 +21,7 @@ import yaml
 
 from scaling.config import RunConfig
 from scaling.driver_lock import DriverLock, Owner
-from scaling.errors import ConfigError, RunDirError
+from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.files import append_line, disk_error, read_object, split_lines, write_atomic, write_json
 from scaling.goodput import Seconds, account
 from scaling.provenance import describe_attempt
@@ -37,6 +37,10 @@ _STATE_AFTER: dict[str, State] = {
     "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "stopped": "stopped",
     "finished": "finished",
 }  # fmt: skip
+
+
+_CHECKS: dict[Path, Callable[[], None]] = {}
+"""Of the directories whose lock this process holds: whether it still does. A run has many RunDirs, and one lock."""
 
 
 class RunDir:
@@ -81,9 +85,23 @@ class RunDir:
     def _lock(self) -> DriverLock:
         return DriverLock(self.path / "driver.lock")
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Be the run's one driver while the context lasts. Raises RunDirError when another is it."""
-        return self._lock.hold()
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the run's one driver while the context lasts. Raises RunDirError when another is it.
+
+        From then on this process writes nothing into the directory that another driver has taken over: SupersededError.
+        """
+        with self._lock.hold() as check:
+            _CHECKS[self.path] = check
+            try:
+                yield
+            finally:
+                del _CHECKS[self.path]
+
+    def require(self) -> None:
+        """Raise SupersededError where this process held the run's lock and another has it by now."""
+        if (check := _CHECKS.get(self.path)) is not None:
+            check()
 
     def owner(self) -> Owner | None:
         """Who drives the run, or drove it when killed: host, pid, started. Never waits; None when nobody is named."""
@@ -136,6 +154,7 @@ class RunDir:
         return read_object(self.path / "plan.json")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        self.require()
         write_json(self.path / "summary.json", summary)
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -164,6 +183,7 @@ class RunDir:
 
     def settle_account(self) -> None:
         """Note in events.jsonl what a group that has ended has spent its time on. Raises RunDirError."""
+        self.require()
         progress = self.read_progress()
         if progress is not None:
             rounded = {activity: round(seconds, 3) for activity, seconds in progress["seconds"].items()}
@@ -179,10 +199,16 @@ class RunDir:
     def event(self, kind: EventKind, *, step: int | None = None, world_size: int | None = None, **fields: Any) -> None:
         """Append to events.jsonl what happened, and when; it is on the disk when this returns. Raises RunDirError."""
         assert kind in get_args(EventKind), kind
+        self.require()
         now_s = time.time()
         known = {"step": step, "world_size": world_size, **fields}
         entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {k: v for k, v in known.items() if v is not None}
         append_line(self.events, json.dumps(entry, allow_nan=False), sync=True)
+
+    def failed(self, error: ScalingError, **fields: Any) -> None:
+        """Note that an attempt has ended so. Raises SupersededError, where the run is another driver's and stands as it says."""
+        self.settle_account()
+        self.event("failed", reason=str(error), **fields)
 
     def read_events(self) -> list[dict[str, Any]]:
         """All events, in order; a torn last line is passed over. Raises RunDirError for a damaged one before it."""

@@ -233,6 +233,24 @@ def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(tmp_path: 
     assert (event["kind"], event["failure"], event["ranks"]) == ("worker_failed", "lost", [1])
 
 
+def test_the_first_verdict_of_a_group_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A hang was reported at the end as "killed, or out of memory": ranks that hang end themselves, and Ray sees them go."""
+    run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
+    launch = Script([BEGAN], both, [("lost", {"ranks": [0, 1]})], [], error=LaunchError("TrainingFailedError"))
+    with pytest.raises(LaunchError, match="rank 0 hangs computing step 8"):
+        watch(run_dir, launch, capsys)
+    assert [event["failure"] for event in run_dir.read_events()] == ["hung"]
+
+
+def test_a_group_that_ends_before_it_begins_has_a_verdict_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
+    gone = [("lost", {"ranks": [0, 1]})]
+    launch = Script([BEGAN], both, gone, [("lost", {"ranks": [1]})], error=LaunchError("TrainingFailedError"))
+    with pytest.raises(LaunchError, match="rank 1 ended without an error"):
+        watch(run_dir, launch, capsys)
+    assert [event["failure"] for event in run_dir.read_events()] == ["hung", "lost"]
+
+
 def test_the_last_trouble_is_why_a_launch_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noticed, own = crashed(0, f"RuntimeError: {GLOO}", consequence=True), crashed(1, "ValueError: bad thing", consequence=False)
     launch = Script([BEGAN], [noticed], [own], error=LaunchError("TrainingFailedError"))

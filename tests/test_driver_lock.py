@@ -17,7 +17,8 @@ import pytest
 
 from scaling import driver_lock
 from scaling.driver_lock import DriverLock
-from scaling.errors import RunDirError
+from scaling.errors import LaunchError, RunDirError, SupersededError
+from scaling.rundir import RunDir
 
 ELSEWHERE = {
     "host": "node7", "machine": "another kernel", "pid": 4711, "started": "2026-11-01T00:00:00+00:00", "token": "0123", "beat": 5
@@ -41,7 +42,8 @@ def beating(lock: DriverLock) -> Iterator[None]:
         owner = dict(ELSEWHERE)
         while not done.wait(0.02):
             owner["beat"] = int(str(owner["beat"])) + 1
-            lock.path.write_text(json.dumps(owner))
+            with lock.path.open("r+") as file:  # as a driver does: it is never empty in between
+                file.write(json.dumps(owner))
 
     lock.path.write_text(json.dumps(ELSEWHERE))
     thread = threading.Thread(target=beat)
@@ -107,6 +109,31 @@ def test_a_driver_whose_lock_was_taken_over_leaves(lock: DriverLock, monkeypatch
         os.replace(other, lock.path)
         assert asked.wait(20)
     assert json.loads(lock.path.read_text()) == ELSEWHERE, "the lock is the other's, and stays as it is"
+
+
+@pytest.mark.parametrize("left", [json.dumps(ELSEWHERE), ""], ids=["drives", "is done"])
+def test_a_superseded_driver_that_wakes_writes_nothing(tmp_path: Path, left: str) -> None:
+    """It marked a run "failed" that the other one had finished; a lock that another gave back was taken for its own."""
+    run_dir = RunDir(tmp_path / "run").create()
+    with run_dir.lock():
+        RunDir(run_dir.path).event("start")
+        run_dir.write_progress("w", 3, {"productive": 1.0})
+        other = run_dir.path / "other"
+        other.write_text(left)
+        os.replace(other, run_dir.path / "driver.lock")
+        other.write_text(run_dir.events.read_text() + '{"kind":"finished","time_s":1.0}\n')
+        os.replace(other, run_dir.events)
+        for write in (
+            lambda: run_dir.failed(LaunchError("the workers ended")),
+            lambda: RunDir(run_dir.path).event("preempted"),
+            lambda: run_dir.write_summary({}),
+        ):
+            with pytest.raises(SupersededError, match="taken over from this driver while it stood still"):
+                write()
+    assert RunDir(run_dir.path).state() == "finished"
+    assert not (run_dir.path / "summary.json").exists()
+    assert (run_dir.path / "driver.lock").read_text() == left
+    RunDir(run_dir.path).event("start")  # of one who holds nothing, as a worker: its fence is another
 
 
 def test_the_beat_goes_on_while_the_lock_is_held(lock: DriverLock) -> None:

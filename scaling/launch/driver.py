@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scaling import door
 from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
@@ -53,9 +54,12 @@ def drive(config: RunConfig) -> int:
         open_run(run_dir, config, plan)
         try:
             return _train(config, plan, sizes, run_dir, console, marks)
-        except ScalingError as error:
+        except door.Stopped as stopped:
             run_dir.settle_account()
-            run_dir.event("failed", reason=str(error), command_s=marks["command"])
+            run_dir.event("preempted", reason=stopped.signal, command_s=marks["command"])
+            raise
+        except ScalingError as error:
+            run_dir.failed(error, command_s=marks["command"])
             raise
 
 
@@ -73,8 +77,8 @@ def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
 
 def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunDir, console: Console, marks: Marks) -> int:
     with ExitStack() as cleanup:
+        corpus_dir, skipped = prepare_corpus(config, run_dir, console)  # which a signal interrupts: it may take long
         signals = cleanup.enter_context(StopSignals())
-        corpus_dir, skipped = prepare_corpus(config, run_dir, console)
         spec = {
             "config": config.model_dump(),
             "run_dir": str(run_dir.path),
@@ -92,9 +96,8 @@ def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunD
         reason = signals.received or result["reason"]
         took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
         run_dir.event("preempted", step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
-        console.print(
-            f"Stopped at step {result['step']} by {reason}; the same command continues from there.", highlight=False
-        )  # fmt: skip
+        where = "before the first step" if result["step"] is None else f"at step {result['step']}"
+        console.print(f"Stopped {where} by {reason}; the same command continues from there.", highlight=False)
         return EXIT_STOPPED
     summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
     print_summary(console, run_dir, summary)

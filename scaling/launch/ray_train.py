@@ -29,7 +29,7 @@ _RENDEZVOUS = "SCALING_RENDEZVOUS"
 
 
 def _loss_teller(prefix: str) -> Any:
-    """Ray Train's callback, in its controller, that tells the driver which ranks ended without an error of their own."""
+    """Ray Train's callback, in its controller: a group has ended, and these ranks without an error of their own."""
     from ray.exceptions import RayActorError
     from ray.train import UserCallback
 
@@ -37,8 +37,7 @@ def _loss_teller(prefix: str) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
             lost = sorted(rank for rank, cause in causes.items() if isinstance(cause, RayActorError))
-            if lost:
-                KvChannel(prefix, lost[0]).send("lost", {"ranks": lost})
+            KvChannel(prefix, 0).send("lost", {"ranks": lost})
 
     return LossTeller()
 

@@ -106,9 +106,9 @@ def run_search(study: Study, console: Console) -> int:
     space, base = space_of(study.base), trial_base(study.base)
     plan = make_plan(base)
     with ExitStack() as cleanup:
-        signals = cleanup.enter_context(StopSignals())
         run_dir = RunDir(study.directory)
-        corpus_dir, skipped = prepare_corpus(base, run_dir, console)
+        corpus_dir, skipped = prepare_corpus(base, run_dir, console)  # which a signal interrupts: it may take long
+        signals = cleanup.enter_context(StopSignals())
         cluster = RayCluster(study.base.cluster, n_devices(study.base), helpers=n_devices(study.base), debug=base.scaling.debug)
         cluster.set_environment()
         os.environ.update(_ENVIRONMENT)

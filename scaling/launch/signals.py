@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: the first asks for a checkpoint and an end, a second Ctrl-C leaves at once."""
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: the first asks for a checkpoint and an end, a second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from scaling.cli import EXIT_STOPPED
+from scaling import door
+from scaling.door import EXIT_STOPPED
 
 
 class StopSignals:
@@ -17,15 +18,14 @@ class StopSignals:
     received_s: when the first came, in seconds since the epoch.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
     def __init__(self) -> None:
-        self.received: str | None = None
-        self.received_s: float | None = None
+        self._numbers = [number for number in door.SIGNALS if not door.is_ignored(number)]
+        self.received = door.received()  # one that came before, and was swallowed by what it interrupted
+        self.received_s = None if self.received is None else time.time()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in self._SIGNALS:
+        for number in self._numbers:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -39,11 +39,12 @@ class StopSignals:
         Ray's C++ core does when it connects: its SIGTERM handler prints a stack and sets an alarm that aborts the
         process three seconds later, be the checkpoint written or not.
         """
-        for number in self._SIGNALS:
+        for number in self._numbers:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             os._exit(EXIT_STOPPED)
+        door.hung_up(number)
         signal.alarm(0)  # the signal may have come through Ray's handler: see `renew`
         self.received, self.received_s = signal.Signals(number).name, self.received_s or time.time()

@@ -19,7 +19,7 @@ from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.opened import Corpus
 from scaling.driver_lock import DriverLock
-from scaling.errors import LaunchError, PlanError, ScalingError
+from scaling.errors import LaunchError, PlanError, ScalingError, SupersededError
 from scaling.files import disk_error
 from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run, prepare_corpus
@@ -215,9 +215,9 @@ class _Runner:
     def _work(self) -> None:
         base = self._study.base
         with ExitStack() as cleanup:
-            signals = cleanup.enter_context(StopSignals())
             for trial in self._waiting:
-                self._prepare(trial)
+                self._prepare(trial)  # which a signal interrupts: it may take long
+            signals = cleanup.enter_context(StopSignals())
             slots = base.study.trials_per_device
             pool = cleanup.enter_context(WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug))
             console = cleanup.enter_context(StudyConsole(self._console))
@@ -315,8 +315,8 @@ class _Runner:
                     reason, step = "the study was stopped", result["step"]
                     trial.run_dir.event("preempted", step=step, reason=reason, command_s=attempt.began_s)
             except ScalingError as error:
-                trial.run_dir.settle_account()
-                trial.run_dir.event("failed", reason=str(error), command_s=attempt.began_s)
+                with contextlib.suppress(SupersededError):  # the run is another driver's, and stands as that says
+                    trial.run_dir.failed(error, command_s=attempt.began_s)
             standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
             self._flops_done += self._left_before(attempt)

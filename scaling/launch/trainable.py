@@ -105,8 +105,7 @@ class RunTrainable(tune.Trainable):
                 try:
                     loss = self._train(config, plan, run_dir, target)
                 except ScalingError as error:
-                    run_dir.settle_account()
-                    run_dir.event("failed", reason=str(error))
+                    run_dir.failed(error)
                     raise
         if loss is not None:
             self._step = target

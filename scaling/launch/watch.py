@@ -29,6 +29,7 @@ class Watch:
         self._troubles = Troubles(world_size)
         self._heard_s: float | None = None
         self._last_trouble: Trouble | None = None
+        self._group_is_judged = self._group_has_ended = False
 
     def result(self) -> dict[str, Any]:
         """What the first rank returned at the end. Raises the first error that a rank told, or LaunchError."""
@@ -56,14 +57,24 @@ class Watch:
             self._run_dir.event("worker_failed", failure="controller", ranks=[], reason=reason)
             self._progress.say(f"{reason}; its workers are started again under another.")
         elif kind in ("crashed", "hung", "lost"):
-            self._troubles.add(kind, message)
-            self._heard_s = self._heard_s or time.monotonic()
+            self._accuse(kind, message)
         else:
             if kind == "began":
                 self._judge()
                 self._began, self._world_size = True, message["world_size"]
-                self._troubles = Troubles(self._world_size)
+                self._troubles, self._group_is_judged = Troubles(self._world_size), False
             told(kind, message, self._progress.say)
+
+    def _accuse(self, kind: str, report: dict[str, Any]) -> None:
+        """Collect a report. What comes after a group's verdict only follows from it: ranks that hang end themselves.
+
+        "lost" is the last that is told of a group, by Ray, with no ranks where all have spoken for themselves.
+        """
+        if not self._group_is_judged:
+            self._troubles.add(kind, report)
+            self._heard_s = self._heard_s or time.monotonic()
+        if kind == "lost":
+            self._group_has_ended, self._group_is_judged = not self._group_is_judged, False
 
     def _hear(self, over: bool) -> None:
         """Judge a trouble once everyone has been heard, or nobody will say more."""
@@ -74,10 +85,11 @@ class Watch:
 
     def _judge(self) -> None:
         self._heard_s = None
+        ended, self._group_has_ended = self._group_has_ended, False
         trouble, self._troubles = self._troubles.verdict(), Troubles(self._world_size)
         if trouble is None:
             return
-        self._last_trouble = trouble
+        self._last_trouble, self._group_is_judged = trouble, not ended
         self._run_dir.event("worker_failed", failure=trouble.kind, ranks=trouble.ranks, reason=trouble.text)
         self._progress.say(trouble.text[0].upper() + trouble.text[1:] + ".")
         if trouble.kind == "hung" and self._launch.dies_with_its_worker:
