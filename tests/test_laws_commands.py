@@ -12,6 +12,8 @@ from laws_points import ALPHA, chinchilla, isoflop_grid, noisy, write_table
 from test_laws_tables import make_run
 
 from scaling import fit, predict
+from scaling.laws.analysis import load_points
+from scaling.laws.options import FitOptions
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,11 @@ def test_a_thousand_draws_take_few_evaluations(monkeypatch):
     assert len(data) == 240
     assert 1000 <= sum(evaluated) < 40_000
     assert len(evaluated) < 1000, "draws are evaluated together"
+
+
+@pytest.mark.parametrize("table", ["~/a b.csv", "file://{}/a%20b.csv"])
+def test_a_table_may_be_under_home_or_a_file_url(tmp_path, monkeypatch, table):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a b.csv").write_text("N,D,loss\n1e6,2e7,4.0\n2e6,4e7,3.5\n")
+    points = load_points(FitOptions(table=table.format(tmp_path), n="N", d="D"))
+    assert points.loss.tolist() == [4.0, 3.5]

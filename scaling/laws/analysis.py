@@ -21,6 +21,7 @@ from scaling.laws.predict import Law
 from scaling.laws.repeated import RepeatedFit, fit_repeated
 from scaling.laws.results import Columns, Points, points_of_rows, read_rows
 from scaling.laws.study import points_of_study
+from scaling.paths import plain
 
 _FALSE = {"", "0", "false", "no", "n"}
 TWO_VARIABLES = ("chinchilla", "kaplan", "gadre")
@@ -57,11 +58,11 @@ def load_points(options: FitOptions) -> Points:
     """The points that `options` names, screened. Raises DataError or ConfigError."""
     if options.study is not None:
         points = points_of_study(
-            Path(options.study), n_counts=options.n_counts or "with_embeddings", c_counts=options.c_counts or "exact",
+            Path(plain(options.study)), n_counts=options.n_counts or "with_embeddings", c_counts=options.c_counts or "exact",
             keep=options.keep,
         )  # fmt: skip
         return drop_highest(screen(points, keep=options.keep), options.drop_highest)
-    path = Path(str(options.table))
+    path = Path(plain(str(options.table)))
     rows = read_rows(path, where=dict(options.where), same=options.same)
     columns = Columns(options.loss, options.n, options.d, options.c, options.run, options.unique, options.metric)
     flags = {name: column for name, column in (("warmup", options.warmup), ("decayed", options.decayed)) if column is not None}
