@@ -7,6 +7,7 @@ import sys
 
 from scaling.asked import answered
 from scaling.errors import ConfigError
+from scaling.screen import print_help
 from scaling.spelling import TYPED, did_you_mean
 
 COMMANDS = {
@@ -45,7 +46,7 @@ def main() -> int:
 
 
 def _own_answer(name: str) -> int:
-    if answered([name], lambda: print(HELP)):
+    if answered([name], lambda: print_help(HELP)):
         return 0
     known = "=" in name
     fix = f"To train: python -m scaling run {name}" if known else f"{did_you_mean(name, list(COMMANDS))}There are: "

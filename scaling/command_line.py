@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
@@ -17,19 +16,19 @@ from scaling.asked import FLAGS, answered
 from scaling.cli import EXIT_FINISHED, reported
 from scaling.errors import ConfigError
 from scaling.generate_options import RunOptions
+from scaling.screen import print_help
 from scaling.section import Section
 from scaling.spelling import TYPED as WHERE
 from scaling.spelling import did_you_mean, no_flag, no_key
 
 Options = TypeVar("Options", bound=Section)
-WIDTH = 120
 EXIT_INTERRUPTED = 130
 """By Ctrl-C, as shells say it."""
 
 
 def run_command(kind: type[Options], task: Callable[[Options], None], usage: str, words: Sequence[str]) -> int:
     """Run `task` on the options of `words`; returns the exit code. A ScalingError is printed as its message."""
-    if answered(words, lambda: print(usage + "\n".join(_help_lines(kind)))):
+    if answered(words, lambda: print_help(usage + "\n".join(_help_lines(kind)))):
         return EXIT_FINISHED
     codes: list[int] = []
     _write_anything(sys.stdout)
@@ -102,7 +101,7 @@ def _help_lines(kind: type[Section]) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         default = "" if field.is_required() or field.default is None else str(field.default)
         shown = f"  {f'{field.alias or name}={default}':<20} "
-        yield textwrap.fill(field.description or "", WIDTH, initial_indent=shown, subsequent_indent=" " * len(shown))
+        yield f"{shown} {field.description or ''}".rstrip()
 
 
 def _descriptions(kind: type[Section]) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,16 @@ def _draw(train: Points, val: Points, baselines: Mapping[str, float], title: str
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.75, 5.46875), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         _draw_train(axes, train)
         _draw_val(axes, val)
         _set_axes(axes, [*train, *val], baselines)
-        _draw_baselines(axes, baselines)
         axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=32)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, columnspacing=2)
+        canvas.draw()  # places the axes, so that names can be placed in them
+        figure.set_layout_engine("none")
+        _draw_baselines(axes, baselines, [*_dense(train), *val])
         image = io.BytesIO()
         figure.savefig(image, format="png")
     return image.getvalue()
@@ -102,18 +105,61 @@ def _draw_val(axes: Axes, val: Points) -> None:
     axes.plot(tokens, losses, color=_VAL, label=f"validation  {losses[-1]:.3f}", clip_on=False, **style)
 
 
-def _draw_baselines(axes: Axes, baselines: Mapping[str, float]) -> None:
-    """Dashed levels, named at the right end: above the line, or below it where the level above is near."""
-    low, high = axes.get_ylim()
-    previous = math.inf
+def _draw_baselines(axes: Axes, baselines: Mapping[str, float], points: Points) -> None:
+    """Dashed levels, each with its name where it covers neither a point nor another name."""
+    taken: list[Box] = []
+    to_pixels = axes.transData.transform
+    dots = [tuple(to_pixels(point)) for point in points]
+    frame = axes.get_window_extent()
+    lines = [to_pixels((0, level))[1] for level in baselines.values()]
     for name, level in sorted(baselines.items(), key=lambda item: -item[1]):
-        below = previous - level < 0.06 * (high - low)
-        previous = level
         axes.axhline(level, color=_QUIET, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1)
-        axes.annotate(
-            f"{name}  {level:.3f}", (1, level), xycoords=("axes fraction", "data"), xytext=(-2, -4 if below else 3),
-            textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=9.5, color=_QUIET,
+        text = axes.annotate(
+            f"{name}  {level:.3f}", (1, level), xycoords=("axes fraction", "data"), textcoords="offset points",
+            xytext=(0, 0), ha="right", va="bottom", fontsize=9.5, color=_QUIET, zorder=5,
         )  # fmt: skip
+        size = text.get_window_extent()
+        line = to_pixels((0, level))[1]
+        pad = size.height / 4
+        places = list(_places(frame.x0, frame.x1, line, size.width, size.height, pad))
+        box = min(places, key=lambda place: (_covered(place, dots, taken, lines, (frame.y0, frame.y1)), places.index(place)))
+        taken.append(box)
+        text.set_position(((box[2] - frame.x1) * 72 / axes.figure.dpi, (box[1] - line) * 72 / axes.figure.dpi))
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in pixels."""
+
+
+def _places(left: float, right: float, line: float, width: float, height: float, pad: float) -> Iterator[Box]:
+    """Where a name may stand: from the right end to the left, above the level and below it."""
+    steps = 24
+    for step in range(steps + 1):
+        end = right - step * (right - left - width) / steps
+        yield end - width, line + pad, end, line + pad + height
+        yield end - width, line - pad - height, end, line - pad
+
+
+def _covered(
+    box: Box, dots: Sequence[tuple[float, ...]], taken: Sequence[Box], lines: Sequence[float], heights: tuple[float, float]
+) -> int:
+    """How many points lie in a box or on its edge; a level counts as some, a name or the end of the axes as many."""
+    left, bottom, right, top = box
+    margin = 8  # half a marker, and the width of a line
+    found = sum(left - margin < x < right + margin and bottom - margin < y < top + margin for x, y in dots)
+    found += sum(20 for line in lines if bottom - 1 < line < top + 1)
+    for other in taken:
+        if left < other[2] and other[0] < right and bottom < other[3] and other[1] < top:
+            found += 1000
+    return found + 1000 * (bottom < heights[0] or top > heights[1])
+
+
+def _dense(points: Points, between: int = 8) -> Points:
+    """The points and some of the line between them, since a name may not lie on that either."""
+    found = list(points)
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        found += [(x0 + (x1 - x0) * k / between, y0 + (y1 - y0) * k / between) for k in range(1, between)]
+    return found
 
 
 def _set_axes(axes: Axes, points: Points, baselines: Mapping[str, float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling.asked import answered
 from scaling.errors import ScalingError
 from scaling.laws.options import FitOptions, keys_help, parse
+from scaling.screen import Column, FittedTable, print_help, print_items
+from scaling.units import counted
 
 if TYPE_CHECKING:
     from scaling.laws.analysis import Analysis
@@ -29,7 +31,7 @@ _SHOWN_EXCLUDED = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, write the report and print its core; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if answered(words, lambda: print(USAGE)):
+    if answered(words, lambda: print_help(USAGE)):
         return 0
     try:
         options = parse(FitOptions, words, "scaling.fit")
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(points.excluded) > _SHOWN_EXCLUDED:
             print(f"Left out {len(points.excluded) - _SHOWN_EXCLUDED} more; the report lists them")
         analysis = analyse(points, options)
-        _print(analysis)
+        print_items(_shown(analysis))
         source = Path(str(options.study or options.table))
         written = write_report(analysis, _directory(options), title=f"Scaling laws of {source.name}")
     except ScalingError as error:
@@ -58,46 +60,32 @@ def _directory(options: FitOptions) -> Path:
     return Path(options.study) / "laws" if options.study is not None else Path(f"laws-{Path(str(options.table)).stem}")
 
 
-def _print(analysis: Analysis) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def _shown(analysis: Analysis) -> Iterator[str | FittedTable]:
     from scaling.laws.intervals import percentile_interval
     from scaling.laws.report import exponent_rows
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=160)  # a file or a pipe has no width to keep to
     definitions = analysis.points.definitions
-    console.print(
-        f"{len(analysis.points)} points; N counts: {definitions.n_counts}; C counts: {definitions.c_counts}", markup=False
-    )
-    table = Table(box=box.SIMPLE_HEAD, title="Fitted forms, 95 % intervals by bootstrap over runs", title_justify="left")
-    for heading in ("form", "parameter", "value", "interval"):
-        table.add_column(heading, justify="left" if heading in ("form", "parameter") else "right", no_wrap=True)
+    n_points = counted(len(analysis.points), "point")
+    yield f"{n_points}; N counts: {definitions.n_counts}; C counts: {definitions.c_counts}"
+    columns = (Column("form", left=True, wraps=True), Column("parameter", left=True), Column("value"), Column("interval"))
+    table = FittedTable(columns, "Fitted forms, 95 % intervals by bootstrap over runs")
     for name, fitted in analysis.forms.items():
         drawn = fitted.fit.form.reported(fitted.bootstrap.theta)
         for key, value in fitted.fit.parameters.items():
             low, high = percentile_interval(drawn[key])
-            table.add_row(name, key, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
+            table.add(name, key, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
             name = ""
-        table.add_row("", "objective", f"{fitted.fit.objective:.10g}", "", end_section=True)
-    if analysis.forms:
-        console.print(table)
-    split = Table(box=box.SIMPLE_HEAD, title="N* ~ C^a, D* ~ C^b", title_justify="left")
-    for heading in ("approach", "a", "95 %", "b", "95 %"):
-        split.add_column(heading, justify="left" if heading == "approach" else "right", no_wrap=True)
-    rows = exponent_rows(analysis)
-    for row in rows:
-        split.add_row(*row)
-    if rows:
-        console.print(split)
-    for name, fitted in analysis.forms.items():
-        for warning in fitted.warnings:
-            console.print(f"Warning, {name}: {warning}", markup=False)
-    for name, reason in analysis.refused.items():
-        console.print(f"Not fitted, {name}: {reason}", markup=False)
+        table.add("", "objective", f"{fitted.fit.objective:.10g}", "")
+    if table.rows:
+        yield table
+    split_columns = (Column("approach", wraps=True), Column("a"), Column("95 % of a"), Column("b"), Column("95 % of b"))
+    split = FittedTable(split_columns, "N* ~ C^a, D* ~ C^b")
+    for row in exponent_rows(analysis):
+        split.add(*row)
+    if split.rows:
+        yield split
+    yield from (f"Warning, {name}: {warning}" for name, fitted in analysis.forms.items() for warning in fitted.warnings)
+    yield from (f"Not fitted, {name}: {reason}" for name, reason in analysis.refused.items())
 
 
 if __name__ == "__main__":

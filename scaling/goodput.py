@@ -72,7 +72,7 @@ def account(events: Iterable[Mapping[str, Any]], progress: Mapping[str, Any] | N
             begun_s[event.get("workers", "")] = event["time_s"]
         elif kind == "account" and event["workers"] in begun_s:
             timeline.spent(begun_s.pop(event["workers"]), event["seconds"])
-        elif kind in ("preempted", "failed"):
+        elif kind in ("preempted", "stopped", "failed"):
             timeline.command(event.get("command_s"))
             timeline.up_to(event["time_s"], RESTARTING)
         elif kind == "finished":
@@ -94,7 +94,7 @@ def n_failures(events: Iterable[Mapping[str, Any]]) -> int:
     for event in events:
         if event["kind"] in ("start", "resume"):
             n_failed, running = n_failed + running, True
-        elif event["kind"] == "preempted":
+        elif event["kind"] in ("preempted", "stopped"):
             running = False
     return n_failed
 

@@ -16,6 +16,7 @@ from scaling.plan.calibrate import scale_of
 from scaling.plan.machine import resolve_cluster
 from scaling.plan.ranked import ranked_plan
 from scaling.plan.show_ranked import lines
+from scaling.screen import print_help, print_items
 from scaling.spelling import no_flag
 
 HELP = """\
@@ -29,8 +30,8 @@ Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys 
 
 --json       print the whole answer as JSON
 --refused    list the layouts that break a rule, with the rule, and those that do not fit, with what they need
-layout=manual layout.tp=2 ...: rank the layouts that have what is fixed
-cluster=NxMxGPU: N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible
+layout=manual layout.tp=2 ...  rank the layouts that have what is fixed
+cluster=NxMxGPU  N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible
 
 Exit codes: 0 something fits; 2 configuration wrong, or nothing fits.
 """
@@ -39,7 +40,7 @@ FLAGS = ("--json", "--refused")
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if answered(words, lambda: print(HELP, end="")):
+    if answered(words, lambda: print_help(HELP)):
         return 0
     try:
         return _plan(words)
@@ -58,7 +59,10 @@ def _plan(words: list[str]) -> int:
     text = json.dumps(answer, indent=1)
     if config.plan.output:
         _write(Path(config.plan.output), text)
-    print(text if "--json" in flags else "\n".join(lines(answer, config.plan.top)))
+    if "--json" in flags:
+        print(text)
+    else:
+        print_items(lines(answer, config.plan.top))
     return 0 if answer["layouts"] else PlanError.exit_code
 
 

@@ -17,6 +17,7 @@ from scaling.asked import answered
 from scaling.errors import ScalingError
 from scaling.files import read_object, write_json
 from scaling.laws.options import keys_help, parse
+from scaling.screen import print_help, print_items
 from scaling.section import Section
 from scaling.units import format_count, format_duration
 
@@ -66,7 +67,7 @@ Exit codes: 0 predicted (launch=true: that of the run); 2 a wrong argument; 1 a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the prediction; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if answered(words, lambda: print(USAGE)):
+    if answered(words, lambda: print_help(USAGE)):
         return 0
     try:
         options = parse(PredictOptions, words, "scaling.predict")
@@ -76,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(answer, indent=2) if options.json_ else "\n".join(lines), flush=True)
+    if options.json_:
+        print(json.dumps(answer, indent=2), flush=True)
+    else:
+        print_items(lines)
     if recommendation is None or not options.launch:
         return 0
     return _launch(recommendation, answer["recommended"])

@@ -13,8 +13,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from scaling.command_line import run_command
 from scaling.config import TokenizerConfig
 from scaling.paths import split_paths
+from scaling.screen import Column, FittedTable, print_items
 from scaling.section import Count, Section
-from scaling.units import format_duration
+from scaling.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from scaling.data.shards import CorpusIndex
@@ -139,15 +140,17 @@ def prepare(options: PrepareOptions) -> None:
 
 def _conclude(out: str, index: CorpusIndex, seconds: float | None) -> None:
     """Counts, speed (where nothing had been done before), and how the corpus is used."""
-    n_tokens = {split: sum(shard.n_tokens for shard in shards) for split, shards in index.splits.items()}
     n_bytes = sum(shard.n_bytes for shards in index.splits.values() for shard in shards)
-    total = sum(n_tokens.values())
+    total = sum(shard.n_tokens for shards in index.splits.values() for shard in shards)
+    columns = (Column("part", left=True), Column("tokens"), Column("documents"), Column("shards"))
+    table = FittedTable(columns, f"Corpus in {out}")
     for split, shards in index.splits.items():
-        n_documents = sum(shard.n_documents for shard in shards)
-        print(f"{split:<6}{n_tokens[split]} tokens, {n_documents} documents, {len(shards)} shards")
-    print(f"{n_bytes} bytes of text, {n_bytes / total:.2f} a token; fingerprint {index.fingerprint[:16]}")
+        counts = (sum(shard.n_tokens for shard in shards), sum(shard.n_documents for shard in shards), len(shards))
+        table.add(split, *(f"{count:,}" for count in counts))
+    lines = [f"{format_bytes(n_bytes)} of text, {n_bytes / total:.2f} bytes a token; fingerprint {index.fingerprint[:16]}"]
     if seconds is not None:
-        print(f"{total / seconds:.0f} tokens/s: {total} in {format_duration(seconds)}")
+        lines.append(f"Took {format_duration(seconds)}: {format_count(total / seconds)} tokens/s")
+    print_items([table, *lines])
     info = index.tokenizer
     print(f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}")
 

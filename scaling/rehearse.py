@@ -29,6 +29,7 @@ from scaling.rehearsal.drill import Drill, Outcome
 from scaling.rehearsal.options import DrillOptions, new_directory, split_words
 from scaling.rehearsal.report import Report, allowed_difference, print_report
 from scaling.rundir import RunDir
+from scaling.screen import print_help
 from scaling.spelling import no_flag
 from scaling.units import format_duration
 
@@ -57,7 +58,7 @@ _STEPS_PER_KILL = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if answered(words, lambda: print(HELP + "\n".join(_keys()))):
+    if answered(words, lambda: print_help(HELP + "\n".join(_keys()))):
         return EXIT_FINISHED
     codes: list[int] = []
     before = signal.signal(signal.SIGTERM, _interrupt)

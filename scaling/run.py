@@ -31,8 +31,9 @@ def _command() -> int:
 
 def _show_help() -> None:
     from scaling.help import help_text
+    from scaling.screen import print_help
 
-    print(help_text())
+    print_help(help_text())
 
 
 def _drive(config: RunConfig) -> int:

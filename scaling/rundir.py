@@ -28,14 +28,14 @@ from scaling.provenance import describe_attempt
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "branched", "stopped", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
+    "first_step", "branched", "stopped", "pruned", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
     "preemption_notice",
 ]  # fmt: skip
-State = Literal["new", "begun", "preempted", "failed", "stopped", "finished"]
+State = Literal["new", "begun", "preempted", "failed", "stopped", "pruned", "finished"]
 
 _STATE_AFTER: dict[str, State] = {
     "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "stopped": "stopped",
-    "finished": "finished",
+    "pruned": "pruned", "finished": "finished",
 }  # fmt: skip
 
 

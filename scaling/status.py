@@ -8,21 +8,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling.asked import FLAGS, answered
+from scaling.checkpoint import committed
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.files import last_lines, read_object
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
-from scaling.metrics.record import Record, decode_record, portable_number
+from scaling.metrics.record import Record, decode_record, portable_number, sampled
 from scaling.rundir import RunDir, state_after
 from scaling.runs import find_run, find_runs
+from scaling.screen import Column, FittedTable, print_help, print_items, sparkline
 from scaling.spelling import no_flag
 from scaling.units import format_count, format_duration
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 USAGE = """\
 Usage: python -m scaling.status [run.root=DIR] [DIR | RUN ...] [--json]
@@ -38,20 +37,37 @@ DEFAULT_ROOT = "runs"  # run.root in conf/config.yaml
 _TAILS_BYTES = (1 << 16, 1 << 20)
 """Parts of a record that are looked through, the second where the first lacks a value: about 250 and 4000 lines."""
 _SHOWN = (names.TRAIN_LOSS, names.VAL_LOSS, names.TOKENS_PER_S)
-_COLOURS = {"running": "green", "finished": "blue", "failed": "bold red", "interrupted": "yellow", "damaged": "bold red"}
+_COLUMNS = (
+    Column("run", wraps=True), Column("state", left=True), Column("step"), Column("loss"), Column("val loss", 2),
+    Column("curve", 5, left=True), Column("tokens/s", 4), Column("restarts", 7), Column("goodput", 6), Column("ETA", 3),
+    Column("last record", 5),
+)  # fmt: skip
+_COLOURS = {
+    "running": "green",
+    "finished": "blue",
+    "failed": "bold red",
+    "interrupted": "yellow",
+    "stopped": "yellow",
+    "damaged": "bold red",
+}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One row. None is unknown. `state` is running, finished, failed, preempted, interrupted, begun, new or damaged:
-    interrupted has begun and has no living driver; begun is one of the two where locks cannot tell. `seconds`: where its time
-    has gone (`scaling.goodput`), and `goodput` the share of steps that count."""
+    """One row. None is unknown.
+
+    `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or damaged: interrupted has begun
+    and has no living driver; begun is one of the two where locks cannot tell. `checkpoint_step`: where the same command goes on,
+    of a run that stands still before its end. `seconds`: where its time has gone (`scaling.goodput`), and `goodput` the share
+    of steps that count. `curve`: its losses in a few bars.
+    """
 
     name: str
     path: str
     state: str
     step: int | None = None
     n_steps: int | None = None
+    checkpoint_step: int | None = None
     loss: float | None = None
     val_loss: float | None = None
     tokens_per_s: float | None = None
@@ -60,13 +76,14 @@ class RunStatus:
     seconds: Seconds | None = None
     eta_s: float | None = None
     age_s: float | None = None
+    curve: str | None = None
     trouble: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if answered(words, lambda: print(USAGE)):
+    if answered(words, lambda: print_help(USAGE)):
         return 0
     try:
         roots, as_json = _arguments(words)
@@ -128,6 +145,7 @@ def status_of(path: Path, root: Path) -> RunStatus:
         state=state,
         step=int(step) if step is not None else None,
         n_steps=plan.get("n_steps"),
+        checkpoint_step=None if running or state == "finished" else _checkpoint_step(run_dir),
         loss=newest.get(names.TRAIN_LOSS),
         val_loss=newest.get(names.VAL_LOSS),
         tokens_per_s=tokens_per_s,
@@ -136,6 +154,7 @@ def status_of(path: Path, root: Path) -> RunStatus:
         seconds={activity: round(spent_s, 3) for activity, spent_s in seconds.items()} if events else None,
         eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s) if running else None,
         age_s=_age_s(run_dir),
+        curve=sparkline(sampled(run_dir.metrics, names.TRAIN_LOSS)) or None,
         trouble=next((str(event["reason"]) for event in events[-1:] if event["kind"] == "failed" and "reason" in event), None),
     )
 
@@ -182,6 +201,13 @@ def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
     return newest
 
 
+def _checkpoint_step(run_dir: RunDir) -> int | None:
+    """Of the newest one, unverified; 0 where a run has begun and has none."""
+    if not run_dir.events.exists():
+        return None
+    return max((step for step, _ in committed(run_dir.checkpoints)), default=0)
+
+
 def _eta_s(n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: float | None) -> float | None:
     if n_tokens_total is None or n_tokens is None or not tokens_per_s:
         return None
@@ -199,34 +225,22 @@ def _portable(status: RunStatus) -> dict[str, object]:
 
 
 def _print_table(statuses: Sequence[RunStatus]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a file or a pipe has no width to keep to
-    console.print(_table(statuses))
-    for status in statuses:
-        if status.trouble:
-            console.print(f"{status.name}: {status.trouble}", markup=False)
+    troubles = [f"{status.name}: {status.trouble}" for status in statuses if status.trouble]
+    print_items([_table(statuses), *troubles])
 
 
-def _table(statuses: Sequence[RunStatus]) -> Table:
-    from rich import box
-    from rich.table import Table
+def _table(statuses: Sequence[RunStatus]) -> FittedTable:
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("run", no_wrap=True, overflow="ellipsis", min_width=12)
-    table.add_column("state", no_wrap=True)
-    for heading in ("step", "loss", "val loss", "tokens/s", "restarts", "goodput", "ETA", "last record"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = FittedTable(_COLUMNS)
     for s in statuses:
-        table.add_row(
+        table.add(
             s.name,
             Text(s.state, style=_COLOURS.get(s.state, "")),
-            _shown(s.step, "{}") + (f" / {s.n_steps}" if s.n_steps else ""),
+            _step(s),
             _shown(s.loss, "{:.3f}"),
             _shown(s.val_loss, "{:.3f}"),
+            s.curve or "-",
             format_count(s.tokens_per_s) if s.tokens_per_s is not None else "-",
             _shown(s.restarts, "{}"),
             _shown(s.goodput, "{:.1%}"),
@@ -234,6 +248,14 @@ def _table(statuses: Sequence[RunStatus]) -> Table:
             f"{format_duration(s.age_s)} ago" if s.age_s is not None else "-",
         )
     return table
+
+
+def _step(status: RunStatus) -> str:
+    """The last record's step; where another command would go on from an earlier checkpoint, that one's too."""
+    text = _shown(status.step, "{}") + (f" / {status.n_steps}" if status.n_steps else "")
+    if status.checkpoint_step is None or status.checkpoint_step == status.step:
+        return text
+    return f"{text}, saved {status.checkpoint_step}"
 
 
 def _shown(value: float | None, style: str) -> str:

@@ -84,3 +84,8 @@ def format_duration(seconds: float) -> str:
     if whole < 72 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{seconds / 86400:.1f} days"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """1, "worker" -> "1 worker"; 2, "worker" -> "2 workers"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

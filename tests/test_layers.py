@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"redact", "units", "goodput", "paths", "door"},
+    {"redact", "units", "goodput", "paths", "door", "screen"},
     {"errors", "asked"},
     {"spelling"},
     {"section", "inert"},

@@ -16,7 +16,7 @@ from scaling.compose import compose
 from scaling.config import RunConfig
 from scaling.metrics import wandb_sink
 from scaling.metrics.record import MetricLog, read_metrics
-from scaling.metrics.sinks import make_sinks
+from scaling.metrics.sinks import back_fill, make_sinks
 from scaling.metrics.wandb_sink import log_results, reachable
 
 
@@ -344,3 +344,54 @@ def test_no_logger_is_no_sink_and_views_load_no_heavy_library(tmp_path):
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+
+
+def finished_run(tmp_path: Path) -> Path:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    record_steps(MetricLog(run_dir / "metrics.jsonl"), range(1, 13))
+    return run_dir
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, by its own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_is_filled_from_a_finished_run_once(tmp_path):
+    run_dir, notices = finished_run(tmp_path), []
+    config = compose(["logger=tensorboard"])
+    for _ in range(2):
+        back_fill(config, run_dir, notices.append)
+    assert notices == ["TensorBoard: 14 earlier records filled in from metrics.jsonl.", "TensorBoard: has the whole run already."]
+    assert len(list((run_dir / "tensorboard").iterdir())) == 1
+    shown = scalars(run_dir)
+    assert [step for step, _ in shown["train/loss"]] == list(range(1, 13))
+    assert [step for step, _ in shown["val/loss"]] == [5, 10]
+    assert shown["train/loss"] == pytest.approx([(step, 10 / step) for step in range(1, 13)])
+
+
+def test_a_run_that_changes_its_logger_gives_it_the_earlier_records(tmp_path):
+    run_dir, notices, config = tmp_path / "run", [], compose(["logger=tensorboard"])
+    run_dir.mkdir()
+    for first, last, with_board in ((1, 4, True), (4, 7, False), (7, 10, True)):
+        resumed = first - 1 or None
+        log = MetricLog(run_dir / "metrics.jsonl", make_sinks(config, run_dir, resumed, notices.append) if with_board else ())
+        log.resume(resumed)
+        record_steps(log, range(first, last + (2 if last == 4 else 0)))  # the first part is cut back by the second
+        log.close()
+    assert [step for step, _ in scalars(run_dir)["train/loss"]] == list(range(1, 10))
+    assert len(notices) == 1
+
+
+@pytest.mark.usefixtures("no_account")
+def test_wandb_is_filled_from_a_finished_run_once(tmp_path):
+    run_dir, notices = finished_run(tmp_path), []
+    for _ in range(2):
+        back_fill(wandb_config(), run_dir, notices.append)
+    assert notices[1:] == ["W&B: 14 earlier records filled in from metrics.jsonl.", "W&B: has the whole run already."]
+    assert history(wandb_entries(run_dir)) == as_wandb_shows(read_metrics(run_dir / "metrics.jsonl"))

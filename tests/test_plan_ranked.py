@@ -140,7 +140,7 @@ def test_the_command_prints_ranks_reasons_and_refusals(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     for part in (
         "parameters",
-        "MFU (80 %)",
+        "MFU, 80 %",
         "is first:",
         "goodput",
         "USD",

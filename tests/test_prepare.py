@@ -41,6 +41,8 @@ def test_every_document_of_every_format_is_kept_once(tmp_path, capsys, tokenizer
     out, err = capsys.readouterr()
     assert "150 documents, without 20 exact duplicates and 2 empty ones" in err
     assert "tokens/s" in out
+    assert out.count("documents") == 1, "the summary comes once"
+    assert "wrote" not in err
     assert f"tokenizer={tokenizer} tokenizer.vocab_size={index.tokenizer.vocab_size}" in out
 
 

@@ -77,7 +77,7 @@ def test_a_population_is_the_same_when_repeated(workplace: Workplace, tmp_path: 
     found = rows(tmp_path / "pbt")
     assert len([path for path in (tmp_path / "pbt").iterdir() if path.is_dir()]) == len(found)
     assert sum(row["state"] == "finished" for row in found) == 4
-    replaced = [row for row in found if row["state"] == "stopped"]
+    replaced = [row for row in found if row["state"] == "pruned"]
     assert len(found) == 4 + len(replaced)
     children = [row for row in found if row["train.parent"]]
     assert len(children) == len(replaced) >= 1

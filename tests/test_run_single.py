@@ -43,13 +43,16 @@ def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Wor
     first = workplace.start(*ONE_WORKER, root=root)
     stop(first, 33, signal.SIGINT)
     assert first.wait() == 75, first.output
-    (preempted,) = events(first, "preempted")
-    assert preempted["reason"] == "SIGINT"
+    (stopped,) = events(first, "stopped")
+    assert stopped["reason"] == "SIGINT"
+    assert events(first, "preempted") == []
+    assert f"Stopped at step {stopped['step']} by Ctrl-C; the same command continues from there." in first.output
+    assert (first.directory / "loss.png").exists()
     last = max((first.directory / "checkpoints").iterdir()).name
-    assert last == f"step-{preempted['step']:08d}", "what was trained is not lost"
+    assert last == f"step-{stopped['step']:08d}", "what was trained is not lost"
     second = workplace.finish(*ONE_WORKER, *TIMED, "plan.calibrate_from_run=true", root=root)
     assert curve(second) == curve(single)
-    assert f"Resuming after step {preempted['step']}." in second.output
+    assert f"Resuming after step {stopped['step']}." in second.output
     (learnt,) = json.loads((root / "calibration.json").read_text())
     assert learnt["measured_tokens_per_s"] == json.loads((second.directory / "summary.json").read_text())["tokens_per_s"]
     assert "calibration times on these devices x" in " ".join(second.output.split())
@@ -64,7 +67,7 @@ def test_a_second_ctrl_c_leaves_at_once(workplace: Workplace) -> None:
     run.signal(signal.SIGINT)
     assert run.wait(timeout_s=20) == 75
     assert list((run.directory / "checkpoints").glob("step-*")) == []
-    assert events(run, "preempted") == []
+    assert events(run, "stopped") == events(run, "preempted") == []
 
 
 def test_a_second_driver_is_refused_and_harms_nothing(workplace: Workplace, single: Run) -> None:

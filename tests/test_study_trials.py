@@ -20,7 +20,7 @@ from scaling.launch.study_driver import _Attempt, drive_study
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.rundir import RunDir
-from scaling.study.results import result_rows, write_results
+from scaling.study.results import result_rows, results_table, write_results
 from scaling.study.table import measured_rate, remaining, study_table, total
 from scaling.study.trials import Study, declare, differences, fair_shares, on_fewest_devices, standing_of
 
@@ -94,7 +94,7 @@ def test_the_list_has_totals_of_what_is_left(tmp_path: Path) -> None:
     assert whole.device_hours == pytest.approx(
         sum(t.plan.hours * t.plan.layout.world_size for t in study.trials if t.plan and t.plan.hours)
     )
-    assert "still to do" in (text := shown(study))
+    assert "Still to do" in (text := shown(study))
     assert "2 B" in text
     assert "refused" in shown(declared(tmp_path, ("model=gpt_125m",), ("model=gpt_175b",), base=GPUS))
 
@@ -184,3 +184,34 @@ def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(tmp_path: Path, mo
     threading.Timer(0.1, goes_on.set).start()
     assert summary._baselines(config, corpus) == {"unigram": 3.0}
     assert counted == ["here"]
+
+
+def test_a_study_of_sizes_shows_depth_and_width_and_of_heads_alone_the_heads(tmp_path):
+    from scaling.study.table import headings, labels, shown_keys
+
+    def trials(*words: tuple[str, ...]):
+        jobs = [(compose([*each, f"run.root={tmp_path}"]), each) for each in words]
+        return declare(jobs).trials
+
+    sizes = trials(("model.n_layers=2", "model.d_model=64"), ("model.n_layers=3", "model.d_model=128"))
+    assert headings(shown_keys(sizes)) == ["n_layers", "d_model"]
+    assert all(label.startswith(("n_layers=2 d_model=64 (", "n_layers=3 d_model=128 (")) for label in labels(sizes).values())
+    heads = trials(("model.n_heads=2",), ("model.n_heads=4",))
+    assert headings(shown_keys(heads)) == ["n_heads"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_tables_of_a_study_fit_and_keep_what_varies(tmp_path, width):
+    words = [(f"optim.lr={lr}", f"train.seed={seed}") for lr in ("0.00106", "0.00212") for seed in (0, 1)]
+    study = declare([(compose([*each, f"run.root={tmp_path}"]), each) for each in words])
+    standings = {trial.identity: standing_of(trial) for trial in study.trials}
+    for table in (study_table(study, standings), results_table(study, result_rows(study, standings))):
+        out = io.StringIO()
+        Console(file=out, width=width).print(table)
+        text = out.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "0.0.." not in text
+        assert "…" not in text
+        for trial in study.trials:
+            assert trial.name.rpartition("-")[2] in text
+        assert "0.00106" in text

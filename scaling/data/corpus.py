@@ -19,13 +19,14 @@ from scaling.config import DataConfig, TokenizerConfig
 from scaling.data.fetch import fetch, join, local_path
 from scaling.data.mixture import Component, write_mixture
 from scaling.data.pieces import local_paths
-from scaling.data.prepare import TOKENIZER_FILE, Recipe, build
+from scaling.data.prepare import TOKENIZER_FILE, Recipe, build, written_text
 from scaling.data.recipe import directory_name, recipe_of
 from scaling.data.resume import build_or_finish, noted_commits
 from scaling.data.shards import INDEX_FILE, CorpusIndex
 from scaling.data.tasks import Report, n_cores, put, silent
 from scaling.errors import ConfigError, DataError
 from scaling.paths import plain
+from scaling.units import counted
 
 _FIXES = {
     errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
@@ -57,13 +58,15 @@ def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given:
     if data.kind == "documents":  # may take hours: built where it stays, and gone on with after a kill
         commits = noted_commits(directory)
         recipe = recipe_of(data, tokenizer, hub, commits, report)
-        build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
+        index, _ = build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
+        report(written_text(index), None)
         return directory
     with _lock(cache, directory.name, report):
         if not (directory / INDEX_FILE).is_file():
             recipe = recipe_of(data, tokenizer, hub, {}, report)
-            report(f"reading {len(local_paths(recipe.pieces))} files", None)
+            report(f"reading {counted(len(local_paths(recipe.pieces)), 'file')}", None)
             _build(recipe, directory, report)
+            report(written_text(CorpusIndex.load(directory)), None)
     return directory
 
 

@@ -92,11 +92,11 @@ def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> Co
             arguments = [(str(directory), f"{split}-{number:06d}.tar", dtype, plan) for number, plan in enumerate(plans)]
             written = work.run(write_shard, split, arguments, f"writing the {split} shards")
             shards[split] = tuple(ShardInfo(**shard) for shard in written)
-    return _finish(recipe, directory, dtype, trained, shards, report)
+    return _finish(recipe, directory, dtype, trained, shards)
 
 
 def _finish(
-    recipe: Recipe, directory: Path, dtype: str, trained: Tokenizer, shards: dict[str, tuple[ShardInfo, ...]], report: Report
+    recipe: Recipe, directory: Path, dtype: str, trained: Tokenizer, shards: dict[str, tuple[ShardInfo, ...]]
 ) -> CorpusIndex:
     """The index last: a directory without one is no corpus."""
     content = (directory / WORK / TOKENIZER_FILE).read_bytes()
@@ -107,9 +107,13 @@ def _finish(
     index.save(directory)
     shutil.rmtree(directory / WORK)
     _sync(directory)
-    n_tokens = {split: format_count(sum(shard.n_tokens for shard in shards[split])) for split in shards}
-    report(f"wrote {n_tokens['train']} tokens for training, {n_tokens['val']} held out", 1.0)
     return index
+
+
+def written_text(index: CorpusIndex) -> str:
+    """The end of the work, in a line."""
+    n_tokens = {split: format_count(sum(shard.n_tokens for shard in shards)) for split, shards in index.splits.items()}
+    return f"wrote {n_tokens['train']} tokens for training, {n_tokens['val']} held out"
 
 
 def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:

@@ -17,10 +17,11 @@ from scaling.data.corpus import ensure_corpus
 from scaling.data.opened import Corpus
 from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
-from scaling.launch.console import ProgressLine
-from scaling.launch.signals import StopSignals
-from scaling.launch.summary import finish, print_summary
+from scaling.launch.console import ProgressLine, starting_text
+from scaling.launch.signals import StopSignals, event_of
+from scaling.launch.summary import draw_curve, finish, print_summary
 from scaling.launch.watch import Watch
+from scaling.metrics.sinks import back_fill
 from scaling.plan.calibrate import scale_of
 from scaling.plan.elastic import elastic_sizes
 from scaling.plan.layout import RunPlan, make_plan
@@ -50,16 +51,18 @@ def drive(config: RunConfig) -> int:
         if run_dir.state() == "finished" and summary is not None:
             console.print("This run is finished; nothing is left to do.", highlight=False)
             print_summary(console, run_dir, summary)
+            back_fill(config, run_dir.path, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
             return EXIT_FINISHED
         open_run(run_dir, config, plan)
         try:
             return _train(config, plan, sizes, run_dir, console, marks)
         except door.Stopped as stopped:
             run_dir.settle_account()
-            run_dir.event("preempted", reason=stopped.signal, command_s=marks["command"])
+            run_dir.event(event_of(stopped.signal), reason=stopped.signal, command_s=marks["command"])
             raise
         except ScalingError as error:
             run_dir.failed(error, command_s=marks["command"])
+            draw_curve(config, run_dir)
             raise
 
 
@@ -76,32 +79,42 @@ def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
 
 
 def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunDir, console: Console, marks: Marks) -> int:
-    with ExitStack() as cleanup:
-        corpus_dir, skipped = prepare_corpus(config, run_dir, console)  # which a signal interrupts: it may take long
-        signals = cleanup.enter_context(StopSignals())
-        spec = {
-            "config": config.model_dump(),
-            "run_dir": str(run_dir.path),
-            "corpus_dir": str(corpus_dir),
-            "skipped_shards": skipped,
-            "sizes": list(sizes),
-            "startup": marks,
-        }
-        mark(marks, "prepared")
-        progress = cleanup.enter_context(ProgressLine(console))
-        launch = cleanup.enter_context(_launch(config, plan, spec))
-        result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
-    run_dir.settle_account()
-    if not result["finished"]:
-        reason = signals.received or result["reason"]
-        took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
-        run_dir.event("preempted", step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
-        where = "before the first step" if result["step"] is None else f"at step {result['step']}"
-        console.print(f"Stopped {where} by {reason}; the same command continues from there.", highlight=False)
-        return EXIT_STOPPED
+    corpus_dir, skipped = prepare_corpus(config, run_dir, console)  # which a signal interrupts: it may take long
+    with StopSignals() as signals:
+        with ExitStack() as cleanup:
+            spec = {
+                "config": config.model_dump(),
+                "run_dir": str(run_dir.path),
+                "corpus_dir": str(corpus_dir),
+                "skipped_shards": skipped,
+                "sizes": list(sizes),
+                "startup": marks,
+            }
+            mark(marks, "prepared")
+            progress = cleanup.enter_context(ProgressLine(console, planned=plan.time is not None))
+            progress.waiting(starting_text(config, plan.layout.world_size))
+            launch = cleanup.enter_context(_launch(config, plan, spec))
+            result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
+        run_dir.settle_account()
+        if not result["finished"]:
+            reason = signals.received or result["reason"]
+            took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
+            run_dir.event(signals.event, step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
+            _say_stopped(console, signals, result)
+            draw_curve(config, run_dir)
+            return EXIT_STOPPED
     summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
     print_summary(console, run_dir, summary)
     return EXIT_FINISHED
+
+
+def _say_stopped(console: Console, signals: StopSignals, result: dict[str, Any]) -> None:
+    verb = "Stopped" if signals.event == "stopped" else "Preempted"
+    reason = signals.by or result["reason"]
+    if result["step"] is None:
+        console.print(f"{verb} before the first step by {reason}; the same command continues from there.", highlight=False)
+    else:
+        console.print(f"{verb} at step {result['step']} by {reason}; the same command continues from there.", highlight=False)
 
 
 def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:

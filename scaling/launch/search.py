@@ -22,6 +22,7 @@ from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.errors import ConfigError
 from scaling.launch.cluster import RayCluster
+from scaling.launch.console import starting_text
 from scaling.launch.driver import prepare_corpus
 from scaling.launch.pool import resources_of
 from scaling.launch.signals import StopSignals
@@ -36,7 +37,7 @@ from scaling.study.generate import Branch, Draft, changed
 from scaling.study.search import PARENT, Values, clipped, population, read_drawn, renumbered, space_of, stops, write_drawn
 from scaling.study.trials import Study, Trial, differences, on_fewest_devices, place, study_directory
 from scaling.study_config import Choices, Range
-from scaling.units import format_count, format_duration, format_flops
+from scaling.units import counted, format_count, format_duration, format_flops
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGNAL_CAPTURE": "1",  # signals are ours: they checkpoint first
@@ -63,12 +64,13 @@ def search_lines(study: Study) -> Iterator[str]:
     plan, config = make_plan(base), study.config
     most = config.n_trials * plan.flops
     tokens = ", ".join(format_count(step * plan.tokens_per_step) for step in stops(base))
-    yield f"Search {study.name} ({config.kind}): {config.n_trials} trials of {base.name}, looked at after {tokens} tokens"
+    n_trials = counted(config.n_trials, "trial")
+    yield f"Search {study.name} ({config.kind}): {n_trials} of {base.name}, looked at after {tokens} tokens"
     for key, choices in space_of(study.base).items():
         yield f"  {key}: {choices.model_dump() if isinstance(choices, Range) else list(choices)}"
     usd = "unknown" if plan.usd is None else f"{config.n_trials * plan.usd:,.2f}"
     hours = "unknown" if plan.hours is None else format_duration(3600 * config.n_trials * plan.hours * plan.layout.world_size)
-    yield f"  at most {format_flops(most)}, device time {hours}, USD {usd}; each on {plan.layout.world_size} device(s)"
+    yield f"  at most {format_flops(most)}, device time {hours}, USD {usd}; each on {counted(plan.layout.world_size, 'device')}"
 
 
 def drawn_study(study: Study) -> Study:
@@ -110,6 +112,7 @@ def run_search(study: Study, console: Console) -> int:
         corpus_dir, skipped = prepare_corpus(base, run_dir, console)  # which a signal interrupts: it may take long
         signals = cleanup.enter_context(StopSignals())
         cluster = RayCluster(study.base.cluster, n_devices(study.base), helpers=n_devices(study.base), debug=base.scaling.debug)
+        console.print(starting_text(study.base, n_devices(study.base)), highlight=False, markup=False, soft_wrap=True)
         cluster.set_environment()
         os.environ.update(_ENVIRONMENT)
         cluster.connect()

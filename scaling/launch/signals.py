@@ -6,10 +6,15 @@ import os
 import signal
 import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from scaling import door
 from scaling.door import EXIT_STOPPED
+
+
+def event_of(received: str | None) -> Literal["stopped", "preempted"]:
+    """What a signal makes of a run: a person stops it; the others, or none, are of those who take machines back."""
+    return "stopped" if received == signal.SIGINT.name else "preempted"
 
 
 class StopSignals:
@@ -23,6 +28,19 @@ class StopSignals:
         self.received = door.received()  # one that came before, and was swallowed by what it interrupted
         self.received_s = None if self.received is None else time.time()
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def by(self) -> str | None:
+        """Who has asked, in a person's words."""
+        return "Ctrl-C" if self.received == signal.SIGINT.name else self.received
+
+    @property
+    def again(self) -> str:
+        return " again" if self.by == "Ctrl-C" else ""
+
+    @property
+    def event(self) -> Literal["stopped", "preempted"]:
+        return event_of(self.received)
 
     def __enter__(self) -> StopSignals:
         for number in self._numbers:

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from scaling.launch.console import PLAIN_INTERVAL_S
 from scaling.metrics import names
+from scaling.screen import Column, FittedTable, sparkline
 from scaling.units import format_count, format_duration
 
 _REFRESH_PER_S = 2
+_COLUMNS = (
+    Column("trial", wraps=True), Column("state", 4, left=True), Column("step"), Column("curve", 5, left=True), Column("loss"),
+    Column("tokens/s", 6), Column("ETA", 3),
+)  # fmt: skip
 
 
 @dataclass
@@ -37,6 +40,7 @@ class StudyConsole:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._losses: dict[str, dict[int, float]] = {}
         self._began_s = self._last_plain_s = time.monotonic()
         self._live = Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) if console.is_terminal else None
 
@@ -53,7 +57,9 @@ class StudyConsole:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> None:
-        """running: name of a trial -> its latest progress, empty before the first."""
+        """running: what a trial is called -> its latest progress, empty before the first."""
+        for name, progress in running.items():
+            self._losses.setdefault(name, {}).update({progress["step"]: progress["loss"]} if "loss" in progress else {})
         if self._live is not None:
             self._live.update(self._table(running, tally))
         elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
@@ -62,13 +68,10 @@ class StudyConsole:
             self.say("; ".join([self._whole(tally), *steps]))
 
     def _table(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> RenderableType:
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-        table.add_column("trial", overflow="ellipsis", min_width=16, no_wrap=True)
-        table.add_column("state")
-        for heading in ("step", "loss", "tokens/s", "ETA"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = FittedTable(_COLUMNS)
         for name, progress in running.items():
-            table.add_row(name, *progress_cells(progress))
+            state, step, loss, rate, eta = progress_cells(progress)
+            table.add(name, state, step, sparkline(self._losses[name].values()) or "-", loss, rate, eta)
         return Group(table, Text(self._whole(tally)))
 
     def _whole(self, tally: Tally) -> str:

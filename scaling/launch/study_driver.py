@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -22,22 +22,25 @@ from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError, SupersededError
 from scaling.files import disk_error
 from scaling.launch.blame import Troubles
+from scaling.launch.console import starting_text
 from scaling.launch.driver import open_run, prepare_corpus
 from scaling.launch.entry import worker_entry
 from scaling.launch.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
-from scaling.launch.summary import count_ahead, finish, training_s
+from scaling.launch.summary import count_ahead, draw_curve, finish, training_s
 from scaling.launch.watch import told
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
+from scaling.metrics.sinks import back_fill
 from scaling.metrics.wandb_sink import log_results
 from scaling.plan.machine import check_available, n_devices
+from scaling.screen import output_console
 from scaling.study.branch import reached, take_over
 from scaling.study.results import Row, result_rows, results_table, write_results
-from scaling.study.table import study_table
+from scaling.study.table import labels, study_table
 from scaling.study.trials import Standing, Study, Trial, declare, standing_of
-from scaling.units import format_duration
+from scaling.units import counted, format_duration
 
 _POLL_S = 0.1
 
@@ -47,9 +50,7 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
 
     0 all are finished; 1 some failed too often, all others are finished; 75 stopped, the same command goes on.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)  # a file or a pipe has no width to keep to
+    console = output_console()
     if jobs[0][0].study.is_search:
         return _drive_search(jobs, console)
     study = declare(jobs)
@@ -59,6 +60,7 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
+        _back_fill(study, standings, console)
         return _Runner(study, standings, console).run()
 
 
@@ -73,6 +75,7 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
+        _back_fill(study, _standings(study), console)
         code = run_search(study, console)
         study = drawn_study(study)
         _report(study, _standings(study), console)
@@ -93,6 +96,22 @@ def _holding(study: Study) -> Iterator[None]:
         raise disk_error("create", study.directory, error) from error
     with DriverLock(study.directory / "driver.lock").hold():
         yield
+
+
+def _back_fill(study: Study, standings: dict[str, Standing], console: Console) -> None:
+    """Give the logger what it lacks of the trials that earlier commands have finished."""
+    if study.base.logger.kind == "none":
+        return
+    called = labels(study.trials)
+    for trial in study.trials:
+        if standings[trial.identity].state == "finished":
+            label = called[trial.name]
+            with trial.run_dir.lock():
+                back_fill(trial.config, trial.run_dir.path, lambda text, label=label: _print(console, f"{label}: {text}"))  # type: ignore[misc]
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _report(study: Study, standings: dict[str, Standing], console: Console) -> list[Row]:
@@ -123,10 +142,13 @@ def _refuse(study: Study) -> None:
 class _Attempt:
     """One trial on its way through the pool. Entered, it holds the run directory's lock."""
 
-    def __init__(self, trial: Trial, corpus: tuple[Path | str, list[str]], slots: list[Slot], pool: WorkerPool) -> None:
+    def __init__(
+        self, trial: Trial, corpus: tuple[Path | str, list[str]], slots: list[Slot], pool: WorkerPool, label: str
+    ) -> None:  # fmt: skip
         assert trial.plan is not None
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
+        self.label = label
         corpus_dir, skipped = corpus
         self._corpus = Corpus.open(corpus_dir, skipped)
         self._fatal: ScalingError | None = None
@@ -152,7 +174,7 @@ class _Attempt:
             elif kind in ("crashed", "hung"):
                 self._troubles.add(kind, message)
             else:
-                told(kind, message, lambda text: console.say(f"{self.trial.name}: {text}"))
+                told(kind, message, lambda text: console.say(f"{self.label}: {text}"))
         return over
 
     def result(self) -> dict[str, Any]:
@@ -186,9 +208,11 @@ class _Runner:
     def __init__(self, study: Study, standings: dict[str, Standing], console: Console) -> None:
         self._study, self._standings, self._console = study, standings, console
         self._waiting = sorted((trial for trial in study.trials if self._is_open(trial)), key=lambda trial: -trial.flops)
+        self._labels = labels(study.trials)
         self._running: dict[str, tuple[_Attempt, ExitStack]] = {}
         self._corpora: dict[str, tuple[Path | str, list[str]]] = {}
         self._stopping = False
+        self._stopped_as: Literal["stopped", "preempted"] = "preempted"
         self._flops = float(sum(self._left(trial) for trial in self._waiting))
         self._flops_done = self._training_s = 0.0
 
@@ -219,18 +243,19 @@ class _Runner:
                 self._prepare(trial)  # which a signal interrupts: it may take long
             signals = cleanup.enter_context(StopSignals())
             slots = base.study.trials_per_device
+            self._say(starting_text(base, slots * n_devices(base)))
             pool = cleanup.enter_context(WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug))
             console = cleanup.enter_context(StudyConsole(self._console))
             while self._waiting or self._running:
                 signals.renew()
                 if signals.received and not self._stopping:
-                    self._stop(signals.received, console)
+                    self._stop(signals, console)
                 pool.poll()
                 over = [attempt for attempt, _ in self._running.values() if attempt.over(console)]
                 self._start_what_fits(pool)
                 for attempt in over:
                     self._settle(attempt, console)
-                console.show({a.trial.name: a.progress for a, _ in self._running.values()}, self._tally())
+                console.show({a.label: a.progress for a, _ in self._running.values()}, self._tally())
                 time.sleep(_POLL_S)
 
     def _prepare(self, trial: Trial) -> None:
@@ -291,11 +316,11 @@ class _Runner:
             open_run(run_dir, trial.config, trial.plan)
             if (trunk := self._trunk_of(trial)) is not None and trial.branch is not None:
                 take_over(trunk.run_dir, run_dir, trial.config, trial.branch.step)
-            attempt = _Attempt(trial, self._corpora[self._corpus_key(trial)], slots, pool)
+            attempt = _Attempt(trial, self._corpora[self._corpus_key(trial)], slots, pool, self._labels[trial.name])
         except ScalingError as error:
             held.close()
             self._standings[trial.identity] = Standing("failed", trouble=str(error))
-            self._console.print(f"{trial.name}: {error}", highlight=False, markup=False)
+            self._say(f"{self._labels[trial.name]}: {error}")
             return
         self._running[trial.identity] = attempt, held
 
@@ -313,7 +338,8 @@ class _Runner:
                     attempt.complete(result)
                 else:
                     reason, step = "the study was stopped", result["step"]
-                    trial.run_dir.event("preempted", step=step, reason=reason, command_s=attempt.began_s)
+                    trial.run_dir.event(self._stopped_as, step=step, reason=reason, command_s=attempt.began_s)
+                    draw_curve(trial.config, trial.run_dir)
             except ScalingError as error:
                 with contextlib.suppress(SupersededError):  # the run is another driver's, and stands as that says
                     trial.run_dir.failed(error, command_s=attempt.began_s)
@@ -321,22 +347,22 @@ class _Runner:
         if standing.state == "finished":
             self._flops_done += self._left_before(attempt)
             loss = trial.run_dir.read_summary() or {}
-            console.say(f"{trial.name}: finished, loss {loss.get('val_loss', float('nan')):.4f}")
+            console.say(f"{attempt.label}: finished, loss {loss.get('val_loss', float('nan')):.4f}")
         elif standing.state in ("failed", "given up"):
             most = trial.config.study.max_attempts
-            console.say(f"{trial.name}: failed ({standing.failures} of at most {most}): {standing.trouble}")
+            console.say(f"{attempt.label}: failed ({standing.failures} of at most {most}): {standing.trouble}")
             if standing.state == "failed" and not self._stopping:
                 self._waiting.append(trial)
 
     def _left_before(self, attempt: _Attempt) -> float:
         return attempt.trial.flops * (1 - (attempt.began_step or 0) / attempt.plan.n_steps)
 
-    def _stop(self, signal: str, console: StudyConsole) -> None:
-        self._stopping = True
+    def _stop(self, signals: StopSignals, console: StudyConsole) -> None:
+        self._stopping, self._stopped_as = True, signals.event
         self._waiting.clear()
         for attempt, _ in self._running.values():
             attempt.launch.request_stop()
-        console.say(f"{signal}: writing checkpoints and stopping; Ctrl-C (again) leaves at once.")
+        console.say(f"{signals.by}: writing checkpoints and stopping; Ctrl-C{signals.again} leaves at once.")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -357,7 +383,8 @@ class _Runner:
         for trial in self._study.trials:
             standing = self._standings[trial.identity]
             if standing.state in ("failed", "given up", "damaged"):
-                say(f"{trial.name}: {standing.state} after {standing.failures} failures: {standing.trouble}")
+                failures = counted(standing.failures, "failure")
+                say(f"{self._labels[trial.name]}: {standing.state} after {failures}: {standing.trouble}")
         if self._training_s:
             share = self._training_s / wall_s / n_devices(self._study.base)
             say(f"{format_duration(wall_s)}, of whose device time {100 * share:.1f} % went into training steps.")
@@ -365,6 +392,6 @@ class _Runner:
             most = self._study.config.max_attempts
             say(f"Trials given up are tried again with study.max_attempts above {most}.")
         if self._stopping:
-            say("Stopped; the same command goes on from there.")
+            say(f"{self._stopped_as.capitalize()}; the same command goes on from there.")
         else:
             say(f"A law through them: python -m scaling.fit study={self._study.directory}")

@@ -37,10 +37,8 @@ _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
 
 def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, result: dict[str, Any]) -> dict[str, Any]:
     """Write loss.png and summary.json and note the end in events.jsonl; returns the summary."""
-    from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
-
     baselines = _baselines(config, corpus)
-    plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
+    _plot(config, run_dir, baselines)
     records = read_metrics(run_dir.metrics, only=_SUMMARISED)
     summary = summarise(plan, records, run_dir.read_events()) | {"sample": result["sample"]}
     summary["baselines"] = baselines
@@ -54,6 +52,19 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, re
     run_dir.write_summary(summary)
     run_dir.event("finished", step=result["step"], world_size=plan.layout.world_size)
     return summary
+
+
+def _plot(config: RunConfig, run_dir: RunDir, baselines: dict[str, float]) -> None:
+    from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
+
+    plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
+
+
+def draw_curve(config: RunConfig, run_dir: RunDir) -> None:
+    """loss.png of a run that ended early, where it has a loss to show; no trouble with it may hide why the run ended."""
+    with contextlib.suppress(ScalingError):
+        if run_dir.metrics.exists():
+            _plot(config, run_dir, {})
 
 
 def _baselines(config: RunConfig, corpus: Corpus) -> dict[str, float]:

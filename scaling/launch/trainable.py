@@ -133,7 +133,7 @@ class RunTrainable(tune.Trainable):
         result = self._watch(launch, run_dir.path.name)
         run_dir.settle_account()
         if result["step"] < target:
-            run_dir.event("preempted", step=result["step"], reason="the search was stopped")
+            run_dir.event("stopped", step=result["step"], reason="the search was stopped")
             return None
         if result["finished"]:
             finish(config, plan, run_dir, Corpus.open(self._spec.corpus_dir, self._spec.skipped), result)

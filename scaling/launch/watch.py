@@ -33,7 +33,6 @@ class Watch:
 
     def result(self) -> dict[str, Any]:
         """What the first rank returned at the end. Raises the first error that a rank told, or LaunchError."""
-        self._progress.waiting("starting workers ...")
         while True:
             over = self._launch.done(_POLL_S)
             self._signals.renew()
@@ -98,7 +97,7 @@ class Watch:
     def _ask_to_stop(self) -> None:
         self._told_to_stop = True
         self._launch.request_stop()
-        self._progress.say(f"{self._signals.received}: writing a checkpoint and stopping; Ctrl-C (again) leaves at once.")
+        self._progress.say(f"{self._signals.by}: writing a checkpoint and stopping; Ctrl-C{self._signals.again} leaves at once.")
 
     def _end(self) -> dict[str, Any]:
         try:

@@ -12,8 +12,10 @@ from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.metrics import names
 from scaling.rundir import RunDir
-from scaling.study.search import read_drawn, write_drawn
+from scaling.study.search import PARENT, read_drawn, write_drawn
+from scaling.study.table import label
 from scaling.study.trials import Study
+from scaling.units import format_count
 
 
 class _Here:
@@ -42,6 +44,7 @@ class Watcher(_Here, tune.Callback):
     def __init__(self, study: Study, prefix: str, signals: StopSignals, shown: StudyConsole) -> None:
         self._study, self._prefix, self._signals, self._shown = study, prefix, signals, shown
         self._drawn = read_drawn(study.directory)
+        self._labels = {entry["run"]: _called(entry["run"], entry["values"]) for entry in self._drawn}
         self._progress: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
         self._runs: dict[str, str] = {}
@@ -49,7 +52,7 @@ class Watcher(_Here, tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         before, self._runs[trial.trial_id] = self._runs.get(trial.trial_id), result["run"]
-        self._names[trial.trial_id] = result["run"]
+        self._names[trial.trial_id] = self._labels[result["run"]] = _called(result["run"], json.loads(result["values"]))
         if before is not None and before != result["run"]:
             self._stop(before, f"{result['run']} goes on from a better one in its place")
         entry = {"values": json.loads(result["values"]), "parent": result["parent"], "run": result["run"]}
@@ -63,7 +66,8 @@ class Watcher(_Here, tune.Callback):
         if not result or self._signals.received:
             return
         run_dir = RunDir(self._study.directory / result["run"])
-        judged = f"{result['run']}: loss {result[names.VAL_LOSS]:.4f} after {result['n_tokens']} tokens"
+        n_tokens = format_count(result["n_tokens"])
+        judged = f"{self._names[trial.trial_id]}: loss {result[names.VAL_LOSS]:.4f} after {n_tokens} tokens"
         if run_dir.state() == "finished":
             self._shown.say(f"{judged}, finished")
             return
@@ -72,8 +76,8 @@ class Watcher(_Here, tune.Callback):
 
     def _stop(self, run: str, reason: str) -> None:
         run_dir = RunDir(self._study.directory / run)
-        if run_dir.state() not in ("stopped", "finished"):
-            run_dir.event("stopped", reason=reason)
+        if run_dir.state() not in ("pruned", "finished"):
+            run_dir.event("pruned", reason=reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "").strip().splitlines()
@@ -84,13 +88,19 @@ class Watcher(_Here, tune.Callback):
         if self._signals.received and not self._told:
             self._told = True
             KvInbox(self._prefix).request_stop()
-            self._shown.say(f"{self._signals.received}: writing checkpoints and stopping; Ctrl-C (again) leaves at once.")
+            self._shown.say(f"{self._signals.by}: writing checkpoints and stopping; Ctrl-C{self._signals.again} leaves at once.")
         running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
         for trial_id in running:
             for _, message in KvInbox(f"{self._prefix}/{trial_id}").receive():
-                self._progress[trial_id], self._names[trial_id] = message, message["run"]
+                self._progress[trial_id] = message
+                self._names[trial_id] = self._labels.get(message["run"], message["run"])
         done = sum(trial.status == "TERMINATED" for trial in trials)
         failed = sum(trial.status == "ERROR" for trial in trials)
         waiting = max(0, self._study.config.n_trials - done - failed - len(running))
         rows = {self._names.get(trial_id, trial_id): self._progress.get(trial_id, {}) for trial_id in running}
         self._shown.show(rows, Tally(self._study.config.n_trials, done, failed, waiting))
+
+
+def _called(run: str, values: dict[str, Any]) -> str:
+    """What a person calls a trial: the values that were drawn for it, and the hash of its configuration."""
+    return label({key: value for key, value in values.items() if key != PARENT}, run.rpartition("-")[2])

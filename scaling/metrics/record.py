@@ -6,23 +6,41 @@ the strings "NaN", "Infinity" and "-Infinity" in the file, and floats again when
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scaling.errors import RunDirError
 from scaling.files import append_line, disk_error, last_lines, whole_lines, write_atomic
 from scaling.metrics import names
-from scaling.metrics.sinks import Sink
 
 Record = dict[str, float]
+METRICS = "metrics.jsonl"
 
 _TAIL_BYTES = 1 << 16
+_NEAR_LINES = 4
+"""Lines looked through for a value: records of training and of evaluation alternate at most."""
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Sink(Protocol):
+    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of them.
+
+    `rewind`: the records after `step` do not count, and others of these steps will come.
+    """
+
+    def log(self, record: Mapping[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricLog:
@@ -168,6 +186,30 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from whole_lines(path)
     except OSError as error:
         raise disk_error("read", path, error) from error
+
+
+def sampled(path: Path, name: str, count: int = 12) -> list[float]:
+    """About `count` values of `name`, evenly spread over the file, of which little is read; none where it cannot be read."""
+    values: list[float] = []
+    with contextlib.suppress(OSError), Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for place in range(count):
+            file.seek(place * size // count)
+            if place:
+                file.readline()  # the part of a line that is left there
+            for line in itertools.islice(file, _NEAR_LINES):
+                value = _value(line, name)
+                if value is not None:
+                    values.append(value)
+                    break
+    return values
+
+
+def _value(line: bytes, name: str) -> float | None:
+    try:
+        return decode_record(line).get(name)
+    except ValueError:
+        return None
 
 
 def _kind(record: Mapping[str, float]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,35 @@ class TensorBoardSink:
             self._writer.flush()
         except OSError as error:
             raise disk_error("append to", self.path, error) from error
+
+
+def last_step_of(directory: Path) -> int:
+    """The last step that TensorBoard shows of the event files there; -1 where it shows none. Raises RunDirError."""
+    last_step = -1
+    try:
+        for path in sorted(directory.glob("events.out.tfevents.*")):
+            for event in _events(path.read_bytes()):
+                if event.HasField("session_log"):
+                    last_step = min(last_step, event.step - 1)
+                elif event.HasField("summary"):
+                    last_step = max(last_step, event.step)
+    except OSError as error:
+        raise disk_error("read", directory, error) from error
+    return last_step
+
+
+def _events(content: bytes) -> Iterator[Any]:
+    """The whole events of a file: each its length in 8 bytes, a checksum in 4, itself, and a checksum in 4."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    place = 0
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        if place + 16 + length > len(content):
+            return  # torn by a crash
+        try:
+            yield Event.FromString(content[place + 12 : place + 12 + length])
+        except DecodeError:
+            return
+        place += 16 + length

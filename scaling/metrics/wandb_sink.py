@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from scaling.files import disk_error, write_atomic
 from scaling.metrics import names
 from scaling.redact import redact, redact_tree
+from scaling.units import counted
 
 if TYPE_CHECKING:
     from scaling.config import RunConfig
@@ -47,6 +48,11 @@ class WandbSink:
         self._run: Any | None = run
         self._last_step = self._newest_step = last_step
         self._notice = notice
+        self.sound = True
+
+    @property
+    def newest_step(self) -> int:
+        return self._newest_step
 
     def log(self, record: Mapping[str, float]) -> None:
         """Log the record at its step; W&B merges the records of one step, and plots all against train/tokens."""
@@ -76,7 +82,7 @@ class WandbSink:
         try:
             yield
         except (wandb.Error, OSError) as error:
-            self._run = None
+            self._run, self.sound = None, False
             self._notice(f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, and a resumed run tries again")
 
 
@@ -135,8 +141,36 @@ def _open(
     run.define_metric("*", step_metric=names.TRAIN_TOKENS)
     sink = WandbSink(run, last_step, notice)
     if resumed_step is not None:
-        _replay(run_dir / "metrics.jsonl", sink, resumed_step)
+        n_filled = _replay(run_dir / "metrics.jsonl", sink, resumed_step)
+        if n_filled:
+            notice(f"W&B: {counted(n_filled, 'earlier record')} filled in from metrics.jsonl.")
     return sink
+
+
+def back_fill_wandb(config: RunConfig, run_dir: Path, last_step: int, notice: Callable[[str], None]) -> None:
+    """Give W&B what it lacks of a finished run, once: the step up to which it has it is kept beside its files."""
+    kept = run_dir / "wandb" / "filled_to"
+    run_id_path = run_dir / "wandb_id"
+    if _read_step(kept) >= last_step:
+        notice("W&B: has the whole run already.")
+        return
+    if run_id_path.exists() and _last_step_on_disk(run_dir, _run_id(config, run_dir), unknown=-1) >= last_step:
+        notice("W&B: has the whole run already.")
+    else:
+        sink = open_wandb_sink(config, run_dir, last_step, notice)
+        if sink is None:
+            return
+        sink.close()
+        if not sink.sound:
+            return
+    write_atomic(kept, f"{last_step}\n".encode())
+
+
+def _read_step(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return -1
 
 
 def _init_arguments(wandb: Any, config: RunConfig, run_dir: Path, run_id: str) -> dict[str, Any]:
@@ -242,13 +276,18 @@ def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
     return last_step
 
 
-def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> None:
+def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> int:
+    """Log what W&B lacks up to `resumed_step`; returns how many records these were."""
     from scaling.metrics.record import iter_metrics
 
-    if metrics.exists():
-        for record in iter_metrics(metrics):
-            if record[names.STEP] <= resumed_step:
-                sink.log(record)
+    if not metrics.exists():
+        return 0
+    known_step, n_filled = sink.newest_step, 0
+    for record in iter_metrics(metrics):
+        if known_step < record[names.STEP] <= resumed_step:
+            sink.log(record)
+            n_filled += 1
+    return n_filled
 
 
 def log_results(config: RunConfig, directory: Path, rows: Sequence[Mapping[str, Any]], notice: Callable[[str], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from scaling.plan.layout import RunPlan
 from scaling.plan.machine import n_devices
 from scaling.plan.setting import usd_per_device_hour
 from scaling.plan.stages import stage_bounds
-from scaling.units import format_bytes, format_count, format_duration, format_flops
+from scaling.units import counted, format_bytes, format_count, format_duration, format_flops
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,10 +40,10 @@ def plan_table(config: RunConfig, plan: RunPlan, run_dir: str | Path) -> Table:
 
 def _model(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     model, counts = config.model, plan.counts
-    heads = f"{model.n_heads} heads of {model.head_width}"
+    heads = f"{counted(model.n_heads, 'head')} of {model.head_width}"
     if model.kv_heads != model.n_heads:
         heads += f" ({model.kv_heads} for keys and values)"
-    yield "model", f"{model.name}: {model.n_layers} layers, d_model {model.d_model}, {heads}, d_ff {model.ff_width}"
+    yield "model", f"{model.name}: {counted(model.n_layers, 'layer')}, d_model {model.d_model}, {heads}, d_ff {model.ff_width}"
     style = f"{model.activation}, {model.norm}, {config.position.kind} positions, {config.attention.kind} attention"
     yield "", f"{style}, {'tied' if model.tie_embeddings else 'untied'} embeddings"
     without = format_count(counts.n_params_non_embedding)
@@ -73,9 +73,9 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     cluster, layout = config.cluster, plan.layout
     devices = n_devices(config)
     nodes = f" in {cluster.n_nodes} nodes" if cluster.n_nodes > 1 else ""
-    noun = " worker" + ("s" if devices > 1 else "") + " on" if cluster.device.kind == "cpu" else " x"
+    of = f"{counted(devices, 'worker')} on" if cluster.device.kind == "cpu" else f"{devices} x"
     spot = ", preemptible" if cluster.preemptible else ""
-    yield "cluster", f"{cluster.name}: {devices}{noun} {cluster.device.name}{nodes}{spot}"
+    yield "cluster", f"{cluster.name}: {of} {cluster.device.name}{nodes}{spot}"
     zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
     sp = f" sp={layout.sp} ({layout.sp_attention})" if layout.sp > 1 else ""
     yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}"
@@ -87,8 +87,8 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         blocks = ", ".join(f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.n_stages))
         yield "", f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the {layout.pp_schedule} bubble"
     if layout.world_size < devices:
-        batch = config.train.global_batch_size
-        yield "", f"{devices - layout.world_size} of {devices} devices stay idle: dp={layout.dp} of batch {batch}"
+        batch, idle = config.train.global_batch_size, devices - layout.world_size
+        yield "", f"{idle} of {devices} devices {'stays' if idle == 1 else 'stay'} idle: dp={layout.dp} of batch {batch}"
     recompute = {
         "none": "no activation checkpointing",
         "selective": "selective activation checkpointing",
@@ -106,20 +106,35 @@ def _vocabulary(n_entries: int, tp: int) -> Iterator[Row]:
 def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     yield "memory", f"estimated {format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device:"
     yield "", parts(plan.memory)
+    price, unknown = usd_per_device_hour(config), []
     if plan.time is None or plan.hours is None:
-        yield "time", "unknown: these devices' peak FLOP/s or link speed is not known"
+        unknown.append("time")
     else:
         yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
         if plan.time_scale != 1:
             yield "", f"times x {plan.time_scale:.3g}, as calibrated"
-    price = usd_per_device_hour(config)
     if plan.usd is not None:
         yield "cost", f"estimated {_amount(plan.usd)} USD at {price:g} USD a device-hour"
     else:
-        yield "cost", "unknown" if price is not None else "unknown: set cluster.usd_per_device_hour"
-    at_limit = "kWh at the devices' power limit"
-    yield "energy", "unknown" if plan.kwh is None else f"estimated {_amount(plan.kwh)} {at_limit}"
+        unknown.append("cost")
+    if plan.kwh is not None:
+        yield "energy", f"estimated {_amount(plan.kwh)} kWh at the devices' power limit"
+    else:
+        unknown.append("energy")
+    if unknown:
+        yield "unknown", _unknown(unknown, priced=price is not None)
+
+
+def _unknown(names: Sequence[str], *, priced: bool) -> str:
+    """What no estimate can be given of, and why, in one line."""
+    reasons = []
+    if "time" in names:
+        reasons.append("the peak FLOP/s or link speed of these devices is not known")
+    if "cost" in names and not priced:
+        reasons.append("cluster.usd_per_device_hour is not set")
+    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{what}: {'; '.join(reasons)}" if reasons else what
 
 
 def _amount(value: float) -> str:

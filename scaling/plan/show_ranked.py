@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from scaling.units import format_bytes, format_count, format_duration
+from scaling.screen import Column, FittedTable
+from scaling.units import counted, format_bytes, format_count, format_duration
 
 TIME_PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
 RECOMPUTE = {"none": "none", "selective": "select", "full": "full"}
 ABBREVIATIONS = (
     "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload o, p: of optimizer, parameters"
 )
+_COLUMNS = (
+    Column("dp"), Column("tp"), Column("pp"), Column("sp", 2), Column("schedule", 3), Column("zero", 2), Column("micro", 1),
+    Column("accum", 5), Column("recompute", 2), Column("offload", 3), Column("need/dev", 2), Column("verdict", 1, left=True),
+    Column("tok/s/dev", 6), Column("MFU", 1), Column("MFU, 80 %", 8), Column("hours"), Column("runs here", 5),
+)  # fmt: skip
 SHOWN_RULES, SHOWN_TOO_LARGE = 12, 5
 
 
-def lines(answer: dict[str, Any], top: int) -> Iterator[str]:
+def lines(answer: dict[str, Any], top: int) -> Iterator[str | FittedTable]:
     """What `python -m scaling.plan` prints. Estimates throughout; intervals hold 80 % of errors on unseen sources."""
     yield from _head(answer)
     yield ""
     if answer["layouts"]:
-        yield from _table(answer["layouts"][:top])
+        yield _table(answer["layouts"][:top])
         more = len(answer["layouts"]) - top
         if more > 0:
             yield f"and {more} more that fit, of {answer['n_legal']} legal ones tried (plan.top=N, --json)"
@@ -36,7 +42,7 @@ def lines(answer: dict[str, Any], top: int) -> Iterator[str]:
 
 
 def _head(answer: dict[str, Any]) -> Iterator[str]:
-    nodes = f"{answer['n_nodes']} node" + ("s" if answer["n_nodes"] > 1 else "")
+    nodes = counted(answer["n_nodes"], "node")
     spot = ", preemptible" if answer["preemptible"] else ""
     yield f"{answer['model']} on {answer['cluster']}: {answer['n_devices']} x {answer['device']} in {nodes}{spot}"
     yield (
@@ -52,30 +58,31 @@ def _head(answer: dict[str, Any]) -> Iterator[str]:
     yield from answer["notes"]
 
 
-def _table(layouts: list[dict[str, Any]]) -> Iterator[str]:
-    yield (
-        "   dp   tp  pp  sp  schedule zero micro accum recompute offload  need/dev  verdict     tok/s/dev  MFU (80 %)          "
-        "hours  runs here"
-    )
+def _table(layouts: list[dict[str, Any]]) -> FittedTable:
+    table = FittedTable(_COLUMNS)
     for layout in layouts:
         shared, ring = layout["sequence_parallel"], layout["sp"] > 1 and layout["sp_attention"] == "ring"
-        degrees = f"{layout['dp']:>5}{str(layout['tp']) + ('s' if shared else ''):>5}{layout['pp']:>4}"
-        degrees += f"{str(layout['sp']) + ('r' if ring else ''):>4}{layout['pp_schedule'] if layout['pp'] > 1 else '-':>10}"
-        cut = f"{layout['zero_stage']:>5}{layout['micro_batch_size']:>6}{layout['grad_accum_steps']:>6}"
-        offload = "-" if layout["offload"] == "none" else layout["offload"][0]
-        state = (
-            f"{RECOMPUTE[layout['activation_checkpointing']]:>10}{offload:>8}{format_bytes(layout['memory_bytes']['need']):>10}"
+        low, high = layout["mfu_interval"] if layout["mfu"] is not None else (None, None)
+        table.add(
+            str(layout["dp"]),
+            f"{layout['tp']}{'s' if shared else ''}",
+            str(layout["pp"]),
+            f"{layout['sp']}{'r' if ring else ''}",
+            layout["pp_schedule"] if layout["pp"] > 1 else "-",
+            str(layout["zero_stage"]),
+            str(layout["micro_batch_size"]),
+            str(layout["grad_accum_steps"]),
+            RECOMPUTE[layout["activation_checkpointing"]],
+            "-" if layout["offload"] == "none" else layout["offload"][0],
+            format_bytes(layout["memory_bytes"]["need"]),
+            layout["verdict"],
+            "unknown" if layout["mfu"] is None else f"{layout['tokens_per_s_per_device']:.0f}",
+            "-" if layout["mfu"] is None else f"{layout['mfu']:.3f}",
+            "-" if layout["mfu"] is None else f"{low:.2f} to {high:.2f}",
+            "-" if layout["mfu"] is None else f"{layout['cost']['hours']:.1f}",
+            "yes" if layout["runs_here"] else "no",
         )
-        runs = "yes" if layout["runs_here"] else "no"
-        yield f"{degrees}{cut}{state}  {layout['verdict']:<10}{_rate(layout)}  {runs}"
-
-
-def _rate(layout: dict[str, Any]) -> str:
-    if layout["mfu"] is None:
-        return f"{'unknown':>11}"
-    low, high = layout["mfu_interval"]
-    hours = layout["cost"]["hours"]
-    return f"{layout['tokens_per_s_per_device']:>11.0f}  {layout['mfu']:.3f} ({low:.2f} to {high:.2f}) {hours:>9.1f}"
+    return table
 
 
 def _first(answer: dict[str, Any]) -> Iterator[str]:

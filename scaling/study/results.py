@@ -7,20 +7,19 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling.errors import RunDirError
 from scaling.files import write_atomic
 from scaling.laws.study import RESULTS
 from scaling.metrics import names
-from scaling.metrics.record import read_metrics
+from scaling.metrics.names import TRAIN_LOSS
+from scaling.metrics.record import read_metrics, sampled
 from scaling.plan.counts import count
-from scaling.study.table import headings, shown, shown_keys
+from scaling.screen import Column, FittedTable, sparkline
+from scaling.study.table import common_name, short_names, shown, shown_keys, varied_columns
 from scaling.study.trials import Standing, Study, Trial
 from scaling.units import format_count, format_duration, format_flops
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MEASURED = ("val_loss", "best_val_loss", "train_loss", "wall_s", "training_s", "device_s", "restarts")
 """Numbers of summary.json that a row has; empty where the trial is not finished."""
@@ -49,9 +48,9 @@ def _row(trial: Trial, standing: Standing) -> Row:
 
 
 def _so_far(trial: Trial) -> Row:
-    """Tokens, FLOPs and held-out loss where a trial that a search has stopped stands; nothing of others."""
+    """Tokens, FLOPs and held-out loss where a trial that a search has pruned stands; nothing of others."""
     try:
-        if trial.run_dir.state() != "stopped":
+        if trial.run_dir.state() != "pruned":
             return {}
         wanted = (names.N_TOKENS, names.FLOPS, names.VAL_LOSS)
         records = [r for r in read_metrics(trial.run_dir.metrics, only=wanted) if names.VAL_LOSS in r]
@@ -75,22 +74,20 @@ def write_results(rows: list[Row], directory: Path) -> Path:
     return path
 
 
-def results_table(study: Study, rows: list[Row]) -> Table:
+def results_table(study: Study, rows: list[Row]) -> FittedTable:
     """Trials from the lowest loss to the highest, then those without one."""
-    from rich import box
-    from rich.table import Table
-
-    keys = shown_keys(study.trials)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"Results of {study.name}", title_justify="left", header_style="bold", pad_edge=False
-    )
-    table.add_column("trial", overflow="fold", min_width=16)
-    for heading in (*headings(keys), "params", "tokens", "compute", "val loss", "time", "state"):
-        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
+    curves = {trial.name: sparkline(sampled(trial.run_dir.metrics, TRAIN_LOSS)) for trial in study.trials}
+    columns = (
+        *varied_columns(keys), Column("trial", wraps=True), Column("params", 2), Column("tokens", 2), Column("compute", 4),
+        Column("curve", 5, left=True), Column("val loss"), Column("time", 3), Column("state", left=True),
+    )  # fmt: skip
+    table = FittedTable(columns, f"Results of {study.name}{common_name(names, study.trials)}")
     for row in sorted(rows, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"]):
-        table.add_row(
-            row["run"], *(shown(row[key]) for key in keys), format_count(row["n_params"]), format_count(row["n_tokens"]),
-            format_flops(row["flops"]), "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+        table.add(
+            *(shown(row[key]) for key in keys), names[row["run"]], format_count(row["n_params"]),
+            format_count(row["n_tokens"]), format_flops(row["flops"]), curves[row["run"]] or "-",
+            "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
             "-" if row["wall_s"] is None else format_duration(row["wall_s"]), row["state"],
         )  # fmt: skip
     return table

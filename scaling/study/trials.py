@@ -21,7 +21,7 @@ from scaling.rundir import RunDir, state_after
 from scaling.study.generate import Branch, Draft, generate
 from scaling.study_config import StudyConfig
 
-State = Literal["new", "begun", "failed", "stopped", "finished", "given up", "damaged"]
+State = Literal["new", "begun", "failed", "stopped", "pruned", "finished", "given up", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Standing:
     """What has become of a trial: its state, how often it failed, and the step up to which nothing needs to be done again.
 
     begun: it has a start and no end, and goes on from its last checkpoint. given up: it failed study.max_attempts times.
-    stopped: a search let it go no further.
+    stopped: by Ctrl-C; the same command goes on. pruned: a search let it go no further.
     """
 
     state: State
@@ -217,6 +217,6 @@ def standing_of(trial: Trial) -> Standing:
     trouble = str(failures[-1].get("reason")) if failures else None
     if len(failures) >= trial.config.study.max_attempts:
         return Standing("given up", len(failures), step, trouble)
-    if state in ("failed", "stopped"):
+    if state in ("failed", "stopped", "pruned"):
         return Standing(state, len(failures), step, trouble)
     return Standing("begun" if events else "new", len(failures), step, trouble)

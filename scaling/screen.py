@@ -1,0 +1,269 @@
+"""What fits a screen: tables that leave out whole columns, text and help that wrap between words, and small curves."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
+
+GAP = 2
+"""Blanks between two columns."""
+_COMFORTABLE = 24
+"""Width down to which a name wraps before a column is left out for it."""
+_NARROWEST = 8
+_PIPE_WIDTH = 1000
+HELP_WIDTH = 120
+"""Of help where there is no terminal."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. keep: 0 is never left out; of the others the highest goes first, but before
+    all of them what is the same in every row. wraps: at the ends of words."""
+
+    heading: str
+    keep: int = 0
+    left: bool = False
+    wraps: bool = False
+
+
+class FittedTable:
+    """A table that keeps the columns that matter, at any width, and says which it leaves out.
+
+    Cells are never cut. Where even the columns that are always kept are too wide, each row becomes a few lines.
+    """
+
+    def __init__(self, columns: Sequence[Column], title: str = "", note: str = "") -> None:
+        self.columns, self.title, self.note = tuple(columns), title, note
+        self.rows: list[tuple[Any, ...]] = []
+
+    def add(self, *cells: str | Text) -> None:
+        assert len(cells) == len(self.columns), (cells, self.columns)
+        self.rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        from rich.text import Text
+
+        width = options.max_width
+        kept = self._kept(width)
+        if self._width(kept, self._least) > width:
+            yield Text("\n".join(self._blocks(width)))
+            return
+        yield self._table(kept, width)
+        if self.note:
+            yield Text("\n".join(textwrap.wrap(self.note, width)))
+        missing = [self._missing(number) for number in range(len(self.columns)) if number not in kept]
+        if missing:
+            note = f"Left out at {width} columns: {', '.join(missing)}."
+            yield Text("\n".join(textwrap.wrap(note, width)), style="dim")
+
+    def _texts(self, number: int) -> Iterator[str]:
+        yield self.columns[number].heading
+        yield from (str(row[number]) for row in self.rows)
+
+    def _missing(self, number: int) -> str:
+        heading = self.columns[number].heading
+        return f"{heading} (all {self.rows[0][number]})" if self._constant(number) else heading
+
+    def _constant(self, number: int) -> bool:
+        """Whether the column tells no row from another."""
+        return len(self.rows) > 1 and len({str(row[number]) for row in self.rows}) == 1
+
+    def _natural(self, number: int) -> int:
+        from rich.cells import cell_len
+
+        return max(cell_len(line) for text in self._texts(number) for line in text.split("\n"))
+
+    def _comfortable(self, number: int) -> int:
+        natural = self._natural(number)
+        return min(natural, max(_COMFORTABLE, self._least(number))) if self.columns[number].wraps else natural
+
+    def _least(self, number: int) -> int:
+        natural = self._natural(number)
+        if not self.columns[number].wraps:
+            return natural
+        longest = max((len(part) for text in self._texts(number) for part in _parts(text)), default=0)
+        return min(natural, max(_NARROWEST, min(longest, _COMFORTABLE)))
+
+    def _width(self, numbers: Sequence[int], of: Any) -> int:
+        return sum(of(number) for number in numbers) + GAP * (len(numbers) - 1)
+
+    def _kept(self, width: int) -> list[int]:
+        kept = list(range(len(self.columns)))
+        while self._width(kept, self._comfortable) > width:
+            droppable = [number for number in kept if self.columns[number].keep]
+            if not droppable:
+                break
+            kept.remove(max(droppable, key=lambda number: (self._constant(number), self.columns[number].keep, number)))
+        return kept
+
+    def _table(self, kept: Sequence[int], width: int) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        spare = width - self._width(kept, self._least)
+        widths = {}
+        for number in kept:
+            least = self._least(number)
+            more = min(spare, self._natural(number) - least)
+            widths[number], spare = least + more, spare - more
+        table = Table(
+            box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0),
+            title=self.title or None, title_justify="left", title_style="bold",
+        )  # fmt: skip
+        for number in kept:
+            column = self.columns[number]
+            heading = "\n".join(wrapped(column.heading, widths[number]))
+            justify: Any = "left" if column.left or column.wraps else "right"
+            table.add_column(heading, justify=justify, no_wrap=True, min_width=widths[number])
+        for row in self.rows:
+            cells = []
+            for number in kept:
+                cell = row[number] if isinstance(row[number], Text) else Text(row[number])
+                if self.columns[number].wraps:
+                    cell = Text("\n".join(wrapped(cell.plain, widths[number])), style=cell.style)
+                cells.append(cell)
+            table.add_row(*cells)
+        return table
+
+    def _blocks(self, width: int) -> Iterator[str]:
+        """Each row as a paragraph, where no table fits."""
+        if self.title:
+            yield from textwrap.wrap(self.title, width)
+        for row in self.rows:
+            pairs = [f"{column.heading} {cell}" for column, cell in zip(self.columns, row, strict=True) if str(cell)]
+            yield from textwrap.wrap(", ".join(pairs), width, subsequent_indent="  ")
+        if self.note:
+            yield from textwrap.wrap(self.note, width)
+
+
+def _parts(text: str) -> list[str]:
+    """The pieces between which a name may be broken, each with its own end."""
+    return re.findall(r"[^\s/,-]*[/,-]+|[^\s/,-]+\s*|\s+", text)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width`, broken behind words and / , - and in a longer word behind _ or anywhere."""
+    lines, line = [], ""
+    for paragraph in text.split("\n"):
+        for part in _parts(paragraph):
+            if len(line) + len(part.rstrip()) > width and line:
+                lines.append(line.rstrip())
+                line = ""
+            while len(part.rstrip()) > width:
+                cut = part.rfind("_", 0, width) + 1 or width
+                lines.append(part[:cut])
+                part = part[cut:]
+            line += part
+        lines.append(line.rstrip())
+        line = ""
+    return lines
+
+
+def output_console(**options: Any) -> Console:
+    """Standard output: as wide as the terminal is; a pipe or a file has no width to keep to, unless COLUMNS says one."""
+    import os
+
+    from rich.console import Console
+
+    console = Console(highlight=False, **options)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(highlight=False, width=_PIPE_WIDTH, **options)
+
+
+def print_items(items: Iterable[str | FittedTable]) -> None:
+    """Print lines, wrapped between words on a terminal, and tables."""
+    console = output_console()
+    for item in items:
+        if isinstance(item, str):
+            lines = item.split("\n") if console.width >= _PIPE_WIDTH else fitted_lines(item, console.width)
+            for line in lines:
+                console.print(line, markup=False, soft_wrap=True)
+        else:
+            console.print(item)
+
+
+def fitted_lines(text: str, width: int) -> list[str]:
+    """Lines wrapped between words; what is indented stays so, and goes on a little further in."""
+    found: list[str] = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        options: Any = {"break_long_words": False, "break_on_hyphens": False}
+        found += textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", **options) or [""]
+    return found
+
+
+def print_help(text: str, out: TextIO | None = None) -> None:
+    """Print help, fitted to the terminal."""
+    out = out or sys.stdout
+    width = shutil.get_terminal_size().columns if out.isatty() else HELP_WIDTH
+    print(fitted_help(text, width).rstrip("\n"), file=out)
+
+
+_ITEM = re.compile(r"( *\S.*?(?: {2,}|\t))(\S.*)$")
+
+
+def fitted_help(text: str, width: int) -> str:
+    """What is too wide, anew: paragraphs filled, the meaning of "term  meaning" lines in its column or below a long term."""
+    found: list[str] = []
+    paragraph: list[str] = []
+
+    def flush() -> None:
+        if any(len(line) > width for line in paragraph):
+            paragraph[:] = textwrap.wrap(" ".join(paragraph), width, break_on_hyphens=False, break_long_words=False)
+        found.extend(paragraph)
+        paragraph.clear()
+
+    for line in text.split("\n"):
+        item = _ITEM.match(line)
+        if line.strip() and not line.startswith((" ", "Usage:")) and item is None:
+            paragraph.append(line)
+            if line.endswith((":", ".", ";")):
+                flush()
+            continue
+        flush()
+        found += [line] if len(line) <= width else _fitted_item(line, item, width)
+    flush()
+    return "\n".join(found)
+
+
+def _fitted_item(line: str, item: re.Match[str] | None, width: int) -> list[str]:
+    options: Any = {"break_on_hyphens": False, "break_long_words": False}
+    indent = " " * (len(line) - len(line.lstrip()))
+    if line.lstrip().startswith("python -m "):
+        command = line if item is None else item[1]
+        lines = textwrap.wrap(command.strip(), width - 2, initial_indent=indent, subsequent_indent=indent + "    ", **options)
+        found = [f"{text} \\" for text in lines[:-1]] + lines[-1:]
+        return found if item is None else [*found, *textwrap.wrap(item[2], width, initial_indent=indent + "      ", **options)]
+    if item is None:
+        return textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent + "    ", **options)
+    term, meaning = item.groups()
+    if len(term) <= 0.45 * width:
+        return textwrap.wrap(meaning, width, initial_indent=term, subsequent_indent=" " * len(term), **options)
+    hang = indent + "      "
+    first = textwrap.wrap(term.strip(), width, initial_indent=indent, subsequent_indent=hang, **options)
+    return first + textwrap.wrap(meaning, width, initial_indent=hang, subsequent_indent=hang, **options)
+
+
+def sparkline(values: Iterable[float], width: int = 12) -> str:
+    """The course of some numbers in `width` small bars at most, the lowest to the highest; nothing of fewer than two."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    count = min(width, len(finite))
+    chosen = [finite[round(i * (len(finite) - 1) / (count - 1))] for i in range(count)]
+    low, high = min(chosen), max(chosen)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in chosen)
