@@ -31,7 +31,7 @@ from scaling.rehearsal.report import Report, allowed_difference, print_report
 from scaling.rundir import RunDir
 from scaling.screen import print_help
 from scaling.spelling import no_flag
-from scaling.units import format_duration
+from scaling.units import counted, format_duration
 
 HELP = """\
 python -m scaling.rehearse [kills=N] [KEY=VALUE] ... [GROUP=OPTION] ...
@@ -103,10 +103,12 @@ def rehearse(words: Sequence[str]) -> int:
             all_words += _cluster_words(config, nodes, options.nodes)
             config = resolve_cluster(compose(all_words))
         drill = Drill(options, all_words, config, _sizes(config), directory, seed, nodes, console.print)
-        console.print(f"Training unbroken, {n_steps} steps; its output is in {directory}/unbroken.log")
+        console.print(f"Training unbroken, {counted(n_steps, 'step')}; its output is in {directory}/unbroken.log")
         unbroken = drill.unbroken()
         seconds = unbroken.seconds()
-        console.print(f"That took {format_duration(sum(seconds.values()))}. Now with {options.kills} kills, seed {seed}.")
+        console.print(
+            f"That took {format_duration(sum(seconds.values()))}. Now with {counted(options.kills, 'kill')}, seed {seed}."
+        )
         outcome = drill.broken(n_steps, seconds[PRODUCTIVE] / max(1, options.kills) / 3600)
     report = _report(config, words, options, seed, outcome, unbroken, drill.run_dir("broken"))
     path = directory / "report.json"
@@ -120,7 +122,8 @@ def _check(config: RunConfig, options: DrillOptions, n_steps: int) -> None:
         raise ConfigError("a drill trains", "dry_run=true", "Leave it out; python -m scaling.run dry_run=true shows the plan.")
     if n_steps < _STEPS_PER_KILL * (options.kills + options.resizes):
         raise ConfigError(
-            f"a run of {n_steps} steps is too short for {options.kills} kills and {options.resizes} resizes",
+            f"a run of {counted(n_steps, 'step')} is too short for {counted(options.kills, 'kill')} and "
+            f"{counted(options.resizes, 'resize')}",
             "kills, resizes, train.n_tokens",
             f"Leave {_STEPS_PER_KILL} steps for each at least.",
         )

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from scaling.data.http import describe
 from scaling.errors import ConfigError
+from scaling.units import counted
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".tar", ".tgz")
 """What is read of a data set; .gz and .zst of them too."""
@@ -166,7 +167,7 @@ def _for_training(paths: list[str]) -> list[str]:
 
 
 def _nothing(name: HubName, patterns: list[str], found: list[str]) -> ConfigError:
-    what = f"{len(found)} files match {' '.join(patterns)}, and none is of a kind that is read" if found else (
+    what = f"{counted(len(found), 'file')} match {' '.join(patterns)}, and none is of a kind that is read" if found else (
         f"no file matches {' '.join(patterns)}"
     )  # fmt: skip
     return ConfigError(

@@ -40,7 +40,7 @@ from scaling.data.tasks import Report, Work, put
 from scaling.data.tokenizer import Tokenizer, train_tokenizer
 from scaling.data.write_shards import SPLITS, plan_shards, write_shard
 from scaling.errors import ConfigError
-from scaling.units import format_bytes, format_count
+from scaling.units import counted, format_bytes, format_count
 
 TOKENIZER_FILE = "tokenizer.json"
 WORK = ".work"
@@ -131,7 +131,11 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     buckets = [Bucket(**bucket) for bucket in ordered]
     n_read, n_kept = sum(result["n_documents"] for result in read), sum(bucket.n_documents for bucket in buckets)
     n_empty = sum(result["n_empty"] for result in read)
-    report(f"{n_kept} documents, without {n_read - n_kept} exact duplicates and {n_empty} empty ones", None)
+    report(
+        f"{counted(n_kept, 'document')}, without {counted(n_read - n_kept, 'exact duplicate')} and "
+        f"{counted(n_empty, 'empty one')}",
+        None,
+    )
     for run in runs:
         remove_documents(work.directory, run)
     return buckets
@@ -186,7 +190,7 @@ def _report_unfit(read: list[dict[str, Any]], report: Report) -> None:
     n_unfit = sum(result["n_unfit"] for result in read)
     if n_unfit:
         first = next(result["unfit"] for result in read if result["unfit"])
-        report(f"left out {n_unfit} documents that cannot be read; the first: {first}", None)
+        report(f"left out {counted(n_unfit, 'document')} that cannot be read; the first: {first}", None)
 
 
 def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:

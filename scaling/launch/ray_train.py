@@ -20,6 +20,7 @@ from scaling.launch.kv_channel import KvChannel, KvInbox
 from scaling.launch.tempdir import remove_tree
 from scaling.parallel.grid import Ranks
 from scaling.startup import mark
+from scaling.units import counted
 
 _HELPERS = 2
 """Ray Train's controller and its actor for synchronisation. They take no CPU, but so many processes more are started ahead."""
@@ -242,5 +243,5 @@ def _reason(error: BaseException | None) -> str:
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank = min(failures)
-        return f"{len(failures)} workers failed; rank {rank}: {str(failures[rank]).strip().splitlines()[-1]}"
+        return f"{counted(len(failures), 'worker')} failed; rank {rank}: {str(failures[rank]).strip().splitlines()[-1]}"
     return f"the workers could not be started or kept running: {error}"

@@ -20,7 +20,7 @@ from scaling.metrics.record import Record, read_metrics
 from scaling.plan.calibrate import learn
 from scaling.plan.layout import RunPlan
 from scaling.rundir import RunDir
-from scaling.units import format_count, format_duration, format_flops
+from scaling.units import counted, format_count, format_duration, format_flops
 
 CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
@@ -160,13 +160,13 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
     table = Table(box=box.HORIZONTALS, show_header=False, title="Summary", title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    bits = summary["val_bits_per_byte"]
+    bits, steps = summary["val_bits_per_byte"], counted(summary["steps"], "step")
     rows = {
         "training loss": f"{summary['train_loss']:.4f} nats per token",
         "validation loss": f"{summary['val_loss']:.4f} nats per token (best {summary['best_val_loss']:.4f})",
         "for comparison": ", ".join(f"{name} model {nats:.4f}" for name, nats in summary["baselines"].items()),
         "perplexity": f"{summary['val_ppl']:.2f}" + (f", {bits:.3f} bits per byte" if bits is not None else ""),
-        "trained": f"{summary['steps']} steps, {format_count(summary['n_tokens'])} tokens, {format_flops(summary['flops'])}",
+        "trained": f"{steps}, {format_count(summary['n_tokens'])} tokens, {format_flops(summary['flops'])}",
         "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
         "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s" if summary["tokens_per_s"] else "unknown",

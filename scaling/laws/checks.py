@@ -8,6 +8,7 @@ import numpy as np
 
 from scaling.laws.forms import FORMS, Array, Form
 from scaling.laws.results import Points
+from scaling.units import counted
 
 DOMINATED_BY = 0.10
 """A run is called diverged when one with no more parameters and no more tokens ends this much lower, relatively
@@ -55,7 +56,7 @@ def cannot_fit(points: Points, form: Form) -> str | None:
         return f"{' and '.join(missing)} is not known"
     n_runs = len(np.unique(points.runs))
     if n_runs < form.n_params + 1:
-        return f"{n_runs} runs for {form.n_params} parameters; at least {form.n_params + 1} are needed"
+        return f"{counted(n_runs, 'run')} for {form.n_params} parameters; at least {form.n_params + 1} are needed"
     for which, values in (("N", points.n_params), ("D", points.n_tokens), ("C", points.flops)):
         distinct = len(np.unique(np.round(np.log(values), 3))) if which.lower() in _needs(form) else 99
         if distinct < 3:

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from scaling.errors import DataError
 from scaling.laws.forms import Array
 from scaling.laws.results import Points
+from scaling.units import counted
 
 MIN_POINTS = 6
 """Points that a curve of up to four parameters needs (assumption)."""
@@ -61,7 +62,7 @@ def fit_downstream(points: Points, curve: str, *, draws: int = 200, seed: int = 
     if points.metric is None:
         raise DataError("the points have no downstream metric", "metric", "Name its column: metric=COLUMN.")
     if len(points) < MIN_POINTS:
-        raise DataError(f"{len(points)} points with a metric, and {MIN_POINTS} are needed", "metric")
+        raise DataError(f"{counted(len(points), 'point')} with a metric, and {MIN_POINTS} are needed", "metric")
     best = _fit(curve, points.loss, points.metric)
     generator, names = np.random.default_rng(seed), np.unique(points.runs)
     drawn = []

@@ -14,6 +14,7 @@ from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.figures import draw_all
 from scaling.laws.intervals import Profile, percentile_interval
 from scaling.laws.results import Excluded
+from scaling.units import counted
 
 FILE = "report.html"
 _PAGE = """<!doctype html>
@@ -58,7 +59,8 @@ def _body(analysis: Analysis, images: dict[str, bytes], title: str) -> Iterator[
     points, definitions = analysis.points, analysis.points.definitions
     yield f"<h1>{html.escape(title)}</h1>"
     yield (
-        f"<p>{len(points)} points fitted, {len(points.excluded)} left out. N counts: {html.escape(definitions.n_counts)}. "
+        f"<p>{counted(len(points), 'point')} fitted, {len(points.excluded)} left out. "
+        f"N counts: {html.escape(definitions.n_counts)}. "
         f"C counts: {html.escape(definitions.c_counts)}. Loss: {html.escape(definitions.loss_of)}, nats per token. "
         "Intervals are 95 %: of the bootstrap over runs, unless said.</p>"
     )
@@ -78,7 +80,7 @@ def _approaches(analysis: Analysis, images: dict[str, bytes]) -> Iterator[str]:
     yield from _pictures(images, ("loss_against_compute", "isoflop_curves", "allocation"))
     for axis, found in analysis.isoflop.items():
         troubles = [f"{curve.flops:.3g} FLOPs: {curve.trouble}" for curve in found.curves if curve.trouble]
-        note = f"{axis.upper()}: {len(found.curves)} curves, noise {found.noise}"
+        note = f"{axis.upper()}: {counted(len(found.curves), 'curve')}, noise {found.noise}"
         yield f'<p class="quiet">IsoFLOP in {html.escape(note + "".join("; " + trouble for trouble in troubles))}.</p>'
 
 
@@ -172,7 +174,7 @@ def _further(analysis: Analysis, images: dict[str, bytes]) -> Iterator[str]:
 def _left_out(excluded: Sequence[Excluded]) -> Iterator[str]:
     if not excluded:
         return
-    yield f"<h2>Left out</h2><details open><summary>{len(excluded)} points</summary>"
+    yield f"<h2>Left out</h2><details open><summary>{counted(len(excluded), 'point')}</summary>"
     yield _table(("run", "reason"), [(item.run, item.reason) for item in excluded[:_SHOWN_EXCLUDED]])
     if len(excluded) > _SHOWN_EXCLUDED:
         yield f"<p>and {len(excluded) - _SHOWN_EXCLUDED} more, in fit.json</p>"

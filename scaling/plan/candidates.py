@@ -13,6 +13,7 @@ from scaling.plan.degrees import Engine, Layout
 from scaling.plan.machine import n_devices
 from scaling.plan.search import CHECKPOINTINGS
 from scaling.plan.setting import workload_of
+from scaling.units import counted
 
 T = TypeVar("T")
 STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
@@ -40,7 +41,7 @@ def grids(config: RunConfig) -> Iterator[Grid]:
     if needed > devices:
         names = " x ".join(f"layout.{name}={value}" for name, value in given)
         raise PlanError(
-            f"{names} needs {needed} devices, and the cluster has {devices}",
+            f"{names} needs {counted(needed, 'device')}, and the cluster has {devices}",
             where(config, "layout"),
             f"Use degrees whose product is at most {devices}, or a larger cluster.",
         )

@@ -6,6 +6,7 @@ from scaling.config import RunConfig
 from scaling.errors import ConfigError, PlanError
 from scaling.plan.layout import make_plan
 from scaling.plan.machine import n_devices
+from scaling.units import counted
 
 
 def elastic_sizes(config: RunConfig) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ def _check(config: RunConfig, whole: int, fixed: bool) -> None:
         )
     if cluster.min_devices > whole:
         raise PlanError(
-            f"cluster.min_devices={cluster.min_devices} is more than the {whole} devices that the plan uses",
+            f"cluster.min_devices={cluster.min_devices} is more than the {counted(whole, 'device')} that the plan uses",
             f"cluster={cluster.name}",
             f"Use at most {whole}.",
         )

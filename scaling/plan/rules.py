@@ -5,6 +5,7 @@ from __future__ import annotations
 from scaling.plan.degrees import Layout
 from scaling.plan.machine_model import Machine
 from scaling.plan.workload import Workload
+from scaling.units import counted
 
 
 def broken_rule(work: Workload, machine: Machine, layout: Layout, global_batch_size: int) -> str | None:
@@ -22,7 +23,7 @@ def not_run_here(layout: Layout) -> str | None:
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
     if layout.world_size > machine.n_devices:
-        return f"dp x tp x pp x sp = {layout.world_size} needs more than the {machine.n_devices} devices"
+        return f"dp x tp x pp x sp = {layout.world_size} needs more than the {counted(machine.n_devices, 'device')}"
     if batch % (layout.dp * layout.micro_batch_size):
         return f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide train.global_batch_size={batch}"
     return None

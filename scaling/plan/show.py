@@ -54,7 +54,7 @@ def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     train, schedule = config.train, config.schedule
     ratio = plan.n_tokens / plan.counts.n_params
     yield "tokens", f"{format_count(plan.n_tokens)}, {ratio:.3g} per parameter"
-    batch = f"{train.global_batch_size} sequences of {train.seq_len} = {plan.tokens_per_step} tokens"
+    batch = f"{counted(train.global_batch_size, 'sequence')} of {train.seq_len} = {plan.tokens_per_step} tokens"
     yield "steps", f"{plan.n_steps}, each of {batch}"
     warmup = f"warm-up {format_count(plan.warmup_tokens)} tokens"
     decay = f", decay {format_count(plan.decay_tokens)} tokens" if plan.decay_tokens else ""

@@ -50,7 +50,8 @@ def _head(answer: dict[str, Any]) -> Iterator[str]:
         f"{answer['flops_definition']}"
     )
     yield (
-        f"{format_count(answer['n_tokens'])} tokens, {answer['global_batch_size']} sequences of {answer['seq_len']} a step, "
+        f"{format_count(answer['n_tokens'])} tokens, {counted(answer['global_batch_size'], 'sequence')} of "
+        f"{answer['seq_len']} a step, "
         f"{answer['dtype']}"
     )
     if answer["time_scale"] != 1:

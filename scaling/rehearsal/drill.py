@@ -23,6 +23,7 @@ from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.options import DrillOptions
 from scaling.rehearsal.processes import DRIVER, NODE, WORKER, by_kind
 from scaling.rundir import RunDir
+from scaling.units import counted
 
 _POLL_S = 0.05
 _LAST = 0.95
@@ -199,7 +200,7 @@ class Drill:
         if code != EXIT_STOPPED:
             raise self._failed("broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM")
         self._size = after
-        self._say(f"step {record[names.STEP]:.0f}: stopped, to go on with {self._size} workers instead of {before}")
+        self._say(f"step {record[names.STEP]:.0f}: stopped, to go on with {counted(self._size, 'worker')} instead of {before}")
         return _kill_at(RESIZE, record, at_s)
 
     def _kill(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
