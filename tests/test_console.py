@@ -75,6 +75,7 @@ def test_the_start_is_said(terminal: bool) -> None:
     with ProgressLine(console) as line:
         line.waiting(starting_text(composed(), 2))
     assert "Starting 2 workers (about 10 s) ..." in out.getvalue()
+    assert starting_text(composed(), 1, study=True) == "Starting 1 worker (about 10 s) ..."
     assert starting_text(composed(), 1) == "Starting 1 worker (about 3 s) ..."
 
 

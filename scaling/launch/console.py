@@ -145,8 +145,8 @@ RAY_START_S, WORKER_START_S = 10, 3
 """From the command to the first step with Ray, and without: measured, docs/benchmarks.md."""
 
 
-def starting_text(config: RunConfig, n_workers: int) -> str:
-    """What happens before the first step, and for about how long."""
-    alone = n_workers == 1 and config.cluster.kind == "embedded"
+def starting_text(config: RunConfig, n_workers: int, *, study: bool = False) -> str:
+    """What happens before the first step, and for about how long. study: whose workers are Ray's, be it one."""
+    alone = n_workers == 1 and config.cluster.kind == "embedded" and not study
     about_s = WORKER_START_S if alone else RAY_START_S
     return f"Starting {counted(n_workers, 'worker')} (about {about_s} s) ..."

@@ -112,7 +112,7 @@ def run_search(study: Study, console: Console) -> int:
         corpus_dir, skipped = prepare_corpus(base, run_dir, console)  # which a signal interrupts: it may take long
         signals = cleanup.enter_context(StopSignals())
         cluster = RayCluster(study.base.cluster, n_devices(study.base), helpers=n_devices(study.base), debug=base.scaling.debug)
-        console.print(starting_text(study.base, n_devices(study.base)), highlight=False, markup=False, soft_wrap=True)
+        console.print(starting_text(study.base, n_devices(study.base), study=True), highlight=False, markup=False, soft_wrap=True)
         cluster.set_environment()
         os.environ.update(_ENVIRONMENT)
         cluster.connect()

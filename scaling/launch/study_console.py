@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class StudyConsole:
         for name, progress in running.items():
             state, step, loss, rate, eta = progress_cells(progress)
             table.add(name, state, step, sparkline(self._losses[name].values()) or "-", loss, rate, eta)
-        return Group(table, Text(self._whole(tally)))
+        whole = Text("\n".join(textwrap.wrap(self._whole(tally), self._console.width)))
+        return Group(table, whole) if table.rows else whole
 
     def _whole(self, tally: Tally) -> str:
         elapsed_s = time.monotonic() - self._began_s

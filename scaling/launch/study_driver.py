@@ -243,7 +243,7 @@ class _Runner:
                 self._prepare(trial)  # which a signal interrupts: it may take long
             signals = cleanup.enter_context(StopSignals())
             slots = base.study.trials_per_device
-            self._say(starting_text(base, slots * n_devices(base)))
+            self._say(starting_text(base, slots * n_devices(base), study=True))
             pool = cleanup.enter_context(WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug))
             console = cleanup.enter_context(StudyConsole(self._console))
             while self._waiting or self._running:
