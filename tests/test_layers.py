@@ -97,8 +97,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             assert node.module is not None
-            inner = [f"scaling.{alias.name}" for alias in node.names if alias.name != "__version__"]  # no module
-            submodules = inner if node.module == "scaling" else [node.module]
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "scaling" else [node.module]
             yield from ((name, node.lineno) for name in submodules)
 
 
