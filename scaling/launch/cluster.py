@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class RayCluster:
         self._cluster, self._n_workers, self._helpers, self._debug = cluster, n_workers, helpers, debug
         self.embedded = cluster.kind == "embedded"
         self.session: Path | None = session_directory() if self.embedded else None
+        self._seen: dict[int, str] | None = {}
 
     def set_environment(self) -> None:
         """Ray reads these when it is imported."""
@@ -112,12 +114,14 @@ class RayCluster:
         """Take away what an attempt has begun, so that another finds nothing of it."""
         import ray
 
+        self._seen = None
         with contextlib.suppress(Exception):
             ray.shutdown()
         if self.session is not None:
             end_processes(self.session)
             remove_tree(self.session)
             self.session = session_directory()
+        self._seen = {}
 
     def _failure(self, error: Exception, took_s: float) -> LaunchError:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -154,9 +158,21 @@ class RayCluster:
 
         Ray ends the driver for it, some seconds later and without a word of ours.
         """
-        node = _own_node() if self.embedded else None
-        dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+        if not self.embedded:
+            return None
+        node = _own_node()
+        if node is None:
+            return self._lost_in_the_start()
+        dead = [kind for kind, _ in node.dead_processes()]
         return next((kind for kind in _VITAL if kind in dead), None)
+
+    def _lost_in_the_start(self) -> str | None:
+        """Before Ray has a record of its processes, as `lost_process`: it waits a minute for a store that has died."""
+        children, seen = _vital_children(), self._seen
+        if seen is None:  # an attempt is being undone, by the thread that connects
+            return None
+        seen |= {pid: kind for pid, (kind, _) in children.items()}
+        return next((kind for pid, kind in seen.items() if pid not in children or not children[pid][1]), None)
 
     def abandon(self) -> None:
         """Take away what is left of a cluster that has lost a process."""
@@ -164,6 +180,7 @@ class RayCluster:
         if node is not None:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         if self.session is not None:
+            end_processes(self.session)
             remove_tree(self.session)
 
     def shutdown(self) -> None:
@@ -174,11 +191,22 @@ class RayCluster:
             remove_tree(self.session)
 
 
-def _own_node() -> Any:
-    """Ray's own record of the processes that it has started here."""
-    from ray._private import worker
+def _vital_children() -> dict[int, tuple[str, bool]]:
+    """Ray's servers among the children of this process, whichever thread started them: pid -> kind, and whether it lives."""
+    found = {}
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in map(int, children.read_text().split()):
+                head, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")  # proc_pid_stat(5)
+                kind = head.partition("(")[2]
+                if kind in _VITAL:
+                    found[pid] = kind, fields.split()[0] not in "ZX"
+    return found
 
-    return worker._global_node
+
+def _own_node() -> Any:
+    """Ray's own record of the processes that it has started here; None before another thread has imported Ray."""
+    return getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
 
 
 def _require_answer(address: str) -> None:

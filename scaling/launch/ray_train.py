@@ -195,7 +195,7 @@ class RayLaunch:
 
     def done(self, timeout_s: float) -> bool:
         over = self._over.wait(timeout_s)
-        if not over and self._connected.is_set():
+        if not over:
             self._lost = self._lost or self._ray.lost_process()
         return over or self._lost is not None
 
