@@ -58,7 +58,7 @@ def _plan(words: list[str]) -> int:
     answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
     text = json.dumps(answer, indent=1)
     if config.plan.output:
-        _write(Path(config.plan.output), text)
+        _write(Path(config.plan.output).expanduser(), text)
     if "--json" in flags:
         print(text)
     else:

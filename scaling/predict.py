@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from scaling.asked import answered
 from scaling.errors import ScalingError
 from scaling.files import read_object, write_json
-from scaling.laws.options import keys_help, parse
+from scaling.laws.options import Place, keys_help, parse
 from scaling.screen import print_help, print_items
 from scaling.section import Section
 from scaling.units import format_count, format_duration
@@ -33,7 +33,7 @@ PREDICTION = "prediction.json"
 class PredictOptions(Section):
     """What `python -m scaling.predict` is asked."""
 
-    fit: str = Field(description="the directory of a report of python -m scaling.fit, or its fit.json")
+    fit: Place = Field(description="the directory of a report of python -m scaling.fit, or its fit.json")
     form: str | None = Field(None, description="the form to predict with; default: the first fitted")
     c: float | None = Field(None, gt=0, description="a budget in FLOPs: the best N and D, and their loss")
     n: float | None = Field(None, gt=0, description="parameters of a run, with d")

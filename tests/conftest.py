@@ -70,7 +70,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     last = config.cache.get("scaling/last", None) if config.cache else None
     if last is None:
-        return "The whole suite needs about 15 minutes of a core, and half of that on two. A failure is shown as it comes."
+        return "The whole suite takes about 15 minutes of a core, shared by two. A failure is shown as it comes."
     return f"The last time: {last['tests']} tests in {last['minutes']:.1f} minutes. A failure is shown as it comes."
 
 

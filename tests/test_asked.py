@@ -14,6 +14,8 @@ import scaling
 from scaling import __main__
 from scaling.__main__ import COMMANDS
 from scaling.compose import keys
+from scaling.laws.options import FitOptions, parse
+from scaling.predict import PredictOptions
 from scaling.spelling import near_keys
 
 Command = Callable[..., tuple[int, str, str]]
@@ -116,6 +118,15 @@ def test_flags_of_hydra_that_lack_something_are_our_errors(command: Command) -> 
 )
 def test_a_part_of_a_key_offers_the_whole(key: str, full: str) -> None:
     assert full in near_keys(key, list(keys()))
+
+
+def test_every_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(FitOptions, ["study=~/runs", "out=~/laws"], "").out == f"{tmp_path}/laws"
+    assert parse(PredictOptions, ["fit=~/laws", "c=1"], "").fit == f"{tmp_path}/laws"
+    assert command("plan", "model=gpt_1b", "cluster=8xH100", "plan.output=~/p.json", "plan.top=1")[0] == 0
+    assert (tmp_path / "p.json").is_file()
+    assert f"{tmp_path}/none.csv" in command("plan", "cluster=8xH100", "plan.calibrate=~/none.csv")[2]
 
 
 def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> None:

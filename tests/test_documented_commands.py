@@ -93,6 +93,8 @@ def check(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) 
     kept = [word for word in words if word not in PLACEHOLDERS]
     if any(text == own or text.startswith(f"{own} ") for own in OTHERS_OWN) or text in ("python", "python -m", "make"):
         return True
+    if "COMMAND" in text:  # of any of ours
+        return True
     if words[0] == "make":
         targets = (ROOT / "Makefile").read_text()
         assert all(f"\n{target}:" in targets for target in words[1:] if "=" not in target)

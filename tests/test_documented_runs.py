@@ -115,8 +115,10 @@ def small(words: tuple[str, ...]) -> list[str]:
 
 
 def is_run(text: str) -> bool:
-    return not any(text == own or text.startswith(f"{own} ") for own in OTHERS_OWN) and not any(
-        text.startswith(beginning) for beginning in NOT_RUN
+    return (
+        "COMMAND" not in text
+        and not any(text == own or text.startswith(f"{own} ") for own in OTHERS_OWN)
+        and not any(text.startswith(beginning) for beginning in NOT_RUN)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -29,6 +30,8 @@ def _pairs(value: Any) -> Any:
     return tuple(tuple(part.split(":", 1)) for part in parts) if isinstance(value, str) else value
 
 
+Place = Annotated[str, BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value)]
+"""A path, which the shell leaves as it is behind an equals sign."""
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_words)]
 Pairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)]
@@ -40,7 +43,7 @@ class FitOptions(Section):
 
     table: str | None = Field(None, description="a CSV file, one point a line, its columns named on the first")
     study: str | None = Field(None, description="a directory of runs, instead of a table")
-    out: str | None = Field(None, description="directory of the report; default: STUDY/laws, or laws-TABLE here")
+    out: Place | None = Field(None, description="directory of the report; default: STUDY/laws, or laws-TABLE here")
     loss: str = Field("loss", description="column of the loss in nats per token")
     n: str | None = Field(None, description="column of N, parameters")
     d: str | None = Field(None, description="column of D, tokens")

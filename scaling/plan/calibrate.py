@@ -47,7 +47,7 @@ def scale_of(config: RunConfig) -> float:
     """
     if config.plan.calibrate is None:
         return 1.0
-    path = Path(config.plan.calibrate)
+    path = Path(config.plan.calibrate).expanduser()
     if path.is_dir():
         return _scale_of_run(path)
     if path.suffix == ".json":
@@ -59,7 +59,7 @@ def learn(config: RunConfig, *, run: str, n_devices: int, predicted: float, meas
     """Add a run's tokens a second to the file of this machine; returns it and the scale that it now says. `predicted`: without
     any scale. Raises PlanError where the file is no such file."""
     given = config.plan.calibrate
-    path = Path(given) if given and given.endswith(".json") else Path(config.run.root) / FROM_RUNS
+    path = Path(given if given and given.endswith(".json") else f"{config.run.root}/{FROM_RUNS}").expanduser()
     device = config.cluster.device.name
     entry = {"run": run, "device": device, "n_devices": n_devices, "predicted_tokens_per_s": predicted,
              "measured_tokens_per_s": measured, "planner": _fingerprint()}  # fmt: skip

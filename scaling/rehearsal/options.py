@@ -58,7 +58,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def new_directory(options: DrillOptions) -> Path:
     """The drill's directory, made. Raises ConfigError where it exists."""
-    path = Path(options.directory).absolute()
+    path = Path(options.directory).expanduser().absolute()
     try:
         path.mkdir(parents=True)
     except FileExistsError:
