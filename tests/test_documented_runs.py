@@ -22,6 +22,8 @@ SMALL = (
     "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "train.seq_len=32", "train.global_batch_size=4",
     "train.n_tokens=2k", "train.eval_sequences=4", "train.sample_tokens=0", "checkpoint.every_steps=4", "train.log_every=1",
 )  # fmt: skip
+ALONE = "cluster.devices_per_node=1"
+"""Starts no Ray but for studies and layouts of several workers."""
 SMALL_STUDIES = {
     "study=isoflop": ("study.budgets=[1e9,3e9,1e10]", "study.sizes=[10k,20k]", "study.least_tokens_per_param=0.001",
                       "study.most_tokens_per_param=1000"),
@@ -100,13 +102,14 @@ def call(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 def small(words: tuple[str, ...]) -> list[str]:
     """The command, with what makes it short."""
     out = [REPLACED.get(word, word) for word in words if word not in PLACEHOLDERS]
-    name = out[2] if out[1:2] == ["-m"] else ""
+    name = out[2] if out[1:2] == ["-m"] and len(out) > 2 else ""
     if name == "scaling.run" and "--help" not in out:
         elsewhere = any(word.startswith("cluster=") for word in out)
         studies = [word for key, study in SMALL_STUDIES.items() if key in out for word in study]
-        out += ["dry_run=true"] if elsewhere else [*SMALL, *studies]
+        alone = [] if any(word.startswith("layout=") for word in out) else [ALONE]
+        out += ["dry_run=true"] if elsewhere else [*SMALL, *alone, *studies]
     if name == "scaling.rehearse":
-        out += [*SMALL, "train.n_tokens=10k", "resizes=0"]
+        out += [*SMALL, ALONE, "train.n_tokens=10k", "resizes=0"]
     if name in ("scaling.generate",):
         out += ["max_new_tokens=4"]
     if name == "scaling.fit":
@@ -135,7 +138,7 @@ def test_the_commands_of_a_page_run_in_order(page: str, place: Path) -> None:
         for model in MODELS:
             if f"run={model}" in words and not list((place / "runs").glob(f"{model}-*/checkpoints/step-*")):
                 train = ["python", "-m", "scaling.run", f"model={model}" if model != "gpt_1b" else "model=gpt_nano"]
-                done = call(place, [*train, f"run.name={model}", *SMALL, *MODELS[model]])
+                done = call(place, [*train, f"run.name={model}", *SMALL, ALONE, *MODELS[model]])
                 assert done.returncode == 0, done.stderr
         done = call(place, words)
         if done.returncode:
