@@ -30,16 +30,19 @@ def until(holds, patience_s: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_what_a_killed_driver_started_ends_with_it(temporary: Path) -> None:
+@pytest.mark.parametrize("known_by", ["its command line", "a file that it holds open"])
+def test_what_a_killed_driver_started_ends_with_it(temporary: Path, known_by: str) -> None:
     """Two agents of Ray's lived on for 62 s; here a process of its own session stands for them."""
     program = (
         "import subprocess, sys, time; from scaling.launch.tempdir import session_directory; path = session_directory();"
         "wait = 'import time; time.sleep(60)';"
-        "agent = subprocess.Popen([sys.executable, '-c', wait, str(path)], start_new_session=True);"
+        "named = [str(path)] if sys.argv[1] == 'its command line' else [];"
+        "log = None if named else (path / 'log').open('w');"
+        "agent = subprocess.Popen([sys.executable, '-c', wait, *named], stderr=log, start_new_session=True);"
         "print(agent.pid, path, flush=True); time.sleep(60)"
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
-    driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    driver = subprocess.Popen([sys.executable, "-c", program, known_by], stdout=subprocess.PIPE, text=True, env=environment)
     assert driver.stdout is not None
     pid, path = driver.stdout.readline().split()
     assert Path(path).is_dir()
