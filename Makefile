@@ -10,7 +10,7 @@ ARGS ?=
 # A file's tests share its runs and ranks, so files are dealt out whole, the longest first (tests/conftest.py).
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: run test test-slow test-gpu check format install clean
+.PHONY: run test test-slow test-portable test-gpu check format install clean
 
 run: $(STAMP)
 	@echo "Training the default configuration; the first time, its corpus is prepared before."
@@ -21,6 +21,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+# The tests of numbers as other machines would compute them.
+test-portable: $(STAMP)
+	$(TEST_ENV) $(BIN)/python tools/test_portable.py $(ARGS)
 
 test-gpu: $(STAMP)
 	SCALING_TEST_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)

@@ -71,7 +71,10 @@ def test_distributions() -> None:
 def test_golden_first_values() -> None:
     """A changed scheme would change every run's id-to-loss relation: change these only with a reason."""
     values = initial_values("blocks.0.attention.q.weight", (48, 48), composed(*SHAPE).model, 0).flatten()[:3]
-    torch.testing.assert_close(values, torch.tensor([0.002116345, 0.018928181, -0.03277548]), rtol=1e-6, atol=0)
+    expected = torch.tensor([0.002116345, 0.018928181, -0.03277548])
+    # Logarithms and cosines of vectors are off by a few units of the largest value, which is std 8.
+    atol = 4 * torch.finfo(torch.float32).eps * 0.02 * 8
+    torch.testing.assert_close(values, expected, rtol=0, atol=atol)
 
 
 def test_weights_that_were_never_given_are_not_numbers() -> None:
