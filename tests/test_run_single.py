@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events, secrets_shown
+from whole_runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events, fp32_rtol, secrets_shown
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20
-GOLDEN_RTOL = 1e-5  # fp32; another machine's kernels sum in another order
 TIMED = ("cluster.device.peak_tflops_fp32=0.1", "cluster.device.memory_gb_per_s=10")
 """So that the planner predicts times of these CPUs."""
 
@@ -35,7 +34,7 @@ def test_the_first_losses_are_those_of_the_golden_file(single: Run) -> None:
         "If that was meant, rewrite them with SCALING_REWRITE_GOLDEN=1 and say why; in a refactor it is a mistake."
     )
     assert len(losses) == len(expected) == GOLDEN_STEPS
-    np.testing.assert_allclose(losses, expected, rtol=GOLDEN_RTOL, err_msg=message)
+    np.testing.assert_allclose(losses, expected, rtol=fp32_rtol(GOLDEN_STEPS), err_msg=message)
 
 
 def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Workplace, single: Run) -> None:
@@ -65,7 +64,7 @@ def test_a_second_ctrl_c_leaves_at_once(workplace: Workplace) -> None:
     stop(run, 5, signal.SIGINT)
     time.sleep(0.05)
     run.signal(signal.SIGINT)
-    assert run.wait(timeout_s=20) == 75
+    assert run.wait() == 75
     assert list((run.directory / "checkpoints").glob("step-*")) == []
     assert events(run, "stopped") == events(run, "preempted") == []
 
@@ -74,7 +73,9 @@ def test_a_second_driver_is_refused_and_harms_nothing(workplace: Workplace, sing
     root = workplace.root / "contested"
     first = workplace.start(*ONE_WORKER, root=root)
     first.wait_for_step(2)
+    first.signal(signal.SIGSTOP)  # so that it lives while the other starts
     second = workplace.finish(*ONE_WORKER, root=root, code=1)
+    first.signal(signal.SIGCONT)
     assert f"is in use by another driver: pid {first.process.pid} on" in second.output
     assert "Traceback" not in second.output
     assert first.wait() == 0, first.output
@@ -122,7 +123,7 @@ def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
         shown = {scalar.step: scalar.value for scalar in reader.Scalars(name)}
         recorded = {record["step"]: record[name] for record in run.records() if name in record}
         assert shown.keys() == recorded.keys()
-        np.testing.assert_allclose([shown[step] for step in recorded], list(recorded.values()), rtol=1e-7)  # stored as fp32
+        np.testing.assert_allclose([shown[step] for step in recorded], list(recorded.values()), rtol=2**-23)  # stored as fp32
     assert secrets_shown(run) == []
 
 

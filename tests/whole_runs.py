@@ -30,6 +30,8 @@ SECRETS = {
     "MY_PASSWORD": "5ec7e7 of my own",
 }  # fmt: skip
 """In the environment of every run: none may come back in anything that is written or shown."""
+FOLLOWED_STEPS = 50
+"""For so long a run is held against one that adds up in another order; what that makes of the losses grows."""
 COMPARED = ("n_tokens", "flops", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bits_per_byte")
 """What of a record does not depend on how fast the machine was."""
 
@@ -77,6 +79,7 @@ class Run:
         self.root = root
         self._log = log
         self.seen: set[tuple[int, int]] = set()
+        self._next_look = 0.0
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=dict(env), cwd=log.parent,
@@ -97,10 +100,16 @@ class Run:
         return [record for path in self.root.glob("*/metrics.jsonl") for record in read_lines(path)]
 
     def watch(self) -> None:
-        """Note the processes that the run has now."""
-        self.seen |= descendants(self.process.pid)
+        """Note the processes that the run has now, twice a second: to look takes a walk through /proc."""
+        if time.monotonic() >= self._next_look:
+            self.seen |= descendants(self.process.pid)
+            self._next_look = time.monotonic() + 0.5
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def last_step(self) -> int:
+        """The step of the last record, from the end of the file alone."""
+        return max((_last_step(path) for path in self.root.glob("*/metrics.jsonl")), default=0)
+
+    def wait(self, timeout_s: float = 280) -> int:
         """The exit code; a run that takes longer is killed."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:
@@ -111,10 +120,10 @@ class Run:
             time.sleep(0.1)
         return self.process.returncode
 
-    def wait_for_step(self, step: int, timeout_s: float = 90) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 240) -> None:
         """Until metrics.jsonl has a record of `step` or a later one."""
         deadline = time.monotonic() + timeout_s
-        while max((record["step"] for record in self.records()), default=0) < step:
+        while self.last_step() < step:
             self.watch()
             assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}: {self.output}"
             assert time.monotonic() < deadline, f"step {step} was not reached in {timeout_s} s: {self.output}"
@@ -133,6 +142,13 @@ class Run:
         while (left := [pid for pid, born in self.seen if _born(pid) == born]) and time.monotonic() < deadline:
             time.sleep(0.2)
         return [_read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in left]
+
+
+def _last_step(path: Path) -> int:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        lines = file.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -157,6 +173,17 @@ def curve(run: Run) -> list[dict[str, float]]:
     keys = [(record["step"], "val/loss" in record) for record in records]
     assert len(keys) == len(set(keys)), "a step is recorded twice"
     return records
+
+
+def fp32_rtol(n_steps: int) -> float:
+    """How far another order of summation, on this machine or another, may move the losses of `TINY`.
+
+    Forwards and backwards chain, in each of two layers, sums of D = 32, T = 64 and d_ff = 128 terms;
+    a gradient sums over 8 sequences of T. A step begins where the one before it ended.
+    """
+    from exact import rounding_bound
+
+    return rounding_bound(n_terms=2 * (4 * 32 + 64 + 128) + 8 * 64, n_layers=2 * n_steps)
 
 
 def events(run: Run, *kinds: str) -> list[dict[str, Any]]:
