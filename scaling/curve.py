@@ -39,7 +39,7 @@ def plot_loss_curve(metrics_path: Path, png_path: Path, *, baselines: Mapping[st
     records = read_metrics(metrics_path, only=(names.N_TOKENS, names.TRAIN_LOSS, names.VAL_LOSS))
     train, val = loss_points(records, names.TRAIN_LOSS), loss_points(records, names.VAL_LOSS)
     if not train and not val:
-        raise DataError(f"{metrics_path} holds no loss to draw", fix="Train for at least train.log_every steps.")
+        raise DataError(f"{metrics_path} holds no finite loss to draw", fix="Train for at least train.log_every steps.")
     write_atomic(Path(png_path), _draw(train, val, baselines or {}, title))
 
 

@@ -1,4 +1,7 @@
-"""Files that are complete or absent: atomic writes, whole appended lines, and errors that name the disk's trouble."""
+"""Files that are complete or absent: atomic writes, whole appended lines, and errors that name the disk's trouble.
+
+JSON has no NaN and no infinities. Every JSON file here holds the words "NaN", "Infinity" and "-Infinity" in their place.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from typing import Any
 from scaling.errors import RunDirError
 
 _BLOCK_BYTES = 1 << 16
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""How JSON files hold numbers that are not finite."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _FIXES = {
     errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; nothing that was complete is lost",
@@ -47,16 +54,38 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        _fsync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise disk_error("write", path, error) from error
 
 
+def portable(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers that are not finite become WORDS, in dicts, lists and tuples too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: portable(inner) for key, inner in value.items()}
+    return [portable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def to_json(value: Any, **style: Any) -> str:
+    """`value` as strict JSON, in the style that json.dumps takes."""
+    return json.dumps(portable(value), allow_nan=False, **style)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Read JSON text. Raises ValueError for all that is none, text that is nested too deeply included."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises RunDirError; a NaN or infinity is a ValueError."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write `value` as indented strict JSON, atomically. Raises RunDirError."""
+    write_atomic(path, (to_json(value, indent=2) + "\n").encode())
 
 
 def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
@@ -65,7 +94,7 @@ def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
     A file that cannot be read or is no object raises RunDirError, or is None too when not `strict`.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -78,6 +107,22 @@ def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
         fix = "It is written atomically, so something else wrote it: restore it, or delete it and run the same command again."
         raise RunDirError(f"{path} is damaged: it holds no JSON object", fix=fix)
     return found if isinstance(found, dict) else None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is at `path` to its name with .damaged behind it, and a number where that is taken. Raises RunDirError."""
+    aside = free_name(path)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise disk_error("rename", path, error) from error
+    return aside
+
+
+def free_name(path: Path) -> Path:
+    """A name beside `path` for a damaged file, that nothing has yet."""
+    names = (path.with_name(f"{path.name}{number}.damaged") for number in ("", *(f".{n}" for n in range(2, 10_000))))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def append_line(path: Path, text: str, *, sync: bool = False) -> None:
@@ -131,7 +176,7 @@ def last_lines(path: Path, n_bytes: int) -> list[bytes]:
 
 def _parses(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
@@ -175,7 +220,22 @@ def locked(fd: int) -> Iterator[None]:
     yield
 
 
-def _sync_directory(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the file at `path`, and its name, are on the disk; nothing where there is no file. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        _fsync(path)
+        _fsync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove what is at `path`: a folder with all in it, a file, or a link and not what it leads to. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

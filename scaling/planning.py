@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from scaling import asked
 from scaling.asked import answered
 from scaling.compose import compose, keys
 from scaling.errors import ConfigError, PlanError, ScalingError
+from scaling.files import to_json
 from scaling.plan.calibrate import scale_of
 from scaling.plan.machine import resolve_cluster
 from scaling.plan.ranked import ranked_plan
@@ -56,7 +56,7 @@ def _plan(words: list[str]) -> int:
         raise no_flag(words, first, list(keys()), (*FLAGS, *asked.FLAGS))
     config = resolve_cluster(compose([word for word in words if word not in flags]))
     answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
-    text = json.dumps(answer, indent=1)
+    text = to_json(answer, indent=1)
     if config.plan.output:
         _write(Path(config.plan.output).expanduser(), text)
     if "--json" in flags:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pydantic import Field, model_validator
 
 from scaling.asked import answered
 from scaling.errors import ScalingError
-from scaling.files import read_object, write_json
+from scaling.files import read_object, to_json, write_json
 from scaling.laws.options import Place, keys_help, parse
 from scaling.screen import print_help, print_items
 from scaling.section import Section
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     if options.json_:
-        print(json.dumps(answer, indent=2), flush=True)
+        print(to_json(answer, indent=2), flush=True)
     else:
         print_items(lines)
     if recommendation is None or not options.launch:
@@ -157,14 +156,16 @@ def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
         code = subprocess.call([sys.executable, "-m", "scaling.run", *recommendation.overrides])
         summary = run_dir.read_summary() if code == 0 else None
         if summary is not None:
-            print(_verdict(summary["val_loss"], read_object(run_dir.path / PREDICTION) or {}))
+            print(_verdict(summary.get("val_loss"), read_object(run_dir.path / PREDICTION) or {}))
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return code
 
 
-def _verdict(loss: float, prediction: dict[str, Any]) -> str:
+def _verdict(loss: float | None, prediction: dict[str, Any]) -> str:
+    if loss is None:
+        return "The run has no held-out loss to hold the prediction against."
     expected = prediction["loss"]
     low, high = expected["new_low"], expected["new_high"]
     where = "inside" if low <= loss <= high else "outside"

@@ -9,7 +9,6 @@ Every JSON file is complete or absent (`files.py`). Nothing here needs torch, Ra
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,16 +21,37 @@ import yaml
 from scaling.config import RunConfig
 from scaling.driver_lock import DriverLock, Owner
 from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.files import append_line, disk_error, read_object, split_lines, write_atomic, write_json
+from scaling.files import (
+    append_line,
+    disk_error,
+    free_name,
+    parse_json,
+    read_object,
+    remove,
+    set_aside,
+    split_lines,
+    to_json,
+    write_atomic,
+    write_json,
+)
 from scaling.goodput import Seconds, account
 from scaling.provenance import describe_attempt
+from scaling.records import event_problem, plan_problem, progress_problem, provenance_problem, summary_problem
 
 EventKind = Literal[
     "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
     "first_step", "branched", "stopped", "pruned", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
-    "preemption_notice",
+    "preemption_notice", "not_removed", "record_gap", "record_damaged",
 ]  # fmt: skip
 State = Literal["new", "begun", "preempted", "failed", "stopped", "pruned", "finished"]
+
+_RECORDS = {
+    "plan.json": plan_problem,
+    "provenance.json": provenance_problem,
+    "summary.json": summary_problem,
+    "progress.json": progress_problem,
+}
+"""Files that only tell of the run, and what is wrong with their content."""
 
 _STATE_AFTER: dict[str, State] = {
     "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "stopped": "stopped",
@@ -163,7 +183,7 @@ class RunDir:
     def write_provenance(self, devices: Sequence[str] | None = None) -> None:
         """Add this attempt to provenance.json: code, packages, host, command line. `devices` as the vendor names them."""
         path = self.path / "provenance.json"
-        attempts = (read_object(path) or {"attempts": []})["attempts"]
+        attempts = (read_object(path) or {"attempts": []})["attempts"]  # `mend` has seen to what is damaged
         write_json(path, {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]})
 
     # Where its time goes.
@@ -179,7 +199,7 @@ class RunDir:
     def read_progress(self) -> dict[str, Any] | None:
         """The account of the group that is at work, or that was killed; None where there is none."""
         found = read_object(self._progress, strict=False)
-        return found if found is not None and {"workers", "step", "seconds"} <= found.keys() else None
+        return None if found is None or progress_problem(found) else found
 
     def settle_account(self) -> None:
         """Note in events.jsonl what a group that has ended has spent its time on. Raises RunDirError."""
@@ -188,11 +208,51 @@ class RunDir:
         if progress is not None:
             rounded = {activity: round(seconds, 3) for activity, seconds in progress["seconds"].items()}
             self.event("account", step=progress["step"], workers=progress["workers"], seconds=rounded)
-        self._progress.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(self._progress)
 
     def seconds(self) -> Seconds:
         """Where its time has gone up to the last sign of life (`scaling.goodput`)."""
         return account(self.read_events(), self.read_progress())
+
+    # Records that are damaged.
+
+    def mend(self) -> list[str]:
+        """Set aside what is damaged of the files that only tell of the run, so that it goes on; says what was.
+
+        Of events.jsonl, the sound lines stay. Only for the driver that has the lock. Raises RunDirError.
+        """
+        told = [self._mend_events()]
+        for name, problem in _RECORDS.items():
+            path = self.path / name
+            try:
+                found = read_object(path)
+                reason = None if found is None else problem(found)
+            except RunDirError as error:
+                reason = error.what
+            told.append(None if reason is None else self._damaged(path, reason, set_aside(path)))
+        return [text for text in told if text is not None]
+
+    def _mend_events(self) -> str | None:
+        path = self.events
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return self._damaged(path, f"it cannot be read: {error.strerror}", set_aside(path))
+        lines, _ = split_lines(content)
+        sound = [line for line in lines if _sound_event(line) is not None]
+        if len(sound) == len(lines):
+            return None
+        aside = free_name(path)
+        write_atomic(aside, content)
+        write_atomic(path, b"".join(line + b"\n" for line in sound))
+        return self._damaged(path, f"{len(lines) - len(sound)} of {len(lines)} lines are no events", aside)
+
+    def _damaged(self, path: Path, reason: str, aside: Path) -> str:
+        self.event("record_damaged", file=path.name, reason=reason, aside=aside.name)
+        return f"{path.name} is damaged ({reason}); it is kept as {aside.name}, and the run goes on without it."
 
     # What happened to it.
 
@@ -203,7 +263,7 @@ class RunDir:
         now_s = time.time()
         known = {"step": step, "world_size": world_size, **fields}
         entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {k: v for k, v in known.items() if v is not None}
-        append_line(self.events, json.dumps(entry, allow_nan=False), sync=True)
+        append_line(self.events, to_json(entry), sync=True)
 
     def failed(self, error: ScalingError, **fields: Any) -> None:
         """Note that an attempt has ended so. Raises SupersededError, where the run is another driver's and stands as it says."""
@@ -252,14 +312,19 @@ def _iso(time_s: float) -> str:
 
 
 def _parse_event(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict) or "kind" not in event:
+    event = _sound_event(line)
+    if event is None:
         fix = "A crash tears only the last line, so something else wrote here: restore the file, or delete that line."
         raise RunDirError(f"line {number} of {path} is damaged: it is no event", fix=fix)
     return event
+
+
+def _sound_event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = parse_json(line)
+    except ValueError:
+        return None
+    return None if event_problem(event) else event
 
 
 def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from typing import Any
 from scaling.asked import FLAGS, answered
 from scaling.checkpoint import committed
 from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.files import last_lines, read_object
+from scaling.files import last_lines, read_object, to_json
 from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
-from scaling.metrics.record import Record, decode_record, portable_number, sampled
+from scaling.metrics.record import Record, decode_record, sampled
 from scaling.rundir import RunDir, state_after
 from scaling.runs import find_run, find_runs
 from scaling.screen import Column, FittedTable, print_help, print_items, sparkline
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     if as_json:
         for status in statuses:
-            print(json.dumps(_portable(status)))
+            print(to_json(asdict(status)))
     elif statuses:
         _print_table(statuses)
     else:
@@ -218,10 +217,6 @@ def _age_s(run_dir: RunDir) -> float | None:
     """Seconds since the last record or event was written."""
     written_s = [path.stat().st_mtime for path in (run_dir.metrics, run_dir.events) if path.exists()]
     return max(0.0, time.time() - max(written_s)) if written_s else None
-
-
-def _portable(status: RunStatus) -> dict[str, object]:
-    return {k: portable_number(v) if isinstance(v, float) else v for k, v in asdict(status).items()}
 
 
 def _print_table(statuses: Sequence[RunStatus]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15}
@@ -46,6 +47,8 @@ def parse_bytes(text: str | int) -> int:
 
 
 def _scaled(value: float, names: list[str], base: float) -> str:
+    if not math.isfinite(value):
+        return "unknown"
     if value < 0:
         return "-" + _scaled(-value, names, base)
     index = 0
@@ -55,8 +58,13 @@ def _scaled(value: float, names: list[str], base: float) -> str:
     return f"{digits} {names[index]}".rstrip()
 
 
+def number_text(value: float | None, style: str) -> str:
+    """A number in a style of format(); "unknown" for None and for what is not finite."""
+    return "unknown" if value is None or not math.isfinite(value) else format(value, style)
+
+
 def format_count(value: float) -> str:
-    """1234567 -> "1.23 M"."""
+    """1234567 -> "1.23 M"; what is not finite is "unknown", here and below."""
     return _scaled(value, ["", "k", "M", "B", "T"], 1000)
 
 
@@ -71,7 +79,9 @@ def format_bytes(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """75 -> "1 min 15 s"; 100000 -> "27 h 47 min"."""
+    """75 -> "1 min 15 s"; 100000 -> "27 h 47 min"; what is not finite is "unknown"."""
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 0:
         return "-" + format_duration(-seconds)
     if seconds < 10:

@@ -21,7 +21,7 @@ LAYERS = [
     {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
     {"files", "startup"},
-    {"driver_lock", "fence", "provenance"},
+    {"driver_lock", "fence", "manifest", "provenance", "records"},
     {"parallel"},
     {"plan"},
     {"compose"},

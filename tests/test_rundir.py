@@ -162,6 +162,75 @@ def test_a_torn_event_is_dropped_and_a_damaged_one_named(run_dir):
         run_dir.read_events()
 
 
+SOUND = {"kind": "start", "time": "2026", "time_s": 5.0, "step": 0, "workers": "a"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": ["x"]},
+        {"kind": None},
+        {"time_s": "5"},
+        {"time_s": float("nan")},
+        {"step": 2.5},
+        {"workers": []},
+        {"command_s": "x"},
+        {"kind": "account"},
+        {"kind": "account", "seconds": [1]},
+        {"kind": "account", "seconds": {"productive": "1"}},
+        {"kind": "rolled_back"},
+        {"kind": "rolled_back", "sequences": [1]},
+        {"kind": "branched", "wall_s": "1"},
+        {"kind": "record_gap", "first_step": 1},
+    ],
+)
+def test_an_event_that_nothing_can_be_computed_from_is_set_aside(run_dir, change):
+    run_dir.events.write_text("".join(json.dumps(line) + "\n" for line in (SOUND, SOUND | change, SOUND)))
+    content = run_dir.events.read_bytes()
+    with pytest.raises(RunDirError, match="line 2"):
+        run_dir.read_events()
+    (text,) = run_dir.mend()
+    assert "1 of 3 lines are no events" in text
+    assert (run_dir.path / "events.jsonl.damaged").read_bytes() == content
+    assert [event["kind"] for event in run_dir.read_events()] == ["start", "start", "record_damaged"]
+    assert run_dir.seconds()
+    assert run_dir.condemned() == []
+    assert run_dir.mend() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\x00", b"[" * 100_000, b"{}", None])
+def test_any_damage_of_what_only_tells_of_the_run_is_set_aside(run_dir, content):
+    names = ["plan.json", "provenance.json", "summary.json", "progress.json"]
+    for name in names:
+        if content is None:
+            (run_dir.path / name).mkdir()
+        else:
+            (run_dir.path / name).write_bytes(content)
+    assert len(run_dir.mend()) == len(names)
+    assert sorted(path.name for path in run_dir.path.glob("*.damaged")) == sorted(f"{name}.damaged" for name in names)
+    run_dir.write_provenance()
+    run_dir.settle_account()
+    assert run_dir.read_summary() is None
+    assert run_dir.mend() == []
+
+
+def test_what_cannot_be_read_is_set_aside_too(run_dir):
+    run_dir.events.mkdir()
+    (run_dir.path / "events.jsonl.damaged").write_text("of an earlier time")
+    (text,) = run_dir.mend()
+    assert "cannot be read: Is a directory" in text
+    assert (run_dir.path / "events.jsonl.2.damaged").is_dir()
+    assert run_dir.state() == "new"
+
+
+def test_numbers_that_are_not_finite_are_words_in_every_file(run_dir):
+    run_dir.write_summary({"loss": [float("nan"), {"best": float("-inf")}], "steps": (1, float("inf"))})
+    run_dir.event("failed", reason="x", loss=float("nan"))
+    text = (run_dir.path / "summary.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": ["NaN", {"best": "-Infinity"}], "steps": [1, "Infinity"]}
+    assert run_dir.read_events()[0]["loss"] == "NaN"
+
+
 def test_events_of_two_processes_do_not_mix(run_dir):
     program = "import sys; from scaling.rundir import RunDir\nfor n in range(40): RunDir(sys.argv[1]).event('resume', step=n)"
     writers = [subprocess.Popen([sys.executable, "-c", program, str(run_dir.path)]) for _ in range(2)]
@@ -177,7 +246,7 @@ def test_an_append_waits_for_one_that_is_under_way(run_dir):
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
-        other.write('{"kind": "preempted"}\n')
+        other.write('{"kind": "preempted", "time_s": 1.0}\n')
     thread.join()
     assert [event["kind"] for event in run_dir.read_events()] == ["start", "preempted", "resume"]
 

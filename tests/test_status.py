@@ -228,7 +228,7 @@ def test_no_name_of_a_level_is_covered(tmp_path, monkeypatch, level):
 def test_no_loss_is_no_curve(tmp_path):
     log = MetricLog(tmp_path / "metrics.jsonl")
     log.record(1, 1, 1.0, 1.0, {names.TRAIN_LOSS: math.nan})
-    with pytest.raises(DataError, match="holds no loss to draw"):
+    with pytest.raises(DataError, match="holds no finite loss to draw"):
         plot_loss_curve(log.path, tmp_path / "curve.png", title="none")
     assert not (tmp_path / "curve.png").exists()
 

@@ -1,14 +1,13 @@
 """metrics.jsonl, the record of a run: one JSON object a line, appended, and read back exactly.
 
-Floats are written as the shortest text that reads back as the same float. JSON has no NaN and no infinities: they are
-the strings "NaN", "Infinity" and "-Infinity" in the file, and floats again when read.
+Floats are written as the shortest text that reads back as the same float. Those that are not finite are words in the file
+(`files.WORDS`), and floats again when read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.errors import RunDirError
-from scaling.files import append_line, disk_error, last_lines, whole_lines, write_atomic
+from scaling.files import WORDS, append_line, disk_error, last_lines, parse_json, to_json, whole_lines, write_atomic
 from scaling.metrics import names
 
 Record = dict[str, float]
@@ -27,7 +26,6 @@ METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
 _NEAR_LINES = 4
 """Lines looked through for a value: records of training and of evaluation alternate at most."""
-_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Sink(Protocol):
@@ -46,7 +44,8 @@ class Sink(Protocol):
 class MetricLog:
     """Appends records to `path` and passes each on to the sinks, the views of the record.
 
-    check: called before each, to raise where the run is somebody else's by now.
+    check: called before each, to raise where the run is somebody else's by now. recorded_step, last_values: the last step in
+    the file and all that is recorded of it, once `resume` has read it; 0 and nothing where there is none.
     """
 
     def __init__(self, path: Path, sinks: Iterable[Sink] = (), check: Callable[[], None] = lambda: None) -> None:
@@ -54,6 +53,7 @@ class MetricLog:
         self._check = check
         self._sinks = list(sinks)
         self._last_step = -1
+        self.recorded_step, self.last_values = 0, Record()
         self._kinds: set[str] = set()
 
     def record(self, step: int, n_tokens: int, flops: float, wall_s: float, values: Mapping[str, float]) -> None:
@@ -71,7 +71,9 @@ class MetricLog:
         self._kinds.add(kind)
         position = dict(zip(names.POSITION, (step, n_tokens, flops, wall_s), strict=True))
         record = {name: _plain(value) for name, value in (position | dict(values)).items()}
-        append_line(self.path, _encode(record))
+        self.last_values = (self.last_values if step == self.recorded_step else {}) | record
+        self.recorded_step = step
+        append_line(self.path, to_json(record, separators=(",", ":")))
         for sink in self._sinks:
             sink.log(record)
 
@@ -96,9 +98,12 @@ class MetricLog:
         """
         if not self.path.exists():
             self._last_step, self._kinds = -1 if step is None else step, set()
+            self.recorded_step, self.last_values = 0, Record()
             return 0.0
         kept = copy_record(self.path, self.path, step)
         self._last_step, self._kinds = kept.step, kept.kinds
+        self.last_values = kept.values
+        self.recorded_step = int(kept.values.get(names.STEP, 0))
         return kept.wall_s
 
     def rewind(self, step: int) -> None:
@@ -119,11 +124,15 @@ class MetricLog:
 
 @dataclass(frozen=True)
 class Kept:
-    """The end of a record that was cut: its step, the kinds of the records of that step, and the last wall_s."""
+    """The end of a record that was cut: its step, the kinds of the records of that step, and the last wall_s.
+
+    values: all that is recorded of the last step that was kept, which may be an earlier one.
+    """
 
     step: int
     kinds: set[str]
     wall_s: float
+    values: Record
 
 
 def copy_record(source: Path, target: Path, step: int | None) -> Kept:
@@ -132,13 +141,14 @@ def copy_record(source: Path, target: Path, step: int | None) -> Kept:
     The records pass through one at a time. Raises RunDirError for a damaged line before the end.
     """
     last_step = -1 if step is None else step
-    kinds, wall_s = set[str](), 0.0
+    kinds, wall_s, values = set[str](), 0.0, Record()
     spans, position = list[list[int]](), 0
     for number, line in enumerate(_lines(source), start=1):
         record = _decoded(source, f"line {number}", line)
         end = position + len(line) + 1
         if record[names.STEP] <= last_step:
             wall_s = record[names.WALL_S]
+            values = (values if values.get(names.STEP) == record[names.STEP] else {}) | record
             if record[names.STEP] == last_step:
                 kinds.add(_kind(record))
             if spans and spans[-1][1] == position:
@@ -148,7 +158,7 @@ def copy_record(source: Path, target: Path, step: int | None) -> Kept:
         position = end
     if target != source or spans != [[0, source.stat().st_size]]:
         write_atomic(target, _spans_of(source, spans))
-    return Kept(last_step, kinds, wall_s)
+    return Kept(last_step, kinds, wall_s, values)
 
 
 def _spans_of(path: Path, spans: Iterable[Sequence[int]]) -> Iterator[bytes]:
@@ -221,21 +231,9 @@ def _plain(value: Any) -> float:
     return value if type(value) is int else float(value)
 
 
-def portable_number(value: float) -> float | str:
-    """`value` as JSON can hold it: NaN and the infinities as strings."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _encode(record: Mapping[str, float]) -> str:
-    portable = {name: portable_number(value) for name, value in record.items()}
-    return json.dumps(portable, allow_nan=False, separators=(",", ":"))
-
-
 def decode_record(line: bytes) -> Record:
     """One record. Raises ValueError when the line is no record."""
-    found = json.loads(line)
+    found = parse_json(line)
     if not isinstance(found, dict):
         raise ValueError("not an object")
     for name in names.POSITION:
@@ -243,10 +241,13 @@ def decode_record(line: bytes) -> Record:
             raise ValueError(f"{name} is missing")
     record: Record = {}
     for name, value in found.items():
-        number = _SPECIAL.get(value) if isinstance(value, str) else value
+        number = WORDS.get(value) if isinstance(value, str) else value
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ValueError(f"{name} is {value!r}, not a number")
         record[sys.intern(name)] = number
+    for name in names.POSITION:
+        if not math.isfinite(record[name]):
+            raise ValueError(f"{name} is {record[name]}, and says where the run stood")
     return record
 
 

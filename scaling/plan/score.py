@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import DataError, ScalingError
+from scaling.files import to_json
 from scaling.plan.accuracy import report, row_results, score
 from scaling.plan.table import read_table
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(table_lines(errors)))
     if given.json:
         answer = {"errors": errors, "rows": row_results(rows), "unread": [str(line) for line in unread]}
-        given.json.write_text(json.dumps(answer, indent=1) + "\n")
+        given.json.write_text(to_json(answer, indent=1) + "\n")
     if unread:
         print(f"DataError: {len(unread)} rows were not scored (leave what is unknown blank):", *unread, sep="\n", file=sys.stderr)
     return DataError.exit_code if unread else 0

@@ -74,6 +74,10 @@ def write_results(rows: list[Row], directory: Path) -> Path:
     return path
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def results_table(study: Study, rows: list[Row]) -> FittedTable:
     """Trials from the lowest loss to the highest, then those without one."""
     keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
@@ -83,7 +87,7 @@ def results_table(study: Study, rows: list[Row]) -> FittedTable:
         Column("curve", 5, left=True), Column("val loss"), Column("time", 3), Column("state", left=True),
     )  # fmt: skip
     table = FittedTable(columns, f"Results of {study.name}{common_name(names, study.trials)}")
-    for row in sorted(rows, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"]):
+    for row in sorted(rows, key=lambda row: row["val_loss"] if _is_finite(row["val_loss"]) else math.inf):
         table.add(
             *(shown(row[key]) for key in keys), names[row["run"]], format_count(row["n_params"]),
             format_count(row["n_tokens"]), format_flops(row["flops"]), curves[row["run"]] or "-",

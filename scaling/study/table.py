@@ -51,9 +51,9 @@ def measured_rate(study: Study, standings: Mapping[str, Standing]) -> float | No
     flops = device_s = 0.0
     for trial in study.trials:
         if standings[trial.identity].state == "finished" and (summary := trial.run_dir.read_summary()) is not None:
-            begun = trial.branch.step / max(1, summary["steps"]) if trial.branch is not None else 0.0
-            flops += (1 - begun) * summary["flops"]
-            device_s += summary["device_s"]
+            begun = trial.branch.step / max(1, summary.get("steps", 1)) if trial.branch is not None else 0.0
+            flops += (1 - begun) * summary.get("flops", 0.0)
+            device_s += summary.get("device_s", 0.0)
     return flops / device_s if device_s > 0 else None
 
 
