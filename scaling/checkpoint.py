@@ -15,41 +15,24 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import secrets
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import CheckpointError
 from scaling.fence import Fence
+from scaling.files import portable, remove
+from scaling.manifest import MANIFEST, Manifest, read_manifest, sealed
 
-FORMAT_VERSION = 1
 _NAME = re.compile(r"^step-(\d{8,})$")
 _PARTIAL = re.compile(r"^\.step-\d{8,}(\.\w+)?\.partial$")
-_DAMAGED = re.compile(r"^\.step-(\d{8,})\.damaged$")
-MANIFEST = "manifest.json"
+_DAMAGED = re.compile(r"^\.step-(\d{8,})(\.\w+)?\.damaged$")
 FENCE = ".fence"
 _READERS = 8
 """Files whose checksums are computed at a time: assumption, enough to hide a network disk's latency."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint is, and the size and SHA-256 of each of its files.
-
-    state: the training state (step, tokens, data position) as plain JSON. layout: who wrote it, for the record
-    only: it loads under any layout. corpus_fingerprint: of the data that the position points into.
-    """
-
-    semantic_hash: str
-    corpus_fingerprint: str
-    step: int
-    state: dict[str, Any]
-    layout: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    format_version: int = FORMAT_VERSION
 
 
 def checkpoint_name(step: int) -> str:
@@ -80,11 +63,6 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def sealed(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with a SHA-256 of their own under "sha256": a bit that falls over in the data position is a wrong run."""
-    return fields | {"sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
-
-
 def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Path:
     """Write the manifest into the partial directory of its step and rename that into place: the checkpoint exists, or not.
 
@@ -93,7 +71,7 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
     """
     partial, final = partial_path(directory, manifest.step, group or ""), directory / checkpoint_name(manifest.step)
     path = partial / MANIFEST
-    path.write_text(json.dumps(sealed(asdict(manifest)), indent=1) + "\n")
+    path.write_text(json.dumps(sealed(portable(asdict(manifest))), indent=1, allow_nan=False) + "\n")
     _fsync(path)
     _fsync(partial)
     with Fence(directory / FENCE).passing(group) if group else contextlib.nullcontext():
@@ -106,51 +84,47 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
 def _make_way(directory: Path, final: Path, step: int) -> None:
     """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one, or a newer one."""
     newest = newest_step(directory)
+    # Only what is newer is read: there is none but where something is wrong.
+    if newest is not None and newest > step:
+        newest = max((found for found, path in committed(directory) if found > step and _is_sound(path)), default=None)
     if newest is not None and newest > step:
         fix = "Two drivers must not share a run directory; nothing was overwritten."
         raise CheckpointError(f"{directory} holds step {newest} already, which is newer than this of step {step}", fix=fix)
-    if final.exists():
-        try:
-            verify(final)
-        except CheckpointError:
-            shutil.rmtree(final)
-        else:
+    if os.path.lexists(final):
+        if _is_sound(final):
             raise CheckpointError(f"{final} exists already, and is sound", fix="two drivers must not share a run directory")
+        remove(final)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _is_sound(path: Path) -> bool:
     try:
-        fields = json.loads((path / MANIFEST).read_text())
-        if fields["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path} has format {fields['format_version']}; this version reads {FORMAT_VERSION}")
-        seal = fields.pop("sha256")
-        if sealed(fields)["sha256"] != seal:
-            raise CheckpointError(f"{path / MANIFEST} is damaged: it differs from its own SHA-256")
-        return Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from error
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
     """How a file of a checkpoint differs from what the manifest says of it; None where it does not."""
     file = path / name
-    if Path(name).name != name:
-        return f"{path / MANIFEST} names {name!r}, which is outside the checkpoint"
-    if not file.is_file():
-        return f"{file} is missing"
-    size = file.stat().st_size
-    if size != expected["size_bytes"]:
-        return f"{file} has {size} bytes, not {expected['size_bytes']}"
-    return f"{file} is damaged: its SHA-256 differs from the manifest's" if _sha256(file) != expected["sha256"] else None
+    try:
+        if not file.is_file():
+            return f"{file} is missing"
+        size = file.stat().st_size
+        if size != expected["size_bytes"]:
+            return f"{file} has {size} bytes, not {expected['size_bytes']}"
+        return f"{file} is damaged: its SHA-256 differs from the manifest's" if _sha256(file) != expected["sha256"] else None
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror or error}"
 
 
 def verify(path: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the first that differs."""
-    manifest = _read_manifest(path)
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError for whatever differs or cannot be read."""
+    manifest = read_manifest(path)
     foreign = sorted({file.name for file in path.glob("rank-*")} - manifest.files.keys())
     if foreign:
         raise CheckpointError(f"{path / foreign[0]} is not named by the manifest")
-    if path.name != checkpoint_name(manifest.step) or manifest.state.get("step") != manifest.step:
+    if path.name != checkpoint_name(manifest.step) or manifest.state.get("step") != manifest.step or manifest.step < 0:
         raise CheckpointError(f"{path} holds step {manifest.step} under another name")
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
         for problem in pool.map(lambda item: _problem(path, *item), manifest.files.items()):
@@ -183,18 +157,24 @@ def _listed(directory: Path) -> list[str]:
 
 
 def newest_valid(
-    directory: Path, *, on_damaged: Callable[[Path, CheckpointError], None] = lambda path, error: None
+    directory: Path,
+    *,
+    on_damaged: Callable[[Path, CheckpointError], None] = lambda path, error: None,
+    check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files all verify, or None when there are none at all.
 
-    Damaged ones are reported to `on_damaged` and passed over. Raises CheckpointError when some exist but none is sound:
-    starting afresh would silently lose the run.
+    check: raises CheckpointError for what is wrong with a manifest that only the caller knows. Damaged ones are reported
+    to `on_damaged` and passed over. Raises CheckpointError when some exist but none is sound: starting afresh would
+    silently lose the run.
     """
     steps, newest = _steps(directory), None
     for _, name in reversed(steps):
         path = directory / name
         try:
-            return path, verify(path)
+            manifest = verify(path)
+            check(manifest)
+            return path, manifest
         except CheckpointError as error:
             newest = newest or error.what  # not the error itself, which would keep its frames alive
             on_damaged(path, error)
@@ -206,16 +186,33 @@ def newest_valid(
     return None
 
 
-def prune(directory: Path, *, keep_last: int, keep_every_steps: int | None, keep_steps: Collection[int] = ()) -> list[Path]:
-    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths of the former."""
+def prune(
+    directory: Path,
+    *,
+    keep_last: int,
+    keep_every_steps: int | None,
+    keep_steps: Collection[int] = (),
+    on_trouble: Callable[[Path, OSError], None] = lambda path, error: None,
+) -> list[Path]:
+    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths of the former.
+
+    What cannot be removed is told to `on_trouble` and stays. Of a link, the link is removed and not what it leads to.
+    """
     steps = committed(directory)
     kept = {path for _, path in steps[-keep_last:]} | {path for step, path in steps if step in keep_steps}
     if keep_every_steps:
         kept |= {path for step, path in steps if step % keep_every_steps == 0}
     gone = [path for _, path in steps if path not in kept]
     for path in [*gone, *_damaged_up_to(directory, steps[-1][0] if steps else -1)]:
-        shutil.rmtree(path)
+        _try_to_remove(path, on_trouble)
     return gone
+
+
+def _try_to_remove(path: Path, on_trouble: Callable[[Path, OSError], None]) -> None:
+    try:
+        remove(path)
+    except OSError as error:
+        on_trouble(path, error)
 
 
 def _damaged_up_to(directory: Path, step: int) -> list[Path]:
@@ -223,14 +220,21 @@ def _damaged_up_to(directory: Path, step: int) -> list[Path]:
 
 
 def set_aside(path: Path) -> None:
-    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound one must be there."""
+    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound one must be there.
+
+    One that was put aside before under its name is removed, or left where it resists. Raises OSError.
+    """
     aside = path.with_name(f".{path.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(path, aside)
+    with contextlib.suppress(OSError):
+        remove(aside)
+    os.replace(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.damaged") if os.path.lexists(aside) else aside)
 
 
-def remove_partials(directory: Path) -> None:
-    """Remove what killed groups of workers left half-written. Only for the driver that has the lock, or who has the fence."""
+def remove_partials(directory: Path, on_trouble: Callable[[Path, OSError], None] = lambda path, error: None) -> None:
+    """Remove what killed groups of workers left half-written. Only for the driver that has the lock, or who has the fence.
+
+    What cannot be removed is told to `on_trouble`: it is in nobody's way, since names of groups differ.
+    """
     for name in _listed(directory):
         if _PARTIAL.match(name):
-            shutil.rmtree(directory / name)
+            _try_to_remove(directory / name, on_trouble)

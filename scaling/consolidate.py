@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scaling.checkpoint import Manifest
 from scaling.config import RunConfig
 from scaling.data.tokenizer import EOT, SPECIAL, Tokenizer
 from scaling.errors import ConfigError, RunDirError
 from scaling.files import write_json
 from scaling.fragments import FragmentReader
+from scaling.manifest import Manifest
 from scaling.model import build_model
 from scaling.model.convert import arrangement, joined, parts
 from scaling.model.hub import CONFIG_FILE, WEIGHTS_FILE, hub_config

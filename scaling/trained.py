@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from scaling.checkpoint import Manifest, committed, newest_valid, verify
+from scaling.checkpoint import committed, newest_valid, verify
 from scaling.config import RunConfig
 from scaling.data.tokenizer import Tokenizer
 from scaling.errors import ConfigError, RunDirError
 from scaling.files import disk_error
 from scaling.fragments import FragmentReader
+from scaling.manifest import Manifest
 from scaling.model import LanguageModel, build_model
 from scaling.parallel.part import part_of
 from scaling.rundir import RunDir

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import random
 import re
@@ -19,8 +21,6 @@ from hypothesis import strategies as st
 
 from scaling import checkpoint
 from scaling.checkpoint import (
-    MANIFEST,
-    Manifest,
     checkpoint_name,
     commit,
     committed,
@@ -35,12 +35,13 @@ from scaling.compose import compose
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import CheckpointError
 from scaling.fragments import Fragment, FragmentReader, Snapshot
+from scaling.manifest import MANIFEST, Manifest, sealed
 from scaling.parallel.grid import Ranks
 from scaling.parallel.part import Part
 from scaling.plan.layout import make_plan
 from scaling.plan.machine import resolve_cluster
 from scaling.train.checkpointing import Checkpointer
-from scaling.train.state import TrainState
+from scaling.train.state import TrainState, check_state
 
 
 def write(directory: Path, step: int, *, n_ranks: int = 2) -> Path:
@@ -145,7 +146,7 @@ def test_any_replaced_run_of_bytes_is_found(tmp_path_factory: pytest.TempPathFac
 def edited(path: Path, **changes: Any) -> None:
     """Rewrite the manifest with other values, and vouch for them."""
     fields = asdict(verify(path)) | changes
-    (path / MANIFEST).write_text(json.dumps(checkpoint.sealed(fields)))
+    (path / MANIFEST).write_text(json.dumps(sealed(fields)))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -183,6 +184,87 @@ def test_a_format_of_the_future_is_named(tmp_path: Path) -> None:
     edited(path, format_version=99)
     with pytest.raises(CheckpointError, match="has format 99; this version reads"):
         verify(path)
+
+
+NESTED: Any = []
+for _ in range(20):
+    NESTED = [NESTED]
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(NESTED),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def resealed(path: Path, fields: Any) -> None:
+    """Write a manifest of any content, vouched for where that is possible."""
+    fields = sealed(fields) if isinstance(fields, dict) else fields
+    (path / MANIFEST).write_text(json.dumps(fields))
+
+
+@given(data=st.data())
+def test_a_manifest_of_any_content_is_damage_or_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("c")
+    older, path = write(directory, 3, n_ranks=1), write(directory, 7, n_ranks=1)
+    written = verify(path)
+    fields = json.loads(json.dumps(asdict(written)))
+    keys = data.draw(st.sampled_from([(), *((key,) for key in fields), *(("state", key) for key in fields["state"])]))
+    value = data.draw(JSON_VALUES)
+    if len(keys) == 2:
+        fields["state"][keys[1]] = value
+    elif keys:
+        fields[keys[0]] = value
+    else:
+        fields = value
+    resealed(path, fields)
+    found = newest_valid(directory, check=lambda manifest: check_state(manifest.state))
+    assert found is not None
+    if found[0] != older:
+        assert (found[0], found[1].files, found[1].step) == (path, written.files, 7)
+        json.dumps(asdict(found[1]))
+        assert set(TrainState.__dataclass_fields__) - {"step"} >= set(keys[1:]), "whatever stands there can be trained from"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "null", '{"format_version": 1, "sha256": "0"}', "\udcff", '{"format_version": ' + "9" * 5000 + "}"],
+)
+def test_text_that_is_no_manifest_is_damage(tmp_path: Path, content: str) -> None:
+    older, path = write(tmp_path, 3), write(tmp_path, 7)
+    (path / MANIFEST).write_bytes(content.encode(errors="surrogateescape"))
+    found = newest_valid(tmp_path)
+    assert found is not None
+    assert found[0] == older
+
+
+@pytest.mark.parametrize("changes", [{"files": ["rank-00000.safetensors"]}, {"state": None}, {"files": {}}, {"step": True}])
+def test_fields_of_another_type_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    older, path = write(tmp_path, 3), write(tmp_path, 7)
+    resealed(path, asdict(verify(path)) | changes)
+    found = newest_valid(tmp_path)
+    assert found is not None
+    assert found[0] == older
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("name", ["rank-00001.safetensors", MANIFEST])
+def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    older, path = write(tmp_path, 3), write(tmp_path, 7)
+    opened = Path.open
+
+    def refuse(file: Path, *args: Any, **kwargs: Any) -> Any:
+        if file == path / name:
+            raise OSError(code, os.strerror(code), str(file))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} cannot be read: .*{os.strerror(code)}"):
+        verify(path)
+    found = newest_valid(tmp_path)
+    assert found is not None
+    assert found[0] == older
 
 
 # Which one is used.
@@ -296,6 +378,64 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert [step for step, _ in committed(tmp_path)] == [100_000_000]
 
 
+def test_links_and_files_named_like_a_step_are_unlinked(tmp_path: Path) -> None:
+    directory, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    write(directory, 10).rename(elsewhere)
+    (directory / checkpoint_name(10)).symlink_to(elsewhere)
+    (directory / checkpoint_name(11)).symlink_to(tmp_path / "nowhere")
+    (directory / checkpoint_name(12)).write_text("mine")
+    (directory / ".step-00000009.damaged").write_text("a file")
+    for step in (20, 30):
+        write(directory, step)
+    assert verify(directory / checkpoint_name(10)).step == 10, "a link to a checkpoint is one"
+    prune(directory, keep_last=2, keep_every_steps=None)
+    assert sorted(path.name for path in directory.iterdir()) == [checkpoint_name(20), checkpoint_name(30)]
+    assert (elsewhere / MANIFEST).is_file(), "only the link is removed"
+
+
+def test_links_named_like_a_partial_are_unlinked(tmp_path: Path) -> None:
+    directory, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    directory.mkdir()
+    elsewhere.mkdir()
+    partial_path(directory, 20, "abcd").symlink_to(elsewhere)
+    partial_path(directory, 30).write_text("a file")
+    remove_partials(directory)
+    assert list(directory.iterdir()) == []
+    assert elsewhere.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "damaged"])
+def test_what_is_no_checkpoint_is_in_no_ones_way(tmp_path: Path, kind: str) -> None:
+    """Neither at the step itself nor at a later one."""
+    for step in (20, 90):
+        place = tmp_path / checkpoint_name(step)
+        if kind == "file":
+            place.write_text("mine")
+        elif kind == "link":
+            place.symlink_to(tmp_path / "nowhere")
+        else:
+            damage(write(tmp_path, step))
+    assert verify(write(tmp_path, 20)).step == 20
+
+
+def test_what_resists_removal_is_told_and_what_is_put_aside_beside_it_gets_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write(tmp_path, step) for step in (10, 20, 30)]
+    (tmp_path / ".step-00000030.damaged").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(checkpoint, "remove", refuse)
+    told: list[Path] = []
+    prune(tmp_path, keep_last=1, keep_every_steps=None, on_trouble=lambda path, _: told.append(path))
+    assert told == [*paths[:2], tmp_path / ".step-00000030.damaged"]
+    checkpoint.set_aside(paths[2])
+    assert [step for step, _ in committed(tmp_path)] == [10, 20]
+    assert len(list(tmp_path.glob(".step-00000030*.damaged"))) == 2
+
+
 # A whole engine's.
 
 
@@ -347,6 +487,39 @@ def test_the_training_state_survives_exactly(tmp_path: Path) -> None:
     ours.wait()
     assert ours.restore(engine) == state
     assert ours.restore(engine) != replace(state, loss_sum=0.3)
+
+
+def test_sums_that_are_not_finite_are_words_in_the_manifest(tmp_path: Path) -> None:
+    ours, engine = checkpointer(tmp_path)
+    state = TrainState(step=5, loss_sum=math.nan, grad_norm_sum=math.inf, n_logged=2, recent_losses=(1.0, -math.inf))
+    ours.save(engine, state)
+    ours.wait()
+    found = json.loads((tmp_path / checkpoint_name(5) / MANIFEST).read_text(), parse_constant=pytest.fail)["state"]
+    assert (found["loss_sum"], found["grad_norm_sum"], found["recent_losses"]) == ("NaN", "Infinity", [1.0, "-Infinity"])
+    restored = ours.restore(engine)
+    assert restored is not None
+    assert math.isnan(restored.loss_sum)
+    assert replace(restored, loss_sum=0.0) == replace(state, loss_sum=0.0)
+
+
+def test_a_state_that_none_can_be_trained_from_is_damage_and_one_of_another_version_is_refused(tmp_path: Path) -> None:
+    ours, engine = checkpointer(tmp_path)
+    for step in (5, 6):
+        ours.save(engine, TrainState(step=step, next_sequence=8 * step))
+    ours.wait()
+    path = tmp_path / checkpoint_name(6)
+    whole = asdict(verify(path))
+    resealed(path, whole | {"state": whole["state"] | {"next_sequence": -1}})
+    restored = ours.restore(engine)
+    assert restored is not None
+    assert restored.step == 5
+    assert (tmp_path / ".step-00000006.damaged").is_dir()
+    path = tmp_path / checkpoint_name(5)
+    whole = asdict(verify(path))
+    resealed(path, whole | {"state": whole["state"] | {"of_the_future": 1}})
+    with pytest.raises(CheckpointError, match="which this version does not know"):
+        ours.restore(engine)
+    assert path.is_dir()
 
 
 # Pickles.

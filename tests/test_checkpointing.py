@@ -13,12 +13,13 @@ from ranks import run_ranks
 from test_checkpoint import checkpointer, damage, write
 
 from scaling import fragments
-from scaling.checkpoint import MANIFEST, committed, newest_valid, prune, verify
+from scaling.checkpoint import committed, newest_valid, prune, verify
 from scaling.data.objective import causal_lm
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import CheckpointError, SupersededError
 from scaling.fence import Fence
 from scaling.fragments import FragmentReader
+from scaling.manifest import MANIFEST
 from scaling.parallel.exchange import gather_json, share_json
 from scaling.parallel.grid import Ranks
 from scaling.train.checkpointing import Checkpointer

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scaling import consolidate, convert
-from scaling.checkpoint import Manifest, commit, describe_file, partial_path
+from scaling.checkpoint import commit, describe_file, partial_path
 from scaling.config import RunConfig
 from scaling.fragments import KINDS, Fragment, Snapshot
+from scaling.manifest import Manifest
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.parallel.part import Part
 from scaling.rundir import RunDir

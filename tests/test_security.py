@@ -27,7 +27,6 @@ from plan_config import composed
 from whole_runs import TWO_WORKERS, Workplace, descendants, listening_beyond_loopback
 
 from scaling import convert, fit, generate, predict, run, status
-from scaling.checkpoint import MANIFEST, sealed
 from scaling.compose import compose, quoted, words_for
 from scaling.data.opened import Corpus
 from scaling.errors import ConfigError, ScalingError
@@ -35,6 +34,7 @@ from scaling.failure import tell
 from scaling.inert import refuse_targets
 from scaling.launch.cluster import RayCluster
 from scaling.launch.driver import drive
+from scaling.manifest import MANIFEST, sealed
 from scaling.redact import HIDDEN, redact
 
 ROOT = Path(__file__).parent.parent

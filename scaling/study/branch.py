@@ -12,10 +12,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from scaling.checkpoint import Manifest, commit, committed, partial_path, verify
+from scaling.checkpoint import commit, committed, partial_path, verify
 from scaling.config import RunConfig
 from scaling.errors import CheckpointError
 from scaling.files import disk_error
+from scaling.manifest import Manifest
 from scaling.metrics.record import copy_record
 from scaling.rundir import RunDir
 

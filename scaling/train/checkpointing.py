@@ -11,17 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling.checkpoint import FENCE, Manifest, newest_valid, remove_partials, set_aside
+from scaling.checkpoint import FENCE, newest_valid, remove_partials, set_aside
 from scaling.config import RunConfig
 from scaling.engine.base import Engine
 from scaling.errors import CheckpointError
 from scaling.fence import Fence
 from scaling.fragments import Snapshot
+from scaling.manifest import Manifest
 from scaling.parallel.exchange import Group, share_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 from scaling.train.pace import Pace
-from scaling.train.state import TrainState
+from scaling.train.state import TrainState, check_state
 from scaling.train.writing import Writer
 
 _NICENESS = 10
@@ -32,7 +33,8 @@ class Checkpointer:
     """Saves and restores one run. Every method is collective over the ranks.
 
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
-    for a single rank. on_event(kind, **fields) is told of "checkpoint_committed" and "checkpoint_damaged", on the first rank.
+    for a single rank. on_event(kind, **fields) is told of "checkpoint_committed", "checkpoint_damaged" and "not_removed", on the
+    first rank. record: metrics.jsonl, where there is one.
     pace: the first rank's clock, where checkpoints are due by time.
 
     workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint
@@ -51,6 +53,7 @@ class Checkpointer:
         writing_group: Group,
         on_event: Callable[..., None],
         pace: Pace | None = None,
+        record: Path | None = None,
     ) -> None:
         self._directory = directory
         self._config = config
@@ -60,7 +63,9 @@ class Checkpointer:
         self._on_event = on_event
         self._pace = pace
         self.workers = share_json(self._take_over(), group)
-        self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event)
+        self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event, record)
+        if ranks.is_first:
+            remove_partials(directory, self._writer.not_removed)
         self._memory: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -68,12 +73,8 @@ class Checkpointer:
         self.last_step: int | None = None
 
     def _take_over(self) -> str:
-        """Be the run's only group of workers from now on, and remove what others left half-written; its name."""
-        if not self._ranks.is_first:
-            return ""
-        name = Fence(self._directory / FENCE).take()
-        remove_partials(self._directory)
-        return name
+        """Be the run's only group of workers from now on; its name."""
+        return Fence(self._directory / FENCE).take() if self._ranks.is_first else ""
 
     @property
     def timely(self) -> bool:
@@ -155,9 +156,12 @@ class Checkpointer:
             damaged.append(path)
             self._on_event("checkpoint_damaged", path=str(path), reason=error.what)
 
-        found = newest_valid(self._directory, on_damaged=told)
+        found = newest_valid(self._directory, on_damaged=told, check=lambda manifest: check_state(manifest.state))
         for path in damaged:
-            set_aside(path)
+            try:
+                set_aside(path)
+            except OSError as error:
+                self._writer.not_removed(path, error)
         return None if found is None else {"path": str(found[0]), "manifest": asdict(found[1])}
 
     def _check(self, path: Path, manifest: Manifest) -> None:

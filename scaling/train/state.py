@@ -7,6 +7,7 @@ resume is that of the run that never stopped.
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,8 @@ class TrainState:
 
     next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the interval since the last
     record, so that a record's means do not depend on where the run was interrupted. skipped_steps: since the start.
-    recent_losses, recent_grad_norms: of the steps that the next is judged by, oldest first (`train.on_spike`).
+    skipped_in_a_row: the newest steps whose updates were left out. recent_losses, recent_grad_norms: of the steps that the
+    next is judged by, oldest first (`train.on_spike`).
     condemned: first sequences of the global batches that are left out for good.
     """
 
@@ -33,6 +35,7 @@ class TrainState:
     grad_norm_sum: float = 0.0
     n_logged: int = 0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     recent_losses: tuple[float, ...] = ()
     recent_grad_norms: tuple[float, ...] = ()
     condemned: tuple[int, ...] = ()
@@ -50,12 +53,33 @@ class TrainState:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> TrainState:
-        """The state that a manifest holds. Raises CheckpointError for one that another version has written."""
+        """The state that a manifest holds. Raises CheckpointError for one that another version has written, or none has."""
         unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
         if unknown:
             raise CheckpointError(f"the checkpoint's training state has {unknown[0]!r}, which this version does not know")
+        check_state(fields)
         known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         return TrainState(**known)
+
+
+_LARGEST = 2**63 - 1
+"""Of whole numbers: what the data's positions can hold."""
+
+
+def check_state(fields: dict[str, Any]) -> None:
+    """Raise CheckpointError where a field that is known holds what no training state can; unknown ones are let pass."""
+    for name, default in TrainState().to_dict().items():
+        value = fields.get(name, default)
+        whole = isinstance(default, int) or name == "condemned"
+        numbers = value if isinstance(default, tuple) else [value]
+        if not isinstance(numbers, list | tuple) or not all(_fits(number, whole) for number in numbers):
+            raise CheckpointError(f"the checkpoint's training state is damaged: {name} is {reprlib.repr(value)}")
+
+
+def _fits(number: Any, whole: bool) -> bool:
+    if whole:
+        return type(number) is int and 0 <= number <= _LARGEST
+    return type(number) in (int, float)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from scaling.channel import decode_error, encode_error
-from scaling.checkpoint import Manifest, commit, describe_file, partial_path, prune
+from scaling.checkpoint import commit, describe_file, partial_path, prune
 from scaling.config import RunConfig
 from scaling.errors import CheckpointError, ScalingError
+from scaling.files import sync
 from scaling.fragments import Snapshot
+from scaling.manifest import Manifest
 from scaling.parallel.exchange import Group, gather_json
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
@@ -27,7 +29,8 @@ class Writer:
     """Writes and commits checkpoints of one run under one layout.
 
     group: gloo over all ranks, used by nobody else, for it is used beside training's own collectives. workers: the name of
-    this group of workers, as the fence knows it. on_event(kind, **fields) is told of "checkpoint_committed", on the first rank.
+    this group of workers, as the fence knows it. record: metrics.jsonl, which is on the disk before a checkpoint is committed.
+    on_event(kind, **fields) is told of "checkpoint_committed" and "not_removed", on the first rank.
     """
 
     directory: Path
@@ -38,6 +41,8 @@ class Writer:
     group: Group
     workers: str
     on_event: Callable[..., None]
+    record: Path | None = None
+    _left: set[Path] = field(default_factory=set)
 
     def write(self, snapshot: Snapshot, state: TrainState, *, stall_s: float) -> float:
         """Returns the seconds it took once the checkpoint is committed. Collective: where a rank fails, every rank raises its
@@ -58,7 +63,28 @@ class Writer:
             size_bytes = sum(file["size_bytes"] for file in files.values())
             times = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4)}
             self.on_event("checkpoint_committed", step=state.step, size_bytes=size_bytes, **times)
+            self._prune()
         return write_s
+
+    def _prune(self) -> None:
+        """Remove old checkpoints. What resists is told once, and harms no new one."""
+        retention = self.config.checkpoint
+        try:
+            prune(
+                self.directory,
+                keep_last=retention.keep_last,
+                keep_every_steps=retention.keep_every_steps,
+                keep_steps=retention.keep_steps,
+                on_trouble=self.not_removed,
+            )
+        except OSError as error:
+            self.not_removed(self.directory, error)
+
+    def not_removed(self, path: Path, error: OSError) -> None:
+        """Tell, once, that `path` cannot be removed."""
+        if path not in self._left:
+            self._left.add(path)
+            self.on_event("not_removed", path=str(path), reason=error.strerror or str(error))
 
     def _together(self, state: TrainState, act: Callable[[], Any], *, by_first: bool = False) -> list[Any]:
         """What `act` returned on each rank, plain JSON; with `by_first` it is the first rank's alone to do."""
@@ -92,12 +118,9 @@ class Writer:
             layout=asdict(self.layout),
             files=files,
         )
+        if self.record is not None:
+            sync(self.record)
         commit(self.directory, manifest, self.workers)
-        retention = self.config.checkpoint
-        prune(
-            self.directory, keep_last=retention.keep_last, keep_every_steps=retention.keep_every_steps,
-            keep_steps=retention.keep_steps,
-        )  # fmt: skip
 
 
 def _attempt(act: Callable[[], Any]) -> dict[str, Any]:
