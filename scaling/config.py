@@ -119,6 +119,7 @@ class TrainConfig(Section):
     spike_sigmas: float = Field(6.0, gt=0, description="standard deviations above the mean from which it stands out")
     spike_window: int = Field(128, gt=1, description="steps before, of which mean and deviation are")
     max_rollbacks: int = Field(3, gt=0, description="to the same checkpoint, before the run is given up")
+    max_skips: int = Field(10, gt=0, description="updates left out in a row, before the run is given up")
     compile: bool = Field(False, description="torch.compile each block")
     sample_prompt: str = Field("", description="prompt of the text generated at the end")
     sample_tokens: int = Field(0, ge=0, description="tokens generated at the end; 0: none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ from scaling.train.agreement import Agreement
 from scaling.train.batches import Uncondemned
 from scaling.train.checkpointing import Checkpointer
 from scaling.train.clock import EVALUATED, Clock
-from scaling.train.guard import Guard
+from scaling.train.guard import Guard, check_end
 from scaling.train.loop import train
 from scaling.train.opening import Opening
 from scaling.train.pace import Pace
@@ -151,7 +152,7 @@ class _Training:
         checkpoints = Checkpointer(
             run_dir.checkpoints, config, plan.layout,
             corpus_fingerprint=corpus.fingerprint, ranks=ranks, group=groups[0], writing_group=groups[1], on_event=report,
-            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
+            pace=_pace(config, plan, run_dir) if ranks.is_first else None, record=run_dir.metrics,
         )  # fmt: skip
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
@@ -177,7 +178,24 @@ class _Training:
     def run(self) -> TrainState:
         """Train to the end, or until asked to stop, going back where the guard wants it."""
         recovery = Recovery(self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report)
-        return recovery.run(self.run_from, self.state)
+        state = recovery.run(self.run_from, self.state)
+        if state.step >= self.plan.n_steps:
+            self._check_end(state)
+        return state
+
+    def _check_end(self, state: TrainState) -> None:
+        """Evaluate a finished run of which no evaluation is recorded. Raises DivergedError for a loss that is not finite."""
+        recorded = self.recorder.val_loss_at(state.step)
+        if self.agreement.any(self.ranks.is_first and recorded is None)[0]:
+            self._evaluator()(state)
+        elif self.agreement.any(recorded is not None and not math.isfinite(recorded))[0]:
+            check_end(state.step, math.nan if recorded is None else recorded)
+
+    def _evaluator(self) -> Callable[[TrainState], None]:
+        return _evaluator(
+            self.config, self.plan, self.corpus, self.tokenizer, self.engine, self.ranks, self.recorder, self.clock,
+            self.last_step,
+        )  # fmt: skip
 
     def run_from(self, state: TrainState) -> TrainState:
         """Train from `state` to the end, or until asked to stop. Raises RollBack."""
@@ -191,9 +209,7 @@ class _Training:
                 tokens_per_step=plan.tokens_per_step,
                 lr_after=_schedule(config, plan),
                 begin_step=lambda step: seed_step(config.train.seed, step, ranks.rank // ranks.tp),
-                evaluate=_evaluator(
-                    config, plan, self.corpus, self.tokenizer, self.engine, ranks, self.recorder, self.clock, self.last_step
-                ),
+                evaluate=self._evaluator(),
                 guard=self.guard,
                 checkpoints=self.checkpoints,
                 recorder=self.recorder,
@@ -346,7 +362,10 @@ def _evaluator(
     def evaluate(state: TrainState) -> None:
         if state.step == last_step or (every is not None and state.step % every == 0):
             with clock.doing(EVALUATING):
-                recorder.evaluation(state, engine.evaluate(batches), n_bytes)
+                result = engine.evaluate(batches)
+                recorder.evaluation(state, result, n_bytes)
+            if state.step == plan.n_steps:
+                check_end(state.step, result.loss)
 
     return evaluate
 

@@ -113,6 +113,23 @@ def test_what_is_not_finite_is_judged_at_once(policy: str, error: type[Exception
     assert guard.rolls_back == (policy == "rollback")
 
 
+def test_updates_left_out_in_a_row_are_bounded_over_restarts() -> None:
+    guard, events = told("train.max_skips=2")
+    state = guard.settle(walk(guard, [3.0, math.nan, math.nan, 2.9, math.nan, math.inf]))
+    assert (len(events), state.skipped_in_a_row) == (4, 2)
+    again, _ = told("train.max_skips=2")  # as after a restart from a checkpoint of this state
+    with pytest.raises(DivergedError, match=r"last 3 steps were left out, up to step 7, and 2 in a row is the most") as caught:
+        again.settle(walk(again, [math.nan], state))
+    assert "train.max_skips=2" in str(caught.value)
+    assert again.settle(walk(again, [2.8], state)).skipped_in_a_row == 0
+
+
+def test_spikes_left_out_in_a_row_are_bounded_too() -> None:
+    guard, _ = told("train.on_spike=skip", "train.max_skips=3", *SPIKES)
+    with pytest.raises(DivergedError, match="up to step 8"):
+        walk(guard, [3.0] * 4 + [60.0] * 4)
+
+
 def test_condemned_batches_are_read_and_dropped() -> None:
     class Loader:
         last_wait_s = 0.5

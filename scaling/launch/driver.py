@@ -47,10 +47,14 @@ def drive(config: RunConfig) -> int:
     check_available(config)
     run_dir.create()
     with run_dir.lock():
+        for text in run_dir.mend():
+            console.print(text, highlight=False, markup=False)
         summary = run_dir.read_summary()
         if run_dir.state() == "finished" and summary is not None:
             console.print("This run is finished; nothing is left to do.", highlight=False)
             print_summary(console, run_dir, summary)
+            if run_dir.read_plan() is None:
+                run_dir.write_plan(plan.to_dict())
             back_fill(config, run_dir.path, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
             return EXIT_FINISHED
         open_run(run_dir, config, plan)

@@ -40,7 +40,7 @@ from scaling.study.branch import reached, take_over
 from scaling.study.results import Row, result_rows, results_table, write_results
 from scaling.study.table import labels, study_table
 from scaling.study.trials import Standing, Study, Trial, declare, standing_of
-from scaling.units import counted, format_duration
+from scaling.units import counted, format_duration, number_text
 
 _POLL_S = 0.1
 
@@ -60,6 +60,7 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
+        standings |= _mended(study, standings, console)
         _back_fill(study, standings, console)
         return _Runner(study, standings, console).run()
 
@@ -84,6 +85,22 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
 
 def _standings(study: Study) -> dict[str, Standing]:
     return {trial.identity: standing_of(trial) for trial in study.trials}
+
+
+def _mended(study: Study, standings: dict[str, Standing], console: Console) -> dict[str, Standing]:
+    """How trials stand whose records were damaged, now that these are set aside."""
+    found = {}
+    for trial in study.trials:
+        if standings[trial.identity].state == "damaged":
+            try:
+                with trial.run_dir.lock():
+                    told = trial.run_dir.mend()
+            except ScalingError as error:
+                told = [str(error)]
+            for text in told:
+                console.print(f"{trial.name}: {text}", highlight=False, markup=False)
+            found[trial.identity] = standing_of(trial)
+    return found
 
 
 @contextlib.contextmanager
@@ -312,6 +329,8 @@ class _Runner:
         try:
             run_dir = trial.run_dir.create()
             held.enter_context(run_dir.lock())
+            for text in run_dir.mend():
+                self._say(f"{trial.name}: {text}")
             assert trial.plan is not None
             open_run(run_dir, trial.config, trial.plan)
             if (trunk := self._trunk_of(trial)) is not None and trial.branch is not None:
@@ -346,8 +365,8 @@ class _Runner:
             standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
             self._flops_done += self._left_before(attempt)
-            loss = trial.run_dir.read_summary() or {}
-            console.say(f"{attempt.label}: finished, loss {loss.get('val_loss', float('nan')):.4f}")
+            loss = (trial.run_dir.read_summary() or {}).get("val_loss")
+            console.say(f"{attempt.label}: finished, loss {number_text(loss, '.4f')}")
         elif standing.state in ("failed", "given up"):
             most = trial.config.study.max_attempts
             console.say(f"{attempt.label}: failed ({standing.failures} of at most {most}): {standing.trouble}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from typing import Any
@@ -20,7 +21,7 @@ from scaling.metrics.record import Record, read_metrics
 from scaling.plan.calibrate import learn
 from scaling.plan.layout import RunPlan
 from scaling.rundir import RunDir
-from scaling.units import counted, format_count, format_duration, format_flops
+from scaling.units import counted, format_count, format_duration, format_flops, number_text
 
 CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
@@ -110,11 +111,21 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was lost; seconds is all the time
     since the first command by what it went to, and goodput the share of steps which count (`scaling.goodput`). Of a run that
-    branched from another, times are its own part's.
+    branched from another, times are its own part's. A loss that is not finite is None, and `not_finite` has the word for it.
+    record_gaps: first and last steps of what metrics.jsonl has lost.
     """
     train = [r for r in records if names.TRAIN_LOSS in r]
     held_out = [r for r in records if names.VAL_LOSS in r]
-    last = records[-1]
+    last, last_train, last_val = records[-1], next(reversed(train), Record()), next(reversed(held_out), Record())
+    losses = {
+        "train_loss": last_train.get(names.TRAIN_LOSS),
+        "val_loss": last_val.get(names.VAL_LOSS),
+        "best_val_loss": min((r[names.VAL_LOSS] for r in held_out if math.isfinite(r[names.VAL_LOSS])), default=None),
+        "val_ppl": last_val.get(names.VAL_PPL),
+        "val_bits_per_byte": last_val.get(names.VAL_BITS_PER_BYTE),
+    }
+    not_finite = {name: value for name, value in losses.items() if value is not None and not math.isfinite(value)}
+    gaps = {(e["first_step"], e["last_step"]) for e in events if e["kind"] == "record_gap"}
     branched = next((e for e in events if e["kind"] == "branched"), {"step": 0, "wall_s": 0.0})
     own_wall_s = last[names.WALL_S] - branched["wall_s"]
     seconds = account([*events, {"kind": "finished", "time_s": time.time()}])
@@ -124,11 +135,10 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
         "steps": int(last[names.STEP]),
         "n_tokens": int(last[names.N_TOKENS]),
         "flops": last[names.FLOPS],
-        "train_loss": train[-1][names.TRAIN_LOSS],
-        "val_loss": held_out[-1][names.VAL_LOSS],
-        "best_val_loss": min(r[names.VAL_LOSS] for r in held_out),
-        "val_ppl": held_out[-1][names.VAL_PPL],
-        "val_bits_per_byte": held_out[-1].get(names.VAL_BITS_PER_BYTE),
+        **{name: None if name in not_finite else value for name, value in losses.items()},
+        "not_finite": not_finite,
+        "skipped_steps": int(last_train.get(names.TRAIN_SKIPPED_STEPS, 0)),
+        "record_gaps": sorted(gaps),
         "tokens_per_s": rates[len(rates) // 2] if rates else None,
         "wall_s": own_wall_s,
         "training_s": training_s(records, first_step=branched["step"]),
@@ -156,17 +166,30 @@ def training_s(records: list[Record], first_step: float = 0) -> float:
     return total_s
 
 
+_VALIDATION = (("val_loss", ".4f"), ("best_val_loss", ".4f"), ("val_ppl", ".2f"))
+
+
+def _train_loss(summary: dict[str, Any]) -> str:
+    """Of the last interval, where one step that is not finite is enough to spoil the mean."""
+    word = summary.get("not_finite", {}).get("train_loss")
+    return f"not finite ({word}) in the last interval," if word else number_text(summary["train_loss"], ".4f")
+
+
 def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) -> None:
     table = Table(box=box.HORIZONTALS, show_header=False, title="Summary", title_justify="left", title_style="bold")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     bits, steps = summary["val_bits_per_byte"], counted(summary["steps"], "step")
+    val, best, perplexity = (number_text(summary[name], style) for name, style in _VALIDATION)
+    skipped, gaps = summary.get("skipped_steps"), summary.get("record_gaps") or []
     rows = {
-        "training loss": f"{summary['train_loss']:.4f} nats per token",
-        "validation loss": f"{summary['val_loss']:.4f} nats per token (best {summary['best_val_loss']:.4f})",
+        "training loss": f"{_train_loss(summary)} nats per token",
+        "validation loss": f"{val} nats per token (best {best})",
         "for comparison": ", ".join(f"{name} model {nats:.4f}" for name, nats in summary["baselines"].items()),
-        "perplexity": f"{summary['val_ppl']:.2f}" + (f", {bits:.3f} bits per byte" if bits is not None else ""),
+        "perplexity": perplexity + (f", {bits:.3f} bits per byte" if bits is not None else ""),
         "trained": f"{steps}, {format_count(summary['n_tokens'])} tokens, {format_flops(summary['flops'])}",
+        "left out": f"{skipped} of {summary['steps']} updates (train.on_nonfinite, train.on_spike)" if skipped else "",
+        "not recorded": ", ".join(f"steps {first} to {last}" for first, last in gaps),
         "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
         "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s" if summary["tokens_per_s"] else "unknown",

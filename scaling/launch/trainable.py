@@ -17,7 +17,7 @@ from scaling.channel import decode_error
 from scaling.checkpoint import newest_step
 from scaling.config import RunConfig
 from scaling.data.opened import Corpus
-from scaling.errors import LaunchError, ScalingError
+from scaling.errors import DivergedError, LaunchError, ScalingError
 from scaling.launch.blame import Troubles
 from scaling.launch.driver import open_run
 from scaling.launch.entry import worker_entry
@@ -98,20 +98,28 @@ class RunTrainable(tune.Trainable):
         config = self._config()
         run_dir, plan = RunDir.for_config(config), make_plan(config)
         run_dir.create()
-        target, self._first = self._target(run_dir), False
+        target, self._first, diverged = self._target(run_dir), False, False
         with run_dir.lock():
+            run_dir.mend()
             loss = _known_loss(run_dir, target)
             if loss is None or (target >= plan.n_steps and run_dir.read_summary() is None):
                 try:
                     loss = self._train(config, plan, run_dir, target)
                 except ScalingError as error:
                     run_dir.failed(error)
-                    raise
+                    if not isinstance(error, DivergedError):
+                        raise
+                    diverged = True  # which is an answer: these values are as bad as can be
         if loss is not None:
             self._step = target
         judged = WORST if loss is None or not math.isfinite(loss) else min(loss, WORST)
         where = {"run": run_dir.path.name, "parent": self._parent, "n_tokens": self._step * tokens_per_step(config)}
-        return {names.VAL_LOSS: judged, "done": self._step >= plan.n_steps, "values": json.dumps(self._values), **where}
+        return {
+            names.VAL_LOSS: judged,
+            "done": diverged or self._step >= plan.n_steps,
+            "values": json.dumps(self._values),
+            **where,
+        }
 
     def _train(self, config: RunConfig, plan: RunPlan, run_dir: RunDir, target: int) -> float | None:
         """The held-out loss at `target`; None where the search was stopped before. Raises ScalingError."""

@@ -130,6 +130,11 @@ def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None
         say(f"The machines of ranks {ranks} are taken back in {message['left_s']:.0f} s: a checkpoint is written, and {then}.")
     elif kind == "step_skipped":
         say(f"The update of step {message['step']} is left out: {message['reason']}.")
+    elif kind == "not_removed":
+        say(f"{message['path']} cannot be removed ({message['reason']}); the run goes on.")
+    elif kind == "record_gap":
+        first, last = message["first_step"], message["last_step"]
+        say(f"metrics.jsonl lacks the records of steps {first} to {last}; the run goes on, and its curve has that gap.")
     elif kind == "data_stalled":
         shards = ", ".join(message["shards"]) or "its batch"
         say(f"Rank {message['rank']} has waited {message['waited_s']:.0f} s for {shards}.")

@@ -34,7 +34,8 @@ class Guard:
 
     A spike is a loss or a gradient norm more than `spike_sigmas` standard deviations above the mean of the last
     `spike_window` steps that were none; those are part of the training state. on_event(kind, **fields) is told of
-    "step_skipped". Where nothing but leaving updates out is asked for, results stay on the device until `settle`.
+    "step_skipped". Where nothing but leaving updates out is asked for, results stay on the device until `settle`. More than
+    `max_skips` updates left out in a row end the run.
     """
 
     def __init__(self, train: TrainConfig, on_event: Callable[..., None]) -> None:
@@ -68,7 +69,8 @@ class Guard:
         first_sequence = state.next_sequence - self._train.global_batch_size
         self._pending.append((state.step, first_sequence, torch.stack([result.loss, result.grad_norm, result.skipped])))
         at_once = self._watches_spikes or self._train.on_nonfinite != "skip"
-        return self.settle(state) if at_once or len(self._pending) >= self._train.log_every else state
+        wait = min(self._train.log_every, self._train.max_skips)
+        return self.settle(state) if at_once or len(self._pending) >= wait else state
 
     def settle(self, state: TrainState) -> TrainState:
         """Judge what has not been judged yet."""
@@ -89,6 +91,9 @@ class Guard:
         if policy == "fail":
             raise _diverged(step, sequences, reason)
         self._on_event("step_skipped", step=step, sequences=sequences, reason=reason)
+        state = replace(state, skipped_in_a_row=state.skipped_in_a_row + 1)
+        if state.skipped_in_a_row > self._train.max_skips:
+            raise _too_many_skips(step, state.skipped_in_a_row, self._train.max_skips, reason)
         return state
 
     def _verdict(self, state: TrainState, loss: float, grad_norm: float) -> tuple[Policy, str | None]:
@@ -104,6 +109,8 @@ class Guard:
         return "ignore", None
 
     def _remember(self, state: TrainState, loss: float, grad_norm: float) -> TrainState:
+        if state.skipped_in_a_row:
+            state = replace(state, skipped_in_a_row=0)
         if not self._watches_spikes:
             return state
         keep = self._train.spike_window
@@ -119,3 +126,23 @@ def _diverged(step: int, sequences: list[int], reason: str) -> DivergedError:
         "The same command with rollback in its place goes on from the last checkpoint without them, and with skip without "
         "the update; a run that diverges again wants a smaller optim.lr or a longer warm-up, under another name.",
     )
+
+
+def _too_many_skips(step: int, n_skips: int, most: int, reason: str) -> DivergedError:
+    return DivergedError(
+        f"the updates of the last {n_skips} steps were left out, up to step {step}, and {most} in a row is the most: {reason}",
+        f"train.max_skips={most}",
+        "The weights or the learning rate are beyond help: begin a run with a smaller optim.lr or a longer warm-up. The same "
+        "command with a larger train.max_skips goes on from the last checkpoint.",
+    )
+
+
+def check_end(step: int, val_loss: float) -> None:
+    """Raise DivergedError where a run has come to its end with a held-out loss that is not finite."""
+    if not math.isfinite(val_loss):
+        raise DivergedError(
+            f"the held-out loss after the last step, {step}, is {val_loss}: the weights are of no use",
+            "train/loss in metrics.jsonl shows since when",
+            "Begin a run with a smaller optim.lr or a longer warm-up. The same command with train.on_nonfinite=rollback goes "
+            "on from the last checkpoint.",
+        )

@@ -47,6 +47,8 @@ class Opening:
         cleanup.callback(log.close)
         recorded_step = log.last_step()
         wall_s = log.resume(step)
+        if restored is not None:
+            self._tell_of_gap(log.recorded_step, restored)
         ledger = self._ledger(restored, recorded_step, cleanup)
         self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
         return FirstRankRecorder(
@@ -54,6 +56,14 @@ class Opening:
             ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
             data_values=data_values,
         )  # fmt: skip
+
+    def _tell_of_gap(self, recorded_step: int, restored: TrainState) -> None:
+        """Note that records before the checkpoint are missing, where they are: nobody can write them again."""
+        wanted = restored.step - restored.n_logged
+        if recorded_step < wanted:
+            gap = {"first_step": recorded_step + 1, "last_step": wanted}
+            self.run_dir.event("record_gap", step=restored.step, **gap)
+            self.channel.send("record_gap", gap)
 
     def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:
         """Settle the account of the workers before, note where this group begins, and keep its own from there."""

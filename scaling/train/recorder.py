@@ -34,6 +34,10 @@ class Recorder:
     def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
         """Take note of an evaluation of `n_bytes` bytes of held-out text."""
 
+    def val_loss_at(self, step: int) -> float | None:
+        """The held-out loss that is recorded of `step`, where the record ends; None where there is none."""
+        return None
+
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
 
@@ -135,6 +139,9 @@ class FirstRankRecorder(Recorder):
         if n_bytes:
             values[names.VAL_BITS_PER_BYTE] = result.nats / math.log(2) / n_bytes
         self._log.record(*self._position(state), values)
+
+    def val_loss_at(self, step: int) -> float | None:
+        return self._log.last_values.get(names.VAL_LOSS) if step == self._log.recorded_step else None
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         self._stall_s += stall_s
