@@ -28,7 +28,7 @@ _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens (measured)."""
 
 _LOSSES = (names.TRAIN_LOSS, names.VAL_LOSS, names.VAL_PPL, names.VAL_BITS_PER_BYTE)
-_SUMMARISED = (*names.POSITION, *_LOSSES, names.TOKENS_PER_S, names.STEP_TIME_S)
+_SUMMARISED = (*names.POSITION, *_LOSSES, names.TRAIN_SKIPPED_STEPS, names.TOKENS_PER_S, names.STEP_TIME_S)
 """What `summarise` reads of a record."""
 
 _COUNTING = threading.Lock()

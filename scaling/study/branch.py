@@ -15,7 +15,7 @@ from pathlib import Path
 from scaling.checkpoint import commit, committed, partial_path, verify
 from scaling.config import RunConfig
 from scaling.errors import CheckpointError
-from scaling.files import disk_error
+from scaling.files import disk_error, remove
 from scaling.manifest import Manifest
 from scaling.metrics.record import copy_record
 from scaling.rundir import RunDir
@@ -55,7 +55,7 @@ def _copy_record(trunk: RunDir, run_dir: RunDir, step: int) -> float:
 def _copy_checkpoint(path: Path, run_dir: RunDir, manifest: Manifest, config: RunConfig) -> None:
     partial = partial_path(run_dir.checkpoints, manifest.step)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         for name in manifest.files:
             _copy(path / name, partial / name)
