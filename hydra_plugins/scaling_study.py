@@ -5,12 +5,15 @@ Hydra finds plugins in the namespace package `hydra_plugins`, and imports this a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -39,20 +42,37 @@ class StudyLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._loader = hydra_context.config_loader
         self._config = config
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}
         self._study: Callable[[list[Job]], None] | None = getattr(task_function, "study", None)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         if self._study is None:
             raise HydraException("this command runs one configuration, not many: leave -m out")
-        jobs = [(self._composed(words), tuple(words)) for words in job_overrides]
+        parser = OverridesParser.create(config_loader=self._loader)
+        jobs = [(self._composed(parser.parse_overrides(list(words))), tuple(words)) for words in job_overrides]
         self._study(jobs)
         return [JobReturn(overrides=words, cfg=config, status=JobStatus.COMPLETED) for config, words in jobs]
 
-    def _composed(self, words: Sequence[str]) -> DictConfig:
-        config = self._loader.load_sweep_config(self._config, list(words))
-        with read_write(config), open_dict(config):
-            del config["hydra"]  # of Hydra's own, which a command does not see
+    def _composed(self, overrides: Sequence[Override]) -> DictConfig:
+        """What Hydra composes of these words. Files are read once for all jobs that choose the same ones."""
+        files = tuple(one.input_line or "" for one in overrides if self._chooses(one))
+        if files not in self._bases:
+            base = self._loader.load_sweep_config(self._config, list(files))
+            with read_write(base), open_dict(base):
+                del base["hydra"]  # of Hydra's own, which a command does not see
+            self._bases[files] = base
+        config: DictConfig = copy.deepcopy(self._bases[files])
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in overrides if not self._chooses(one)], config)
         return config
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether it chooses a file, or is of Hydra's own section; else it sets a value."""
+        key = override.key_or_group
+        if key not in self._groups:
+            assert isinstance(self._loader, ConfigLoaderImpl)
+            self._groups[key] = key.partition(".")[0] == "hydra" or self._loader.repository.group_exists(key)
+        return self._groups[key]
 
 
 for _group, _class in (("hydra/launcher", StudyLauncher), ("hydra/sweeper", StudySweeper)):

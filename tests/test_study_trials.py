@@ -9,12 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from rich.console import Console
 
 import scaling.data.baselines
-from scaling.cli import EXIT_FINISHED
+import scaling.plan.layout
+import scaling.study.trials
+from scaling.cli import EXIT_FINISHED, run_task
 from scaling.compose import compose
-from scaling.errors import PlanError
+from scaling.errors import ConfigError, PlanError
 from scaling.launch import summary
 from scaling.launch.study_driver import _Attempt, drive_study
 from scaling.metrics import names
@@ -215,3 +218,45 @@ def test_the_tables_of_a_study_fit_and_keep_what_varies(tmp_path, width):
         for trial in study.trials:
             assert trial.name.rpartition("-")[2] in text
         assert "0.00106" in text
+
+
+def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial cost 0.17 s of CPU time, and a thousand of them were never listed."""
+    counts = {"composed": 0, "planned": 0, "asked": 0}
+
+    def counted(module: Any, name: str, kind: str) -> None:
+        original = getattr(module, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            counts[kind] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(ConfigLoaderImpl, "load_sweep_config", "composed")
+    counted(scaling.plan.layout, "choose_layout", "planned")
+    counted(scaling.study.trials, "resolve_cluster", "asked")
+    sweep = ("optim.lr=1e-3,2e-3,3e-3", "train.n_tokens=65536,131072", "model=gpt_nano,gpt_tiny", "train.seed=1,2")
+    words = ["-m", *CPU, f"run.root={tmp_path}", "dry_run=true", *sweep]
+    assert run_task(lambda config: 1, drive_study, words) == EXIT_FINISHED
+    assert "24 trials" in capsys.readouterr().out
+    assert counts == {"composed": 2, "planned": 2, "asked": 1}
+
+
+def test_values_are_set_as_hydra_sets_them(tmp_path: Path) -> None:
+    """Files are read once for many jobs; each job still has its own values, and its own words are refused."""
+    seen: list[tuple[Any, ...]] = []
+
+    def study(jobs: Any) -> int:
+        for config, words in jobs:
+            alone = compose(words)
+            assert config == alone
+            seen.append((config.optim.lr, config.model.name, config.train.seed))
+        return EXIT_FINISHED
+
+    words = ["-m", *CPU, f"run.root={tmp_path}", "optim.lr=1e-3,2e-3", "model=gpt_nano,gpt_tiny", "++train.seed=7"]
+    assert run_task(lambda config: 1, study, words) == EXIT_FINISHED
+    assert seen == [(lr, name, 7) for lr in (1e-3, 2e-3) for name in ("gpt_nano", "gpt_tiny")]
+    assert run_task(lambda config: 1, study, [*words, "optim.rl=1"]) == ConfigError.exit_code

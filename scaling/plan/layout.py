@@ -59,7 +59,48 @@ class RunPlan:
         return plan
 
 
-def make_plan(config: RunConfig, *, time_scale: float = 1.0) -> RunPlan:
+@dataclass(frozen=True)
+class _Shape:
+    """What of a plan follows from the shape of a run alone: neither its length, its rates, its seed nor its name matter."""
+
+    layout: Layout
+    time: TimeEstimate | None
+    memory: MemoryEstimate
+
+
+_UNSEEN: Any = {
+    "run": True, "logger": True, "study": True, "schedule": True, "dry_run": True,
+    "optim": {"lr", "beta1", "beta2", "eps", "weight_decay"}, "train": {"n_tokens", "seed", "parent"},
+}  # fmt: skip
+"""Keys of a configuration that layouts, memory and times do not depend on."""
+
+
+class Shapes:
+    """The shapes that were planned already, for one who plans many runs: most trials of a study differ in a rate."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Shape | PlanError] = {}
+
+    def of(self, config: RunConfig) -> _Shape:
+        """Raises PlanError, the same each time."""
+        key = config.model_dump_json(exclude=_UNSEEN)
+        if key not in self._known:
+            try:
+                self._known[key] = _shape(config)
+            except PlanError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, PlanError):
+            raise found
+        return found
+
+
+def _shape(config: RunConfig) -> _Shape:
+    layout = choose_layout(config)
+    return _Shape(layout, estimate_time(config, layout), estimate_memory(config, layout))
+
+
+def make_plan(config: RunConfig, *, time_scale: float = 1.0, shapes: Shapes | None = None) -> RunPlan:
     """Plan the run of a configuration whose cluster is resolved (`machine.resolve_cluster`). Takes nothing and starts nothing.
 
     Raises PlanError when no legal layout fits, an explicit one breaks a rule, the schedule is longer than the run, or what is
@@ -68,9 +109,9 @@ def make_plan(config: RunConfig, *, time_scale: float = 1.0) -> RunPlan:
     warmup, decay = schedule_tokens(config)
     if config.plan.fp8:
         raise PlanError("plan.fp8=true plans products in 8 bits, which no engine here runs", None, "Leave plan.fp8=false to run.")
-    layout, counts, n_tokens = choose_layout(config), count(config), token_budget(config)
+    shape, counts, n_tokens = (shapes or Shapes()).of(config), count(config), token_budget(config)
     n_steps = n_tokens // tokens_per_step(config)
-    time = estimate_time(config, layout)
+    time = shape.time
     if time is None and config.plan.calibrate_from_run:
         raise PlanError(
             f"plan.calibrate_from_run=true: times on {config.cluster.device.name} are not predicted, so cannot be compared",
@@ -83,7 +124,7 @@ def make_plan(config: RunConfig, *, time_scale: float = 1.0) -> RunPlan:
     hours = n_steps * time.step_time_s / 3600 if time is not None else None
     cluster = config.cluster
     return RunPlan(
-        layout=layout,
+        layout=shape.layout,
         counts=counts,
         n_tokens=n_tokens,
         tokens_per_step=tokens_per_step(config),
@@ -91,7 +132,7 @@ def make_plan(config: RunConfig, *, time_scale: float = 1.0) -> RunPlan:
         warmup_tokens=warmup,
         decay_tokens=decay,
         flops=n_tokens * counts.flops_per_token,
-        memory=estimate_memory(config, layout),
+        memory=shape.memory,
         device_memory_bytes=round((cluster.device.memory_gb or 0) * 1e9),
         time=time,
         time_scale=time_scale,

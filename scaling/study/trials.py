@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from scaling.checkpoint import newest_step
-from scaling.config import RunConfig
+from scaling.config import ClusterConfig, RunConfig
 from scaling.errors import ConfigError, PlanError, RunDirError, ScalingError
 from scaling.plan.counts import count
-from scaling.plan.layout import RunPlan, make_plan
+from scaling.plan.layout import RunPlan, Shapes, make_plan
 from scaling.plan.machine import n_devices, resolve_cluster
 from scaling.rundir import RunDir, state_after
 from scaling.study.generate import Branch, Draft, generate
@@ -37,11 +38,11 @@ class Trial:
     branch: Branch | None
     varied: Mapping[str, Any]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         return self.config.semantic_hash
 
-    @property
+    @cached_property
     def run_dir(self) -> RunDir:
         return RunDir.for_config(self.config)
 
@@ -54,7 +55,7 @@ class Trial:
         assert self.config.train.n_tokens is not None, "validation resolves it"
         return self.config.train.n_tokens
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Of the whole run, its trunk's part included."""
         return count(self.config).flops_per_token * self.n_tokens
@@ -80,20 +81,34 @@ class Study:
 
 def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
     """The study of these configurations, each with the words that composed it. Raises ConfigError."""
-    base = resolve_cluster(jobs[0][0])
+    resolved, shapes = _Clusters(), Shapes()
+    base = resolved.of(jobs[0][0])
     directory = study_directory(base)
     for config, _ in jobs:
-        _refuse_another(base, resolve_cluster(config))
+        _refuse_another(base, resolved.of(config))
     drafts = [draft for config, words in jobs for draft in generate(config, words)]
     drafts = list({draft.config.semantic_hash: draft for draft in reversed(drafts)}.values())[::-1]
-    placed = [replace(draft, config=place(resolve_cluster(draft.config), directory)) for draft in drafts]
+    placed = [replace(draft, config=place(resolved.of(draft.config), directory)) for draft in drafts]
     varied = differences([draft.config for draft in placed])
     shares = fair_shares([draft.config for draft in placed], n_devices(base))
     trials = tuple(
-        _planned(draft, shares[number], {key: values[number] for key, values in varied.items()})
+        _planned(draft, shares[number], {key: values[number] for key, values in varied.items()}, shapes)
         for number, draft in enumerate(placed)
     )
     return Study(base.study, directory, base, trials)
+
+
+class _Clusters:
+    """Clusters as `resolve_cluster` fills them, each asked for once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, ClusterConfig] = {}
+
+    def of(self, config: RunConfig) -> RunConfig:
+        key = config.cluster.model_dump_json()
+        if key not in self._known:
+            self._known[key] = resolve_cluster(config).cluster
+        return config.model_copy(update={"cluster": self._known[key]})
 
 
 def study_directory(config: RunConfig) -> Path:
@@ -128,9 +143,9 @@ def place(config: RunConfig, directory: Path) -> RunConfig:
     return config.model_copy(update={"run": run, "logger": logger, "study": alone, "dry_run": False})
 
 
-def _planned(draft: Draft, least: int, varied: Mapping[str, Any]) -> Trial:
+def _planned(draft: Draft, least: int, varied: Mapping[str, Any], shapes: Shapes) -> Trial:
     try:
-        config, plan = on_fewest_devices(draft.config, least)
+        config, plan = on_fewest_devices(draft.config, least, shapes)
         RunDir.for_config(config)
     except ScalingError as error:
         return Trial(draft.config, None, error, draft.branch, varied)
@@ -146,7 +161,7 @@ def fair_shares(configs: Sequence[RunConfig], devices: int) -> list[int]:
     return [min(devices, 2 ** max(0, round(math.log2(devices * own / sum(flops))))) for own in flops]
 
 
-def on_fewest_devices(config: RunConfig, least: int = 1) -> tuple[RunConfig, RunPlan]:
+def on_fewest_devices(config: RunConfig, least: int = 1, shapes: Shapes | None = None) -> tuple[RunConfig, RunPlan]:
     """The configuration on as few of its cluster's devices as it fits on, at least `least`, and its plan.
 
     Many small runs side by side waste nothing on talking to each other. Raises PlanError where the whole cluster is too little.
@@ -155,7 +170,7 @@ def on_fewest_devices(config: RunConfig, least: int = 1) -> tuple[RunConfig, Run
     while True:
         narrowed = _narrowed(config, tried)
         try:
-            plan = make_plan(narrowed)
+            plan = make_plan(narrowed, shapes=shapes)
         except PlanError as error:
             refusal = error
         else:
