@@ -1,14 +1,20 @@
-"""Any layout is the same mathematics: losses and gradient norms of 20 steps are those of one plain process."""
+"""Any layout is the same mathematics: its losses and gradient norms are those of one plain process.
+
+Shown in float64, where a mistake is not taken for a rounding, and in fp32 for one layout of each kind.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from layout_runs import FAMILIES, SHAPE, G, layout, reference, rule_against, run, train
+from exact import assert_same, in_double, rounding_bound
+from layout_runs import FAMILIES, SHAPE, G, layout, reference, rule_against, run, train_exactly
 from objectives import objective
 from ranks import run_ranks
 from test_family_models import sequences
@@ -18,9 +24,8 @@ from scaling.engine.build import build_engine
 from scaling.parallel.grid import Ranks
 from scaling.plan.degrees import Layout
 
-N_STEPS = 20
-FP32_RTOL = 1e-5  # sums over ranks, parts and micro-batches in another order
-EIGHT_NORM_RTOL = 5e-5  # of T5, whose norm two plain processes of micro-batches 8 and 1 see 3.2e-5 apart at one step
+N_STEPS = 6
+GOLDEN = Path(__file__).parent / "golden" / "exact_curves.json"
 BF16_LOSS_RTOL, BF16_NORM_RTOL = 1e-3, 3e-2  # roundings of 2^-9 in weights, activations and what ranks add up
 
 LAYOUTS = {
@@ -55,9 +60,17 @@ def more_blocks(family: str, name: str) -> tuple[str, ...]:
     return ("model.n_layers=4",) if PLACES[name].n_stages > 2 and family in ("gpt", "bert") else ()
 
 
-def assert_follows(curves: list[list[float]], expected: list[float], rtol: float = FP32_RTOL) -> None:
+def assert_follows_in_fp32(curves: list[list[float]], expected: list[float], n_steps: int) -> None:
+    # Forwards and backwards chain, in each of two layers, sums of D, T and d_ff terms; a gradient sums over G T positions. A
+    # step begins where the one before it ended.
+    bound = rounding_bound(n_terms=2 * (4 * 32 + 16 + 4 * 32) + G * 16, n_layers=2 * n_steps)
     for curve in curves:
-        np.testing.assert_allclose(curve, expected, rtol=rtol)
+        np.testing.assert_allclose(curve, expected, rtol=bound)
+
+
+def assert_follows(curves: list[list[float]], expected: list[float]) -> None:
+    for curve in curves:
+        assert_same(np.array(curve), np.array(expected))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -65,6 +78,22 @@ def assert_follows(curves: list[list[float]], expected: list[float], rtol: float
 def test_a_layout_follows_the_reference(family: str, name: str) -> None:
     overrides = (*FAMILIES[family], *more_blocks(family, name))
     assert_follows(run(overrides, LAYOUTS[name], 0, N_STEPS), reference(N_STEPS, *overrides))
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero3", "tp2-sequence", "pp2", "sp2", "sp2-ring"])
+def test_fp32_stays_within_its_roundings(name: str) -> None:
+    found = run(FAMILIES["gpt"], LAYOUTS[name], 0, N_STEPS, exact=False)
+    assert_follows_in_fp32(found, reference(N_STEPS, *FAMILIES["gpt"], exact=False), N_STEPS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_curves_are_those_of_the_golden_file(family: str) -> None:
+    curves = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("SCALING_REWRITE_GOLDEN"):
+        curves[family] = reference(N_STEPS, *FAMILIES[family])
+        GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
+    # No machine's order of summation moves these by 1e-9: another number is another mathematics.
+    assert_same(np.array(reference(N_STEPS, *FAMILIES[family])), np.array(curves[family]))
 
 
 VARIANTS = {
@@ -90,7 +119,8 @@ def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
     overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
     if (rule := rule_against(overrides, LAYOUTS[name])) is not None:
         pytest.skip(rule)
-    assert_follows(run(overrides, LAYOUTS[name], 0, 4), reference(4, *overrides))
+    # In float64 two steps show all that twenty would: the second's gradients are those of the first's weights.
+    assert_follows(run(overrides, LAYOUTS[name], 0, 2), reference(2, *overrides))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +130,8 @@ def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
 )  # fmt: skip
 def test_bf16_stays_within_its_roundings(name: str) -> None:
     overrides = (*FAMILIES["gpt"], *more_blocks("gpt", name))
-    expected = np.array(reference(6, *overrides, "precision=bf16"))
-    curve = np.array(run((*overrides, "precision=bf16"), LAYOUTS[name], 0, 6)[0])
+    expected = np.array(reference(6, *overrides, "precision=bf16", exact=False))
+    curve = np.array(run((*overrides, "precision=bf16"), LAYOUTS[name], 0, 6, exact=False)[0])
     for found in (expected, curve):
         assert abs(found / np.array(reference(6, *overrides)) - 1).max() > 1e-4, "bf16 is not on"
     np.testing.assert_allclose(np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=BF16_LOSS_RTOL)
@@ -137,14 +167,14 @@ def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
     free, clipped = ("optim.eps=1e-3", "optim.grad_clip=0"), ("optim.eps=1e-3", "optim.grad_clip=0.25")
     expected = reference(4, *FAMILIES["gpt"], *clipped)
     differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
-    assert abs(differences).max() > 100 * FP32_RTOL, "the clipping does not show"
+    assert abs(differences).max() > 1e-3, "the clipping does not show"
     assert_follows(run((*FAMILIES["gpt"], *clipped), LAYOUTS[name], 0, 4), expected)
 
 
 def evaluate_one(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> float:
     config, make_batch = objective(*SHAPE, *overrides)
     ranks = ranks.laid_out(tp=1, pp=layout.pp, sp=1)
-    with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
+    with in_double(), closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
         return engine.evaluate([make_batch(sequences(config, np.arange(2)), np.arange(2))]).loss
 
 
@@ -152,13 +182,14 @@ def evaluate_one(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> fl
 def test_fewer_batches_than_stages_are_evaluated(name: str) -> None:
     overrides = (*FAMILIES["gpt"], "model.n_layers=4")
     expected = run_ranks(evaluate_one, 1, overrides, PLACES["reference"])
-    np.testing.assert_allclose(run_ranks(evaluate_one, 2, overrides, LAYOUTS[name]), expected * 2, rtol=FP32_RTOL)
+    found = run_ranks(evaluate_one, 2, overrides, LAYOUTS[name])
+    assert_same(np.array(found), np.array(expected * 2))
 
 
 def train_in_small_buckets(ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int) -> list[float]:
     before, deepspeed.REDUCE_BUCKET = deepspeed.REDUCE_BUCKET, 5_000  # a tenth of the model
     try:
-        return train(ranks, overrides, layout, 0, n_steps)
+        return train_exactly(ranks, overrides, layout, 0, n_steps)
     finally:
         deepspeed.REDUCE_BUCKET = before
 
@@ -181,18 +212,20 @@ def test_recomputation_changes_nothing(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")])
 def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_path: Path) -> None:
-    expected, offloaded = reference(6, *FAMILIES["gpt"]), layout(dp=2, zero_stage=stage, offload=offload)
-    first = run(FAMILIES["gpt"], offloaded, 0, 3, None, tmp_path)[0]
-    assert_follows([first[:6] + run(FAMILIES["gpt"], offloaded, 3, 6, tmp_path)[0]], expected)
+    # What DeepSpeed steps on the host it keeps in fp32, whatever the model is in.
+    offloaded = layout(dp=2, zero_stage=stage, offload=offload)
+    first = run(FAMILIES["gpt"], offloaded, 0, 3, None, tmp_path, exact=False)[0]
+    found = first[:6] + run(FAMILIES["gpt"], offloaded, 3, 6, tmp_path, exact=False)[0]
+    assert_follows_in_fp32([found], reference(6, *FAMILIES["gpt"], exact=False), 6)
 
 
 @pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"])
 def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
     overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
-    unbroken = run(overrides, LAYOUTS[name], 0, 4)[0]
-    assert unbroken[0] != run(FAMILIES["gpt"], LAYOUTS[name], 0, 1)[0][0], "dropout is not on"
-    first = run(overrides, LAYOUTS[name], 0, 2, None, tmp_path)[0]
-    assert first[:4] + run(overrides, LAYOUTS[name], 2, 4, tmp_path)[0] == unbroken
+    unbroken = run(overrides, LAYOUTS[name], 0, 4, exact=False)[0]
+    assert unbroken[0] != run(FAMILIES["gpt"], LAYOUTS[name], 0, 1, exact=False)[0][0], "dropout is not on"
+    first = run(overrides, LAYOUTS[name], 0, 2, None, tmp_path, exact=False)[0]
+    assert first[:4] + run(overrides, LAYOUTS[name], 2, 4, tmp_path, exact=False)[0] == unbroken
 
 
 MOVES = [
@@ -212,9 +245,9 @@ def test_a_checkpoint_opens_under_another_layout(family: str, written: str, read
 
 @pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-dualpipev", "dp2-tp2-zero3", "tp2-pp2"])
 def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
-    unbroken = run(FAMILIES["t5"], LAYOUTS[name], 0, 4)[0]
-    first = run(FAMILIES["t5"], LAYOUTS[name], 0, 2, None, tmp_path)[0]
-    assert first[:4] + run(FAMILIES["t5"], LAYOUTS[name], 2, 4, tmp_path)[0] == unbroken
+    unbroken = run(FAMILIES["t5"], LAYOUTS[name], 0, 4, exact=False)[0]
+    first = run(FAMILIES["t5"], LAYOUTS[name], 0, 2, None, tmp_path, exact=False)[0]
+    assert first[:4] + run(FAMILIES["t5"], LAYOUTS[name], 2, 4, tmp_path, exact=False)[0] == unbroken
 
 
 @pytest.mark.slow
@@ -224,7 +257,5 @@ def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> Non
 )
 def test_three_dimensions_on_eight_ranks(family: str, degrees: dict[str, int]) -> None:
     overrides, place = (*FAMILIES[family], "model.n_layers=4"), layout(micro=1, **degrees)
-    expected = np.array(reference(N_STEPS, *overrides))
-    for curve in run_ranks(train, place.world_size, overrides, place, 0, N_STEPS, timeout_s=280):
-        np.testing.assert_allclose(np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=FP32_RTOL)
-        np.testing.assert_allclose(curve[1:-1:2], expected[1:-1:2], rtol=EIGHT_NORM_RTOL)
+    curves = run_ranks(train_exactly, place.world_size, overrides, place, 0, N_STEPS, timeout_s=280)
+    assert_follows(curves, reference(N_STEPS, *overrides))
