@@ -167,6 +167,16 @@ class RunDir:
         """Keep the tokenizer beside the weights that were trained with it, so that they are of use without the corpus."""
         write_atomic(self.tokenizer, content)
 
+    def write_corpus(self, facts: dict[str, Any]) -> None:
+        """Note the counts of the corpus that is trained on (`Corpus.facts`)."""
+        write_json(self.path / "corpus.json", facts)
+
+    def corpus_changes(self, facts: dict[str, Any]) -> str:
+        """What differs from the corpus that was noted; nothing where none was, for it is only a record."""
+        noted = read_object(self.path / "corpus.json", strict=False) or {}
+        changed = [key for key in noted if noted[key] != facts.get(key)]
+        return "; ".join(f"{key} was {noted[key]} and is {facts.get(key, 'none')}" for key in changed)
+
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_json(self.path / "plan.json", plan)
 

@@ -153,6 +153,7 @@ class _Training:
             run_dir.checkpoints, config, plan.layout,
             corpus_fingerprint=corpus.fingerprint, ranks=ranks, group=groups[0], writing_group=groups[1], on_event=report,
             pace=_pace(config, plan, run_dir) if ranks.is_first else None, record=run_dir.metrics,
+            content_fingerprint=corpus.content_fingerprint, corpus_changes=lambda: run_dir.corpus_changes(corpus.facts()),
         )  # fmt: skip
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
@@ -161,6 +162,7 @@ class _Training:
         heartbeat, recorder = _open_heartbeat(channel, ranks, cleanup), Recorder()
         if heartbeat is not None:
             run_dir.write_tokenizer(tokenizer.to_bytes())
+            run_dir.write_corpus(corpus.facts())
             opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers, processes)
             recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
         preemption = Preemption(

@@ -199,7 +199,27 @@ def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
 
 @case("an index that disagrees with the shard")
 def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
-    place.edit('"nsamples": 5,', '"nsamples": 6,')
+    index = place.index
+    shards = tuple(replace(shard, n_documents=6) for shard in index.split("train"))
+    place.save(replace(index, splits={"train": shards}))
+    return place.read()
+
+
+@case("a count in the index that was changed")
+def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
+    place.edit('"n_tokens": 2', '"n_tokens": 1')
+    return place.read()
+
+
+@case("a count that no shard can have")
+def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
+    place.edit('"n_tokens": 2', f'"n_tokens": {2**70}')
+    return place.read()
+
+
+@case("an index of nothing but brackets")
+def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
+    (place.shards / "index.json").write_text("[" * 100_000)
     return place.read()
 
 
@@ -269,7 +289,8 @@ def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
 
 @case("shards of another tokenizer")
 def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
-    place.edit(f'"vocab_size": {VOCAB_SIZE}', '"vocab_size": 500')
+    index = place.index
+    place.save(replace(index, tokenizer=replace(index.tokenizer, vocab_size=500)))
     return place.read()
 
 
@@ -277,9 +298,9 @@ def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
 def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
     for shard in ("train-000000.tar", SHARD, "train-000002.tar"):
         (place.shards / shard).unlink()
-    write_corpus(place.shards, [[np.arange(1, 9)]])
-    index = place.index
-    replace(index, splits={**index.splits, "val": index.split("train")}).save(place.shards)
+    held_out = write_corpus(place.shards, [[np.arange(1, 9)]], "val")
+    index = write_corpus(place.shards, [[np.arange(1, 9)]])
+    replace(index, splits={**index.splits, **held_out.splits}).save(place.shards)
     return place.read()
 
 

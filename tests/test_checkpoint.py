@@ -439,7 +439,9 @@ def test_what_resists_removal_is_told_and_what_is_put_aside_beside_it_gets_anoth
 # A whole engine's.
 
 
-def checkpointer(directory: Path, *overrides: str, fingerprint: str = "f" * 64) -> tuple[Checkpointer, ReferenceEngine]:
+def checkpointer(
+    directory: Path, *overrides: str, fingerprint: str = "f" * 64, **more: Any
+) -> tuple[Checkpointer, ReferenceEngine]:
     config = resolve_cluster(
         compose(
             [
@@ -450,7 +452,7 @@ def checkpointer(directory: Path, *overrides: str, fingerprint: str = "f" * 64) 
     )  # fmt: skip
     layout = make_plan(config).layout
     place = {"ranks": Ranks(0, 1, 0), "group": None, "writing_group": None, "on_event": lambda *_, **__: None}
-    found = Checkpointer(directory, config, layout, corpus_fingerprint=fingerprint, **place)
+    found = Checkpointer(directory, config, layout, corpus_fingerprint=fingerprint, **place, **more)
     return found, ReferenceEngine(config, layout, torch.device("cpu"))
 
 
@@ -467,6 +469,11 @@ def test_another_run_or_corpus_is_refused(tmp_path: Path) -> None:
     moved, engine = checkpointer(tmp_path, fingerprint="e" * 64)
     with pytest.raises(CheckpointError, match="its data position would point at other text"):
         moved.restore(engine)
+    told, engine = checkpointer(tmp_path, fingerprint="e" * 64, corpus_changes=lambda: "train.n_tokens was 9 and is 0")
+    with pytest.raises(CheckpointError, match=r"\(train.n_tokens was 9 and is 0\): its data position"):
+        told.restore(engine)
+    sealed, engine = checkpointer(tmp_path, fingerprint="e" * 64, content_fingerprint="f" * 64)
+    assert sealed.restore(engine) == restored, "a checkpoint from before counts were part of the fingerprint"
     again, engine = checkpointer(tmp_path, "checkpoint.every_steps=3", "train.log_every=7")
     assert again.restore(engine) == restored, "how a run is executed is no part of it"
 

@@ -11,8 +11,8 @@ from data_corpora import shard_infos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.data import shards
-from scaling.data.shards import SequenceOrder, permute
+from scaling.data import sequence_order
+from scaling.data.sequence_order import SequenceOrder, permute
 from scaling.errors import DataError
 
 lengths_lists = st.lists(st.integers(0, 400), min_size=1, max_size=12)
@@ -101,7 +101,9 @@ def test_a_far_position_costs_no_replay(monkeypatch):
     costs = []
     for first in (0, 10**15):
         permuted = []
-        monkeypatch.setattr(shards, "permute", lambda x, n, key, into=permuted: into.append(np.size(x)) or permute(x, n, key))
+        monkeypatch.setattr(
+            sequence_order, "permute", lambda x, n, key, into=permuted: into.append(np.size(x)) or permute(x, n, key)
+        )
         order = SequenceOrder(shard_infos([10**9] * 1000), 1024, 0)
         order.locate(np.arange(first, first + 64))
         costs.append(sum(permuted))

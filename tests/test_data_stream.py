@@ -383,9 +383,9 @@ def test_other_schemes_go_to_webdataset_without_a_shell(corpus, monkeypatch):
     (("train-000001.tar", "pipe:id"), "'pipe:id' is not the plain name"),
     (('"dtype": "uint16"', '"dtype": "object"'), "dtype is 'object'"),
     (('"format_version": 1', '"format_version": 99'), "format_version is 99, this version reads 1"),
-    (('"eot_id"', '"eot"'), "unexpected keyword argument 'eot'"),
-    (('"nsamples": 5', '"nsamples": -5'), "count that is not a whole number"),
-    (('"sha256": "', '"sha256": "0'), "its fingerprint is"),
+    (('"eot_id"', '"eot"'), "key 'eot_id' is missing"),
+    (('"nsamples": 5', '"nsamples": -5'), "nsamples=-5 is no count"),
+    (('"sha256": "0', '"sha256": "1'), "its fingerprint is"),
     (('"splits"', '"parts"'), "key 'splits' is missing"),
     (("{", ""), "is not a corpus index"),
 ])  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.fetch import fetch, join, local_path
+from scaling.data.fetch import fetch_whole, join, local_path
 from scaling.data.mixture import Component, write_mixture
 from scaling.data.pieces import local_paths
 from scaling.data.prepare import TOKENIZER_FILE, Recipe, build, written_text
@@ -24,6 +24,7 @@ from scaling.data.recipe import directory_name, recipe_of
 from scaling.data.resume import build_or_finish, noted_commits
 from scaling.data.shards import INDEX_FILE, CorpusIndex
 from scaling.data.tasks import Report, n_cores, put, silent
+from scaling.data.tokenizer import MAX_TOKENIZER_BYTES
 from scaling.errors import ConfigError, DataError
 from scaling.paths import plain
 from scaling.units import counted
@@ -104,7 +105,7 @@ def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path
         components.append(Component(name, str(location), index.fingerprint, part.weight))
         _check_alike(name, index, components[0])
         if given is None and tokenizer.kind not in ("byte", "hf"):
-            given = _kept(cache, fetch(join(location, index.tokenizer.file)))
+            given = _kept(cache, fetch_whole(join(location, index.tokenizer.file), MAX_TOKENIZER_BYTES))
     return write_mixture(cache, components)
 
 

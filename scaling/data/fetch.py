@@ -85,6 +85,16 @@ def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIR
         raise unreadable(location, error) from error
 
 
+def fetch_whole(location: str | Path, max_bytes: int, patience: Patience = AT_FIRST) -> bytes:
+    """All of a file that is to be held in memory. Raises DataError for one of more than `max_bytes`, however long it goes on."""
+    content = fetch(location, max_bytes + 1, patience)
+    if len(content) > max_bytes:
+        raise DataError(
+            f"{location} cannot be read: it has more than {max_bytes} bytes", fix="Check that the path or URL is the right one."
+        )
+    return content
+
+
 def _read(path: Path, max_bytes: int) -> bytes:
     """In one piece, without a copy where all of it is wanted."""
     with path.open("rb", buffering=0) as file:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scaling.data.fetch import fetch, join
+from scaling.data import index_file
+from scaling.data.fetch import join
 from scaling.data.tasks import put
 from scaling.errors import ConfigError, DataError
 
@@ -58,13 +61,30 @@ def write_mixture(cache: Path, components: Sequence[Component]) -> Path:
 def read_mixture(directory: str | Path) -> list[Component]:
     """What mixture.json says. Raises DataError for one that is damaged."""
     location = join(directory, MIXTURE_FILE)
+    fix = "Delete it: the same command makes it again."
+    found = index_file.read_json(location, "a mixture", fix)
     try:
-        found = json.loads(fetch(location))
         if found["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version is {found['format_version']}, this version reads {FORMAT_VERSION}")
-        return [Component(**component) for component in found["components"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{location} is not a mixture: {error}", fix="Delete it: the same command makes it again.") from error
+            version = index_file.shown(found["format_version"])
+            raise ValueError(f"format_version is {version}, this version reads {FORMAT_VERSION}")
+        listed = index_file.a_list(found["components"], "components")
+        return [_component_from(index_file.an_object(component, "a component")) for component in listed]
+    except (ValueError, KeyError) as error:
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{location} is not a mixture: {reason}", fix=fix) from error
+
+
+def _component_from(entry: dict[str, Any]) -> Component:
+    """Raises ValueError and KeyError for what is not as `write_mixture` writes it."""
+    weight = entry["weight"]
+    if type(weight) not in (int, float) or not 0 < weight < math.inf:
+        raise ValueError(f"weight is {index_file.shown(weight)}, not a number above 0")
+    return Component(
+        name=index_file.file_name(entry, "name"),
+        location=index_file.text(entry, "location"),
+        fingerprint=index_file.sha256(entry, "fingerprint"),
+        weight=weight,
+    )
 
 
 class Mixture:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Corpus:
         parts = []
         for component in components:
             index = CorpusIndex.load(component.location)
-            if mixed and index.fingerprint != component.fingerprint:
+            if mixed and component.fingerprint not in (index.fingerprint, index.content_fingerprint):
                 raise DataError(f"{component.location} holds another corpus than when the mixture was made", fix="Run anew.")
             prefix = f"{component.name}/" if mixed else ""
             index = index.without("train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)])
@@ -59,10 +59,30 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the content; with the weights, where corpora are mixed."""
+        """Of all that the data depends on; with the weights, where corpora are mixed."""
         if not self.mixed:
             return self.parts[0].index.fingerprint
         return fingerprint([part.component for part in self.parts])
+
+    @property
+    def content_fingerprint(self) -> str:
+        """As checkpoints have it that were written before counts were part of the fingerprint."""
+        contents = [replace(part.component, fingerprint=part.index.content_fingerprint) for part in self.parts]
+        return fingerprint(contents) if self.mixed else contents[0].fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes of its corpus, dotted, so that a later change of it can be named."""
+        found: dict[str, Any] = {}
+        for part in self.parts:
+            prefix = f"{part.component.name}." if self.mixed else ""
+            info = part.index.tokenizer
+            found |= {f"{prefix}dtype": part.index.dtype, f"{prefix}tokenizer": info.sha256}
+            found |= {f"{prefix}vocab_size": info.vocab_size, f"{prefix}eot_id": info.eot_id}
+            for split, shards in part.index.splits.items():
+                found[f"{prefix}{split}.n_shards"] = len(shards)
+                for key in ("n_documents", "n_tokens", "n_bytes", "size_bytes"):
+                    found[f"{prefix}{split}.{key}"] = sum(getattr(shard, key) for shard in shards)
+        return found
 
     def check(self, split: str, full: bool = False) -> list[BadShard]:
         """Shards of a split that are missing or damaged, as `check_shards`; in a mixture their names are COMPONENT/SHARD."""

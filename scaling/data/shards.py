@@ -1,15 +1,10 @@
-"""The index of a corpus, and which sequence lies where: pure arithmetic over shard lengths.
-
-The k-th training sequence is a function of (shard list, seed, seq_len, k) alone, computed in constant time, so that the
-data position of a run is one integer and resuming costs a seek.
-"""
+"""The index of a corpus: what each shard of it holds."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,20 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from scaling.data.fetch import fetch, join
+from scaling.data import index_file
+from scaling.data.fetch import join
 from scaling.errors import DataError
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 DTYPES = {"uint16": "u16", "uint32": "u32"}
 """Type of a stored token -> extension of the shard members that hold it, raw and little-endian."""
-WINDOW_SHARDS = 16
-"""Shards whose sequences are mixed. Assumption: enough to decorrelate, few enough to keep in memory (2 MB each by default).
-
-The order of sequences depends on it: changing it changes every run.
-"""
-
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_FIX = "Prepare the corpus again."
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,24 @@ class CorpusIndex:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the corpus's content (shards, tokenizer, dtype): the same wherever and whenever it was built."""
+        """SHA-256 of all that the data depends on (shards with their counts, tokenizer, dtype), wherever it was built.
+
+        Names are left out: they change nothing of what is read.
+        """
+        info = self.tokenizer
+        identity = {
+            "dtype": self.dtype,
+            "tokenizer": [info.sha256, info.vocab_size, info.eot_id],
+            "splits": {
+                split: [[s.sha256, s.n_documents, s.n_tokens, s.n_bytes, s.size_bytes] for s in shards]
+                for split, shards in self.splits.items()
+            },
+        }
+        return index_file.seal_of(identity)
+
+    @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """SHA-256 of the content alone (shards, tokenizer, dtype), as checkpoints of format 1 without counts have it."""
         identity = {
             "dtype": self.dtype,
             "tokenizer": self.tokenizer.sha256,
@@ -105,21 +112,17 @@ class CorpusIndex:
     def load(cls, directory: str | Path) -> CorpusIndex:
         """Read index.json of a directory or URL. Raises DataError when it is absent, malformed or contradicts itself."""
         location = join(directory, INDEX_FILE)
-        content = fetch(location)
+        data = index_file.read_json(location, "a corpus index", _FIX)
         try:
-            data = json.loads(content)
             if data["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"format_version is {data['format_version']}, this version reads {FORMAT_VERSION}")
-            index = cls(
-                name=str(data["name"]),
-                dtype=str(data["dtype"]),
-                tokenizer=TokenizerInfo(**data["tokenizer"]),
-                splits={split: tuple(map(_shard_from, entry["shardlist"])) for split, entry in data["splits"].items()},
-            )
+                version = index_file.shown(data["format_version"])
+                raise ValueError(f"format_version is {version}, this version reads {FORMAT_VERSION}")
+            index = _index_from(data)
             index._check(data["fingerprint"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            index_file.check_seals(data)
+        except (ValueError, KeyError, RecursionError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{location} is not a corpus index: {reason}", fix="Prepare the corpus again.") from error
+            raise DataError(f"{location} is not a corpus index: {reason}", fix=_FIX) from error
         return index
 
     def save(self, directory: Path) -> None:
@@ -131,25 +134,73 @@ class CorpusIndex:
         data = {
             "format_version": FORMAT_VERSION,
             "name": self.name,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.content_fingerprint,
             "dtype": self.dtype,
             "tokenizer": asdict(self.tokenizer),
             "splits": splits,
         }
+        data["seal"] = index_file.seal_of(data)
         (directory / INDEX_FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-    def _check(self, fingerprint: str) -> None:
+    def _check(self, fingerprint: Any) -> None:
+        """Raises ValueError where the values contradict each other."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, known are {', '.join(DTYPES)}")
-        for name in [self.tokenizer.file, *(shard.name for shards in self.splits.values() for shard in shards)]:
-            if not _FILE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not the plain name of a file in the same directory")
-        if self.fingerprint != fingerprint:
-            raise ValueError(f"its fingerprint is {fingerprint[:16]}, its content has {self.fingerprint[:16]}")
+        info, most = self.tokenizer, 2 ** (8 * np.dtype(self.dtype).itemsize)
+        if not info.eot_id < info.vocab_size <= most:
+            raise ValueError(f"vocab_size={info.vocab_size} and eot_id={info.eot_id} do not fit each other and {self.dtype}")
+        shards = [shard for of_split in self.splits.values() for shard in of_split]
+        seen: set[str] = set()
+        for shard in shards:
+            if shard.name in seen:
+                raise ValueError(f"shard {shard.name} is listed twice")
+            seen.add(shard.name)
+            _check_counts(shard, np.dtype(self.dtype).itemsize)
+        for key in ("n_documents", "n_tokens", "n_bytes", "size_bytes"):
+            if (total := sum(getattr(shard, key) for shard in shards)) > index_file.LARGEST_COUNT:
+                raise ValueError(f"{key} of all shards is {total}, more than {index_file.LARGEST_COUNT}")
+        if self.content_fingerprint != fingerprint:
+            said = fingerprint[:16] if isinstance(fingerprint, str) else index_file.shown(fingerprint)
+            raise ValueError(f"its fingerprint is {said}, its content has {self.content_fingerprint[:16]}")
+
+
+def _check_counts(shard: ShardInfo, token_bytes: int) -> None:
+    """Raises ValueError for counts that no tar of that size can have.
+
+    Each document is followed by one token, which the tar does not hold.
+    """
+    stored_bytes = (shard.n_tokens - shard.n_documents) * token_bytes
+    if not 0 <= stored_bytes <= shard.size_bytes:
+        raise ValueError(
+            f"shard {shard.name} cannot hold n_tokens={shard.n_tokens} of n_documents={shard.n_documents} "
+            f"in its {shard.size_bytes} bytes"
+        )
+
+
+def _index_from(data: Mapping[str, Any]) -> CorpusIndex:
+    """Raises ValueError and KeyError for what is not as `save` writes it."""
+    info, splits = index_file.an_object(data["tokenizer"], "tokenizer"), index_file.an_object(data["splits"], "splits")
+    return CorpusIndex(
+        name=index_file.text(data, "name"),
+        dtype=index_file.text(data, "dtype"),
+        tokenizer=TokenizerInfo(
+            file=index_file.file_name(info, "file"),
+            sha256=index_file.sha256(info),
+            vocab_size=index_file.count(info, "vocab_size"),
+            eot_id=index_file.count(info, "eot_id"),
+            kind=index_file.text(info, "kind"),
+        ),
+        splits={index_file.file_name({"split": split}, "split"): _shards_from(split, entry) for split, entry in splits.items()},
+    )
+
+
+def _shards_from(split: str, entry: Any) -> tuple[ShardInfo, ...]:
+    listed = index_file.a_list(index_file.an_object(entry, f"split {split}")["shardlist"], f"shardlist of {split}")
+    return tuple(_shard_from(index_file.an_object(shard, f"an entry of {split}")) for shard in listed)
 
 
 def _shard_to(shard: ShardInfo) -> dict[str, Any]:
-    return {
+    entry = {
         "url": shard.name,
         "nsamples": shard.n_documents,
         "filesize": shard.size_bytes,
@@ -157,146 +208,13 @@ def _shard_to(shard: ShardInfo) -> dict[str, Any]:
         "n_bytes": shard.n_bytes,
         "sha256": shard.sha256,
     }
+    return entry | {"seal": index_file.seal_of(entry)}
 
 
 def _shard_from(entry: dict[str, Any]) -> ShardInfo:
-    counts = [entry[key] for key in ("nsamples", "n_tokens", "n_bytes", "filesize")]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"shard {entry['url']} has a count that is not a whole number: {counts}")
-    n_documents, n_tokens, n_bytes, size_bytes = counts
-    return ShardInfo(str(entry["url"]), n_documents, n_tokens, n_bytes, size_bytes, str(entry["sha256"]))
-
-
-class SequenceOrder:
-    """Sequence number k -> the shard and the token where it starts.
-
-    The token stream of each shard (its documents joined, each followed by end-of-text) is cut into sequences of seq_len +
-    overlap tokens with stride seq_len; what is left at the end of the shard is dropped. An epoch takes every sequence once:
-    shards in a permuted order, in windows of `window_shards`, and the sequences of a window permuted. Every epoch
-    (k // n_sequences) permutes anew. shuffle=False keeps the order of the index, in every epoch.
-    """
-
-    def __init__(
-        self,
-        shards: tuple[ShardInfo, ...],
-        seq_len: int,
-        seed: int,
-        *,
-        overlap: int = 1,
-        window_shards: int = WINDOW_SHARDS,
-        shuffle: bool = True,
-    ) -> None:
-        assert min(seq_len, window_shards) > 0
-        assert overlap >= 0
-        self.shards, self.seq_len, self.overlap, self.seed = shards, seq_len, overlap, seed
-        self.window_shards, self.shuffle = window_shards, shuffle
-        tokens_S = np.array([shard.n_tokens for shard in shards], dtype=np.int64)
-        self.sequences_S = np.maximum(tokens_S - overlap, 0) // seq_len
-        self.n_sequences = int(self.sequences_S.sum())
-        kept_S = np.where(self.sequences_S > 0, self.sequences_S * seq_len + overlap, 0)
-        self.n_tokens_kept = int(kept_S.sum())
-        self.n_tokens_dropped = int((tokens_S - kept_S).sum())
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def locate(self, k: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard (place in the shard list) and offset (tokens into its stream) of the k-th sequence, both int64 like k.
-
-        Raises DataError when no shard is long enough for one sequence.
-        """
-        ks = np.asarray(k, dtype=np.int64)
-        assert (ks >= 0).all(), "sequences are numbered from 0"
-        if self.n_sequences == 0:
-            longest = max((shard.n_tokens for shard in self.shards), default=0)
-            raise DataError(
-                f"no shard holds a sequence of {self.seq_len + self.overlap} tokens: "
-                f"the longest of {len(self.shards)} has {longest}",
-                where=f"train.seq_len={self.seq_len}",
-                fix="Use a shorter train.seq_len, a larger data.shard_tokens or more text.",
-            )
-        epochs, places = np.divmod(ks, self.n_sequences)
-        shard, offset = np.empty_like(ks), np.empty_like(ks)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            shard[chosen], offset[chosen] = self._locate_in_epoch(int(epoch), places[chosen])
-        return shard, offset
-
-    def window_of(self, k: int) -> tuple[int, int]:
-        """Epoch and number of the window in which sequence k lies."""
-        epoch, place = divmod(k, self.n_sequences)
-        _, starts_S = self._epoch(epoch)
-        return epoch, int(np.searchsorted(starts_S, place, side="right") - 1) // self.window_shards
-
-    def window_after(self, window: tuple[int, int]) -> tuple[int, int]:
-        epoch, number = window
-        n_windows = -(-int(np.count_nonzero(self.sequences_S)) // self.window_shards)
-        return (epoch, number + 1) if number + 1 < n_windows else (epoch + 1, 0)
-
-    def shards_of(self, window: tuple[int, int]) -> list[int]:
-        """Places in the shard list of the shards of a window."""
-        order_S, _ = self._epoch(window[0])
-        found: list[int] = order_S[window[1] * self.window_shards : (window[1] + 1) * self.window_shards].tolist()
-        return found
-
-    def _locate_in_epoch(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order_S, starts_S = self._epoch(epoch)
-        if self.shuffle:
-            places = self._mix_windows(epoch, starts_S, places)
-        rank = np.searchsorted(starts_S, places, side="right") - 1
-        return order_S[rank], (places - starts_S[rank]) * self.seq_len
-
-    def _mix_windows(self, epoch: int, starts_S: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Places in an epoch, each permuted within its window of shards."""
-        edges = np.append(starts_S[:: self.window_shards], self.n_sequences)
-        window = np.searchsorted(edges, places, side="right") - 1
-        mixed = np.empty_like(places)
-        for w in np.unique(window):
-            chosen = window == w
-            length = int(edges[w + 1] - edges[w])
-            mixed[chosen] = edges[w] + permute(places[chosen] - edges[w], length, f"{self.seed}/{epoch}/window/{w}")
-        return mixed
-
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards with at least one sequence in the epoch's order, and the place of the first sequence of each."""
-        if epoch not in self._epochs:
-            while len(self._epochs) > 1:  # a batch spans two epochs at most
-                del self._epochs[next(iter(self._epochs))]
-            used = np.flatnonzero(self.sequences_S)
-            if self.shuffle:
-                used = used[permute(np.arange(len(used)), len(used), f"{self.seed}/{epoch}/shards")]
-            counts = self.sequences_S[used]
-            self._epochs[epoch] = used, np.cumsum(counts) - counts
-        return self._epochs[epoch]
-
-
-_ROUNDS = 8  # Luby and Rackoff 1988: 4 suffice for strong pseudo-randomness of wide halves; narrow ones get twice as many
-
-
-def permute(places: np.ndarray, length: int, key: str) -> np.ndarray:
-    """Image of each of `places` under a pseudo-random permutation of range(length) that `key` names.
-
-    A balanced Feistel network over the next even number of bits, walked along its cycle until the image is in range
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a bijection of any length, in constant memory.
-    """
-    if length <= 1:
-        return places.copy()
-    half_bits = ((length - 1).bit_length() + 1) // 2
-    round_keys = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * _ROUNDS), dtype="<u8")
-    image = _feistel(places.astype(np.uint64), half_bits, round_keys)
-    while (outside := image >= length).any():
-        image[outside] = _feistel(image[outside], half_bits, round_keys)
-    return image.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, half_bits: int, round_keys: np.ndarray) -> np.ndarray:
-    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
-    left, right = x >> shift, x & mask
-    for round_key in round_keys:
-        left, right = right, left ^ (_mix64(right + round_key) & mask)
-    return (left << shift) | right
-
-
-def _mix64(z: np.ndarray) -> np.ndarray:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014), modulo 2^64."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    name = index_file.file_name(entry, "url")
+    try:
+        counts = [index_file.count(entry, key) for key in ("nsamples", "n_tokens", "n_bytes", "filesize")]
+        return ShardInfo(name, *counts, sha256=index_file.sha256(entry))
+    except ValueError as error:
+        raise ValueError(f"shard {name}: {error}") from error

@@ -22,8 +22,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scaling.data.fetch import fetch, join, size_bytes
 from scaling.data.pool import DaemonPool
 from scaling.data.reader import decode_shard
+from scaling.data.sequence_order import WINDOW_SHARDS, SequenceOrder
 from scaling.data.shard_source import ShardSource, Streaming
-from scaling.data.shards import WINDOW_SHARDS, CorpusIndex, SequenceOrder, ShardInfo
+from scaling.data.shards import CorpusIndex, ShardInfo
 from scaling.errors import DataError
 
 _DECODERS = 4
@@ -51,7 +52,7 @@ def check_shards(directory: str | Path, index: CorpusIndex, split: str, full: bo
             found = size_bytes(location)
             if found is not None and found != shard.size_bytes:
                 return f"{location} has {found} bytes, and the index says {shard.size_bytes}"
-            if full and hashlib.sha256(fetch(location)).hexdigest() != shard.sha256:
+            if full and hashlib.sha256(fetch(location, shard.size_bytes + 1)).hexdigest() != shard.sha256:
                 return f"{location} has another sha256 than the index says"
         except DataError as error:
             return error.what

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.config import TokenizerConfig
-from scaling.data.fetch import fetch, join
+from scaling.data.fetch import fetch_whole, join
 from scaling.data.shards import CorpusIndex
 from scaling.errors import ConfigError, DataError
 
@@ -29,6 +29,8 @@ SPECIAL = ("pad", "cls", "sep", "mask")
 """Written <|pad|> and so on; with tokenizer.special_tokens=all they follow end-of-text in the vocabulary, in this order."""
 INSIDE = "▁"
 """What WordPiece puts before a piece that does not begin a word; BERT's ## could be text, this is not in the alphabet."""
+MAX_TOKENIZER_BYTES = 256 << 20
+"""Of a tokenizer.json. Assumption: several times the largest that are published, of some 35 MB."""
 LONGEST_WORD = 64  # bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
 
 
@@ -151,7 +153,7 @@ class Tokenizer:
 def load_tokenizer(directory: str | Path, index: CorpusIndex) -> Tokenizer:
     """The tokenizer beside the shards of a corpus, in a directory or behind a URL. Raises DataError if it is another one."""
     info, location = index.tokenizer, join(directory, index.tokenizer.file)
-    content = fetch(location)
+    content = fetch_whole(location, MAX_TOKENIZER_BYTES)
     fix = "Prepare the corpus again, or copy the file anew."
     found = hashlib.sha256(content).hexdigest()
     if found != info.sha256:

@@ -35,7 +35,8 @@ class Checkpointer:
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
     for a single rank. on_event(kind, **fields) is told of "checkpoint_committed", "checkpoint_damaged" and "not_removed", on the
     first rank. record: metrics.jsonl, where there is one.
-    pace: the first rank's clock, where checkpoints are due by time.
+    pace: the first rank's clock, where checkpoints are due by time. content_fingerprint: of the same corpus, as checkpoints
+    have it that know nothing of counts. corpus_changes() says what differs from the corpus that the run noted.
 
     workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint
     that this group has restored or saved. longest_write_s: until a checkpoint was on the disk.
@@ -54,10 +55,13 @@ class Checkpointer:
         on_event: Callable[..., None],
         pace: Pace | None = None,
         record: Path | None = None,
+        content_fingerprint: str | None = None,
+        corpus_changes: Callable[[], str] = str,
     ) -> None:
         self._directory = directory
         self._config = config
-        self._fingerprint = corpus_fingerprint
+        self._fingerprint, self._content_fingerprint = corpus_fingerprint, content_fingerprint
+        self._corpus_changes = corpus_changes
         self._ranks = ranks
         self._group = group
         self._on_event = on_event
@@ -170,9 +174,10 @@ class Checkpointer:
                 f"{path} belongs to run {manifest.semantic_hash[:8]}, not to {self._config.run_id}",
                 fix="give this run another run.root or run.name",
             )
-        if manifest.corpus_fingerprint != self._fingerprint:
+        if manifest.corpus_fingerprint not in (self._fingerprint, self._content_fingerprint):
+            changes = self._corpus_changes()
             raise CheckpointError(
                 f"{path} was written on a corpus with fingerprint {manifest.corpus_fingerprint[:12]}, and the shards now are "
-                f"{self._fingerprint[:12]}: its data position would point at other text",
+                f"{self._fingerprint[:12]}{f' ({changes})' if changes else ''}: its data position would point at other text",
                 fix="restore the shards it was trained on, or start another run with run.name=...",
             )
