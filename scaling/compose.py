@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from scaling.config import RunConfig, conf_dir
+from scaling.data_paths import names_a_path, with_chosen_kind
 from scaling.errors import ConfigError
 from scaling.inert import inert_configurations
 from scaling.plan.budget import token_budget
@@ -45,16 +46,19 @@ _AT_HOME = re.compile(r"~[\w.-]*(/[^\s,'\"\[\]{}()$\\]*)?$")
 
 
 def in_full(overrides: Sequence[str]) -> list[str]:
-    """What Hydra has no file or no word for, as what it stands for: cluster=NxMxGPU, tokenizer=hf:NAME, KEY=~/PATH.
+    """What Hydra has no file or no word for, as what it stands for.
+
+    These are cluster=NxMxGPU, tokenizer=hf:NAME, data=PATH and KEY=~/PATH.
 
     Raises ConfigError.
     """
     out: list[str] = []
     for override in with_named_clusters(overrides):
         key, _, value = override.partition("=")
-        name = override.removeprefix("tokenizer=hf:")
-        if name != override:
-            out += ["tokenizer=hf", f"tokenizer.name={quoted(name)}"]
+        if key == "tokenizer" and value.startswith("hf:"):
+            out += ["tokenizer=hf", f"tokenizer.name={quoted(value.removeprefix('hf:'))}"]
+        elif key == "data" and names_a_path(value):
+            out.append(f"data.path={quoted(value)}")
         elif _AT_HOME.match(value):
             out.append(f"{key}={quoted(value)}")
         else:
@@ -68,7 +72,8 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         values.pop("hydra", None)
-        config = RunConfig.model_validate(values)
+        chosen = with_chosen_kind({str(name): value for name, value in values.items()}, overrides)
+        config = RunConfig.model_validate(chosen)
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
     lengths(config)  # refuses a length for which the objective or the tokenizer has no room
@@ -197,11 +202,20 @@ def _reads(override: str) -> bool:
 
 def _explain_option(missing: str, available: Sequence[str]) -> ConfigError:
     """missing: group/option, as Hydra names a file that is not there."""
-    group, _, option = missing.removesuffix(".yaml").rpartition("/")
+    group, option = _group_and_option(missing.removesuffix(".yaml"))
     options = sorted(name for name in available if not name.startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
     fix = (f"Did you mean {' or '.join(nearest)}? " if nearest else "") + f"There are: {', '.join(options)}."
+    if group == "tokenizer" and "/" in option:
+        fix = f"A tokenizer.json, its folder or a name of the hub: tokenizer=hf:{option}. {fix}"
     return ConfigError(f"{group}={option} is not an option of {group}", "from the command line", fix)
+
+
+def _group_and_option(missing: str) -> tuple[str, str]:
+    """group/option taken apart where the group ends, for an option may be a path with / in it."""
+    parts = missing.split("/")
+    n = next((n for n in range(len(parts) - 1, 0, -1) if (conf_dir() / "/".join(parts[:n])).is_dir() and all(parts[:n])), 1)
+    return "/".join(parts[:n]), "/".join(parts[n:])
 
 
 def _not_a_name(overrides: Sequence[str]) -> ConfigError | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from scaling.attention_config import AttentionConfig, PositionConfig, check_combination
 from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
@@ -124,6 +125,13 @@ class TrainConfig(Section):
     sample_prompt: str = Field("", description="prompt of the text generated at the end")
     sample_tokens: int = Field(0, ge=0, description="tokens generated at the end; 0: none")
 
+    @field_validator("parent")
+    @classmethod
+    def _parent(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{8,64}@[0-9]+", value):
+            raise ValueError("it is not HASH@STEP, as 3f8a12bc@100, which population-based training writes")
+        return value
+
 
 class RunSection(Section):
     root: str = Field(description="directory of run directories")
@@ -193,8 +201,12 @@ class RunConfig(Section):
                 f"objective={kind} does not fit model.family={family}, which {WHAT_IT_IS[family]}; use {' or '.join(fitting)}"
             )
         if (kind == "seq2seq") != (self.data.kind == "text_pairs") and self.data.kind != "shards":
-            wanted = "needs data=text_pairs data.path=..." if kind == "seq2seq" else "has no use for data=text_pairs"
-            raise ValueError(f"objective={kind} {wanted}, and this is data={self.data.kind}")
+            if kind == "seq2seq":
+                raise ValueError(f"objective=seq2seq needs data=text_pairs data.path=..., and this is data={self.data.kind}")
+            raise ValueError(
+                f"objective={kind} has no use for data=text_pairs, the kind of data.path={self.data.path}; "
+                "pairs are for objective=seq2seq"
+            )
         if kind != "causal_lm" and tokenizer.special_tokens != "all":
             raise ValueError(f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all")
         if not self.data.attend_across_documents and kind not in ("causal_lm", "masked_lm"):
@@ -228,6 +240,11 @@ class RunConfig(Section):
             out[name] = {key: value for key, value in out[name].items() if value is not None}
         for key in HOW_DATA_COMES:
             del out["data"][key]
+        for component in out["data"]["components"] or ():
+            if component["val_path"] is None:  # as what came before there was one
+                del component["val_path"]
+        if self.data.val_target_path is None:
+            del out["data"]["val_target_path"]
         model = self.model
         out["model"] |= {
             "n_kv_heads": model.kv_heads, "d_head": model.head_width, "d_ff": model.ff_width, "vocab_size": self.vocab_size

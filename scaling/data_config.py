@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scaling.section import Count, Section
 
@@ -14,6 +14,21 @@ HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_b
 
 Kind = Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "documents", "shards", "mixture"]
 NEEDS_PATH = ("text_files", "text_pairs", "documents", "shards")
+_PREPARED_HERE = ("python_stdlib", "python_packages", "text_files", "text_pairs", "documents")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "path": NEEDS_PATH,
+    "components": ("mixture",),
+    "field": ("documents", "mixture"),
+    "max_files": ("documents",),
+    "target_path": ("text_pairs",),
+    "val_target_path": ("text_pairs",),
+    "val_path": _PREPARED_HERE,
+    "val_fraction": (*_PREPARED_HERE, "mixture"),
+    "shard_tokens": (*_PREPARED_HERE, "mixture"),
+}
+"""Keys that only some kinds read. Set to anything but its default, any other kind refuses one."""
+RECORDED = {"recorded": True}
+"""pydantic's context for what an earlier version accepted and wrote down: a key that nothing read is let pass."""
 
 
 class ComponentConfig(Section):
@@ -25,6 +40,7 @@ class ComponentConfig(Section):
     path: str | None = Field(None, description="as data.path")
     field: str | None = Field(None, description="as data.field")
     max_files: int | None = Field(None, gt=0, description="as data.max_files")
+    val_path: str | None = Field(None, description="as data.val_path")
 
 
 class DataConfig(Section):
@@ -49,7 +65,12 @@ class DataConfig(Section):
         None,
         description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
     )
-    val_path: str | None = Field(None, description="text_files: a glob of files to hold out; null: some of data.path, by hash")
+    val_path: str | None = Field(
+        None, description="what to hold out, named as in data.path; null: some of the documents, by hash (one: its end)"
+    )
+    val_target_path: str | None = Field(
+        None, description="text_pairs: the targets of data.val_path, where it is a file of its own; null: they follow a TAB"
+    )
     cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
     val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
@@ -66,14 +87,38 @@ class DataConfig(Section):
     stall_after_s: float = Field(30.0, gt=0, description="a step that waits longer for its shards is reported, with their names")
     give_up_s: float = Field(300.0, gt=0, description="of retries and waits for one remote shard, until the run fails")
 
+    @field_validator("cache_dir")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it is blank, and corpora would be written into the current folder; give a directory")
+        return value
+
     @model_validator(mode="after")
-    def _path(self) -> Self:
+    def _path(self, info: ValidationInfo) -> Self:
         if self.kind in NEEDS_PATH and not self.path:
             raise ValueError(f"data={self.kind} needs data.path")
-        for key, kind in (("target_path", "text_pairs"), ("val_path", "text_files"), ("components", "mixture")):
-            if getattr(self, key) and self.kind != kind:
-                raise ValueError(f"data.{key} is set, but only data={kind} reads it, and this is data={self.kind}")
+        if info.context != RECORDED:
+            self._check_read()
+        if self.val_target_path and not self.val_path:
+            raise ValueError("data.val_target_path is set, and data.val_path, whose targets it holds, is not")
+        if self.kind == "text_pairs" and self.val_path and bool(self.target_path) != bool(self.val_target_path):
+            has, lacks = ("data.val_target_path", "data.target_path")[:: -1 if self.target_path else 1]
+            raise ValueError(f"{has} is set and {lacks} is not: give the targets of both in files of their own, or of neither")
         return self
+
+    def _check_read(self) -> None:
+        """Raises ValueError for a key that is set and that nothing would read."""
+        for key, kinds in _READ_BY.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.kind not in kinds:
+                *others, last = [f"data={kind}" for kind in kinds]
+                only = f"{', '.join(others)} and {last} read" if others else f"{last} reads"
+                raise ValueError(f"data.{key}={value} is set, but only {only} it, and this is data={self.kind}")
+        if self.val_path and self.val_fraction != type(self).model_fields["val_fraction"].default:
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction} is set, but nothing reads it where data.val_path says what is held out"
+            )
 
     @model_validator(mode="after")
     def _components(self) -> Self:
@@ -89,11 +134,18 @@ class DataConfig(Section):
 
     def parts(self) -> dict[str, DataConfig]:
         """The corpora of a mixture by name, each as if it were used alone. Raises ValueError for one that could not be."""
-        shared = self.model_dump(exclude={"kind", "path", "components", "max_files"})
-        return {
-            part.name: DataConfig.model_validate(shared | part.model_dump(exclude={"name", "weight"}, exclude_none=True))
-            for part in self.components or ()
-        }
+        found: dict[str, DataConfig] = {}
+        for part in self.components or ():
+            shared = {key: value for key, value in self if part.kind in _READ_BY.get(key, (part.kind,))}
+            own = part.model_dump(exclude={"name", "weight"}, exclude_none=True)
+            if part.val_path:
+                shared.pop("val_fraction")
+            try:
+                found[part.name] = DataConfig.model_validate(shared | {"path": None, "max_files": None} | own)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"component {part.name} of data.components: {message}") from error
+        return found
 
 
 class TokenizerConfig(Section):

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from scaling.config import RunConfig
+from scaling.data_config import RECORDED
 from scaling.driver_lock import DriverLock, Owner
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.files import (
@@ -152,7 +153,7 @@ class RunDir:
         """The configuration that the run began with. Raises RunDirError when config.yaml is absent or damaged."""
         path = self.path / "config.yaml"
         try:
-            return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), context=RECORDED)
         except OSError as error:
             raise disk_error("read", path, error) from error
         except (yaml.YAMLError, ValueError) as error:

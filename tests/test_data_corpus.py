@@ -197,9 +197,10 @@ def test_a_file_that_is_not_utf8(tmp_path, texts):
 def test_sources_without_documents(tmp_path):
     with pytest.raises(ConfigError, match=r"data.path='nothing/\*' matches no file \(seen from"):
         ensure_corpus(text_config("nothing/*", tmp_path / "cache"), BYTE)
-    pattern = write_texts(tmp_path / "one", n_files=1)
-    with pytest.raises(ConfigError, match="1 distinct non-empty document"):
-        ensure_corpus(text_config(pattern, tmp_path / "cache"), BYTE)
+    for text, n in (("", 0), ("x", 1)):
+        (tmp_path / "one.txt").write_text(text)
+        with pytest.raises(ConfigError, match=f"{n} distinct non-empty document"):
+            ensure_corpus(text_config(f"{tmp_path}/one.txt", tmp_path / "cache"), BYTE)
 
 
 def test_few_documents_are_split_with_one_on_each_side(tmp_path):

@@ -20,7 +20,7 @@ LAYERS = [
     {"section", "inert"},
     {"attention_config", "cluster_config", "data_config", "model_config", "study_config"},
     {"config"},
-    {"files", "startup"},
+    {"files", "startup", "data_paths"},
     {"driver_lock", "fence", "manifest", "provenance", "records"},
     {"parallel"},
     {"plan"},

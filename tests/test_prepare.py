@@ -262,8 +262,8 @@ def test_wrong_options(tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-def test_one_document_is_too_few(tmp_path):
-    (tmp_path / "a.txt").write_text("alone")
+def test_one_character_is_too_little(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
     recipe = prepare.PrepareOptions(inputs=f"{tmp_path}/a.txt", out=str(tmp_path / "out"), tokenizer="byte")
     with pytest.raises(ConfigError, match="1 distinct non-empty document"):
         prepare.prepare(recipe)

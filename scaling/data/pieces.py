@@ -54,11 +54,17 @@ class Reading:
 
 def pieces_of(source: Source) -> tuple[Piece, ...]:
     """The pieces of a source of the configuration, those held out by name last."""
-    held_out = tuple(group_files(source.val_files, lenient=not source.strict, held_out=True))
     if not source.pairs:
+        held_out = group_files(source.val_files, lenient=not source.strict, held_out=True)
         return (*group_files(source.files, lenient=not source.strict), *held_out)
-    targets = (str(source.target_file),) if source.target_file else ()
-    return (*(Piece("pairs", (str(path), *targets)) for path in source.files), *held_out)
+    return (
+        *(Piece("pairs", _sides(path, source.target_file)) for path in source.files),
+        *(Piece("pairs", _sides(path, source.val_target_file), held_out=True) for path in source.val_files),
+    )
+
+
+def _sides(path: Path, target_file: Path | None) -> tuple[str, ...]:
+    return (str(path), str(target_file)) if target_file is not None else (str(path),)
 
 
 def group_files(paths: Iterable[Path], *, lenient: bool = False, held_out: bool = False) -> Iterator[Piece]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from scaling.config import TokenizerConfig
 from scaling.data import ordering
+from scaling.data.by_position import cut_in_two
 from scaling.data.encode import encode_bucket
 from scaling.data.hub_tokenizer import hub_tokenizer
 from scaling.data.ordering import (
@@ -76,7 +77,7 @@ def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> Co
     with Work(directory / WORK, processes, report) as work:
         if recipe.hub and not (work.directory / TOKENIZER_FILE).exists():  # before the long work: it may not be there
             put(work.directory / TOKENIZER_FILE, hub_tokenizer(recipe.hub, recipe.tokenizer, report).to_bytes())
-        buckets = _ordered(recipe, work, report)
+        buckets = _cut_if_one(recipe, work, _ordered(recipe, work, report), report)
         n_held_out = _n_held_out(recipe, buckets)
         trained = _tokenizer(recipe, work, buckets, n_held_out, report)
         encoded = work.run(
@@ -84,8 +85,8 @@ def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> Co
         )  # fmt: skip
         dtype = encoded[0]["dtype"]
         n_documents = [bucket.n_documents for bucket in buckets]
-        for bucket in buckets:
-            (work.directory / f"{bucket.name}.text").unlink(missing_ok=True)
+        for text in work.directory.glob("*.text"):
+            text.unlink(missing_ok=True)
         shards = {}
         for split in SPLITS:
             plans = plan_shards(work.directory, split, n_documents, n_held_out, recipe.shard_tokens)
@@ -139,6 +140,17 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     for run in runs:
         remove_documents(work.directory, run)
     return buckets
+
+
+def _cut_if_one(recipe: Recipe, work: Work, buckets: list[Bucket], report: Report) -> list[Bucket]:
+    """Where the source is one document, its beginning and its end. A pair stays whole."""
+    if recipe.held_out_by_name or recipe.pairs or sum(bucket.n_documents for bucket in buckets) != 1:
+        return buckets
+    (whole,) = (bucket for bucket in buckets if bucket.n_documents)
+    (found,) = work.run(cut_in_two, "cut", [(whole.name, recipe.val_fraction)], "cutting")
+    if found["n_documents"] == 2:
+        report(f"one document: the last {recipe.val_fraction:.3g} of it, by position, is held out", None)
+    return [Bucket(**found)]
 
 
 def _few(work: Work, runs: list[str]) -> list[str]:
@@ -208,8 +220,8 @@ def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
     n_documents = sum(bucket.n_documents for bucket in buckets)
     if n_documents < 2:
         raise ConfigError(
-            f"the source has {n_documents} distinct non-empty document(s), and a train and a held-out part need two",
-            fix="Give more, or cut a file into several (a document is held out as a whole or not at all).",
+            f"the source has {n_documents} distinct non-empty document(s), too little to train on and to hold out",
+            fix="Give more text.",
         )
     n_left = min(max(sum(bucket.n_low for bucket in buckets), 1), n_documents - 1)
     counts = []

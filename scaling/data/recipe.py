@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scaling.config import DataConfig, TokenizerConfig
@@ -33,12 +34,15 @@ def recipe_of(
     be read.
     """
     large = data.kind in ("python_packages", "documents")
+    by_name, pairs = data.val_path is not None, data.kind == "text_pairs"
     if data.kind == "documents":
         pieces = find_pieces(inputs_of(data), max_files=data.max_files, commits=commits, report=report)
-        reading, pairs, by_name = Reading(data.field, max_bytes=LARGEST_DOCUMENT_BYTES), False, False
+        if data.val_path is not None:
+            held_out = find_pieces(split_paths(data.val_path), commits=commits, report=report)
+            pieces += tuple(replace(piece, held_out=True) for piece in held_out)
+        reading = Reading(data.field, max_bytes=LARGEST_DOCUMENT_BYTES)
     else:
-        source = find_source(data)
-        pieces, reading, pairs, by_name = pieces_of(source), Reading(), source.pairs, bool(source.val_files)
+        pieces, reading = pieces_of(find_source(data)), Reading()
     return Recipe(
         name=data.kind,
         pieces=pieces,
@@ -74,6 +78,10 @@ def inputs_of(data: DataConfig) -> Sequence[str]:
 
 
 def _documents_identity(data: DataConfig) -> list[object]:
-    inputs = inputs_of(data)
+    identity = [*_inputs_identity(inputs_of(data)), data.field, data.max_files]
+    return identity + ([_inputs_identity(split_paths(data.val_path))] if data.val_path is not None else [])
+
+
+def _inputs_identity(inputs: Sequence[str]) -> list[object]:
     remote, local = [text for text in inputs if is_remote(text)], [text for text in inputs if not is_remote(text)]
-    return [remote, files_identity(map(Path, local_files(local))), data.field, data.max_files]
+    return [remote, files_identity(map(Path, local_files(local)))]

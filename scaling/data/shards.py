@@ -214,7 +214,13 @@ def _shard_to(shard: ShardInfo) -> dict[str, Any]:
 def _shard_from(entry: dict[str, Any]) -> ShardInfo:
     name = index_file.file_name(entry, "url")
     try:
-        counts = [index_file.count(entry, key) for key in ("nsamples", "n_tokens", "n_bytes", "filesize")]
-        return ShardInfo(name, *counts, sha256=index_file.sha256(entry))
+        return ShardInfo(
+            name,
+            n_documents=index_file.count(entry, "nsamples"),
+            n_tokens=index_file.count(entry, "n_tokens"),
+            n_bytes=index_file.count(entry, "n_bytes"),
+            size_bytes=index_file.count(entry, "filesize"),
+            sha256=index_file.sha256(entry),
+        )
     except ValueError as error:
         raise ValueError(f"shard {name}: {error}") from error

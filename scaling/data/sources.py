@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
 """Between source and target where a pair is one string: the record separator of ASCII, which text does not hold."""
 _TESTS = frozenset({"test", "tests", "idle_test"})
+
+
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
+PAIR_SUFFIXES = (".tsv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,11 @@ class Source:
     pairs: bool = False
     target_file: Path | None = None
     val_files: tuple[Path, ...] = ()
+    val_target_file: Path | None = None
 
     def identity(self) -> str:
-        return files_identity((*self.files, *([self.target_file] if self.target_file else []), *self.val_files))
+        files = (*self.files, self.target_file, *self.val_files, self.val_target_file)
+        return files_identity(path for path in files if path is not None)
 
 
 def files_identity(paths: Iterable[Path]) -> str:
@@ -56,35 +62,67 @@ def files_identity(paths: Iterable[Path]) -> str:
 
 def find_source(data: DataConfig) -> Source:
     """The files that data.kind and data.path name. Raises ConfigError when there are none."""
+    suffixes = PAIR_SUFFIXES if data.kind == "text_pairs" else TEXT_SUFFIXES
+    val_files = _matches("data.val_path", data.val_path, suffixes) if data.val_path else ()
     if data.kind == "python_stdlib":
-        return Source(tuple(python_files(Path(sysconfig.get_path("stdlib")), _NOT_LIBRARY | _TESTS)), strict=False)
+        files = tuple(python_files(Path(sysconfig.get_path("stdlib")), _NOT_LIBRARY | _TESTS))
+        return Source(files, strict=False, val_files=val_files)
     if data.kind == "python_packages":
         roots = sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
-        return Source(tuple(path for root in roots for path in python_files(root, {"__pycache__"})), strict=False)
+        files = tuple(path for root in roots for path in python_files(root, {"__pycache__"}))
+        return Source(files, strict=False, val_files=val_files)
     assert data.kind in ("text_files", "text_pairs")
     assert data.path is not None
-    files = _matches("data.path", data.path)
-    val_files = _matches("data.val_path", data.val_path) if data.val_path else ()
-    if data.target_path and len(files) > 1:
-        raise ConfigError(f"data.path={data.path!r} is {len(files)} files, and data.target_path one", fix="Give one of each.")
-    target_file = Path(plain(data.target_path)).absolute() if data.target_path else None
-    return Source(files, strict=True, pairs=data.kind == "text_pairs", target_file=target_file, val_files=val_files)
+    files = _matches("data.path", data.path, suffixes)
+    return Source(
+        files,
+        strict=True,
+        pairs=data.kind == "text_pairs",
+        target_file=_target("data.target_path", data.target_path, "data.path", data.path, files),
+        val_files=val_files,
+        val_target_file=_target("data.val_target_path", data.val_target_path, "data.val_path", data.val_path, val_files),
+    )
 
 
-def _matches(key: str, pattern: str) -> tuple[Path, ...]:
-    """The files of a path or glob, sorted. Raises ConfigError when there are none, DataError for what is no file."""
+def _target(key: str, name: str | None, of: str, path: str | None, files: Sequence[Path]) -> Path | None:
+    """The file of the targets of one file. Raises ConfigError for several, or where it is not there."""
+    if not name:
+        return None
+    if len(files) > 1:
+        raise ConfigError(f"{of}={path!r} is {len(files)} files, and {key} one", fix="Give one of each.")
+    found = Path(plain(name)).absolute()
+    if not found.is_file():
+        raise ConfigError(f"{key}={name!r} is no file", f"seen from {Path.cwd()}", f"Give the targets of {of}, line by line.")
+    return found
+
+
+def _matches(key: str, pattern: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """The files of a path or glob, sorted; of a folder those with one of `suffixes`.
+
+    Raises ConfigError when there are none, DataError for what is no file.
+    """
     found = [Path(path) for path in matching(pattern)]
     for path in found:
         if (odd := oddity(path)) is not None:
             raise DataError(f"{path} {odd}, and no file to read", f"{key}={pattern}", "Restore it, or leave it out.")
     files = sorted(path for path in found if path.is_file())
     if not files:
+        files = [path for folder in found for path in _in_folder(folder, suffixes)]
+    if not files:
         raise ConfigError(
             f"{key}={pattern!r} matches no file",
             where=f"seen from {Path.cwd()}",
-            fix=f"Give a glob of UTF-8 text files, such as {key}='books/**/*.txt'.",
+            fix=f"Give a file, a glob or a folder of UTF-8 text files ({', '.join(suffixes)}), such as {key}='books/**/*.txt'.",
         )
     return tuple(files)
+
+
+def _in_folder(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """Files of some suffixes under a folder, in order, but for hidden folders."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(root, name) for name in sorted(names) if name.lower().endswith(tuple(suffixes)))
+        yield from (path for path in paths if path.is_file())
 
 
 def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from scaling.cli import EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.corpus import ensure_corpus
 from scaling.data.opened import Corpus
+from scaling.data.preflight import check_inputs, check_lengths
 from scaling.errors import DataError, RunDirError, ScalingError
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine, starting_text
@@ -43,8 +44,11 @@ def drive(config: RunConfig) -> int:
     if len(sizes) > 1:
         console.print(f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go.")
     if config.dry_run:
+        check_inputs(config)
         return EXIT_FINISHED
     check_available(config)
+    if run_dir.state() != "finished":
+        check_inputs(config)  # before there is a directory of a run that cannot be
     run_dir.create()
     with run_dir.lock():
         for text in run_dir.mend():
@@ -138,7 +142,9 @@ def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tupl
     for shard in bad:
         run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)
         console.print(f"Training without shard {shard.name}: {shard.reason}", highlight=False)
-    return directory, [shard.name for shard in bad]
+    skipped = [shard.name for shard in bad]
+    check_lengths(config, Corpus.open(directory, skipped))
+    return directory, skipped
 
 
 def _corpus_reporter(console: Console) -> Callable[[str, float | None], None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from scaling.channel import decode_error
 from scaling.cli import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
 from scaling.config import RunConfig
 from scaling.data.opened import Corpus
+from scaling.data.preflight import check_inputs, check_lengths
 from scaling.driver_lock import DriverLock
 from scaling.errors import LaunchError, PlanError, ScalingError, SupersededError
 from scaling.files import disk_error
@@ -34,6 +35,7 @@ from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.metrics.sinks import back_fill
 from scaling.metrics.wandb_sink import log_results
+from scaling.plan.lengths import lengths
 from scaling.plan.machine import check_available, n_devices
 from scaling.screen import output_console
 from scaling.study.branch import reached, take_over
@@ -57,6 +59,7 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     standings = _standings(study)
     console.print(study_table(study, standings))
     _refuse(study)
+    _check_inputs(trial.config for trial in study.trials if standings[trial.identity].state != "finished")
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
@@ -73,6 +76,7 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if study.trials:
         console.print(study_table(study, _standings(study)))
+    _check_inputs([study.base])
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
@@ -81,6 +85,12 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
         study = drawn_study(study)
         _report(study, _standings(study), console)
     return code
+
+
+def _check_inputs(configs: Iterable[RunConfig]) -> None:
+    """Whether the data of all trials are there, each once. Raises ConfigError, DataError."""
+    for config in {repr((c.data, c.tokenizer, c.train.seq_len, c.objective)): c for c in configs}.values():
+        check_inputs(config)
 
 
 def _standings(study: Study) -> dict[str, Standing]:
@@ -228,6 +238,7 @@ class _Runner:
         self._labels = labels(study.trials)
         self._running: dict[str, tuple[_Attempt, ExitStack]] = {}
         self._corpora: dict[str, tuple[Path | str, list[str]]] = {}
+        self._long_enough = set[tuple[str, str]]()
         self._stopping = False
         self._stopped_as: Literal["stopped", "preempted"] = "preempted"
         self._flops = float(sum(self._left(trial) for trial in self._waiting))
@@ -283,6 +294,9 @@ class _Runner:
             found = self._corpora[key] = prepare_corpus(trial.config, trial.run_dir, self._console)
             if trial.config.objective.kind == "causal_lm":  # of others each run has its own
                 count_ahead(trial.config, Corpus.open(*found))
+        elif (shape := (key, repr(lengths(trial.config)))) not in self._long_enough:
+            check_lengths(trial.config, Corpus.open(*self._corpora[key]))
+            self._long_enough.add(shape)
 
     def _corpus_key(self, trial: Trial) -> str:
         return repr((trial.config.data, trial.config.tokenizer))
