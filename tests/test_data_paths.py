@@ -15,6 +15,7 @@ from scaling.compose import compose
 from scaling.config import DataConfig, RunConfig, TokenizerConfig
 from scaling.data.by_position import place_to_cut
 from scaling.data.corpus import ensure_corpus
+from scaling.data.inputs import local_files
 from scaling.data.opened import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
 from scaling.data.reader import read_shard
@@ -161,6 +162,14 @@ def test_a_tokenizer_that_is_not_there_is_told(small: RunConfig) -> None:
 def test_a_url_is_not_asked(place: Path, small: RunConfig) -> None:
     check_inputs(with_data(small, place, kind="shards", path="https://host.invalid/x"))
     check_inputs(with_data(small, place, kind="documents", path="hf:owner/name"))
+
+
+def test_a_folder_of_nothing_but_records_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "b.JSON").write_text('{"text": "two"}\n')
+    assert [path.name for path in local_files([str(tmp_path)])] == ["a.jsonl", "b.JSON"]
+    (tmp_path / "a.py").write_text("x = 1\n")
+    assert [path.name for path in local_files([str(tmp_path)])] == ["a.py"], "beside sources such files are no documents"
 
 
 # One document, and own files to hold out.

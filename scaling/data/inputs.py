@@ -19,6 +19,7 @@ from scaling.errors import ConfigError, DataError
 from scaling.paths import matching, oddity
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")  # C4's files of JSON lines end in .json.gz
+_RECORDS = (*(lines + packed for lines in _JSON_LINES for packed in ("", ".gz", ".zst", ".zstd")), ".parquet")
 _TEXT = (".txt", ".text", ".md", ".rst")
 SOURCE_SUFFIXES = (
     ".bash", ".c", ".cc", ".cfg", ".clj", ".cmake", ".cpp", ".cs", ".css", ".cu", ".cuh", ".cxx", ".dart", ".el", ".erl",
@@ -74,13 +75,13 @@ def local_files(
 
     Raises ConfigError for a pattern without matches, DataError for what is named and no file, as a link to nothing.
     """
-    left_out, endings = left_out or LeftOut(), _endings(suffixes)
+    left_out = left_out or LeftOut()
     paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
     for path in paths:
         if (odd := oddity(path)) is not None:
             raise DataError(f"{path} {odd}, and no file to read", fix="Restore it, or leave it out of inputs.")
     folders = [path for path in paths if path.is_dir()]
-    sources = dict.fromkeys(file for folder in folders for file in _sources(folder, endings, left_out))
+    sources = dict.fromkeys(file for folder in folders for file in _sources(folder, _endings_for(folder, suffixes), left_out))
     return {path: False for path in paths if path.is_file() and path not in sources} | dict.fromkeys(sources, True)
 
 
@@ -182,6 +183,14 @@ def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Itera
                 yield path
             else:
                 left_out.add(OTHER_KINDS, _ending(path))
+
+
+def _endings_for(folder: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """The endings to read in a folder: of a folder without any source or text, those of JSON lines and tables."""
+    endings = _endings(suffixes)
+    if suffixes != SOURCE_SUFFIXES or next(_sources(folder, endings, LeftOut()), None) is not None:
+        return endings
+    return _RECORDS if next(_sources(folder, _RECORDS, LeftOut()), None) is not None else endings
 
 
 def _refuse(error: OSError) -> None:
