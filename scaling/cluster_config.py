@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from scaling.section import Section
 
+MOST_DEVICES = 2**20
+"""Ten times the largest cluster that anybody has described; a plan beyond it is a slip of the keyboard (assumption)."""
+
 
 class LayoutConfig(Section):
     """How a step is executed; none of it changes the loss curve."""
@@ -95,7 +98,7 @@ class ClusterConfig(Section):
     intra_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, within a node")
     inter_node_gb_per_s: float | None = Field(None, gt=0, description="per device and direction, between nodes")
     usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
-    threads_per_worker: int = Field(1, gt=0, description="CPU threads of a worker")
+    threads_per_worker: int = Field(1, gt=0, le=1024, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
     hours_between_failures: float | None = Field(
         None, gt=0, description="mean time between failures of the whole cluster; null: estimated from its size and kind"
@@ -129,6 +132,15 @@ class ClusterConfig(Section):
         "that for a start, an evaluation or a checkpoint",
     )
     timeout_s: float = Field(1800.0, gt=0, description="longest wait for a rank in a collective operation")
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        n_devices = self.n_nodes * (self.devices_per_node or 1)
+        if n_devices > MOST_DEVICES:
+            raise ValueError(
+                f"cluster.n_nodes x cluster.devices_per_node is {n_devices:,} devices, and at most {MOST_DEVICES:,} go"
+            )
+        return self
 
     @model_validator(mode="after")
     def _times(self) -> Self:

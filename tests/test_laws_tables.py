@@ -1,6 +1,7 @@
 """Tables and studies: what is read, what is left out and why, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,9 +126,10 @@ def test_a_diverged_run_is_left_out_unless_kept():
 def test_warm_up_dominated_runs_are_left_out():
     data = noisy()
     warmup = np.where(np.arange(len(data)) == 3, 0.8, 0.02) * data.n_tokens
-    (gone,) = screen(data, warmup_tokens=warmup).excluded
+    data = replace(data, warmup=warmup)
+    (gone,) = screen(data).excluded
     assert (gone.run, gone.reason) == ("run 3", "warm-up dominated: 80 % of its tokens")
-    assert len(screen(data, warmup_tokens=warmup, keep=("warmup",))) == len(data)
+    assert len(screen(data, keep=("warmup",))) == len(data)
 
 
 def test_the_highest_losses_are_dropped_on_request():

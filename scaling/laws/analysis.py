@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from scaling.errors import DataError
 from scaling.laws.checks import drop_highest, fittable, screen
 from scaling.laws.diagnose import HeldOut, Variant, held_out, sensitivity, warnings
@@ -23,7 +21,6 @@ from scaling.laws.results import Columns, Points, points_of_rows, read_rows
 from scaling.laws.study import points_of_study
 from scaling.paths import plain
 
-_FALSE = {"", "0", "false", "no", "n"}
 TWO_VARIABLES = ("chinchilla", "kaplan", "gadre")
 
 
@@ -64,16 +61,19 @@ def load_points(options: FitOptions) -> Points:
         return drop_highest(screen(points, keep=options.keep), options.drop_highest)
     path = Path(plain(str(options.table)))
     rows = read_rows(path, where=dict(options.where), same=options.same)
-    columns = Columns(options.loss, options.n, options.d, options.c, options.run, options.unique, options.metric)
-    flags = {name: column for name, column in (("warmup", options.warmup), ("decayed", options.decayed)) if column is not None}
-    points = points_of_rows(
-        rows, columns, path, n_counts=options.n_counts or "as in the table", c_counts=options.c_counts, flags=flags
-    )  # fmt: skip
-    if "decayed" in points.flags and "undecayed" not in options.keep:
-        still = np.array([text.strip().lower() in _FALSE for text in points.flags["decayed"]])
-        points = points.without(still, ["undecayed: its learning rate had not come down"] * int(still.sum()))
-    warmup = np.array([float(text or 0) for text in points.flags["warmup"]]) if "warmup" in points.flags else None
-    return drop_highest(screen(points, warmup_tokens=warmup, keep=options.keep), options.drop_highest)
+    columns = Columns(
+        options.loss,
+        options.n,
+        options.d,
+        options.c,
+        options.run,
+        options.unique,
+        options.metric,
+        options.warmup,
+        options.decayed,
+    )
+    points = points_of_rows(rows, columns, path, n_counts=options.n_counts or "as in the table", c_counts=options.c_counts)
+    return drop_highest(screen(points, keep=options.keep), options.drop_highest)
 
 
 def analyse(points: Points, options: FitOptions) -> Analysis:

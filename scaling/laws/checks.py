@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from scaling.errors import DataError
 from scaling.laws.forms import FORMS, Array, Form
 from scaling.laws.results import Points
 from scaling.units import counted
@@ -20,10 +21,13 @@ _DIRECTIONS = 0.1
 REASONS = ("diverged", "undecayed", "warmup")
 
 
-def screen(points: Points, *, warmup_tokens: Array | None = None, keep: Collection[str] = ()) -> Points:
-    """Leave out runs that diverged or are mostly warm-up. `keep`: kinds, of REASONS, that stay in."""
-    if warmup_tokens is not None and "warmup" not in keep:
-        share = warmup_tokens / points.n_tokens
+def screen(points: Points, *, keep: Collection[str] = ()) -> Points:
+    """Leave out runs that had not decayed, are mostly warm-up, or diverged. `keep`: kinds, of REASONS, that stay in."""
+    if points.decayed is not None and "undecayed" not in keep:
+        still = ~points.decayed
+        points = points.without(still, ["undecayed: its learning rate had not come down"] * int(still.sum()))
+    if points.warmup is not None and "warmup" not in keep:
+        share = points.warmup / points.n_tokens
         mostly = share > _WARMUP_SHARE
         points = points.without(mostly, [f"warm-up dominated: {100 * s:.0f} % of its tokens" for s in share[mostly]])
     if "diverged" in keep or not {"n", "d"} <= set(points.known):
@@ -44,6 +48,8 @@ def drop_highest(points: Points, count: int) -> Points:
     """Leave out the `count` points of the highest loss, because the user asked to."""
     if count == 0:
         return points
+    if count >= len(points):
+        raise DataError(f"drop_highest={count} leaves none of {len(points)} points", "drop_highest", "Drop fewer.")
     gone = np.zeros(len(points), dtype=bool)
     gone[np.argsort(points.loss)[-count:]] = True
     return points.without(gone, [f"among the {count} highest losses (drop_highest={count})"] * count)

@@ -23,6 +23,8 @@ _OUTLIER = 5.0
 _BENT_P, _BENT_R2, _BENT_SIZE = 1e-3, 0.25, 0.01
 """Residuals are called bent when a parabola in log(D/N) explains this share of them at this significance, and its root mean
 square is at least 1 % of the loss (assumption)."""
+_ILL = 1e10
+"""Condition number of the parameters' correlations from which rounding decides some of them: the root of that of a float."""
 _WIDE = 3.0
 """An exponent is poorly determined when its interval spans more than this factor (assumption)."""
 
@@ -95,6 +97,11 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
     found = [f"{name} ended at the bound of its range: the points do not determine it" for name in fitted.at_bound]
     if fitted.gradient_norm > 1e-5:
         found.append(f"the minimisation did not converge: relative gradient norm {fitted.gradient_norm:.1g}")
+    if fitted.condition > _ILL:
+        found.append(
+            f"the points leave some parameters undetermined (condition number {fitted.condition:.1g}): their values and "
+            "intervals mean little, only the losses that they predict together"
+        )
     for name, exponents in zip(fitted.form.exponents, drawn.theta[:, fitted.form.n_terms :].T, strict=True):
         low, high = percentile_interval(exponents)
         if high > _WIDE * low:
@@ -112,7 +119,7 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
 def _bend(residuals: Array, log_ratio: Array) -> str | None:
     """Whether residuals follow tokens per parameter (F test of a parabola against a constant)."""
     n = len(residuals)
-    if n < 8 or log_ratio.std() < 0.1:
+    if n < 8 or log_ratio.std() < 0.1 or len(np.unique(np.round(log_ratio, 6))) < 4:  # three fix a parabola
         return None
     t = (log_ratio - log_ratio.mean()) / log_ratio.std()
     total = ((residuals - residuals.mean()) ** 2).sum()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.laws.forms import LOG_FLOOR, Array, Design, Form
-from scaling.laws.huber import Minimum, minimise, objective
+from scaling.laws.huber import Minimum, minimise, objective, solve_symmetric
 
 DEFAULT_DELTA = 1e-3
 """Hoffmann et al. 2022, section D.2."""
@@ -159,7 +159,7 @@ def _non_negative(gram: Array, right: Array) -> tuple[Array, Array]:
             columns = list(support)
             square = gram[:, columns][:, :, columns]
             ridge = 1e-13 * np.einsum("gkk->gk", square)[:, :, None] * np.eye(size)
-            part = np.linalg.solve(square + ridge, right[:, columns, None])[:, :, 0]
+            part = solve_symmetric(square + ridge, right[:, columns, None])[:, :, 0]
             explained = (part * right[:, columns]).sum(axis=1)
             take = (part >= 0).all(axis=1) & (explained > gain)
             best[take] = 0.0
@@ -200,6 +200,8 @@ def _condition(design: Design, theta: Array) -> float:
         J[K + design.form.outer] = design.log_loss(theta[None])[0] / theta[K + design.form.outer]
     size = np.sqrt((J**2).sum(axis=1))
     if (size == 0).any():
+        return float("inf")
+    if not np.isfinite(J).all():
         return float("inf")
     singular = np.linalg.svd(J / size[:, None], compute_uv=False)
     return float("inf") if singular[-1] <= 0 else float((singular[0] / singular[-1]) ** 2)

@@ -28,6 +28,8 @@ _TOLERANCE = 1e-14
 """Relative decrease below which a row is done: about the rounding of the sum."""
 _MAX_STEPS = 400
 _LARGEST_DAMPING = 1e12
+_FLAT = 1e-13
+"""Singular values below this share of the largest are flat directions: the ridge of `_step` is of this size."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,34 @@ def _step(local: _Local, damping: Array, theta: Array, low: Array, high: Array) 
     hessian *= scale[:, :, None] * scale[:, None, :]
     metric += 1e-14 * np.eye(P)
     scaled = (gradient * scale)[:, :, None]
-    step = -np.linalg.solve(hessian + damping[:, None, None] * metric, scaled)
-    descent = np.linalg.solve(metric, scaled)
+    step = -solve_symmetric(hessian + damping[:, None, None] * metric, scaled)
+    descent = solve_symmetric(metric, scaled)
     slope = (scaled * descent).sum(axis=(1, 2))
     step = step[:, :, 0] * scale
     uphill = (step * gradient).sum(axis=1) > 0
     step[uphill] = (-descent[:, :, 0] * scale)[uphill] / np.maximum(1.0, damping[uphill, None])
     return step, np.sqrt(np.maximum(slope, 0) / np.maximum(local.value, 1e-300))
+
+
+def solve_symmetric(matrices: Array, right: Array) -> Array:
+    """x of each `matrices` (S, P, P) x = `right` (S, P, 1); of a singular one the shortest that comes nearest.
+
+    Few points, as a draw of runs can have, leave directions in which the objective is flat: there x does not move. Rows that
+    are not finite give no step, but NaN, which no caller takes for a lower objective.
+    """
+    try:
+        return np.linalg.solve(matrices, right)
+    except np.linalg.LinAlgError:  # of one row or more
+        return np.stack([_solve_one(matrix, column) for matrix, column in zip(matrices, right, strict=True)])
+
+
+def _solve_one(matrix: Array, right: Array) -> Array:
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        if not (np.isfinite(matrix).all() and np.isfinite(right).all()):
+            return np.full_like(right, np.nan)
+        return np.linalg.lstsq(matrix, right, rcond=_FLAT)[0]
 
 
 def _local(design: Design, log_loss: Array, theta: Array, delta: float, weights: Array) -> _Local:

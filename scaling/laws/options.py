@@ -32,10 +32,11 @@ def _pairs(value: Any) -> Any:
 
 Place = Annotated[str, BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value)]
 """A path, which the shell leaves as it is behind an equals sign."""
+Positive = Annotated[float, Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_words)]
+Numbers = Annotated[tuple[Positive, ...], BeforeValidator(_words)]
 Pairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)]
-NumberPairs = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_pairs)]
+NumberPairs = Annotated[tuple[tuple[Positive, Positive], ...], BeforeValidator(_pairs)]
 
 
 class FitOptions(Section):

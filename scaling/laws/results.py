@@ -6,10 +6,9 @@ through losses of two kinds, or sizes counted in two ways, is a law of nothing.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,16 @@ from numpy.typing import NDArray
 
 from scaling.config import RunConfig
 from scaling.errors import DataError
+from scaling.laws.cells import LINE, number, one_writing, read_table, share_or_number, truth
 from scaling.laws.forms import FLOPS_PER_PARAMETER_TOKEN, Array, Form
 
 Row = Mapping[str, str]
 
 _SAME_FLOPS = 0.01
 """Relative difference up to which C is called 6 N D: rounding of published tables."""
+
+_LARGEST = {"n": 1e30, "d": 1e30, "unique": 1e30, "c": 1e62, "loss": 1e6}
+"""Numbers beyond these are no sizes of runs, and their products no floating-point numbers."""
 
 _OTHER_FLOPS = 0.05
 """Relative difference from which C is counted otherwise: exact counts approach 6 N D gradually, with sizes in between."""
@@ -60,7 +63,8 @@ class Points:
     names                       of the runs, for messages, one a point
     unique_tokens               tokens in the corpus, where the table says; D above it is repetition
     metric                      a downstream metric, where the table says
-    flags                       further columns as text, by what they are
+    warmup                      tokens of warm-up, where the table says; NaN in rows that do not
+    decayed                     whether the learning rate had come down, where the table says
     base                        of a study, the configuration of its largest run
     """
 
@@ -73,7 +77,8 @@ class Points:
     definitions: Definitions
     unique_tokens: Array | None = None
     metric: Array | None = None
-    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warmup: Array | None = None
+    decayed: NDArray[np.bool_] | None = None
     excluded: tuple[Excluded, ...] = ()
     base: RunConfig | None = None
 
@@ -90,9 +95,9 @@ class Points:
         """Only these rows; nothing is noted."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         pick = {name: getattr(self, name)[rows] for name in ("n_params", "n_tokens", "flops", "loss", "runs")}
-        more = {name: getattr(self, name)[rows] for name in ("unique_tokens", "metric") if getattr(self, name) is not None}
-        flags = {name: tuple(column[i] for i in rows) for name, column in self.flags.items()}
-        return replace(self, names=tuple(self.names[i] for i in rows), flags=flags, **pick, **more)
+        optional = ("unique_tokens", "metric", "warmup", "decayed")
+        more = {name: getattr(self, name)[rows] for name in optional if getattr(self, name) is not None}
+        return replace(self, names=tuple(self.names[i] for i in rows), **pick, **more)
 
     def without(self, rows: NDArray[np.bool_], reasons: Sequence[str]) -> Points:
         """Leave out the rows that are true, for these reasons (one a row left out)."""
@@ -108,7 +113,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a table is what; None: the table has none. `warmup` is tokens of warm-up."""
+    """Which column of a table is what; None: the table has none. `warmup` is tokens of warm-up, or a share of the run (2%)."""
 
     loss: str
     n: str | None = None
@@ -117,22 +122,17 @@ class Columns:
     run: str | None = None
     unique: str | None = None
     metric: str | None = None
+    warmup: str | None = None
+    decayed: str | None = None
 
 
 def read_rows(path: Path, *, where: Mapping[str, str] | None = None, same: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header that match `where`; each gets its line's number under "".
+    """The rows of a CSV file with a header that match `where`; each gets its line's number under LINE.
 
     `same` names columns that must hold one value in all of them. Raises DataError.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            _need_columns(path, columns, [*(where or {}), *same])
-            rows = [{**row, "": str(reader.line_num)} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "Give a CSV file in UTF-8 whose first line names its columns."
-        raise DataError(f"cannot read {path}: {error}", "table", fix) from error
+    columns, rows = read_table(path)
+    _need_columns(path, columns, [*(where or {}), *same])
     kept = [row for row in rows if all(row[name] == value for name, value in (where or {}).items())]
     if not kept:
         asked = ", ".join(f"{name}:{value}" for name, value in (where or {}).items())
@@ -159,24 +159,24 @@ def points_of_rows(
     *,
     n_counts: str,
     c_counts: str | None,
-    flags: Mapping[str, str] | None = None,
 ) -> Points:
-    """The table of these rows. `c_counts` is "6ND", "exact", or None to go by the numbers; `flags`: name -> column, kept as text.
+    """The table of these rows. `c_counts` is "6ND", "exact", or None to go by the numbers.
 
     A row with a number that is missing, not finite or not positive is left out with the reason. Raises DataError for columns
-    that the table has not, for fewer than one usable row, or when C is called 6ND and is not.
+    that the table has not, for a cell that is no number, for fewer than one usable row, or when C is called 6ND and is not.
     """
     wanted = {name: column for name, column in vars(columns).items() if column is not None}
-    _need_columns(path, list(rows[0]), [*wanted.values(), *(flags or {}).values()])
+    _need_columns(path, list(rows[0]), wanted.values())
     numeric = [name for name in ("loss", "n", "d", "c", "unique", "metric") if name in wanted]
     if not {"n", "d", "c"} & set(numeric):
         raise DataError("none of N, D and C is named", "table", "Name their columns: n=COLUMN d=COLUMN c=COLUMN.")
+    if columns.metric is not None:
+        one_writing(rows, columns.metric)
     values: dict[str, list[float]] = {name: [] for name in numeric}
-    names, excluded = [], []
-    texts: dict[str, list[str]] = {key: [] for key in flags or {}}
+    names, excluded, kept = [], [], []
     for row in rows:
-        name = row[columns.run] if columns.run else f"line {row['']}"
-        numbers = {key: _number(row[wanted[key]]) for key in numeric}
+        name = (row[columns.run] if columns.run else "") or f"line {row[LINE]}"
+        numbers = {key: number(row, wanted[key], "d" if key == "unique" else key) for key in numeric}
         trouble = next((t for key in numeric if (t := _trouble(key, wanted[key], numbers[key], row[wanted[key]]))), None)
         if trouble is not None:
             excluded.append(Excluded(name, trouble))
@@ -184,8 +184,7 @@ def points_of_rows(
         names.append(name)
         for key in numeric:
             values[key].append(numbers[key])
-        for flag, column in (flags or {}).items():
-            texts[flag].append(row[column] or "")
+        kept.append(row)
     if not names:
         raise DataError(f"{path} has no usable row; the first: {excluded[0].reason}", "table")
     arrays = {key: np.array(column) for key, column in values.items()}
@@ -193,8 +192,23 @@ def points_of_rows(
     return Points(
         n, d, c, arrays["loss"], np.unique(names, return_inverse=True)[1] if columns.run else np.arange(len(names)),
         tuple(names), replace(definitions, n_counts=n_counts, loss_of=columns.loss), arrays.get("unique"), arrays.get("metric"),
-        {key: tuple(column) for key, column in texts.items()}, tuple(excluded),
+        _warmup(kept, columns.warmup, d), _decayed(kept, columns.decayed), tuple(excluded),
     )  # fmt: skip
+
+
+def _warmup(rows: Sequence[Row], column: str | None, n_tokens: Array) -> Array | None:
+    """Tokens of warm-up, NaN where they are missing. Raises DataError for a number below 0 or without end."""
+    if column is None:
+        return None
+    values = [share_or_number(row, column, total, "d") for row, total in zip(rows, n_tokens, strict=True)]
+    for row, value in zip(rows, values, strict=True):
+        if value < 0 or math.isinf(value):
+            raise DataError(f"line {row[LINE]}: {column} is {row[column]!r}, and warm-up is 0 tokens or more", f"column {column}")
+    return np.array(values)
+
+
+def _decayed(rows: Sequence[Row], column: str | None) -> NDArray[np.bool_] | None:
+    return None if column is None else np.array([truth(row, column) for row in rows])
 
 
 def complete(n: Array | None, d: Array | None, c: Array | None, c_counts: str | None) -> tuple[Array, Array, Array, Definitions]:
@@ -231,22 +245,16 @@ def complete(n: Array | None, d: Array | None, c: Array | None, c_counts: str | 
     )  # fmt: skip
 
 
-def _number(text: str | None) -> float:
-    try:
-        return float((text or "").strip().replace("_", ""))
-    except ValueError:
-        return math.nan
-
-
-def _trouble(key: str, column: str, value: float, text: str | None) -> str | None:
-    if key == "metric":
-        return None if math.isfinite(value) else f"{column} is {text!r}, not a number"
+def _trouble(key: str, column: str, value: float, text: str) -> str | None:
     if math.isnan(value):
         return f"{column} is {text!r}, not a number" + (": the run diverged or was not measured" if key == "loss" else "")
+    if key == "metric":
+        return None if math.isfinite(value) else f"{column} is {text!r}, not a number"
     if math.isinf(value) or value <= 0:
         what = "a loss in nats is positive and finite" if key == "loss" else "it must be positive and finite"
         return f"{column} is {value:g}: {what}"
-    return None
+    most = _LARGEST[key]
+    return None if 1 / most <= value <= most else f"{column} is {value:g}, outside {1 / most:g} to {most:g}"
 
 
 def _need_columns(path: Path, columns: Sequence[str], wanted: Iterable[str]) -> None:

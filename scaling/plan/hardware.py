@@ -35,6 +35,15 @@ _DRIVER_NAMES = {
 left out: for a card that is not here the peak is unknown."""
 
 
+_FORM = re.compile(r"sxm\d?|oam|hbm\d?e?")
+"""Words of a name that the sheets, which are of SXM and OAM modules, already say. PCIe and NVL cards are others and slower."""
+_PCIE_CARDS = ("t4", "l4", "l40s", "a40", "a6000", "a10g", "rtx3090", "rtx4090")
+"""Chips that there are only on PCIe cards, which their sheets describe."""
+_GIGABYTES = re.compile(r"(\d+(?:\.\d+)?)g(?:i?b)?")
+_SAME_MEMORY = 0.05
+"""Relative difference up to which a memory is a sheet's: drivers and tables round it, in GB or GiB."""
+
+
 @dataclass(frozen=True)
 class KnownGpu:
     """`device` holds the keys of DeviceConfig."""
@@ -63,13 +72,19 @@ def device_sheet(name: str) -> dict[str, Any]:
 
     Raises ValueError, which names the devices there are.
     """
-    wanted = _plain(name)
-    fitting = [known for known in device_names() if wanted == _plain(known) or wanted == _plain(known.split("-")[0])]
-    if not fitting:
-        model = wanted.split("-")[0]
-        fitting = [known for known in device_names() if known.split("-")[0].lower() == model]
+    chip, memory, rest = _parts(name)
+    fitting = [known for known in device_names() if _chip(known) == chip]
     if not fitting:
         raise ValueError(f"gpu={name!r} is not in the hardware table; there are {', '.join(device_names())}")
+    there = f"there {'are' if len(fitting) > 1 else 'is'} {', '.join(fitting)}"
+    if rest == "pcie" and chip in _PCIE_CARDS:
+        rest = ""
+    if rest:
+        raise ValueError(f"gpu={name!r}: nothing is known of {rest!r} behind {fitting[0].split('-')[0]}; {there}")
+    if memory is not None:
+        fitting = [known for known in fitting if abs(memory / _memory(known) - 1) <= _SAME_MEMORY]
+        if not fitting:
+            raise ValueError(f"gpu={name!r}: no sheet has {memory:g} GB; {there}")
     return sheet_of(max(fitting, key=_memory))
 
 
@@ -90,9 +105,17 @@ def _memory(name: str) -> int:
     return int(name.rpartition("-")[2].removesuffix("GB"))
 
 
-def _plain(name: str) -> str:
-    """NVIDIA A100-SXM4-80GB -> a100-80gb"""
-    text = re.sub(r"nvidia|tesla|geforce|amd|instinct", "", name.lower()).strip()
-    text = re.sub(r"[ _-]*(sxm\d?|pcie|nvl|hbm3e?|hbm2e?)", "", text)
-    text = re.sub(r"rtx[ _-]*(?=a\d)", "", text)  # RTX A6000 is A6000, RTX 4090 is RTX4090
-    return re.sub(r"[ _]+", "-", text.replace("rtx ", "rtx").replace("rtx-", "rtx")).strip("-")
+def _chip(known: str) -> str:
+    return known.split("-")[0].lower()
+
+
+def _parts(name: str) -> tuple[str, float | None, str]:
+    """NVIDIA A100-SXM4-80GB -> (a100, 80, ""): the chip, its memory in GB, and words that mean nothing here."""
+    text = re.sub(r"^(nvidia|amd)\b|\b(tesla|geforce|instinct)\b", "", name.lower().replace("_", " ")).strip()
+    text = re.sub(r"\brtx[ -]*", lambda found: "" if text[found.end() :].startswith("a") else "rtx", text)  # RTX A6000 is A6000
+    words = [word for word in re.split(r"[ -]+", text) if word and not _FORM.fullmatch(word)]
+    memories = [float(found.group(1)) for word in words if (found := _GIGABYTES.fullmatch(word))]
+    rest = [word for word in words[1:] if not _GIGABYTES.fullmatch(word)]
+    if len(set(memories)) > 1:
+        rest += [f"{memory:g}GB" for memory in memories]
+    return words[0] if words else "", memories[0] if memories else None, "-".join(rest)

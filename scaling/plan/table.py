@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -160,14 +162,19 @@ def _decoder(row: Mapping[str, str], *, gated: bool) -> Workload:
 
 
 @cache
-def _sheet(name: str) -> dict[str, Any]:
+def _sheet(name: str, memory: float | None) -> dict[str, Any]:
+    """Of the card with this memory, else the largest of its name; what a PCIe card's links are, its row says."""
+    name = re.sub(r"[ _-]*(pcie|nvl)\b", "", name, flags=re.IGNORECASE)
+    if memory:
+        with contextlib.suppress(ValueError):
+            return device_sheet(f"{name}-{memory:g}GB")
     return device_sheet(name)
 
 
 def _machine(row: Mapping[str, str], software: Software) -> Machine:
     """Without gpu_mem_gb the largest card of its name, and without interconnect the links of its usual node."""
     name, memory = row["gpu"], number(row, "gpu_mem_gb")
-    sheet = _sheet(f"{name}-{memory:g}GB" if memory else name)
+    sheet = _sheet(name, memory)
     n_devices = whole(row, "n_gpus") or 1
     nodes = whole(row, "nodes")
     per_node = -(-n_devices // nodes) if nodes else min(n_devices, sheet["devices_per_node"])
