@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from scaling.section import Section
+from scaling.section import LONGEST_S, Section
 
 MOST_DEVICES = 2**20
 """Ten times the largest cluster that anybody has described; a plan beyond it is a slip of the keyboard (assumption)."""
@@ -107,7 +107,7 @@ class ClusterConfig(Section):
         None, gt=0, description="mean hours until a preemptible node is taken back; null: 20, an assumption"
     )
     restart_s: float | None = Field(
-        None, ge=0, description="seconds from a failure to the first step after it; null: 300, an assumption"
+        None, ge=0, le=LONGEST_S, description="seconds from a failure to the first step after it; null: 300, an assumption"
     )
     checkpoint_gb_per_s: float | None = Field(
         None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
@@ -123,15 +123,19 @@ class ClusterConfig(Section):
         -1, ge=-1, description="times that machines are taken back after notice before the run is given up; -1: any number"
     )
     grace_s: float = Field(
-        30.0, gt=0, description="from the notice that a machine is taken back to its end, where the notice does not say"
+        30.0,
+        gt=0,
+        le=LONGEST_S,
+        description="from the notice that a machine is taken back to its end, where the notice does not say",
     )
     hang_s: float = Field(
         300.0,
         gt=0,
+        le=LONGEST_S,
         description="longest time without a step before workers are taken to hang and are started again; thrice "
         "that for a start, an evaluation or a checkpoint",
     )
-    timeout_s: float = Field(1800.0, gt=0, description="longest wait for a rank in a collective operation")
+    timeout_s: float = Field(1800.0, gt=0, le=LONGEST_S, description="longest wait for a rank in a collective operation")
 
     @model_validator(mode="after")
     def _size(self) -> Self:

@@ -92,7 +92,7 @@ def read_options(kind: type[Options], words: Sequence[str]) -> Options:
             raise ConfigError(f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once.")
         given[key] = value
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(given, context="words")
     except ValidationError as error:
         raise _explained(kind, error) from error
 

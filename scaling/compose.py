@@ -55,6 +55,7 @@ def in_full(overrides: Sequence[str]) -> list[str]:
     out: list[str] = []
     for override in with_named_clusters(overrides):
         key, _, value = override.partition("=")
+        _refuse_list(override)
         if key == "tokenizer" and value.startswith("hf:"):
             out += ["tokenizer=hf", f"tokenizer.name={quoted(value.removeprefix('hf:'))}"]
         elif key == "data" and names_a_path(value):
@@ -64,6 +65,14 @@ def in_full(overrides: Sequence[str]) -> list[str]:
         else:
             out.append(override)
     return out
+
+
+def _refuse_list(override: str) -> None:
+    """Raises ConfigError for several options of one group: Hydra would merge them, the last one first."""
+    group, _, value = override.partition("=")
+    if value.startswith("[") and group and (conf_dir() / group).is_dir():
+        fix = f"Give one option. A sweep tries several: --multirun {group}=A,B."
+        raise ConfigError(f"{group}={value} is a list of options", "from the command line", fix)
 
 
 def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
@@ -20,7 +20,7 @@ from scaling.cluster_config import ClusterConfig, DeviceConfig, LayoutConfig, Pl
 from scaling.data_config import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
 from scaling.model_config import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
 from scaling.redact import secret_keys
-from scaling.section import Count, Section, Share
+from scaling.section import LONGEST_S, Count, Name, Section, Share
 from scaling.study_config import StudyConfig
 from scaling.units import parse_share
 
@@ -79,10 +79,14 @@ class CheckpointConfig(Section):
         "end: only at the end and when stopped",
     )
     every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; null: as `every` says")
-    every_minutes: float | None = Field(None, gt=0, description="minutes between checkpoints; null: as `every` says")
+    every_minutes: float | None = Field(
+        None, gt=0, le=LONGEST_S / 60, description="minutes between checkpoints; null: as `every` says"
+    )
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
     keep_every_steps: int | None = Field(None, gt=0, description="checkpoints at multiples of this are kept for ever")
-    keep_steps: tuple[int, ...] = Field((), description="steps at which one is written, and kept for ever")
+    keep_steps: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (), description="steps at which one is written, and kept for ever"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -90,6 +94,8 @@ class CheckpointConfig(Section):
             raise ValueError("checkpoint.every_steps and checkpoint.every_minutes are both set; give one")
         if self.every == "end" and (self.every_steps is not None or self.every_minutes is not None):
             raise ValueError("checkpoint.every=end leaves no room for checkpoint.every_steps or checkpoint.every_minutes")
+        if len(set(self.keep_steps)) < len(self.keep_steps):
+            raise ValueError(f"checkpoint.keep_steps has one step twice: {', '.join(map(str, self.keep_steps))}")
         return self
 
 
@@ -101,9 +107,9 @@ class LoggerConfig(Section):
 
 
 class TrainConfig(Section):
-    n_tokens: Count | None = Field(gt=0, description="token budget; null: 20 per parameter (Hoffmann et al. 2022)")
-    global_batch_size: Count = Field(gt=0, description="sequences per optimiser step")
-    seq_len: Count = Field(gt=1, description="tokens per sequence")
+    n_tokens: Count | None = Field(gt=0, le=10**17, description="token budget; null: 20 per parameter (Hoffmann et al. 2022)")
+    global_batch_size: Count = Field(gt=0, le=2**30, description="sequences per optimiser step")
+    seq_len: Count = Field(gt=1, le=2**30, description="tokens per sequence")
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
     log_every: int = Field(10, gt=0, description="steps between records in metrics.jsonl")
     eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
@@ -118,7 +124,7 @@ class TrainConfig(Section):
         "ignore", description="a loss or gradient norm that stands out; as on_nonfinite"
     )
     spike_sigmas: float = Field(6.0, gt=0, description="standard deviations above the mean from which it stands out")
-    spike_window: int = Field(128, gt=1, description="steps before, of which mean and deviation are")
+    spike_window: int = Field(128, gt=1, le=10**6, description="steps before, of which mean and deviation are")
     max_rollbacks: int = Field(3, gt=0, description="to the same checkpoint, before the run is given up")
     max_skips: int = Field(10, gt=0, description="updates left out in a row, before the run is given up")
     compile: bool = Field(False, description="torch.compile each block")
@@ -134,8 +140,8 @@ class TrainConfig(Section):
 
 
 class RunSection(Section):
-    root: str = Field(description="directory of run directories")
-    name: str | None = Field(None, description="first part of the run directory's name; null: the model's")
+    root: str = Field(min_length=1, description="directory of run directories")
+    name: Name | None = Field(None, description="first part of the run directory's name; null: the model's")
     resume: Literal["auto", "never"] = Field("auto", description="auto: continue what is there; never: refuse to")
 
 

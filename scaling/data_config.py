@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from scaling.section import Count, Section
+from scaling.section import LONGEST_S, Count, Section
 
 HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_bytes", "stall_after_s", "give_up_s")
 """Keys of `data` that change nothing of what is learnt."""
@@ -80,12 +80,16 @@ class DataConfig(Section):
     on_bad_shard: Literal["fail", "skip"] = Field(
         "fail", description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)"
     )
-    loader_workers: int = Field(1, gt=0, description="threads of each rank that read sequences and make batches")
+    loader_workers: int = Field(1, gt=0, le=1024, description="threads of each rank that read sequences and make batches")
     stream_cache_bytes: Count = Field(
         20_000_000_000, ge=0, description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none"
     )
-    stall_after_s: float = Field(30.0, gt=0, description="a step that waits longer for its shards is reported, with their names")
-    give_up_s: float = Field(300.0, gt=0, description="of retries and waits for one remote shard, until the run fails")
+    stall_after_s: float = Field(
+        30.0, gt=0, le=LONGEST_S, description="a step that waits longer for its shards is reported, with their names"
+    )
+    give_up_s: float = Field(
+        300.0, gt=0, le=LONGEST_S, description="of retries and waits for one remote shard, until the run fails"
+    )
 
     @field_validator("cache_dir")
     @classmethod
@@ -154,13 +158,15 @@ class TokenizerConfig(Section):
         "hf: one that exists"
     )
     vocab_size: Count = Field(
-        gt=0, description="entries of the vocabulary, special tokens included; of an hf tokenizer scaling.prepare tells them"
+        gt=0,
+        lt=2**31,
+        description="entries of the vocabulary, special tokens included; of an hf tokenizer scaling.prepare tells them",
     )
     name: str | None = Field(None, description="hf: name on the Hugging Face hub, or path of a tokenizer.json or its folder")
     special_tokens: Literal["eot", "all"] = Field(
         "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
     )
-    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
+    n_sentinels: int = Field(0, ge=0, lt=2**31, description="tokens that stand for hidden spans (objective=span_corruption)")
 
     @property
     def n_special(self) -> int:

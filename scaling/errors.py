@@ -6,7 +6,16 @@ Each class carries the exit code of the process it ends: 2 for a wrong configura
 
 from __future__ import annotations
 
+import re
+
 from scaling.redact import redact
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _shown(text: str) -> str:
+    """Without secrets, and without what would make a terminal do things."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", redact(text))
 
 
 class ScalingError(Exception):
@@ -15,7 +24,7 @@ class ScalingError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, where: str | None = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = redact(what), where and redact(where), fix and redact(fix)
+        self.what, self.where, self.fix = _shown(what), where and _shown(where), fix and _shown(fix)
         super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:

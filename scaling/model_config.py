@@ -6,26 +6,31 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from scaling.section import Count, Section
+from scaling.section import Count, Name, Section
 
 
 class ModelConfig(Section):
     """Shape of the Transformer (names of Vaswani et al. 2017 and Brown et al. 2020, table 2.1)."""
 
-    name: str = Field(description="name of the shape, family_size")
+    name: Name = Field(description="name of the shape, family_size")
     family: Literal["gpt", "bert", "t5", "transformer"] = Field(
         description="gpt: causal decoder; bert: bidirectional encoder; t5, transformer: encoder and decoder"
     )
-    n_layers: int = Field(gt=0, description="blocks; of the encoder and of the decoder, where there are both")
-    d_model: int = Field(gt=0, description="width of the residual stream")
-    n_heads: int = Field(gt=0, description="query heads")
+    n_layers: int = Field(gt=0, le=10_000, description="blocks; of the encoder and of the decoder, where there are both")
+    d_model: int = Field(gt=0, le=2**20, description="width of the residual stream")
+    n_heads: int = Field(gt=0, le=2**20, description="query heads")
     n_kv_heads: int | None = Field(None, gt=0, description="key and value heads; null: as many as n_heads")
-    d_head: int | None = Field(None, gt=0, description="width of a head; null: d_model / n_heads")
+    d_head: int | None = Field(None, gt=0, le=2**20, description="width of a head; null: d_model / n_heads")
     d_ff: int | None = Field(
-        None, gt=0, description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) where gated"
+        None,
+        gt=0,
+        le=2**24,
+        description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) where gated",
     )
-    vocab_size: Count | None = Field(None, gt=0, description="rows of the embedding; null: the tokenizer's")
-    d_embedding: int | None = Field(None, gt=0, description="width of the token embedding, then projected; null: d_model")
+    vocab_size: Count | None = Field(None, gt=0, lt=2**31, description="rows of the embedding; null: the tokenizer's")
+    d_embedding: int | None = Field(
+        None, gt=0, le=2**20, description="width of the token embedding, then projected; null: d_model"
+    )
     activation: Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"] = Field(
         description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu and geglu are gated"
     )
@@ -42,7 +47,9 @@ class ModelConfig(Section):
     base_width: int | None = Field(None, gt=0, description="mup, completep: d_model at which all is as in the standard one")
     base_layers: int | None = Field(None, gt=0, description="completep: n_layers at which all is as in the standard one")
     share_layers: bool = Field(False, description="all blocks of a stack are one and the same (Lan et al. 2020)")
-    n_experts: int = Field(1, gt=0, description="feed-forward layers of a block, of which each token takes some; 1: no mixture")
+    n_experts: int = Field(
+        1, gt=0, le=2**16, description="feed-forward layers of a block, of which each token takes some; 1: no mixture"
+    )
     experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
     balance_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss of experts (Fedus et al. 2021)")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from scaling.section import Count, Section
+from scaling.section import Count, Name, Section
 from scaling.units import parse_count
 
 
@@ -61,9 +61,9 @@ class StudyConfig(Section):
         description="none: as the command line sweeps; isoflop: budgets x sizes; ladder: sizes x tokens per parameter; "
         "lr_batch, lr_width: learning rates x batches, or widths; wsd: trunks and cool-downs; asha, pbt, bayesian: searches"
     )
-    name: str | None = Field(None, description="directory under run.root; null: the kind, or sweep")
+    name: Name | None = Field(None, description="directory under run.root; null: the kind, or sweep")
     max_attempts: int = Field(3, gt=0, description="failures of a trial after which it is given up")
-    trials_per_device: int = Field(1, gt=0, description="trials that share a device, where their memory allows it")
+    trials_per_device: int = Field(1, gt=0, le=1024, description="trials that share a device, where their memory allows it")
     seed: int = Field(0, ge=0, lt=2**31, description="of what a search draws")
     sizes: tuple[Size, ...] = Field((), description="names of models, or counts of parameters: the model's shape scaled")
     budgets: tuple[float, ...] = Field((), description="isoflop: training FLOPs; tokens follow from them")
@@ -78,7 +78,7 @@ class StudyConfig(Section):
     )
     tokens: tuple[Count, ...] = Field((), description="wsd: lengths of the cooled-down runs of one trunk")
     space: dict[str, Choices] | None = Field(None, description="searches: KEY: [values] or KEY: {low, high, log, integer}")
-    n_trials: int = Field(16, gt=0, description="searches: trials; of pbt the population")
+    n_trials: int = Field(16, gt=0, le=100_000, description="searches: trials; of pbt the population")
     sampler: Literal["random", "optuna"] = Field(
         "random", description="asha: how values are drawn; optuna: as earlier trials suggest"
     )

@@ -34,7 +34,10 @@ def parse_count(text: str | int | float) -> int:
 def parse_share(text: str | int | float, total: int) -> int:
     """Read a part of `total`: "2%" is a share of it, anything else a count."""
     if isinstance(text, str) and text.strip().endswith("%"):
-        return round(float(text.strip()[:-1]) / 100 * total)
+        percent = float(text.strip()[:-1])
+        if not 0 <= percent < float("inf"):
+            raise ValueError(f"{text!r} is not a share such as 2%")
+        return round(percent / 100 * total)
     return parse_count(text)
 
 

@@ -13,7 +13,7 @@ from scaling.laws.checks import cannot_fit, drop_highest, fittable, screen
 from scaling.laws.fit import fit
 from scaling.laws.forms import CHINCHILLA, FORMS
 from scaling.laws.results import Columns, points_of_rows, read_rows
-from scaling.laws.study import points_of_study
+from scaling.laws.study import allows_a_law, points_of_study
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.plan.counts import count
@@ -209,3 +209,13 @@ def test_a_study_without_finished_runs_says_so(tmp_path):
         points_of_study(tmp_path)
     with pytest.raises(ConfigError, match="no directory"):
         points_of_study(tmp_path / "none")
+
+
+def test_a_law_is_offered_where_one_can_be_fitted(tmp_path):
+    assert not allows_a_law(tmp_path)
+    for i, lr in enumerate((0.001, 0.002, 0.004, 0.008)):
+        make_run(tmp_path / f"lr{i}", [f"optim.lr={lr}"], val_loss=3.0 + i / 100)
+    assert not allows_a_law(tmp_path)  # one size and one length
+    for i in range(1, 4):
+        make_run(tmp_path / f"d{i}", val_loss=3.0 - i / 10, n_tokens=1_000_000 * 2**i)
+    assert allows_a_law(tmp_path)

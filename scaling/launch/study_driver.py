@@ -31,6 +31,7 @@ from scaling.launch.signals import StopSignals
 from scaling.launch.study_console import StudyConsole, Tally
 from scaling.launch.summary import count_ahead, draw_curve, finish, training_s
 from scaling.launch.watch import told
+from scaling.laws.study import allows_a_law
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.metrics.sinks import back_fill
@@ -426,5 +427,5 @@ class _Runner:
             say(f"Trials given up are tried again with study.max_attempts above {most}.")
         if self._stopping:
             say(f"{self._stopped_as.capitalize()}; the same command goes on from there.")
-        else:
+        elif allows_a_law(self._study.directory):
             say(f"A law through them: python -m scaling.fit study={self._study.directory}")

@@ -156,18 +156,18 @@ def solve_symmetric(matrices: Array, right: Array) -> Array:
     are not finite give no step, but NaN, which no caller takes for a lower objective.
     """
     try:
-        return np.linalg.solve(matrices, right)
+        return np.asarray(np.linalg.solve(matrices, right), np.float64)
     except np.linalg.LinAlgError:  # of one row or more
         return np.stack([_solve_one(matrix, column) for matrix, column in zip(matrices, right, strict=True)])
 
 
 def _solve_one(matrix: Array, right: Array) -> Array:
     try:
-        return np.linalg.solve(matrix, right)
+        return np.asarray(np.linalg.solve(matrix, right), np.float64)
     except np.linalg.LinAlgError:
         if not (np.isfinite(matrix).all() and np.isfinite(right).all()):
             return np.full_like(right, np.nan)
-        return np.linalg.lstsq(matrix, right, rcond=_FLAT)[0]
+        return np.asarray(np.linalg.lstsq(matrix, right, rcond=_FLAT)[0], np.float64)
 
 
 def _local(design: Design, log_loss: Array, theta: Array, delta: float, weights: Array) -> _Local:

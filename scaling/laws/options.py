@@ -110,7 +110,7 @@ def parse(kind: type[O], words: Sequence[str], command: str) -> O:
             raise ConfigError(f"{key} is given twice", command, "Give it once.")
         given[key] = value
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(given, context="words")
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0]) if problem["loc"] else ""

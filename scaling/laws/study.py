@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from scaling.config import RunConfig
-from scaling.errors import ConfigError, DataError, RunDirError
+from scaling.errors import ConfigError, DataError, RunDirError, ScalingError
+from scaling.laws.checks import fittable, screen
 from scaling.laws.results import Excluded, Points, complete, refuse_mixed
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
@@ -73,6 +74,14 @@ def points_of_study(
         replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS), excluded=tuple(excluded),
         base=_to_start_from(found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config),
     )  # fmt: skip
+
+
+def allows_a_law(root: Path) -> bool:
+    """Whether any form can be fitted to the finished runs at `root`: a sweep of the learning rate alone has no law."""
+    try:
+        return None in fittable(screen(points_of_study(root))).values()
+    except ScalingError:
+        return False
 
 
 def _to_start_from(config: RunConfig) -> RunConfig:

@@ -48,6 +48,8 @@ def scale_of(config: RunConfig) -> float:
     if config.plan.calibrate is None:
         return 1.0
     path = Path(config.plan.calibrate).expanduser()
+    if not path.exists():
+        raise PlanError(f"there is no {path}", "plan.calibrate", "Give a table, a run's directory or a calibration.json.")
     if path.is_dir():
         return _scale_of_run(path)
     if path.suffix == ".json":
