@@ -40,6 +40,7 @@ class PredictOptions(Section):
     loss: float | None = Field(None, gt=0, description="a wanted loss in nats: the least budget that reaches it")
     cluster: str | None = Field(None, description="a cluster of conf/cluster: hours, cost and energy of the recommended run")
     model: str | None = Field(None, description="from_law: the nearest shape and the command that trains it")
+    out: str | None = Field(None, description="file for the recommended configuration as YAML; default: none is written")
     launch: bool = Field(False, description="start that command")
     json_: bool = Field(False, alias="json", description="print one JSON object instead of text")
 
@@ -52,6 +53,8 @@ class PredictOptions(Section):
             raise ValueError("a run is given by both n=PARAMETERS and d=TOKENS")
         if self.model not in (None, "from_law"):
             raise ValueError(f"model={self.model} is unknown; there is model=from_law")
+        if self.out is not None and not (self.model or self.cluster or self.launch):
+            raise ValueError("out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME")
         return self
 
 
@@ -71,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(PredictOptions, words, "scaling.predict")
         answer, lines, recommendation = _answer(options)
-        if recommendation is not None:
-            lines.insert(-1, f"  written to {_write(options, recommendation, answer['recommended'])}")
+        if recommendation is not None and options.out is not None:
+            lines.insert(-1, f"  written to {_write(Path(options.out), recommendation, answer['recommended'])}")
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -136,12 +139,11 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
     return answer, lines, recommendation
 
 
-def _write(options: PredictOptions, recommendation: Recommendation, prediction: dict[str, Any]) -> Path:
-    """The recommended configuration, beside the fit."""
+def _write(path: Path, recommendation: Recommendation, prediction: dict[str, Any]) -> Path:
+    """The recommended configuration, where it was asked for."""
     from scaling.laws.recommend import write_recommendation
 
-    place = Path(options.fit)
-    return write_recommendation(recommendation, prediction, place if place.is_dir() else place.parent)
+    return write_recommendation(recommendation, prediction, path)
 
 
 def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
@@ -268,6 +270,8 @@ def _run_lines(recommendation: Recommendation, expected: Estimate) -> list[str]:
     shape = f"{config.model.n_layers} layers, d_model {config.model.d_model}, {config.model.n_heads} heads"
     return [
         f"nearest shape: {shape}, {format_count(recommendation.n_params)} parameters as the law counts them",
+        f"  {config.train.global_batch_size} sequences of {config.train.seq_len} tokens a step, "
+        f"learning rate {config.optim.lr:.3g}{recommendation.batch_rule}",
         f"  on {config.cluster.name}: estimated {hours}, cost {usd}, energy {kwh}",
         _loss_line(expected),
         f"  python -m scaling.run {shlex.join(recommendation.overrides)}",

@@ -31,7 +31,7 @@ MISTAKES = {
     "too small": ("optim.lr=-1", "optim.lr=-1: input should be greater than 0", "optim.lr is: "),
     "too large": ("model.dropout=1", "model.dropout=1: input should be less than 1", "model.dropout is: "),
     "infinite": ("optim.lr=inf", "optim.lr=inf: input should be a finite number", "optim.lr is: "),
-    "a seed beyond 63 bits": ("train.seed=9223372036854775808", "input should be less than 92233720", "train.seed is: "),
+    "a seed beyond 63 bits": ("train.seed=9223372036854775808", "it is over 9223372036854775807", "train.seed is: "),
     "a choice that is not there": ("logger.kind=mlflow", "input should be 'none', 'wandb' or 'tensorboard'", "logger.kind is: "),
     "no value": ("optim.lr=???", "optim.lr has no value", "Give one: optim.lr=..."),
     "no equals sign": ("optim.lr", "'optim.lr' cannot be read", "Write GROUP=OPTION or KEY=VALUE"),

@@ -87,13 +87,19 @@ def test_a_budget_is_split(fitted, capsys):
     assert wanted["budget"]["value"] == pytest.approx(1e19, rel=1e-6)
 
 
-def test_the_recommended_run_has_the_laws_size(fitted, capsys):
+def test_the_recommended_run_has_the_laws_size(fitted, capsys, tmp_path):
     answer = json.loads(asked(capsys, f"fit={fitted[0]}", "c=1e21", "cluster=8xH100", "json=true")[1])
     recommended = answer["recommended"]
     assert recommended["n_params"] == pytest.approx(answer["optimum"]["n_params"]["value"], rel=0.05)
     assert recommended["n_tokens"] == pytest.approx(answer["optimum"]["n_tokens"]["value"], rel=0.01)
     assert recommended["hours"] > 0
-    _, out, _ = asked(capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law")
+    words = dict(word.split("=", 1) for word in recommended["overrides"] if "=" in word)
+    tokens = int(words["train.global_batch_size"]) * int(words["train.seq_len"])
+    assert tokens == pytest.approx(0.2920 * 1e21**0.3271, rel=0.01)  # 2.2 M tokens, not 512
+    assert float(words["optim.lr"]) == pytest.approx(0.3118 * 1e21**-0.125, rel=0.01)
+    assert not list(fitted[0].glob("from_law*"))  # nothing is written unasked
+    _, out, _ = asked(capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law", f"out={tmp_path / 'from_law.yaml'}")
+    assert (tmp_path / "from_law.yaml").is_file()
     command = out.splitlines()[-1].split()
     assert command[:3] == ["python", "-m", "scaling.run"]
     done = subprocess.run([sys.executable, "-m", "scaling.run", *command[3:], "dry_run=true"], capture_output=True, text=True)

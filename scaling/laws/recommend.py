@@ -14,20 +14,27 @@ from scaling.errors import ConfigError
 from scaling.plan.budget import token_budget
 from scaling.plan.counts import count
 from scaling.plan.layout import RunPlan, make_plan
-from scaling.plan.machine import resolve_cluster
+from scaling.plan.machine import n_devices, resolve_cluster
 from scaling.plan.shape import nearest_shape, size_of
 
 NAME = "from_law"
+GPU_SEQ_LEN = 2048
+"""Tokens of a sequence on GPUs, where no study says: Brown et al. 2020, section 2.1."""
+_BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
+"""Best tokens a step and learning rate, coefficient and exponent of C in FLOPs: DeepSeek-AI 2024 (arXiv:2401.02954), eq. 1."""
+_RULE = " (DeepSeek-AI 2024, eq. 1)"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """overrides: what to give `python -m scaling.run`; n_params counts as the law does."""
+    """overrides: what to give `python -m scaling.run`; n_params counts as the law does; batch_rule: whose the batch is, if no
+    study's."""
 
     overrides: tuple[str, ...]
     config: RunConfig
     n_params: int
     plan: RunPlan
+    batch_rule: str = ""
 
 
 def recommend(
@@ -39,7 +46,7 @@ def recommend(
     those; None: the named GPT nearest in size. Depth and width are changed, the aspect ratio is kept as far as the size allows.
     overrides: further words, such as cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
-    given = base or _nearest_named(n_params, with_embeddings, overrides)
+    given = base or _with_batch(_nearest_named(n_params, with_embeddings, overrides), 6 * n_params * n_tokens)
     model = given.model.model_copy(update=nearest_shape(given, n_params, with_embeddings=with_embeddings) | _named(base))
     train = given.train.model_copy(update={"n_tokens": round(n_tokens)})
     run = compose(overrides).run.model_copy(update={"name": NAME})
@@ -48,7 +55,23 @@ def recommend(
     words = (*words_for(wanted.model_copy(update={"train": train}), f"model={_option(given)}"), *overrides)
     config = resolve_cluster(compose(words))
     plan = make_plan(config)
-    return Recommendation(words, config, size_of(plan.counts, with_embeddings=with_embeddings), plan)
+    return Recommendation(
+        words, config, size_of(plan.counts, with_embeddings=with_embeddings), plan,
+        "" if base or config.cluster.device.kind != "gpu" else _RULE,
+    )  # fmt: skip
+
+
+def _with_batch(config: RunConfig, flops: float) -> RunConfig:
+    """On GPUs the sequences, batch and rate that suit the budget, a batch for all devices; a CPU keeps what is set for it."""
+    resolved = resolve_cluster(config)
+    if resolved.cluster.device.kind != "gpu":
+        return config
+    n = n_devices(resolved)
+    tokens = _BATCH[0] * flops ** _BATCH[1]
+    batch = max(1, round(tokens / GPU_SEQ_LEN / n)) * n
+    train = config.train.model_copy(update={"seq_len": GPU_SEQ_LEN, "global_batch_size": batch})
+    optim = config.optim.model_copy(update={"lr": float(f"{_LR[0] * flops ** _LR[1]:.3g}")})
+    return config.model_copy(update={"train": train, "optim": optim})
 
 
 def base_of(found: dict[str, Any]) -> RunConfig | None:
@@ -61,13 +84,12 @@ def base_of(found: dict[str, Any]) -> RunConfig | None:
         raise ConfigError(f"the study's configuration is not of this version: {error}", "fit", "Fit the study again.") from error
 
 
-def write_recommendation(recommendation: Recommendation, prediction: dict[str, Any], directory: Path) -> Path:
-    """The configuration as YAML with what is predicted of it, in `directory`; returns the file's path. Raises RunDirError."""
+def write_recommendation(recommendation: Recommendation, prediction: dict[str, Any], path: Path) -> Path:
+    """The configuration as YAML with what is predicted of it; returns the file's path. Raises RunDirError."""
     import yaml
 
     from scaling.files import write_atomic
 
-    path = directory / f"{NAME}.yaml"
     tree = {
         "words": list(recommendation.overrides),
         "prediction": prediction,
