@@ -12,9 +12,9 @@ from scaling.plan.table import _sheet
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("4xA100-SXM-64GB", r"no sheet has 64 GB.*\n.*There are A100-40GB, A100-80GB "),
-        ("8xH100-94GB", r"no sheet has 94 GB.*\n.*There is H100-80GB "),
-        ("8xT4-32GB", r"no sheet has 32 GB.*\n.*There is T4-16GB "),
+        ("4xA100-SXM-64GB", r"no sheet has 64 GB.*\n.*There are A100-40GB, A100-80GB;"),
+        ("8xH100-94GB", r"no sheet has 94 GB.*\n.*There is H100-80GB;"),
+        ("8xT4-32GB", r"no sheet has 32 GB.*\n.*There is T4-16GB;"),
         ("8xA100-foo", r"nothing is known of 'foo' behind A100"),
         ("8xA100-spott", r"nothing is known of 'spott'"),
         ("8xA100-40", r"nothing is known of '40'"),
