@@ -40,7 +40,7 @@ class PredictOptions(Section):
     loss: float | None = Field(None, gt=0, description="a wanted loss in nats: the least budget that reaches it")
     cluster: str | None = Field(None, description="a cluster of conf/cluster: hours, cost and energy of the recommended run")
     model: str | None = Field(None, description="from_law: the nearest shape and the command that trains it")
-    out: str | None = Field(None, description="file for the recommended configuration as YAML; default: none is written")
+    out: Place | None = Field(None, description="file for the recommended configuration as YAML; default: none is written")
     launch: bool = Field(False, description="start that command")
     json_: bool = Field(False, alias="json", description="print one JSON object instead of text")
 
