@@ -93,8 +93,9 @@ def test_the_recommended_run_has_the_laws_size(fitted, capsys, tmp_path):
     assert recommended["n_params"] == pytest.approx(answer["optimum"]["n_params"]["value"], rel=0.05)
     assert recommended["n_tokens"] == pytest.approx(answer["optimum"]["n_tokens"]["value"], rel=0.01)
     assert recommended["hours"] > 0
-    words = dict(word.split("=", 1) for word in recommended["overrides"] if "=" in word)
-    tokens = int(words["train.global_batch_size"]) * int(words["train.seq_len"])
+    words = dict(word.split("=", 1) for word in recommended["overrides"])
+    assert "train.seq_len" not in words  # 2048, as the named model has it
+    tokens = int(words["train.global_batch_size"]) * 2048
     assert tokens == pytest.approx(0.2920 * 1e21**0.3271, rel=0.01)  # 2.2 M tokens, not 512
     assert float(words["optim.lr"]) == pytest.approx(0.3118 * 1e21**-0.125, rel=0.01)
     assert not list(fitted[0].glob("from_law*"))  # nothing is written unasked
