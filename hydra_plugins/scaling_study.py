@@ -37,7 +37,7 @@ class StudySweeper(BasicSweeper):
 
 
 class StudyLauncher(Launcher):
-    """Calls the `study` of the task function, which is given every job; it packs them onto one cluster (scaling.launch.pool)."""
+    """Calls the `study` of the task function, which is given every job; it packs them onto one cluster (scaling.launch.ray.pool)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._loader = hydra_context.config_loader

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-from scaling.asked import answered
+from scaling.composition.flags import answered
+from scaling.config.spelling import TYPED, did_you_mean
 from scaling.errors import ConfigError
 from scaling.screen import print_help
-from scaling.spelling import TYPED, did_you_mean
 
 COMMANDS = {
     "run": "train one configuration, or with -m a study of many; the same command again continues",
@@ -22,8 +22,6 @@ COMMANDS = {
     "predict": "ask a fitted law for the best size, a loss or a budget",
     "rehearse": "kill a run at random and compare its curve with an unbroken one",
 }
-_MODULES = {"plan": "planning"}
-"""Of the others, the command's own name. `scaling.plan` is the package of the planner."""
 HELP = f"""\
 python -m scaling COMMAND [KEY=VALUE] ...
 
@@ -41,7 +39,7 @@ def main() -> int:
     if name not in COMMANDS:
         return _own_answer(name)
     sys.argv = [f"scaling {name}", *words]
-    main_of = importlib.import_module(f"scaling.{_MODULES.get(name, name)}").main
+    main_of = importlib.import_module(f"scaling.{name}").main
     return main_of() or 0
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from scaling.command_line import run_command, say
-from scaling.section import Section
+from scaling.commands.options import run_command, say
+from scaling.config.section import Section
 from scaling.units import format_bytes, parse_bytes
 
 USAGE = """\
@@ -40,10 +40,10 @@ class ConvertOptions(Section):
 
 def convert(options: ConvertOptions) -> None:
     """Write the directory, and its path to standard output. Raises ScalingError."""
-    from scaling.runs import find_run
+    from scaling.runs.by_name import find_run
 
     run = find_run(options.run, options.root, say)
-    from scaling.consolidate import consolidate  # a mistake is told before torch is loaded
+    from scaling.inference.consolidate import consolidate  # a mistake is told before torch is loaded
 
     made = consolidate(
         run, options.to, hf=options.names == "hf", dtype=options.dtype,

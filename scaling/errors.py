@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from scaling.redact import redact
+from scaling.redaction import redact
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -16,6 +16,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def _shown(text: str) -> str:
     """Without secrets, and without what would make a terminal do things."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", redact(text))
+
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
 
 class ScalingError(Exception):

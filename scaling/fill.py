@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.command_line import run_command, say
-from scaling.generate_options import FillOptions
+from scaling.commands.options import run_command, say
+from scaling.inference.options import FillOptions
 
 USAGE = """\
 Usage: python -m scaling.fill run=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
@@ -21,11 +21,11 @@ were still hidden. For bert; other families: scaling.generate.
 
 def show_choices(options: FillOptions) -> None:
     """Write the choices of each gap to standard output. Raises ScalingError."""
-    from scaling.runs import find_run
+    from scaling.runs.by_name import find_run
 
     found = find_run(options.run, options.root, say)
-    from scaling.generation import choices  # a mistake is told before torch is loaded
-    from scaling.trained import find_device, open_trained
+    from scaling.inference.text import choices  # a mistake is told before torch is loaded
+    from scaling.inference.trained import find_device, open_trained
 
     run = open_trained(found, find_device(options.device), say)
     say(f"{run.path.name}, after step {run.step}")

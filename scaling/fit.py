@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.asked import answered
+from scaling.composition.flags import answered
 from scaling.errors import ScalingError
 from scaling.laws.options import FitOptions, keys_help, parse
 from scaling.screen import Column, FittedTable, print_help, print_items

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.command_line import run_command, say
-from scaling.generate_options import GenerateOptions
+from scaling.commands.options import run_command, say
+from scaling.inference.options import GenerateOptions
 
 USAGE = """\
 Usage: python -m scaling.generate run=RUN prompt="TEXT" [KEY=VALUE ...]
@@ -24,11 +24,11 @@ Shows what a trained run makes of a text, token by token: what follows it (gpt, 
 
 def generate(options: GenerateOptions) -> None:
     """Write the texts to standard output. Raises ScalingError."""
-    from scaling.runs import find_run
+    from scaling.runs.by_name import find_run
 
     found = find_run(options.run, options.root, say)
-    from scaling.generation import texts  # a mistake is told before torch is loaded
-    from scaling.trained import find_device, open_trained
+    from scaling.inference.text import texts  # a mistake is told before torch is loaded
+    from scaling.inference.trained import find_device, open_trained
 
     run = open_trained(found, find_device(options.device), say)
     say(f"{run.path.name}, after step {run.step}")

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from scaling.asked import answered
+from scaling.composition.flags import answered
+from scaling.config.section import Section
 from scaling.errors import ScalingError
-from scaling.files import read_object, to_json, write_json
 from scaling.laws.options import Place, keys_help, parse
+from scaling.runs.files import read_object, to_json, write_json
 from scaling.screen import print_help, print_items
-from scaling.section import Section
 from scaling.units import format_count, format_duration
 
 if TYPE_CHECKING:
-    from scaling.laws.predict import Estimate, Law, Optimum, OverTraining
+    from scaling.laws.forecast import Estimate, Law, Optimum, OverTraining
     from scaling.laws.recommend import Recommendation
 
 
@@ -92,7 +92,13 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
     """The prediction as JSON values and as lines, and the run that it recommends, where one was asked for."""
     from scaling.errors import ConfigError
     from scaling.laws import store
-    from scaling.laws.predict import best_of_budget, budget_of_loss, decades_beyond, loss_at, over_training
+    from scaling.laws.forecast import (
+        best_of_budget,
+        budget_of_loss,
+        decades_beyond,
+        loss_at,
+        over_training,
+    )
 
     found = store.read(Path(options.fit))
     form = options.form or next(iter(found["forms"]), None)
@@ -148,7 +154,7 @@ def _write(path: Path, recommendation: Recommendation, prediction: dict[str, Any
 
 def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
     """Train the recommended run, its prediction written into its directory beforehand, and hold what it reaches against that."""
-    from scaling.rundir import RunDir
+    from scaling.runs.directory import RunDir
 
     run_dir = RunDir.for_config(recommendation.config)
     try:
@@ -195,8 +201,8 @@ def _metrics(found: dict[str, Any], law: Law, split: tuple[float | None, float |
     import numpy as np
 
     from scaling.laws import store
+    from scaling.laws.forecast import estimate
     from scaling.laws.forms import predict_loss
-    from scaling.laws.predict import estimate
 
     n, d = split
     if n is None or d is None:
@@ -210,7 +216,7 @@ def _other_approaches(found: dict[str, Any], flops: float) -> Iterator[tuple[str
     """N* of approaches 1 and 2, and D* of approach 2, where they were fitted."""
     import numpy as np
 
-    from scaling.laws.predict import estimate
+    from scaling.laws.forecast import estimate
 
     fits = {f"IsoFLOP {axis.upper()}*": fit for axis, fit in found["isoflop"].items()}
     if "envelope" in found:
@@ -243,7 +249,7 @@ def _loss_line(loss: Estimate) -> str:
 
 
 def _extrapolation(decades: float, law: Law) -> list[str]:
-    from scaling.laws.predict import LOUD_DECADES
+    from scaling.laws.forecast import LOUD_DECADES
 
     if decades <= 0:
         return ["  within the runs fitted"]

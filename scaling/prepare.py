@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from scaling.command_line import run_command
-from scaling.config import TokenizerConfig
-from scaling.paths import split_paths
+from scaling.commands.options import run_command
+from scaling.config.paths import split_paths
+from scaling.config.run_config import TokenizerConfig
+from scaling.config.section import Count, Section
 from scaling.screen import Column, FittedTable, print_items
-from scaling.section import Count, Section
 from scaling.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class PrepareOptions(Section):
 
 def prepare(options: PrepareOptions) -> None:
     """Build or finish the corpus, and say what it is. Raises ScalingError."""
-    from scaling.data.inputs import SOURCE_SUFFIXES, find_pieces
-    from scaling.data.pieces import Reading
-    from scaling.data.prepare import Recipe
-    from scaling.data.resume import build_or_finish, noted_commits
-    from scaling.data.tasks import n_cores
-    from scaling.progress import ProgressBar
+    from scaling.commands.progress import ProgressBar
+    from scaling.data.prepare.build import Recipe
+    from scaling.data.prepare.inputs import SOURCE_SUFFIXES, find_pieces
+    from scaling.data.prepare.pieces import Reading
+    from scaling.data.prepare.resume import build_or_finish, noted_commits
+    from scaling.data.prepare.tasks import n_cores
 
     begun_s = time.perf_counter()
     commits = noted_commits(options.out)

@@ -11,26 +11,26 @@ from types import FrameType
 
 from rich.console import Console
 
-from scaling.asked import FLAGS, answered
-from scaling.cli import EXIT_FAILED, EXIT_FINISHED, reported
-from scaling.command_line import EXIT_INTERRUPTED, read_options
-from scaling.compose import compose, keys
-from scaling.config import RunConfig
-from scaling.errors import ConfigError, PlanError
-from scaling.files import write_json
-from scaling.goodput import PRODUCTIVE, goodput
+from scaling.commands.cli import reported
+from scaling.commands.options import EXIT_INTERRUPTED, read_options
+from scaling.composition.compose import compose, keys
+from scaling.composition.flags import FLAGS, answered
+from scaling.config.run_config import RunConfig
+from scaling.config.spelling import no_flag
+from scaling.errors import EXIT_FAILED, EXIT_FINISHED, ConfigError, PlanError
 from scaling.metrics.record import read_metrics
-from scaling.plan.elastic import with_devices
-from scaling.plan.layout import make_plan
-from scaling.plan.machine import n_devices, resolve_cluster
+from scaling.planner.machines.detect import n_devices, resolve_cluster
+from scaling.planner.run_plan import make_plan
+from scaling.planner.world_sizes import with_devices
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.compare import compare
 from scaling.rehearsal.drill import Drill, Outcome
 from scaling.rehearsal.options import DrillOptions, new_directory, split_words
 from scaling.rehearsal.report import Report, allowed_difference, print_report
-from scaling.rundir import RunDir
+from scaling.runs.directory import RunDir
+from scaling.runs.files import write_json
+from scaling.runs.goodput import PRODUCTIVE, goodput
 from scaling.screen import print_help
-from scaling.spelling import no_flag
 from scaling.units import counted, format_duration
 
 HELP = """\

@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.asked import FLAGS, answered
-from scaling.checkpoint import committed
+from scaling.checkpoint.store import committed
+from scaling.composition.flags import FLAGS, answered
+from scaling.config.spelling import no_flag
 from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.files import last_lines, read_object, to_json
-from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record, sampled
-from scaling.rundir import RunDir, state_after
-from scaling.runs import find_run, find_runs
+from scaling.runs.by_name import find_run, find_runs
+from scaling.runs.directory import RunDir, state_after
+from scaling.runs.files import last_lines, read_object, to_json
+from scaling.runs.goodput import Seconds, account, goodput
 from scaling.screen import Column, FittedTable, print_help, print_items, sparkline
-from scaling.spelling import no_flag
 from scaling.units import format_count, format_duration
 
 USAGE = """\
@@ -57,7 +57,7 @@ class RunStatus:
 
     `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or damaged: interrupted has begun
     and has no living driver; begun is one of the two where locks cannot tell. `checkpoint_step`: where the same command goes on,
-    of a run that stands still before its end. `seconds`: where its time has gone (`scaling.goodput`), and `goodput` the share
+    of a run that stands still before its end. `seconds`: where its time has gone (`scaling.runs.goodput`), and `goodput` the share
     of steps that count. `curve`: its losses in a few bars.
     """
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from whole_runs import ONE_WORKER, Run, Workplace, write_text
+
+from tests.support.runs import ONE_WORKER, Run, Workplace, write_text
 
 # Before anything is imported that reads them: tests are the same on every machine, and so are the processes they start.
 if not os.environ.get("SCALING_TEST_GPU"):
@@ -24,7 +25,7 @@ hypothesis.settings.load_profile("any machine")
 LONGEST = (
     "test_run_workers.py",
     "test_run_single.py",
-    "test_engine_parity.py",
+    "test_parity.py",
     "test_run_faults.py",
     "test_layout_parity.py",
     "test_run_layouts.py",
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def double() -> Iterator[None]:
     """Everything computes in float64, so that what is shown holds on every machine (`exact.py`)."""
-    from exact import in_double
+    from tests.support.exact import in_double
 
     with in_double():
         yield

@@ -11,9 +11,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.corpus import ensure_corpus
+from scaling.config.run_config import DataConfig, TokenizerConfig
 from scaling.data.entropy import split_entropies
+from scaling.data.prepare.cached import ensure_corpus
 from scaling.errors import ScalingError
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scaling.compose import compose
-from scaling.engine.optim import build_optimizer, set_rate
+from scaling.composition.compose import compose
+from scaling.engine.optimizer import build_optimizer, set_rate
 from scaling.model import GenerativeModel, build_model, initialise
 
 WIDTHS, DEPTHS = (32, 64, 128, 256, 512), (2, 4, 8, 16, 32)

@@ -3,7 +3,7 @@
     python tools/fit_planner.py DIRECTORY                  the fit, and the leave-one-source-out table (about two minutes)
     python tools/fit_planner.py DIRECTORY --write          and write the constants and the table of docs/planner.md
 
-DIRECTORY holds CSV files in the columns that `python -m scaling.plan.score` reads. Rates are fitted on 16-bit rows, with a robust
+DIRECTORY holds CSV files in the columns that `python -m scaling.plan score` reads. Rates are fitted on 16-bit rows, with a robust
 loss, each source weighing as 60 rows at most, and a prior that holds every constant to its physical guess.
 """
 
@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from scaling.plan.accuracy import Scored, report, score, seen_bytes
-from scaling.plan.constants import Constants
-from scaling.plan.memory_model import memory_of
-from scaling.plan.predict import MEANT, p_fits, predict, predict_case
-from scaling.plan.score import table_lines
-from scaling.plan.table import Case, read_cases
-from scaling.plan.time_model import step_time
+from scaling.planner.cost.constants import Constants
+from scaling.planner.cost.memory_model import memory_of
+from scaling.planner.cost.time_model import step_time
+from scaling.planner.measured.accuracy import Scored, report, score, seen_bytes
+from scaling.planner.measured.score import table_lines
+from scaling.planner.measured.table import Case, read_cases
+from scaling.planner.prediction import MEANT, p_fits, predict, predict_case
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -203,7 +203,7 @@ def _weighed_quantile(values: list[tuple[float, str]], part: float) -> float:
 
 
 def write(constants: Constants, text: list[str]) -> None:
-    """Into the defaults of scaling/plan/constants.py, and between the marks of docs/planner.md."""
+    """Into the defaults of scaling/planner/cost/constants.py, and between the marks of docs/planner.md."""
     path = ROOT / "scaling" / "plan" / "constants.py"
     source = path.read_text()
     for name, value in _fitted(constants):

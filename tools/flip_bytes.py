@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load
 
-from scaling.checkpoint import committed, verify
-from scaling.compose import compose
+from scaling.checkpoint.store import committed, verify
+from scaling.composition.compose import compose
 from scaling.errors import CheckpointError
-from scaling.launch.driver import drive
-from scaling.rundir import RunDir
+from scaling.launch.run import drive
+from scaling.runs.directory import RunDir
 
 MASKS = (*(1 << bit for bit in range(8)), 0xFF)
 CUT = "cut off"

@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scaling.compose import compose
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig
 from scaling.data.baselines import held_out, target_nats, unigram_nats
-from scaling.data.corpus import ensure_corpus
 from scaling.data.objective import make_batch_for
+from scaling.data.prepare.cached import ensure_corpus
+from scaling.data.read.stream import SequenceStream
 from scaling.data.shards import CorpusIndex
-from scaling.data.stream import SequenceStream
-from scaling.data.tokenizer import load_tokenizer
+from scaling.data.tokenizer.byte_level import load_tokenizer
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import ConfigError
 from scaling.model.attention import ATTENTIONS
-from scaling.model.batch import Batch
 from scaling.model.position import POSITIONS
-from scaling.plan.degrees import Layout
-from scaling.plan.lengths import lengths
+from scaling.planner.cost.lengths import lengths
+from scaling.planner.layout import Layout
 
 FAMILIES = {
     "gpt": ("model=gpt_nano",),

@@ -2,7 +2,7 @@
 
 Usage: OMP_NUM_THREADS=1 python tools/parity.py
 
-The models are those of tests/test_model_parity.py: small, with the same random weights on both sides, in fp32 on a CPU.
+The models are those of tests/model/test_parity.py: small, with the same random weights on both sides, in fp32 on a CPU.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 import transformers
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from test_model_parity import ARRANGEMENTS, batch_of, our_logits, pair, state_of, their_logits
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.model.test_parity import ARRANGEMENTS, batch_of, our_logits, pair, state_of, their_logits
 
-from scaling.model.convert import from_transformers
+from scaling.model.export.names import from_transformers
 
 
 def largest(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from scaling.data.tokenizer import Tokenizer
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.inference.beam_search import beam_search
+from scaling.inference.trained import open_trained
 from scaling.model import GenerativeModel
-from scaling.model.beam import beam_search
-from scaling.runs import find_run
-from scaling.trained import open_trained
+from scaling.runs.by_name import find_run
 
 NAME = "de_en"
 SETTINGS = (

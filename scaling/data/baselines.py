@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling.config import RunConfig
+from scaling.batch import IGNORED, Batch
+from scaling.config.run_config import RunConfig
 from scaling.data.entropy import split_entropies
 from scaling.data.objective import make_batch_for
-from scaling.data.reader import read_shard
+from scaling.data.read.shard_reader import read_shard
+from scaling.data.read.stream import SequenceStream
 from scaling.data.shards import CorpusIndex
-from scaling.data.stream import SequenceStream
-from scaling.data.tokenizer import Tokenizer, load_tokenizer
-from scaling.model.batch import IGNORED, Batch
-from scaling.plan.lengths import lengths
+from scaling.data.tokenizer.byte_level import Tokenizer, load_tokenizer
+from scaling.planner.cost.lengths import lengths
 
 
 def baselines(config: RunConfig, directory: str | Path) -> dict[str, float]:

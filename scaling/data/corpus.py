@@ -1,174 +1,173 @@
-"""The prepared corpus of a configuration: found in the cache, or built there once, whole or not at all.
-
-A cached corpus costs no import of torch, webdataset or tokenizers.
-"""
+"""A corpus that is there, or several mixed, as what a run reads: shards to check, a tokenizer, and sequences."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.fetch import fetch_whole, join, local_path
-from scaling.data.mixture import Component, write_mixture
-from scaling.data.pieces import local_paths
-from scaling.data.prepare import TOKENIZER_FILE, Recipe, build, written_text
-from scaling.data.recipe import directory_name, recipe_of
-from scaling.data.resume import build_or_finish, noted_commits
-from scaling.data.shards import INDEX_FILE, CorpusIndex
-from scaling.data.tasks import Report, n_cores, put, silent
-from scaling.data.tokenizer import MAX_TOKENIZER_BYTES
-from scaling.errors import ConfigError, DataError
-from scaling.paths import plain
-from scaling.units import counted
+import numpy as np
 
-_FIXES = {
-    errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
-    errno.EDQUOT: "Your quota is used up: free some space, or set data.cache_dir to a directory on another disk.",
-}
+from scaling.config.run_config import RunConfig
+from scaling.data.io.fetch import join, local_path
+from scaling.data.mixture import MIXTURE_FILE, Component, Mixture, fingerprint, read_mixture
+from scaling.data.read.source import Streaming
+from scaling.data.read.stream import BadShard, Sequences, SequenceStream, check_shards
+from scaling.data.shards import CorpusIndex
+from scaling.data.tokenizer.byte_level import Tokenizer, load_tokenizer
+from scaling.errors import DataError
+from scaling.metrics import names
+from scaling.planner.cost.lengths import lengths
+
+EVAL_SPLIT = "val"
 
 
-def ensure_corpus(data: DataConfig, tokenizer: TokenizerConfig, report: Report = silent) -> Path | str:
-    """Directory (with data=shards the URL, where it is one) of index.json or mixture.json; built first if it is not there.
+@dataclass(frozen=True)
+class Part:
+    """One corpus, and for a mixture its place in it."""
 
-    Two processes that need the same corpus build it once: the second waits. Raises ConfigError for a source without
-    files or a tokenizer that does not fit, DataError for unreadable files and for a full or read-only disk.
-    """
-    try:
-        return _mixed(data, tokenizer, report) if data.kind == "mixture" else _single(data, tokenizer, report)
-    except OSError as error:
-        raise _disk_error(Path(data.cache_dir).expanduser().absolute(), error) from error
+    component: Component
+    index: CorpusIndex
 
 
-def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given: Path | None = None) -> Path | str:
-    """`given`: file of a tokenizer that was learnt from another corpus."""
-    if data.kind == "shards":
-        return _prepared(data, tokenizer)
-    cache = Path(data.cache_dir).expanduser().absolute()
-    hub = str(given) if given is not None else tokenizer.name
-    directory = cache / directory_name(data, tokenizer, _sha256(hub))
-    if (directory / INDEX_FILE).is_file():
-        return directory
-    if data.kind == "documents":  # may take hours: built where it stays, and gone on with after a kill
-        commits = noted_commits(directory)
-        recipe = recipe_of(data, tokenizer, hub, commits, report)
-        index, _ = build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
-        report(written_text(index), None)
-        return directory
-    with _lock(cache, directory.name, report):
-        if not (directory / INDEX_FILE).is_file():
-            recipe = recipe_of(data, tokenizer, hub, {}, report)
-            report(f"reading {counted(len(local_paths(recipe.pieces)), 'file')}", None)
-            _build(recipe, directory, report)
-            report(written_text(CorpusIndex.load(directory)), None)
-    return directory
+@dataclass(frozen=True)
+class Corpus:
+    """What lies in a directory, or behind a URL, that `ensure_corpus` gave."""
+
+    location: str
+    parts: tuple[Part, ...]
+    mixed: bool
+    skipped: tuple[str, ...] = ()
+
+    @staticmethod
+    def open(location: str | Path, skipped: Collection[str] = ()) -> Corpus:
+        """`skipped`: shards of the train split to leave out, by the names that `check` gives them. Raises DataError."""
+        mixed = _is_mixture(location)
+        components = read_mixture(location) if mixed else [Component("", str(location), "", 1.0)]
+        parts = []
+        for component in components:
+            index = CorpusIndex.load(component.location)
+            if mixed and component.fingerprint not in (index.fingerprint, index.content_fingerprint):
+                raise DataError(f"{component.location} holds another corpus than when the mixture was made", fix="Run anew.")
+            prefix = f"{component.name}/" if mixed else ""
+            index = index.without("train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)])
+            parts.append(Part(replace(component, fingerprint=index.fingerprint), index))
+        return Corpus(str(location), tuple(parts), mixed, tuple(skipped))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the data depends on; with the weights, where corpora are mixed."""
+        if not self.mixed:
+            return self.parts[0].index.fingerprint
+        return fingerprint([part.component for part in self.parts])
+
+    @property
+    def content_fingerprint(self) -> str:
+        """As checkpoints have it that were written before counts were part of the fingerprint."""
+        contents = [replace(part.component, fingerprint=part.index.content_fingerprint) for part in self.parts]
+        return fingerprint(contents) if self.mixed else contents[0].fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes of its corpus, dotted, so that a later change of it can be named."""
+        found: dict[str, Any] = {}
+        for part in self.parts:
+            prefix = f"{part.component.name}." if self.mixed else ""
+            info = part.index.tokenizer
+            found |= {f"{prefix}dtype": part.index.dtype, f"{prefix}tokenizer": info.sha256}
+            found |= {f"{prefix}vocab_size": info.vocab_size, f"{prefix}eot_id": info.eot_id}
+            for split, shards in part.index.splits.items():
+                found[f"{prefix}{split}.n_shards"] = len(shards)
+                for key in ("n_documents", "n_tokens", "n_bytes", "size_bytes"):
+                    found[f"{prefix}{split}.{key}"] = sum(getattr(shard, key) for shard in shards)
+        return found
+
+    def check(self, split: str, full: bool = False) -> list[BadShard]:
+        """Shards of a split that are missing or damaged, as `check_shards`; in a mixture their names are COMPONENT/SHARD."""
+        return [
+            replace(bad, name=f"{part.component.name}/{bad.name}" if self.mixed else bad.name)
+            for part in self.parts
+            for bad in check_shards(part.component.location, part.index, split, full)
+        ]
+
+    def load_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.parts[0].component.location, self.parts[0].index)
+
+    @property
+    def n_shards(self) -> int:
+        return sum(len(shards) for part in self.parts for shards in part.index.splits.values())
+
+    def n_tokens(self, split: str) -> int:
+        return sum(shard.n_tokens for part in self.parts for shard in part.index.split(split))
+
+    def stream(self, config: RunConfig, split: str) -> Sequences:
+        """The sequences of a split in the order of a run; those held out unshuffled."""
+        train, shape = split != EVAL_SPLIT, lengths(config)
+        streams = [
+            SequenceStream(
+                part.component.location, part.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed,
+                shuffle=train, read_ahead=train, streaming=Streaming.of(config.data),
+            )
+            for part in self.parts
+        ]  # fmt: skip
+        if not self.mixed:
+            return streams[0]
+        return MixtureStream(streams, Mixture([part.component.weight for part in self.parts], config.train.seed))
+
+    def mixing(self, config: RunConfig) -> Callable[[int], dict[str, float]]:
+        """After the first k sequences of a mixture: the part of each corpus in them, and how often all of it was read.
+
+        The function returned gives metrics by their names; of a single corpus none.
+        """
+        if not self.mixed:
+            return lambda k: {}
+        shape, mixture = lengths(config), Mixture([part.component.weight for part in self.parts], config.train.seed)
+        n_sequences = [part.index.n_sequences("train", shape.stride, shape.overlap) for part in self.parts]
+
+        def after(k: int) -> dict[str, float]:
+            values = {}
+            for part, count, n in zip(self.parts, mixture.counts(k).tolist(), n_sequences, strict=True):
+                values[names.data_share(part.component.name)] = count / k
+                values[names.data_epochs(part.component.name)] = count / n
+            return values
+
+        return after
 
 
-def _sha256(hub: str | None) -> str | None:
-    """Of a tokenizer's file on this machine."""
-    path = Path(plain(hub)) if hub is not None else None
-    if path is not None and path.is_dir():
-        path /= TOKENIZER_FILE
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+class MixtureStream:
+    """The sequences of several streams, mixed. As `SequenceStream`, for any threads."""
+
+    def __init__(self, streams: Sequence[SequenceStream], mixture: Mixture) -> None:
+        self._streams, self._mixture = streams, mixture
+        self.n_sequences = mixture.sequences_within([stream.n_sequences for stream in streams])
+        self.n_read, self._dtype = streams[0].n_read, streams[0].index.dtype  # of one tokenizer, so alike in all
+
+    def read(self, ks: np.ndarray) -> np.ndarray:
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpora's dtype. Raises DataError for a bad shard."""
+        components, numbers = self._mixture.locate(ks)
+        rows = np.empty((len(ks), self.n_read), dtype=self._dtype)
+        for component in np.unique(components).tolist():
+            chosen = np.flatnonzero(components == component)
+            rows[chosen] = self._streams[component].read(numbers[chosen])
+        return rows
+
+    def waiting_for(self) -> list[str]:
+        """Where the shards lie that some thread is waiting for."""
+        return [location for stream in self._streams for location in stream.waiting_for()]
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
-def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
-    assert data.path is not None
-    info = CorpusIndex.load(data.path).tokenizer
-    if tokenizer.kind not in (info.kind, "hf") or info.vocab_size != tokenizer.vocab_size:
-        raise ConfigError(
-            f"the corpus was tokenised by {info.kind} with {info.vocab_size} entries, and the configuration has "
-            f"{tokenizer.kind} with {tokenizer.vocab_size}",
-            where=f"data.path={data.path}",
-            fix=f"Use tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}, or prepare the text anew.",
-        )
-    path = local_path(data.path)
-    return path.absolute() if path is not None else data.path
-
-
-def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path:
-    """Directory of mixture.json, which names the corpora, all tokenised alike: a tokenizer is learnt from the first of them."""
-    cache = Path(data.cache_dir).expanduser().absolute()
-    components: list[Component] = []
-    given: Path | None = None
-    for part, (name, config) in zip(data.components or (), data.parts().items(), strict=True):
-        report(f"{name}: {config.kind}{f' {config.path}' if config.path else ''}", None)
-        location = _single(config, tokenizer, report, given)
-        index = CorpusIndex.load(location)
-        components.append(Component(name, str(location), index.fingerprint, part.weight))
-        _check_alike(name, index, components[0])
-        if given is None and tokenizer.kind not in ("byte", "hf"):
-            given = _kept(cache, fetch_whole(join(location, index.tokenizer.file), MAX_TOKENIZER_BYTES))
-    return write_mixture(cache, components)
-
-
-def _check_alike(name: str, index: CorpusIndex, first: Component) -> None:
-    """Raises ConfigError for a corpus of another tokenizer than the first one's."""
-    info = CorpusIndex.load(first.location).tokenizer
-    if info.sha256 != index.tokenizer.sha256:
-        raise ConfigError(
-            f"the corpora {first.name} and {name} were made with different tokenizers",
-            "data.components",
-            f"Prepare both with one: scaling.prepare tokenizer=hf:{first.location} makes shards with that of {first.name}.",
-        )
-
-
-def _kept(cache: Path, tokenizer: bytes) -> Path:
-    """The file of a tokenizer, for corpora that are prepared with it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"tokenizer-{hashlib.sha256(tokenizer).hexdigest()[:12]}.json"
-    if not path.exists():
-        put(path, tokenizer)
-    return path
-
-
-@contextlib.contextmanager
-def _lock(cache: Path, name: str, report: Report) -> Iterator[None]:
-    """Hold the lock of one corpus; the kernel lets go of it when its holder dies. Its file stays, empty."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another process that builds the same corpus", None)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build(recipe: Recipe, directory: Path, report: Report) -> None:
-    """Build beside the final place, then rename. Called under the lock, so what an earlier build left behind is dead."""
-    prefix = f".{directory.name}.building-"
-    for left in directory.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left)
-    if directory.exists():
-        raise DataError(f"{directory} exists but has no {INDEX_FILE}", fix="Move it away; it was not made by a finished build.")
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-    try:
-        build(recipe, temporary, 1, report)
-        temporary.chmod(0o755)  # mkdtemp makes it private; the cache is shared as far as its own permissions allow
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_parent(directory)
-
-
-def _sync_parent(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _disk_error(cache: Path, error: OSError) -> DataError:
-    place = error.filename or cache
-    fix = _FIXES.get(error.errno or 0, "Set data.cache_dir (or the variable SCALING_CACHE) to a directory that can be written.")
-    return DataError(f"the corpus cannot be built in {cache}: {error.strerror or error}", where=str(place), fix=fix)
+def _is_mixture(location: str | Path) -> bool:
+    path = local_path(location)
+    return path is not None and os.path.exists(join(location, MIXTURE_FILE))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling.data.reader import read_shard
+from scaling.data.read.shard_reader import read_shard
 from scaling.data.shards import CorpusIndex
 
 DISCOUNT = 0.75  # of bigram counts: Church and Gale 1991 found it for most counts of a large corpus

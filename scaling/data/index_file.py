@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.data.fetch import fetch_whole
+from scaling.data.io.fetch import fetch_whole
 from scaling.errors import DataError
 
 MAX_INDEX_BYTES = 256 << 20

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from scaling.data import index_file
-from scaling.data.fetch import join
-from scaling.data.tasks import put
+from scaling.data.io.fetch import join
+from scaling.data.prepare.tasks import put
 from scaling.errors import ConfigError, DataError
 
 MIXTURE_FILE = "mixture.json"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scaling.config import DataConfig, RunConfig, TokenizerConfig
-from scaling.data.corpus import ensure_corpus
-from scaling.data.fetch import local_path
-from scaling.data.inputs import local_files
+from scaling.config.paths import exists, split_paths
+from scaling.config.run_config import DataConfig, RunConfig, TokenizerConfig
+from scaling.data.corpus import EVAL_SPLIT, Corpus, Part
+from scaling.data.io.fetch import local_path
+from scaling.data.io.remote import is_remote
 from scaling.data.mixture import Mixture
-from scaling.data.opened import EVAL_SPLIT, Corpus, Part
-from scaling.data.remote import is_remote
-from scaling.data.sources import find_source
+from scaling.data.prepare.cached import ensure_corpus
+from scaling.data.prepare.inputs import local_files
+from scaling.data.prepare.sources import find_source
 from scaling.errors import ConfigError
-from scaling.paths import exists, split_paths
-from scaling.plan.lengths import Lengths, lengths
+from scaling.planner.cost.lengths import Lengths, lengths
 
 _SMALLEST_FIX, _LARGEST_FIX = 2.0, 0.45
 """Times the present data.val_fraction, and up to which one is proposed. Choices."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scaling.data import index_file
-from scaling.data.fetch import join
+from scaling.data.io.fetch import join
 from scaling.errors import DataError
 
 INDEX_FILE = "index.json"

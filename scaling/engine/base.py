@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from scaling.fragments import Snapshot
+from scaling.batch import Batch, Loss
+from scaling.checkpoint.fragments import Snapshot
 from scaling.model.base import LanguageModel
-from scaling.model.batch import Batch, Loss
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import sys
 
 import torch
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.engine.base import Engine
 from scaling.parallel.grid import Ranks
-from scaling.plan.degrees import Layout
+from scaling.planner.layout import Layout
 
 
 def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:

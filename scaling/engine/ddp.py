@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.checkpoint.fragments import Snapshot
+from scaling.config.run_config import RunConfig
 from scaling.engine.base import EvalResult, Limits, LossModule, StepResult
 from scaling.engine.reference import ReferenceEngine
-from scaling.fragments import Snapshot
-from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
-from scaling.plan.degrees import Layout
+from scaling.planner.layout import Layout
 
 
 class DDPEngine(ReferenceEngine):

@@ -14,21 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.checkpoint.fragments import Fragment, FragmentReader, Snapshot
+from scaling.config.run_config import RunConfig
 from scaling.engine.base import EvalResult, Limits, LossModule, StepResult
-from scaling.engine.optim import build_optimizer, set_rate
+from scaling.engine.optimizer import build_optimizer, set_rate
+from scaling.engine.rank_model import Share
 from scaling.engine.refusal import Refusal
-from scaling.engine.share import Share
 from scaling.engine.zero_states import ZeroStates
-from scaling.fragments import Fragment, FragmentReader, Snapshot
 from scaling.model import LanguageModel
-from scaling.model.batch import Batch
 from scaling.parallel.grid import Ranks
 from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
-from scaling.plan.counts import count
-from scaling.plan.degrees import Layout
-from scaling.plan.setting import REDUCE_BUCKET
+from scaling.planner.cost.counts import count
+from scaling.planner.cost.setting import REDUCE_BUCKET
+from scaling.planner.layout import Layout
 
 
 def import_deepspeed() -> Any:

@@ -1,6 +1,6 @@
 """DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers, behind the engine contract.
 
-Stages are cut by `scaling.plan.stages`, and each runs its blocks of its rank's model. What passes between two is one tensor
+Stages are cut by `scaling.planner.stages`, and each runs its blocks of its rank's model. What passes between two is one tensor
 (`Flow.packed`); tokens, targets and documents do not pass, for every rank reads the batch itself.
 """
 
@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from scaling.batch import IGNORED, Batch
 from scaling.engine.base import EvalResult
 from scaling.engine.deepspeed import DeepSpeedEngine, import_deepspeed
-from scaling.engine.share import Share
+from scaling.engine.rank_model import Share
 from scaling.model.base import Flow
-from scaling.model.batch import IGNORED, Batch
 
 
 class Stage(nn.Module):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.checkpoint.fragments import Fragment, FragmentReader, Snapshot
+from scaling.config.run_config import RunConfig
 from scaling.engine.base import EvalResult, Limits, StepResult
-from scaling.engine.optim import build_optimizer, set_rate
-from scaling.fragments import Fragment, FragmentReader, Snapshot
+from scaling.engine.optimizer import build_optimizer, set_rate
 from scaling.model import LanguageModel, build_model, initialise
-from scaling.model.batch import Batch
 from scaling.parallel.part import part_of
-from scaling.plan.degrees import Layout
+from scaling.planner.layout import Layout
 
 
 class ReferenceEngine:

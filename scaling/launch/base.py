@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from scaling.channel import Channel, LocalChannel
+from scaling.channel.base import Channel, LocalChannel
+from scaling.channel.failure import tell
 from scaling.errors import LaunchError, ScalingError
-from scaling.failure import tell
 from scaling.parallel.grid import Ranks
 
 WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]

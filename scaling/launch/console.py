@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.metrics import names
 from scaling.units import counted, format_count, format_duration
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaling.channel import Channel
+from scaling.channel.base import Channel
 from scaling.parallel.grid import Ranks
-from scaling.startup import mark
+from scaling.runs.startup import mark
 
 
 def worker_entry(spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str) -> dict[str, Any]:
     mark(spec["startup"], "worker_entered")
-    from scaling.worker import WorkerSpec, run_worker
+    from scaling.worker.rank import WorkerSpec, run_worker
 
     mark(spec["startup"], "imported")
     return run_worker(WorkerSpec.from_dict(spec), ranks, channel, rendezvous=rendezvous)

@@ -8,8 +8,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
-from scaling import door
-from scaling.door import EXIT_STOPPED
+from scaling.errors import EXIT_STOPPED
+from scaling.launch import interrupt as door
 
 
 def event_of(received: str | None) -> Literal["stopped", "preempted"]:

@@ -12,15 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from scaling.config import RunConfig
-from scaling.data.opened import Corpus
+from scaling.config.run_config import RunConfig
+from scaling.data.corpus import Corpus
 from scaling.errors import ScalingError
-from scaling.goodput import Seconds, account, goodput
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
-from scaling.plan.calibrate import learn
-from scaling.plan.layout import RunPlan
-from scaling.rundir import RunDir
+from scaling.planner.measured.calibrate import learn
+from scaling.planner.run_plan import RunPlan
+from scaling.runs.directory import RunDir
+from scaling.runs.goodput import Seconds, account, goodput
 from scaling.units import counted, format_count, format_duration, format_flops, number_text
 
 CURVE = "loss.png"
@@ -56,7 +56,7 @@ def finish(config: RunConfig, plan: RunPlan, run_dir: RunDir, corpus: Corpus, re
 
 
 def _plot(config: RunConfig, run_dir: RunDir, baselines: dict[str, float]) -> None:
-    from scaling.curve import plot_loss_curve  # matplotlib is wanted only here
+    from scaling.metrics.curve import plot_loss_curve  # matplotlib is wanted only here
 
     plot_loss_curve(run_dir.metrics, run_dir.path / CURVE, baselines=baselines, title=f"{config.name}-{config.run_id}")
 
@@ -110,7 +110,7 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
     """The run in a dozen numbers.
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was lost; seconds is all the time
-    since the first command by what it went to, and goodput the share of steps which count (`scaling.goodput`). Of a run that
+    since the first command by what it went to, and goodput the share of steps which count (`scaling.runs.goodput`). Of a run that
     branched from another, times are its own part's. A loss that is not finite is None, and `not_finite` has the word for it.
     record_gaps: first and last steps of what metrics.jsonl has lost.
     """

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from scaling.channel import decode_error
+from scaling.channel.base import decode_error
 from scaling.errors import LaunchError
 from scaling.launch.base import Launch
 from scaling.launch.blame import Trouble, Troubles
 from scaling.launch.console import ProgressLine
 from scaling.launch.signals import StopSignals
-from scaling.rundir import RunDir
+from scaling.runs.directory import RunDir
 
 _POLL_S = 0.2
 _HEARING_S = 5.0

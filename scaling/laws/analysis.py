@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling.config.paths import plain
 from scaling.errors import DataError
 from scaling.laws.checks import drop_highest, fittable, screen
 from scaling.laws.diagnose import HeldOut, Variant, held_out, sensitivity, warnings
 from scaling.laws.downstream import CURVES, DownstreamFit, fit_downstream
 from scaling.laws.envelope import Envelope, fit_envelope
 from scaling.laws.fit import Fit, fit
+from scaling.laws.forecast import Law
 from scaling.laws.forms import FORMS, Form, form_named
+from scaling.laws.from_runs import points_of_study
 from scaling.laws.intervals import Bootstrap, Profile, bootstrap, profile
 from scaling.laws.isoflop import IsoFlop, fit_isoflop
 from scaling.laws.options import FitOptions
-from scaling.laws.predict import Law
 from scaling.laws.repeated import RepeatedFit, fit_repeated
 from scaling.laws.results import Columns, Points, points_of_rows, read_rows
-from scaling.laws.study import points_of_study
-from scaling.paths import plain
 
 TWO_VARIABLES = ("chinchilla", "kaplan", "gadre")
 

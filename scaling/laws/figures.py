@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scaling.laws.analysis import Analysis, FittedForm
+from scaling.laws.forecast import optimal_n
 from scaling.laws.forms import Array, predict_loss
 from scaling.laws.intervals import LEVEL
-from scaling.laws.predict import optimal_n
 from scaling.units import format_count
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from scaling.asked import FLAGS
+from scaling.composition.flags import FLAGS
+from scaling.config.section import Section
+from scaling.config.spelling import did_you_mean, no_flag, no_key
 from scaling.errors import ConfigError
 from scaling.laws.checks import REASONS
 from scaling.laws.fit import DEFAULT_DELTA
-from scaling.section import Section
-from scaling.spelling import did_you_mean, no_flag, no_key
 
 O = TypeVar("O", bound=Section)  # noqa: E741 - an options class
 

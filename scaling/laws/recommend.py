@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.compose import compose, words_for
-from scaling.config import RunConfig, conf_dir
+from scaling.composition.compose import compose, words_for
+from scaling.config.run_config import RunConfig, conf_dir
 from scaling.errors import ConfigError
-from scaling.plan.budget import token_budget
-from scaling.plan.counts import count
-from scaling.plan.layout import RunPlan, make_plan
-from scaling.plan.machine import n_devices, resolve_cluster
-from scaling.plan.shape import nearest_shape, size_of
+from scaling.planner.budget import token_budget
+from scaling.planner.cost.counts import count
+from scaling.planner.machines.detect import n_devices, resolve_cluster
+from scaling.planner.run_plan import RunPlan, make_plan
+from scaling.planner.shape import nearest_shape, size_of
 
 NAME = "from_law"
 GPU_SEQ_LEN = 2048
@@ -88,7 +88,7 @@ def write_recommendation(recommendation: Recommendation, prediction: dict[str, A
     """The configuration as YAML with what is predicted of it; returns the file's path. Raises RunDirError."""
     import yaml
 
-    from scaling.files import write_atomic
+    from scaling.runs.files import write_atomic
 
     tree = {
         "words": list(recommendation.overrides),

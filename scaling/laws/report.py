@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from scaling.files import disk_error, write_atomic
 from scaling.laws import store
 from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.figures import draw_all
 from scaling.laws.intervals import Profile, percentile_interval
 from scaling.laws.results import Excluded
+from scaling.runs.files import disk_error, write_atomic
 from scaling.units import counted
 
 FILE = "report.html"

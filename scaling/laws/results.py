@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.errors import DataError
 from scaling.laws.cells import LINE, number, one_writing, read_table, share_or_number, truth
 from scaling.laws.forms import FLOPS_PER_PARAMETER_TOKEN, Array, Form

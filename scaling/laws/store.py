@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import ConfigError, DataError, RunDirError
-from scaling.files import read_object, write_json
 from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.downstream import DownstreamFit
+from scaling.laws.forecast import Law
 from scaling.laws.forms import FORMS
 from scaling.laws.intervals import percentile_interval
 from scaling.laws.isoflop import IsoFlop
-from scaling.laws.predict import Law
 from scaling.laws.results import Definitions
+from scaling.runs.files import read_object, write_json
 
 FORMAT = 1
 FILE = "fit.json"

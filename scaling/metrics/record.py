@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scaling.errors import RunDirError
-from scaling.files import WORDS, append_line, disk_error, last_lines, parse_json, to_json, whole_lines, write_atomic
 from scaling.metrics import names
+from scaling.runs.files import (
+    WORDS,
+    append_line,
+    disk_error,
+    last_lines,
+    parse_json,
+    to_json,
+    whole_lines,
+    write_atomic,
+)
 
 Record = dict[str, float]
 METRICS = "metrics.jsonl"

@@ -14,7 +14,7 @@ from scaling.metrics.wandb_sink import back_fill_wandb, open_wandb_sink
 from scaling.units import counted
 
 if TYPE_CHECKING:
-    from scaling.config import RunConfig
+    from scaling.config.run_config import RunConfig
 
 
 def make_sinks(config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]) -> list[Sink]:

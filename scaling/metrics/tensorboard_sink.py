@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling.files import disk_error
 from scaling.metrics import names
+from scaling.runs.files import disk_error
 
 
 class TensorBoardSink:

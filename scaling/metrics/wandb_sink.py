@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from scaling.files import disk_error, write_atomic
 from scaling.metrics import names
-from scaling.redact import redact, redact_tree
+from scaling.redaction import redact, redact_tree
+from scaling.runs.files import disk_error, write_atomic
 from scaling.units import counted
 
 if TYPE_CHECKING:
-    from scaling.config import RunConfig
+    from scaling.config.run_config import RunConfig
 
 Mode = Literal["online", "offline", "disabled"]
 

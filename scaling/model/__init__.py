@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.base import GenerativeModel, LanguageModel
 from scaling.model.bert import BERT
 from scaling.model.distribute import cut, drop, mark, sum_partial_gradients

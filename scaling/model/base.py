@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scaling.config import ModelConfig
+from scaling.batch import IGNORED, Batch, Loss
+from scaling.config.run_config import ModelConfig
 from scaling.model.attention.cache import Cache
-from scaling.model.batch import IGNORED, Batch, Loss
 from scaling.model.block import BlockStack, Source
 from scaling.model.recompute import Recompute
 from scaling.model.split import WHOLE, Split

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.batch import IGNORED, Batch, Loss
+from scaling.config.run_config import RunConfig
 from scaling.model.base import Flow, LanguageModel, add_balance, add_sequence_term, blocks_of
-from scaling.model.batch import IGNORED, Batch, Loss
 from scaling.model.block import BlockStack
 from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss

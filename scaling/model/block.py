@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention import ATTENTIONS, CrossAttention
 from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import KeyValues

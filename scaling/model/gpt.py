@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.batch import Batch, Loss
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.cache import Cache
 from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_term, blocks_of
-from scaling.model.batch import Batch, Loss
 from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
 from scaling.model.loss import head_loss

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from scaling.config import ModelConfig
+from scaling.config.run_config import ModelConfig
 from scaling.model.parametrization import initial_scale, residual_depth
 from scaling.parallel.part import part_of
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scaling.config import ModelConfig, RunConfig
+from scaling.config.run_config import ModelConfig, RunConfig
 from scaling.model.split import WHOLE, OutputLinear, Split
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaling.model.batch import IGNORED, Loss
+from scaling.batch import IGNORED, Loss
 from scaling.model.split import WHOLE, Split
 from scaling.parallel.collectives import all_reduce
 

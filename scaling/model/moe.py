@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.config import ModelConfig
+from scaling.config.run_config import ModelConfig
 from scaling.model.layers import FeedForward
 from scaling.model.split import WHOLE, Split
 

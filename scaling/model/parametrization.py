@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from scaling.config import ModelConfig
+from scaling.config.run_config import ModelConfig
 
 _HIDDEN = {"q", "k", "v", "o", "gate", "up", "down"}
 """The linears of a block: both their dimensions grow with the width."""

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scaling.config import PositionConfig, RunConfig
+from scaling.config.run_config import PositionConfig, RunConfig
 from scaling.model.split import WHOLE, Split
 
 
@@ -33,7 +33,7 @@ class Context(NamedTuple):
     rotation      turns queries and keys of the T positions; None: nothing does
     bias          is added to scores; None: nothing is
     documents_BT  number of each position's document: it looks at positions with the same number only. The positions of a
-                  document are neighbours; padding is a document of its own (PADDING in scaling/model/batch.py).
+                  document are neighbours; padding is a document of its own (PADDING in scaling/batch.py).
                   None: a row is one document
     """
 

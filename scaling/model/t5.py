@@ -5,7 +5,7 @@ With a gated GELU and a head of its own it is version 1.1; with ReLU and a tied 
 
 from __future__ import annotations
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.encoder_decoder import EncoderDecoder
 
 

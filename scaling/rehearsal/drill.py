@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scaling.cli import EXIT_CONFIG, EXIT_FINISHED, EXIT_STOPPED
-from scaling.config import RunConfig
-from scaling.errors import LaunchError
-from scaling.files import split_lines
+from scaling.config.run_config import RunConfig
+from scaling.errors import EXIT_CONFIG, EXIT_FINISHED, EXIT_STOPPED, LaunchError
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.options import DrillOptions
 from scaling.rehearsal.processes import DRIVER, NODE, WORKER, by_kind
-from scaling.rundir import RunDir
+from scaling.runs.directory import RunDir
+from scaling.runs.files import split_lines
 from scaling.units import counted
 
 _POLL_S = 0.05

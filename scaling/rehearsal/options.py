@@ -8,9 +8,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from scaling.config.section import Section
 from scaling.errors import ConfigError
 from scaling.rehearsal.processes import KINDS
-from scaling.section import Section
 
 
 class DrillOptions(Section):

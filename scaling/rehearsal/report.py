@@ -14,10 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from scaling.config import RunConfig
-from scaling.goodput import Seconds
+from scaling.config.run_config import RunConfig
 from scaling.rehearsal.compare import Comparison
 from scaling.rehearsal.drill import Kill
+from scaling.runs.goodput import Seconds
 from scaling.units import format_duration
 
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}

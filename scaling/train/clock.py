@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from scaling.goodput import MEANING, STARTING, Seconds
+from scaling.runs.goodput import MEANING, STARTING, Seconds
 
 STARTED, AGREEING, READING, COMPUTING, RECORDING, EVALUATED, SAVING = PLACES = (
     "starting", "waiting for the other ranks to agree on", "reading the batch of", "computing", "recording", "evaluating after",
@@ -17,7 +17,7 @@ STARTED, AGREEING, READING, COMPUTING, RECORDING, EVALUATED, SAVING = PLACES = (
 
 
 class Clock:
-    """Always in exactly one activity (`scaling.goodput`); begins with starting, and ends with the process.
+    """Always in exactly one activity (`scaling.runs.goodput`); begins with starting, and ends with the process.
 
     step, place: where the rank is. longest_step_s: of the steps so far. Written by one thread, read by others.
     """

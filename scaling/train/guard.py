@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from scaling.config import TrainConfig
+from scaling.checkpoint.state import TrainState
+from scaling.config.run_config import TrainConfig
 from scaling.engine.base import Limits, StepResult
 from scaling.errors import DivergedError
-from scaling.train.state import TrainState
 
 _LEAST_DEVIATION = 0.01
 """Of the mean, is what the standard deviation is taken to be at least: a ripple of a calm stretch is no spike. Assumption."""

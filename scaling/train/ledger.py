@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from scaling.errors import RunDirError, SupersededError
-from scaling.goodput import Seconds, account, goodput, reached_step
-from scaling.rundir import RunDir
+from scaling.runs.directory import RunDir
+from scaling.runs.goodput import Seconds, account, goodput, reached_step
 from scaling.train.clock import Clock
 
 _INTERVAL_S = 2.0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from scaling.checkpoint.saver import Checkpointer
+from scaling.checkpoint.state import TrainState
 from scaling.engine.base import Engine
-from scaling.goodput import CHECKPOINTING, PRODUCTIVE, RECOMPUTING
+from scaling.runs.goodput import CHECKPOINTING, PRODUCTIVE, RECOMPUTING
 from scaling.train.agreement import Agreement
 from scaling.train.batches import Batches
-from scaling.train.checkpointing import Checkpointer
 from scaling.train.clock import AGREEING, COMPUTING, EVALUATED, READING, RECORDING, SAVING, Clock
 from scaling.train.guard import Guard
 from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
-from scaling.train.state import TrainState
 
 
 def train(

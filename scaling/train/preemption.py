@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from scaling.channel import Channel, Notice
+from scaling.channel.base import Channel, Notice
 from scaling.train.clock import Clock
 
 POLL_S = 5.0

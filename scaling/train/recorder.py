@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from scaling.channel import Heartbeat
+from scaling.channel.base import Heartbeat
+from scaling.checkpoint.state import TrainState
 from scaling.engine.base import EvalResult, StepResult
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.metrics.throughput import ThroughputMeter
-from scaling.plan.layout import RunPlan
+from scaling.planner.run_plan import RunPlan
 from scaling.train.ledger import Ledger
-from scaling.train.state import TrainState
 
 
 class Recorder:

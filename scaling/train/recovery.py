@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scaling.config import TrainConfig
+from scaling.checkpoint.saver import Checkpointer
+from scaling.checkpoint.state import TrainState
+from scaling.config.run_config import TrainConfig
 from scaling.engine.base import Engine
 from scaling.errors import DivergedError
-from scaling.train.checkpointing import Checkpointer
 from scaling.train.guard import Guard, RollBack
 from scaling.train.recorder import Recorder
-from scaling.train.state import TrainState
 
 
 @dataclass

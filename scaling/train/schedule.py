@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scaling.config import ScheduleConfig
+from scaling.config.run_config import ScheduleConfig
 
 
 def lr_at(

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scaling.channel import Channel
-from scaling.failure import errors_dir
-from scaling.goodput import PRODUCTIVE, RECOMPUTING
+from scaling.channel.base import Channel
+from scaling.channel.failure import errors_dir
+from scaling.runs.goodput import PRODUCTIVE, RECOMPUTING
 from scaling.train.clock import PLACES, Clock
 
 _PATIENCE = 3.0

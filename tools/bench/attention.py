@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from scaling.compose import compose
+from scaling.composition.compose import compose
 from scaling.model.attention import ATTENTIONS
 from scaling.model.attention.base import Attention
 from scaling.model.position import POSITIONS, Context

@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling.compose import compose
-from scaling.config import RunConfig
-from scaling.plan.degrees import Layout
-from scaling.plan.machine import resolve_cluster
-from scaling.plan.setting import setting_of
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig
+from scaling.planner.cost.setting import setting_of
+from scaling.planner.layout import Layout
+from scaling.planner.machines.detect import resolve_cluster
 
 WARM_UP, STEPS, ACCUM = 2, 4, 2
 LLAMA = ("model=gpt_50m", "tokenizer=bpe_50k", "train.seq_len=2048")
@@ -167,8 +167,8 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
 
 
 def engine_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    from scaling.batch import Batch
     from scaling.engine.build import build_engine
-    from scaling.model.batch import Batch
     from scaling.parallel.grid import Ranks
 
     engine = build_engine(config, case.layout, Ranks(0, 1, 0), device)

@@ -28,10 +28,10 @@ from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
-from scaling.compose import compose
-from scaling.config import RunConfig
-from scaling.plan.degrees import Layout
-from scaling.plan.machine import resolve_cluster
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig
+from scaling.planner.layout import Layout
+from scaling.planner.machines.detect import resolve_cluster
 
 MODEL = ("model=gpt_10m", "tokenizer=byte", "precision=fp32")
 BATCH, SEQ_LEN = 8, 256
@@ -85,8 +85,8 @@ def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
     import torch.distributed as dist
     from traffic import counted
 
+    from scaling.batch import Batch
     from scaling.engine.build import build_engine
-    from scaling.model.batch import Batch
     from scaling.parallel.grid import Ranks
 
     torch.set_num_threads(1)

@@ -36,9 +36,9 @@ from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
-from scaling.config import DataConfig, TokenizerConfig
-from scaling.data.corpus import ensure_corpus
-from scaling.data.reader import read_shard
+from scaling.config.run_config import DataConfig, TokenizerConfig
+from scaling.data.prepare.cached import ensure_corpus
+from scaling.data.read.shard_reader import read_shard
 from scaling.data.shards import CorpusIndex
 
 BATCH, SEQ_LENS, SEEKS = 16, (256, 1024, 4096), (10**3, 10**8)
@@ -51,9 +51,9 @@ Open = Callable[[int], Batches]
 
 
 def scaling_side(directory: str, seq_len: int, scratch: str) -> Open:
-    from scaling.data.loader import Loader
     from scaling.data.objective import causal_lm
-    from scaling.data.stream import SequenceStream
+    from scaling.data.read.loader import Loader
+    from scaling.data.read.stream import SequenceStream
 
     def batches(start: int) -> Batches:
         stream = SequenceStream(directory, CorpusIndex.load(directory), "train", seq_len, seed=0, read_ahead=True)

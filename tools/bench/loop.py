@@ -29,9 +29,9 @@ from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
-from scaling.compose import compose
-from scaling.config import RunConfig
-from scaling.plan.machine import resolve_cluster
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig
+from scaling.planner.machines.detect import resolve_cluster
 
 GLOBAL_BATCH_SIZE, SEQ_LEN = 8, 256
 DTYPES = ("fp32", "bf16")
@@ -66,9 +66,9 @@ def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: s
     import torch
     from plain import PlainGPT, PlainLoop
 
-    from scaling.data.corpus import ensure_corpus
+    from scaling.data.prepare.cached import ensure_corpus
+    from scaling.data.read.stream import SequenceStream
     from scaling.data.shards import CorpusIndex
-    from scaling.data.stream import SequenceStream
     from scaling.model import build_model, initialise
 
     torch.set_num_threads(n_threads)
@@ -88,13 +88,13 @@ def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: s
 
 def main_side(pipe: Connection, dtype: str, rank: int, n_workers: int, steps: int, root: str) -> None:
     """A process: one rank of the real worker, whose loop is run a segment at a time."""
-    from scaling import worker
-    from scaling.channel import LocalChannel
-    from scaling.data.corpus import ensure_corpus
+    from scaling.channel.base import LocalChannel
+    from scaling.data.prepare.cached import ensure_corpus
     from scaling.metrics import names
     from scaling.metrics.record import read_metrics
     from scaling.parallel.grid import Ranks
-    from scaling.rundir import RunDir
+    from scaling.runs.directory import RunDir
+    from scaling.worker import rank as worker
 
     config = config_for(dtype, n_workers, steps, root)
     run_dir = RunDir(Path(root) / f"{dtype}-{n_workers}").create()

@@ -23,11 +23,11 @@ from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from scaling.compose import compose
-from scaling.config import RunConfig
-from scaling.plan.degrees import Layout
-from scaling.plan.machine import resolve_cluster
-from scaling.plan.memory import estimate_memory
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig
+from scaling.planner.cost.memory import estimate_memory
+from scaling.planner.layout import Layout
+from scaling.planner.machines.detect import resolve_cluster
 from scaling.units import format_bytes
 
 MODEL = ("model=gpt_50m", "model.n_layers=12", "model.d_model=512", "model.n_heads=8")
@@ -65,8 +65,8 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, word
     import torch
     import torch.distributed as dist
 
+    from scaling.batch import Batch
     from scaling.engine.build import build_engine
-    from scaling.model.batch import Batch
     from scaling.parallel.grid import Ranks
 
     warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scaling.config import ModelConfig, OptimConfig
+from scaling.config.run_config import ModelConfig, OptimConfig
 
 
 def _rotary(seq_len: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from quiet import wait_for_quiet
 from rich.console import Console
 from rich.table import Table
 
-from scaling.rundir import RunDir
-from scaling.startup import STAGES
+from scaling.runs.directory import RunDir
+from scaling.runs.startup import STAGES
 
 KINDS = {"two workers, Ray and DeepSpeed": 2, "one worker, in process": 1}
 TOKENS = 2 * 16 * 256

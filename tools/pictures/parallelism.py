@@ -11,7 +11,7 @@ from pathlib import Path
 from canvas import BLUE, FAINT, GREEN, INK, LINE, QUIET, RANKS, SKY, VERMILION, Canvas, tint
 from schedule import bubble, followed
 
-from scaling.plan.degrees import PipelineSchedule
+from scaling.planner.layout import PipelineSchedule
 
 N = 4  # ranks or stages of each picture but that of tensor parallelism, which has two
 

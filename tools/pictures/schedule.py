@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.engine.deepspeed import import_deepspeed
-from scaling.plan.degrees import Layout, PipelineSchedule
+from scaling.planner.layout import Layout, PipelineSchedule
 
 
 @dataclass(frozen=True)

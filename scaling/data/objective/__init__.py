@@ -3,7 +3,7 @@
 An objective is a function of sequences (B, S) and their numbers in the order of the run: one that hides or corrupts tokens
 derives its randomness from (seed, number) alone, so that the data position stays one integer.
 
-Shapes: B sequences, S tokens of a stored sequence (`plan/lengths.py` says how many an objective asks for).
+Shapes: B sequences, S tokens of a stored sequence (`planner/cost/lengths.py` says how many an objective asks for).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.config.run_config import RunConfig
 from scaling.data.objective.causal_lm import CausalLM, causal_lm
 from scaling.data.objective.masked_lm import MaskedLM
 from scaling.data.objective.prefix_lm import PrefixLM
 from scaling.data.objective.seq2seq import Seq2Seq
 from scaling.data.objective.span_corruption import SpanCorruption
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import Batch
+from scaling.data.tokenizer.byte_level import Tokenizer
 
 __all__ = ["MakeBatch", "causal_lm", "make_batch_for"]
 

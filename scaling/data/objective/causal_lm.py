@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scaling.config import RunConfig
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import Batch
+from scaling.batch import Batch
+from scaling.config.run_config import RunConfig
+from scaling.data.tokenizer.byte_level import Tokenizer
 
 
 def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:

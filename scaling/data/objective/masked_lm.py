@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scaling.config import RunConfig
+from scaling.batch import IGNORED, Batch
+from scaling.config.run_config import RunConfig
 from scaling.data.objective.random import choose, generator
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import IGNORED, Batch
-from scaling.plan.lengths import masked_tokens
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.planner.cost.lengths import masked_tokens
 
 KEPT, REPLACED = 0.1, 0.1
 """Parts of the chosen tokens that stay as they are, and that become a random one; the rest become the mask (Devlin et al.

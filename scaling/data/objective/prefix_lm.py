@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scaling.config import RunConfig
+from scaling.batch import IGNORED, PADDING, Batch
+from scaling.config.run_config import RunConfig
 from scaling.data.objective.random import generator
 from scaling.data.objective.span_corruption import shifted
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import IGNORED, PADDING, Batch
+from scaling.data.tokenizer.byte_level import Tokenizer
 
 
 class PrefixLM:

@@ -12,10 +12,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from scaling.config import RunConfig
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import IGNORED, PADDING, Batch
-from scaling.plan.lengths import lengths
+from scaling.batch import IGNORED, PADDING, Batch
+from scaling.config.run_config import RunConfig
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.planner.cost.lengths import lengths
 
 
 class Seq2Seq:

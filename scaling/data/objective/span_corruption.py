@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scaling.config import RunConfig
+from scaling.batch import Batch
+from scaling.config.run_config import RunConfig
 from scaling.data.objective.random import composition, generator
-from scaling.data.tokenizer import Tokenizer
-from scaling.model.batch import Batch
-from scaling.plan.lengths import hidden_spans
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.planner.cost.lengths import hidden_spans
 
 
 class SpanCorruption:

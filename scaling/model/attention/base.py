@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.cache import Cache
 from scaling.model.layers import working
 from scaling.model.position import Context, Rotation, rotate

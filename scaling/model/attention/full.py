@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.base import HEADS, Attention
 from scaling.model.attention.cache import Cache, KVCache
-from scaling.model.attention.pieces import attend_in_pieces, sdpa
 from scaling.model.attention.ring import ring_attention
+from scaling.model.attention.tiles import attend_in_pieces, sdpa
 from scaling.model.layers import working
 from scaling.model.position import Context
 from scaling.model.split import WHOLE, OutputLinear, Split

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import attend_all
-from scaling.model.attention.pieces import sdpa
 from scaling.model.attention.sparse import (
     from_blocks,
     gather_near,
@@ -26,6 +25,7 @@ from scaling.model.attention.sparse import (
     queries_in_blocks,
     to_blocks,
 )
+from scaling.model.attention.tiles import sdpa
 from scaling.model.position import BiasAt, Context, bias_grid
 
 

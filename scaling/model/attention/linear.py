@@ -15,8 +15,8 @@ from torch import Tensor
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import CrossAttention, KeyValues
-from scaling.model.attention.pieces import PIECE
 from scaling.model.attention.sparse import BEYOND, from_blocks, queries_in_blocks, to_blocks
+from scaling.model.attention.tiles import PIECE
 from scaling.model.position import Context, Rotation, rotate
 
 CHUNK = 64

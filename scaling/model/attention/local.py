@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache, WindowCache
 from scaling.model.attention.full import attend_all
-from scaling.model.attention.pieces import sdpa
+from scaling.model.attention.tiles import sdpa
 from scaling.model.position import Context, bias_grid
 
 CHUNKS_PER_WINDOW = 2

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.full import FullAttention
-from scaling.model.attention.pieces import PIECE, mask_of
+from scaling.model.attention.tiles import PIECE, mask_of
 from scaling.model.position import Context
 
 

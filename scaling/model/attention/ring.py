@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaling.model.attention.pieces import PIECE
+from scaling.model.attention.tiles import PIECE
 from scaling.model.position import BiasAt
 from scaling.parallel.collectives import Group, pass_on
 

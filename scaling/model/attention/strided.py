@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache, KVCache
 from scaling.model.attention.full import attend_all
-from scaling.model.attention.pieces import sdpa
 from scaling.model.attention.sparse import (
     from_blocks,
     gather_near,
@@ -23,6 +22,7 @@ from scaling.model.attention.sparse import (
     queries_in_blocks,
     to_blocks,
 )
+from scaling.model.attention.tiles import sdpa
 from scaling.model.position import Context
 
 

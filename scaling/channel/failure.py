@@ -1,0 +1,43 @@
+"""How a rank's error reaches the driver: as data, before the others notice, and told apart from what only follows from it."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from scaling.channel.base import Channel, encode_error
+from scaling.errors import ScalingError, SupersededError
+from scaling.redaction import redact
+
+_OF_COLLECTIVES = ("gloo", "nccl", "c10d", "processgroup", "connection closed by peer", "connection reset by peer")
+"""Words of errors that a rank raises because another has gone: torch raises plain RuntimeErrors for most of them."""
+
+
+def errors_dir(run_dir: Path | str) -> Path:
+    """Where ranks leave tracebacks and stacks."""
+    path = Path(run_dir) / "errors"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether the error says no more than that another rank has gone."""
+    if type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError):  # torch.distributed.DistError and kinds of it
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _OF_COLLECTIVES)
+
+
+def tell(error: BaseException, channel: Channel, run_dir: Path | str, rank: int) -> None:
+    """Send an error to the driver, once: a ScalingError as it is, any other as a line, with its traceback in a file."""
+    if getattr(error, "told", False) or isinstance(error, SupersededError) or not isinstance(error, Exception):
+        return
+    vars(error)["told"] = True
+    if isinstance(error, ScalingError):
+        channel.send("fatal", encode_error(error) | {"rank": rank})
+        return
+    path = errors_dir(run_dir) / f"rank-{rank:05d}.txt"
+    path.write_text(redact("".join(traceback.format_exception(error))))
+    summary = redact("".join(traceback.format_exception_only(error)).strip())
+    consequence = is_consequence(error)
+    channel.send("crashed", {"rank": rank, "error": summary, "traceback": str(path), "consequence": consequence})

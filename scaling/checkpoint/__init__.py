@@ -1,0 +1,1 @@
+"""Checkpoints: fragments by parameter name, a manifest, one atomic commit."""

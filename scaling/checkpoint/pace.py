@@ -1,0 +1,49 @@
+"""When it is time for a checkpoint, by the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import fmean
+
+from scaling.planner.cost.failures import checkpoint_interval_s
+
+_FIRST_BYTES_PER_S = 1e9
+"""Of copying into the host's memory, until a save has been measured: assumption (`plan.cost`)."""
+
+
+class Pace:
+    """The clock of the first rank, whose word the others follow. interval_s: from one checkpoint to the next.
+
+    minutes: a fixed interval; None lets it follow from what saves are measured to cost, which is estimated by the bytes that a
+    rank saves until there was one. hours_between: mean time between failures.
+    """
+
+    def __init__(
+        self, minutes: float | None, hours_between: float, own_bytes: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._minutes, self._hours_between, self._now = minutes, hours_between, now
+        self._expected_s = own_bytes / _FIRST_BYTES_PER_S
+        self._costs_s: list[float] = []
+        self._writes_s: list[float] = []
+        self._begun_s = now()
+
+    @property
+    def interval_s(self) -> float:
+        if self._minutes is not None:
+            return 60 * self._minutes
+        cost_s = fmean(self._costs_s) if self._costs_s else self._expected_s
+        return checkpoint_interval_s(cost_s, fmean(self._writes_s or [0.0]), self._hours_between)
+
+    @property
+    def wanted(self) -> bool:
+        return self._now() - self._begun_s >= self.interval_s
+
+    def saving(self) -> None:
+        """A snapshot is taken now."""
+        self._begun_s = self._now()
+
+    def measured(self, cost_s: float, write_s: float) -> None:
+        """What a checkpoint has cost training, and how long it took until it was on the disk."""
+        self._costs_s.append(cost_s)
+        self._writes_s.append(write_s)

@@ -1,0 +1,1 @@
+"""Hydra's composition of conf/ and the command line into a checked RunConfig."""

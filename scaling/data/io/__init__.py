@@ -1,0 +1,1 @@
+"""Bytes of files in directories and behind URLs."""

@@ -1,0 +1,1 @@
+"""Sources of text -> documents -> tokens -> shards and an index."""

@@ -1,0 +1,1 @@
+"""Shards -> sequences in the order that one integer fixes -> batches."""

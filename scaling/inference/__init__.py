@@ -1,0 +1,1 @@
+"""Trained runs opened for use: prompts, sampling, beam search, gaps, text."""

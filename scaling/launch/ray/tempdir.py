@@ -1,0 +1,74 @@
+"""Directories of embedded clusters: one a driver, and gone with it, at the latest when the next driver starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scaling.launch.ray import guardian
+
+_NAME = re.compile(r"^scaling-ray-(\d+)-")
+_OWNER = "owner.json"
+_guardians: list[subprocess.Popen[bytes]] = []
+"""Kept, so that the pipes to them stay open as long as this process lives."""
+
+
+def session_directory() -> Path:
+    """A new directory for this driver's cluster, with a guardian; removes those that drivers killed outright have left behind.
+
+    Its path is short: Ray puts Unix sockets into it, whose paths may have at most 107 bytes.
+    """
+    root = Path(tempfile.gettempdir())
+    for path in root.glob("scaling-ray-*"):
+        match = _NAME.match(path.name)
+        if match and not _is_driven(path, int(match.group(1))):
+            remove_tree(path)
+    path = Path(tempfile.mkdtemp(prefix=f"scaling-ray-{os.getpid()}-", dir=root))
+    (path / _OWNER).write_text(json.dumps(_identity(os.getpid())))
+    _guard(path)
+    return path
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory whose owner may still be closing its last files in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def end_processes(session: Path) -> None:
+    """End the processes that name this session's directory on their command lines, as all of Ray's do."""
+    for pid in guardian.belonging_to(str(session)):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _guard(path: Path) -> None:
+    command = [sys.executable, "-I", "-S", guardian.__file__, str(path)]
+    null = subprocess.DEVNULL
+    _guardians.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True))
+
+
+def _is_driven(path: Path, pid: int) -> bool:
+    """Whether the process that made the directory lives: another may have its number by now."""
+    now = _identity(pid)
+    try:
+        made_by = json.loads((path / _OWNER).read_text())
+    except (OSError, ValueError):
+        made_by = now  # it has not come to say so yet
+    return now is not None and now == made_by
+
+
+def _identity(pid: int) -> list[str] | None:
+    """What tells a process from all others: the kernel's start, and its own, in ticks since then; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), fields[19]]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,168 @@
+"""One run from its configuration to its summary: what the process at the user's terminal does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scaling.config.run_config import RunConfig
+from scaling.data.corpus import Corpus
+from scaling.data.preflight import check_inputs, check_lengths
+from scaling.data.prepare.cached import ensure_corpus
+from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, DataError, RunDirError, ScalingError
+from scaling.launch import interrupt as door
+from scaling.launch.base import InProcessLaunch, Launch
+from scaling.launch.console import ProgressLine, starting_text
+from scaling.launch.signals import StopSignals, event_of
+from scaling.launch.summary import draw_curve, finish, print_summary
+from scaling.launch.watch import Watch
+from scaling.metrics.sinks import back_fill
+from scaling.planner.machines.detect import check_available, resolve_cluster
+from scaling.planner.measured.calibrate import scale_of
+from scaling.planner.run_plan import RunPlan, make_plan
+from scaling.planner.show.plan import plan_table
+from scaling.planner.world_sizes import elastic_sizes
+from scaling.runs.directory import RunDir
+from scaling.runs.startup import Marks, begin, mark
+
+
+def drive(config: RunConfig) -> int:
+    """Plan, and unless `dry_run`, train until the end or until asked to stop. Returns the exit code; raises ScalingError."""
+    marks = begin()
+    mark(marks, "composed")
+    console = Console()
+    config = resolve_cluster(config)
+    plan, sizes = make_plan(config, time_scale=scale_of(config)), elastic_sizes(config)
+    run_dir = RunDir.for_config(config)
+    console.print(plan_table(config, plan, run_dir.path))
+    if len(sizes) > 1:
+        console.print(f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go.")
+    if config.dry_run:
+        check_inputs(config)
+        return EXIT_FINISHED
+    check_available(config)
+    if run_dir.state() != "finished":
+        check_inputs(config)  # before there is a directory of a run that cannot be
+    run_dir.create()
+    with run_dir.lock():
+        for text in run_dir.mend():
+            console.print(text, highlight=False, markup=False)
+        summary = run_dir.read_summary()
+        if run_dir.state() == "finished" and summary is not None:
+            console.print("This run is finished; nothing is left to do.", highlight=False)
+            print_summary(console, run_dir, summary)
+            if run_dir.read_plan() is None:
+                run_dir.write_plan(plan.to_dict())
+            back_fill(config, run_dir.path, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+            return EXIT_FINISHED
+        open_run(run_dir, config, plan)
+        try:
+            return _train(config, plan, sizes, run_dir, console, marks)
+        except door.Stopped as stopped:
+            run_dir.settle_account()
+            run_dir.event(event_of(stopped.signal), reason=stopped.signal, command_s=marks["command"])
+            raise
+        except ScalingError as error:
+            run_dir.failed(error, command_s=marks["command"])
+            draw_curve(config, run_dir)
+            raise
+
+
+def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
+    if config.run.resume == "never" and run_dir.state() != "new":
+        raise RunDirError(
+            f"{run_dir.path} holds a run that has begun",
+            "run.resume=never",
+            "Continue it with run.resume=auto, or begin another with run.name=NAME.",
+        )
+    run_dir.write_config(config)
+    run_dir.write_plan(plan.to_dict())
+    run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
+
+
+def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunDir, console: Console, marks: Marks) -> int:
+    corpus_dir, skipped = prepare_corpus(config, run_dir, console)  # which a signal interrupts: it may take long
+    with StopSignals() as signals:
+        with ExitStack() as cleanup:
+            spec = {
+                "config": config.model_dump(),
+                "run_dir": str(run_dir.path),
+                "corpus_dir": str(corpus_dir),
+                "skipped_shards": skipped,
+                "sizes": list(sizes),
+                "startup": marks,
+            }
+            mark(marks, "prepared")
+            progress = cleanup.enter_context(ProgressLine(console, planned=plan.time is not None))
+            progress.waiting(starting_text(config, plan.layout.world_size))
+            launch = cleanup.enter_context(_launch(config, plan, spec))
+            result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
+        run_dir.settle_account()
+        if not result["finished"]:
+            reason = signals.received or result["reason"]
+            took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
+            run_dir.event(signals.event, step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
+            _say_stopped(console, signals, result)
+            draw_curve(config, run_dir)
+            return EXIT_STOPPED
+    summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
+    print_summary(console, run_dir, summary)
+    return EXIT_FINISHED
+
+
+def _say_stopped(console: Console, signals: StopSignals, result: dict[str, Any]) -> None:
+    verb = "Stopped" if signals.event == "stopped" else "Preempted"
+    reason = signals.by or result["reason"]
+    if result["step"] is None:
+        console.print(f"{verb} before the first step by {reason}; the same command continues from there.", highlight=False)
+    else:
+        console.print(f"{verb} at step {result['step']} by {reason}; the same command continues from there.", highlight=False)
+
+
+def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
+    """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
+    directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
+    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    corpus = Corpus.open(directory)
+    bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
+    bad_held_out = corpus.check("val")
+    if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
+        first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
+        raise DataError(
+            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first {first.name}: {first.reason}",
+            f"data={config.data.kind}",
+            "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
+        )
+    for shard in bad:
+        run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)
+        console.print(f"Training without shard {shard.name}: {shard.reason}", highlight=False)
+    skipped = [shard.name for shard in bad]
+    check_lengths(config, Corpus.open(directory, skipped))
+    return directory, skipped
+
+
+def _corpus_reporter(console: Console) -> Callable[[str, float | None], None]:
+    """Print each stage of the corpus's preparation once, however often its share is reported."""
+    seen: set[str] = set()
+
+    def report(text: str, share: float | None) -> None:
+        if text not in seen:
+            seen.add(text)
+            console.print(f"Corpus: {text}", highlight=False)
+
+    return report
+
+
+def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
+    from scaling.launch.entry import worker_entry
+
+    if plan.layout.world_size == 1 and config.cluster.kind == "embedded":
+        return InProcessLaunch(worker_entry, spec)
+    from scaling.launch.ray.trainer import RayLaunch
+
+    return RayLaunch(worker_entry, spec, config.cluster, spec["sizes"], debug=config.scaling.debug)

@@ -1,0 +1,1 @@
+"""The door to Ray Tune: searches whose trials are ordinary runs."""

@@ -1,0 +1,89 @@
+"""`python -m scaling.plan`: every legal layout of a model on a cluster, ranked, before a device is held."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling.composition import flags as asked
+from scaling.composition.compose import compose, keys
+from scaling.composition.flags import answered
+from scaling.config.spelling import no_flag
+from scaling.errors import ConfigError, PlanError, ScalingError
+from scaling.planner.machines.detect import resolve_cluster
+from scaling.planner.measured.calibrate import scale_of
+from scaling.planner.ranking import ranked_plan
+from scaling.planner.show.ranking import lines
+from scaling.runs.files import to_json
+from scaling.screen import print_help, print_items
+
+HELP = """\
+python -m scaling.plan [GROUP=OPTION] [KEY=VALUE] ... [--json] [--refused]
+
+Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys are those of python -m scaling.run --help.
+
+  python -m scaling.plan model=gpt_13b cluster=8x8xA100 train.global_batch_size=1024
+  python -m scaling.plan model=gpt_7b cluster=2x8xL40S plan.top=10 --refused
+  python -m scaling.plan model=gpt_1b cluster=8xH100 plan.output=plan.json plan.calibrate=rows.csv
+
+--json       print the whole answer as JSON
+--refused    list the layouts that break a rule, with the rule, and those that do not fit, with what they need
+layout=manual layout.tp=2 ...  rank the layouts that have what is fixed
+score TABLE.csv ...  predict the rows of tables of measurements; see score --help
+cluster=NxMxGPU  N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible
+
+Exit codes: 0 something fits; 2 configuration wrong, or nothing fits.
+"""
+FLAGS = ("--json", "--refused")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["score"]:
+        from scaling.planner.measured.score import main as score_tables
+
+        return score_tables(words[1:])
+    if answered(words, lambda: print_help(HELP)):
+        return 0
+    try:
+        return _plan(words)
+    except ScalingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _plan(words: list[str]) -> int:
+    flags = {word for word in words if word.startswith("-")}
+    if unknown := flags - set(FLAGS):
+        first = next(number for number, word in enumerate(words) if word in unknown)
+        raise no_flag(words, first, list(keys()), (*FLAGS, *asked.FLAGS))
+    config = resolve_cluster(compose([word for word in words if word not in flags]))
+    answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
+    text = to_json(answer, indent=1)
+    if config.plan.output:
+        _write(Path(config.plan.output).expanduser(), text)
+    if "--json" in flags:
+        print(text)
+    else:
+        print_items(lines(answer, config.plan.top))
+    return 0 if answer["layouts"] else PlanError.exit_code
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"plan.output={path} cannot be written: {error.strerror}", None, "Give a file in a directory that exists."
+        ) from error
+
+
+def entry(argv: Any = None) -> None:
+    """Console script."""
+    sys.exit(main(argv))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,1 @@
+"""What a step takes: memory, time, traffic, money, failures."""

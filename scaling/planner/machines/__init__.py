@@ -1,0 +1,1 @@
+"""The devices and links that a plan is made for."""

@@ -1,0 +1,1 @@
+"""Published measurements: tables read, predictions scored, a machine calibrated."""

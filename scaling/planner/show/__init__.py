@@ -1,0 +1,1 @@
+"""Plans and rankings on the screen."""

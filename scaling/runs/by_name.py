@@ -1,0 +1,82 @@
+"""Which run a word means: a directory, a name under run.root, or the beginning of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scaling.errors import ConfigError, RunDirError
+from scaling.runs.directory import RunDir
+
+
+def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
+    """The directory of a run by its path, or by its name under `root`: whole, without its id, or with the beginning of the id.
+
+    The beginning of the id alone will do. Of several, the one that was at work last. Raises ConfigError.
+
+    notice: is told which was taken, where several were meant.
+    """
+    if not run.strip():
+        raise ConfigError("run is empty", "from the command line", "Give a run's directory or name; scaling.status lists them.")
+    parent = RunDir(root).path
+    for path in (Path(run).expanduser().absolute(), parent / run):
+        if (path / "config.yaml").is_file():
+            return path
+    runs = [path for path in find_runs(parent) if (path / "config.yaml").is_file()]
+    meant = sorted((path for path in runs if _means(run, path.name)), key=_last_written_s)
+    if meant:
+        *others, newest = meant
+        if others:
+            notice(f"run={run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
+                   f"not {', '.join(path.name for path in reversed(others))}.")  # fmt: skip
+        return newest
+    names = [str(path.relative_to(parent)) for path in runs]
+    if Path(run).expanduser().is_dir():
+        raise ConfigError(f"run={run} is a directory without config.yaml, so it is no run", None, _suggestion(parent, names))
+    raise ConfigError(
+        f"there is no run {run!r}, neither here nor in {parent}", "from the command line", _suggestion(parent, names)
+    )
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Run directories at `root`, in it, or one level down (the runs of a study), by name. Raises RunDirError."""
+    if is_run(root):
+        yield root
+        return
+    for path in _subdirectories(root):
+        if is_run(path):
+            yield path
+        else:
+            yield from (inner for inner in _subdirectories(path) if is_run(inner))
+
+
+def is_run(path: Path) -> bool:
+    return (path / "events.jsonl").is_file() or (path / "config.yaml").is_file()
+
+
+def _means(word: str, directory: str) -> bool:
+    """NAME, NAME-BEGINNING_OF_ID or BEGINNING_OF_ID, of the directory NAME-ID."""
+    name, _, run_id = directory.rpartition("-")
+    return word == name or (directory.startswith(word) and len(word) > len(name) + 1) or run_id.startswith(word)
+
+
+def _last_written_s(path: Path) -> tuple[float, str]:
+    written_s = [file.stat().st_mtime for file in (path / "metrics.jsonl", path / "events.jsonl") if file.exists()]
+    return max(written_s, default=0.0), path.name
+
+
+def _subdirectories(root: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunDirError(f"cannot list {root}: {error.strerror}", fix="Choose another directory with run.root=DIR.") from error
+
+
+def _suggestion(parent: Path, runs: list[str]) -> str:
+    if not runs:
+        return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
+    shown = ", ".join(runs[:8]) + (f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else "")
+    return f"There are: {shown}."

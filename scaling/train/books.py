@@ -1,0 +1,102 @@
+"""The first rank's books, opened where a group of workers begins: the record, its views, and the account of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from scaling.channel.base import Channel, Heartbeat
+from scaling.checkpoint.fence import Fence
+from scaling.checkpoint.state import TrainState
+from scaling.checkpoint.store import FENCE
+from scaling.config.run_config import RunConfig
+from scaling.metrics.record import MetricLog
+from scaling.metrics.sinks import make_sinks
+from scaling.metrics.throughput import ThroughputMeter
+from scaling.planner.run_plan import RunPlan
+from scaling.runs.directory import RunDir
+from scaling.runs.goodput import RESTARTING, STARTING
+from scaling.runs.startup import Marks, mark, since_command
+from scaling.train.clock import Clock
+from scaling.train.ledger import Ledger
+from scaling.train.recorder import FirstRankRecorder
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the books need to know. workers: the group's name, as the fence gave it. processes: host and pid of every rank."""
+
+    config: RunConfig
+    plan: RunPlan
+    run_dir: RunDir
+    channel: Channel
+    heartbeat: Heartbeat
+    startup: Marks
+    clock: Clock
+    workers: str
+    processes: list[list[str | int]]
+
+    def recorder(
+        self, restored: TrainState | None, data_values: Callable[[int], dict[str, float]], cleanup: ExitStack
+    ) -> FirstRankRecorder:
+        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position. Raises RunDirError."""
+        step = restored.step if restored else None
+        sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
+        log = MetricLog(self.run_dir.metrics, sinks, self._check)
+        cleanup.callback(log.close)
+        recorded_step = log.last_step()
+        wall_s = log.resume(step)
+        if restored is not None:
+            self._tell_of_gap(log.recorded_step, restored)
+        ledger = self._ledger(restored, recorded_step, cleanup)
+        self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
+        return FirstRankRecorder(
+            log, self._meter(), self.heartbeat, self.plan,
+            ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
+            data_values=data_values,
+        )  # fmt: skip
+
+    def _tell_of_gap(self, recorded_step: int, restored: TrainState) -> None:
+        """Note that records before the checkpoint are missing, where they are: nobody can write them again."""
+        wanted = restored.step - restored.n_logged
+        if recorded_step < wanted:
+            gap = {"first_step": recorded_step + 1, "last_step": wanted}
+            self.run_dir.event("record_gap", step=restored.step, **gap)
+            self.channel.send("record_gap", gap)
+
+    def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:
+        """Settle the account of the workers before, note where this group begins, and keep its own from there."""
+        step = restored.step if restored else 0
+        self.run_dir.settle_account()
+        ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice, self._check)
+        ledger.step(recorded_step)
+        ledger.step(step)
+        self.run_dir.event(
+            "resume" if restored else "start", step=step, world_size=self.plan.layout.world_size, workers=self.workers,
+            command_s=self.startup["command"], reached_step=ledger.reached_step, processes=self.processes,
+        )  # fmt: skip
+        self.clock.begin(RESTARTING if ledger.restarts else STARTING)
+        self.heartbeat.also(ledger.beat)
+        cleanup.callback(lambda: ledger.beat(last=True))
+        return ledger
+
+    def _check(self) -> None:
+        """Raise SupersededError where another group of workers has the run."""
+        Fence(self.run_dir.checkpoints / FENCE).check(self.workers)
+
+    def _notice(self, text: str) -> None:
+        self.channel.send("notice", {"text": text})
+
+    def _meter(self) -> ThroughputMeter:
+        device = self.config.cluster.device
+        peak_tflops = device.peak_tflops_bf16 if self.config.dtype == "bf16" else device.peak_tflops_fp32
+        return ThroughputMeter(
+            self.plan.counts.flops_per_token,
+            self.plan.layout.world_size,
+            peak_tflops * 1e12 if peak_tflops is not None else None,
+        )
+
+    def _first_step(self, state: TrainState) -> None:
+        mark(self.startup, "first_step")
+        self.run_dir.event("first_step", step=state.step, startup_s=since_command(self.startup))

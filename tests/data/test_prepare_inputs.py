@@ -1,0 +1,305 @@
+"""What inputs name is read, whatever it is called and however it is linked; what is not read is counted and named."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from backports import zstd
+
+from scaling import prepare
+from scaling.config.paths import matching, oddity, split_paths
+from scaling.config.run_config import DataConfig
+from scaling.data.io.fetch import local_path
+from scaling.data.io.hub import _is_data
+from scaling.data.io.open_input import _window_bytes
+from scaling.data.prepare.inputs import find_pieces
+from scaling.data.prepare.pieces import Reading, read_piece
+from scaling.data.prepare.recipe import inputs_of
+from scaling.data.prepare.sources import UnfitText, find_source, read_pairs
+from scaling.errors import ConfigError, DataError
+from tests.support.prepare_inputs import json_lines, tar_of, texts
+
+MARK = codecs.BOM_UTF8
+DOCUMENTS = texts(6)
+
+
+def read(*inputs: str, field: str = "text", member: str = "txt", **options) -> tuple[list[str], list[str]]:
+    """The documents, sorted, and what was reported. What is unfit is raised."""
+    told: list[str] = []
+    pieces = find_pieces(inputs, report=lambda message, part: told.append(message), **options)
+    found = [text for piece in pieces for text in read_piece(piece, Reading(field, member))]
+    for text in found:
+        if isinstance(text, UnfitText):
+            raise text
+    return sorted(found), told
+
+
+def table(documents: list[str], path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": documents}), path)
+
+
+# Byte order marks
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("a.jsonl", MARK + json_lines(DOCUMENTS), {}),
+        ("joined.jsonl", MARK + json_lines(DOCUMENTS[:3]) + MARK + json_lines(DOCUMENTS[3:]), {}),
+        ("a.jsonl.gz", gzip.compress(MARK + json_lines(DOCUMENTS)), {}),
+        ("a.JSONL.ZST", zstd.compress(MARK + json_lines(DOCUMENTS)), {}),
+        ("a.tar", tar_of({f"{i}.txt": MARK + text.encode() for i, text in enumerate(DOCUMENTS)}), {}),
+        ("b.tar", tar_of({f"{i}.json": MARK + json_lines([text]) for i, text in enumerate(DOCUMENTS)}), {"member": "json"}),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, content, options):
+    (tmp_path / name).write_bytes(content)
+    assert read(str(tmp_path / name), **options)[0] == sorted(DOCUMENTS)
+
+
+@pytest.mark.parametrize("by_line", [False, True])
+def test_a_mark_begins_a_file_and_is_text_elsewhere(tmp_path, by_line):
+    (tmp_path / "a.txt").write_bytes(MARK + b"one\n\xef\xbb\xbftwo\n")
+    expected = ["one", "\ufefftwo"] if by_line else ["one\n\ufefftwo\n"]
+    assert read(str(tmp_path / "a.txt"), by_line=by_line)[0] == expected
+
+
+def test_a_mark_before_pairs_is_no_text(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(MARK + b"one\teins\n")
+    source = find_source(DataConfig(kind="text_pairs", path=str(tmp_path / "a.tsv"), cache_dir="unused"))
+    assert [text for _, text in read_pairs(source)] == ["one\x1eeins"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_other_encodings_are_named_by_their_mark(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes(json_lines(["text"]).decode().encode(encoding))
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8 (.|\n)*iconv -f {encoding.upper()} "):
+        read(str(tmp_path / name))
+
+
+# Links, folders and what is left out
+
+
+def test_what_a_pattern_names_and_is_no_file_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to("gone")
+    with pytest.raises(DataError, match=r"b\.txt is a link to nothing \(gone\)"):
+        read(f"{tmp_path}/*.txt")
+    with pytest.raises(DataError, match="link to nothing"):
+        find_source(DataConfig(kind="text_files", path=f"{tmp_path}/*.txt", cache_dir="unused"))
+    (tmp_path / "b.txt").unlink()
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(DataError, match=r"b\.txt is a pipe"):
+        read(f"{tmp_path}/*.txt")
+    assert oddity(tmp_path) is oddity(tmp_path / "a.txt") is None
+
+
+def test_links_in_folders_are_followed_and_circles_end(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    (blobs / "more").mkdir(parents=True)
+    (snapshot / "deep").mkdir(parents=True)
+    for i, text in enumerate(DOCUMENTS[:3]):
+        (blobs / f"blob{i}").write_text(text)
+        (snapshot / f"f{i}.txt").symlink_to(f"../blobs/blob{i}")
+    (blobs / "more" / "g.md").write_text(DOCUMENTS[3])
+    (snapshot / "linked").symlink_to(blobs / "more")
+    (snapshot / "deep" / "circle").symlink_to(snapshot)
+    (snapshot / "deep" / "h.TXT").write_text(DOCUMENTS[4])
+    assert read(str(snapshot)) == (sorted(DOCUMENTS[:5]), [])
+    assert read(f"{snapshot}/**") == (sorted(DOCUMENTS[:5]), [])
+
+
+def test_all_that_a_folder_holds_is_read_or_named(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "sub" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    for name in ("b.jsonl", "c.jsonl.gz", "d.jsonl", "README", "sub/e.PNG"):
+        (tmp_path / name).write_bytes(b"x")
+    found, told = read(str(tmp_path))
+    assert found == ["a"]
+    assert sorted(told) == [
+        f"left out 1 link to nothing or special file: {tmp_path / 'gone.txt'}",
+        "left out 2 folders, hidden or of caches: .git, __pycache__",
+        "left out 5 files of other endings: .jsonl (2), no ending, .jsonl.gz, .png",
+    ]
+
+
+def test_a_folder_of_other_files_says_which(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS))
+    with pytest.raises(ConfigError, match=r"left out 1 file of another ending: \.jsonl (.|\n)*suffixes=\.jsonl"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffixes", [(".jsonl",), ("jsonl",), (".JSONL",), ("*.jsonl",)])
+def test_suffixes_choose_files_that_are_read_as_what_they_are(tmp_path, suffixes):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS[:3]))
+    (tmp_path / "b.JSONL").write_bytes(json_lines(DOCUMENTS[3:]))
+    (tmp_path / "c.txt").write_text("left out")
+    found, told = read(str(tmp_path), suffixes=suffixes)
+    assert found == sorted(DOCUMENTS)
+    assert told == ["left out 1 file of another ending: .txt"]
+
+
+def test_suffixes_may_be_of_compressed_files_and_unknown(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "b.log").write_text("two")
+    table(["three"], tmp_path / "c.parquet")
+    assert read(str(tmp_path), suffixes=("txt.gz", "log", ".parquet"))[0] == ["one", "three", "two"]
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="closed cannot be read: Permission denied"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tar", "a.parquet"])
+def test_empty_files_are_named(tmp_path, name):
+    (tmp_path / name).touch()
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"nothing to read; left out 1 file that is empty: .*{name}"):
+        read(str(tmp_path / name))
+    (tmp_path / "b.txt").write_text("b")
+    assert read(f"{tmp_path}/*") == (["b"], [f"left out 1 file that is empty: {tmp_path / name}"])
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["weird [x] a.jsonl", "with,comma.jsonl", "*.jsonl", "{1,2}.jsonl", "a%20b#c?.jsonl", "hf:x.jsonl"]
+)
+def test_a_path_comes_before_a_pattern(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(json_lines(DOCUMENTS[:3]))
+    (tmp_path / "other.jsonl").write_bytes(json_lines(DOCUMENTS[3:]))
+    monkeypatch.chdir(tmp_path)
+    for text in (name, str(tmp_path / name)):
+        assert split_paths(f"other.jsonl,{text},other.jsonl") == ("other.jsonl", text, "other.jsonl")
+        assert inputs_of(DataConfig(kind="documents", path=text, cache_dir="unused")) == (text,)
+        assert read(text)[0] == sorted(DOCUMENTS[:3])
+        assert find_source(DataConfig(kind="text_files", path=text, cache_dir="unused")).files == (tmp_path / name,)
+        assert Path(local_path(text)).absolute() == tmp_path / name
+
+
+@pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "file:{}", "FILE://{}"])
+def test_file_urls_are_paths(tmp_path, form):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "c#1.jsonl").write_bytes(json_lines(DOCUMENTS))
+    for end in ("c%231.jsonl", "c?1.jsonl", "*.jsonl"):
+        assert read(form.format(str(folder).replace(" ", "%20")) + f"/{end}")[0] == sorted(DOCUMENTS)
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a,b.txt").write_text("a")
+    assert split_paths("~/a,b.txt,c") == ("~/a,b.txt", "c")
+    assert matching("~/a,b.txt") == matching("~/*.txt") == [str(tmp_path / "a,b.txt")]
+    assert local_path("~/a,b.txt") == tmp_path / "a,b.txt"
+
+
+def test_endings_may_be_in_either_case(tmp_path):
+    (tmp_path / "a.JSONL.GZ").write_bytes(gzip.compress(json_lines(DOCUMENTS[:1])))
+    (tmp_path / "b.Json.Zst").write_bytes(zstd.compress(json_lines(DOCUMENTS[1:2])))
+    (tmp_path / "c.TAR").write_bytes(tar_of({"1.txt": DOCUMENTS[2].encode()}))
+    (tmp_path / "d.TGZ").write_bytes(gzip.compress(tar_of({"1.txt": DOCUMENTS[3].encode()})))
+    (tmp_path / "e.TXT.ZSTD").write_bytes(zstd.compress(DOCUMENTS[4].encode()))
+    table(DOCUMENTS[5:], tmp_path / "f.PARQUET")
+    assert read(f"{tmp_path}/*")[0] == sorted(DOCUMENTS)
+    assert _is_data("data/A.PARQUET")
+    assert _is_data("data/A.JSONL.GZ")
+
+
+# Compression
+
+
+@pytest.mark.parametrize("window_log", [27, 28, 31])
+def test_long_windows_of_zstd_are_read(tmp_path, window_log):
+    options = {zstd.CompressionParameter.window_log: window_log, zstd.CompressionParameter.content_size_flag: 0}
+    compressor = zstd.ZstdCompressor(options=options)
+    frame = compressor.compress(json_lines(DOCUMENTS[:3])) + compressor.flush()
+    assert _window_bytes(frame[:18]) == 1 << window_log
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(frame + zstd.compress(json_lines(DOCUMENTS[3:])))
+    assert read(str(path))[0] == sorted(DOCUMENTS)
+    path.write_bytes(frame[:-6])
+    with pytest.raises(DataError, match="is damaged"):
+        read(str(path))
+
+
+def test_the_window_of_a_single_segment_is_its_content():
+    for content in (b"x" * 10, b"x" * 1000, b"x" * 100_000):
+        assert _window_bytes(zstd.compress(content)[:18]) == len(content)
+    assert _window_bytes(b"") == _window_bytes(b"plain text") == 0
+
+
+# Values that are no text, and commands that come to nothing
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [(None, "null"), (["a"], "an array"), ({"a": 1}, "an object"), (3, "a number"), (True, "a boolean")],
+)
+def test_values_that_are_no_text_are_named(tmp_path, value, what):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}))
+    with pytest.raises(DataError, match=rf"has {what} in 'text', and no text(.|\n)*on_bad=skip") as raised:
+        read(str(tmp_path / "a.jsonl"))
+    assert "field=" not in str(raised.value)
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('[{"text": "a"}]')
+    with pytest.raises(DataError, match="is an array, not an object"):
+        read(str(tmp_path / "a.jsonl"))
+
+
+def test_columns_of_tables_are_texts_or_bytes_of_texts(tmp_path):
+    columns = {
+        "text": pyarrow.array(["a", None]),
+        "bytes": pyarrow.array([b"a", b"b"]),
+        "words": pyarrow.array(["a", "b"]).dictionary_encode(),
+        "list": [["a"], ["b"]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    assert read(path, field="bytes")[0] == read(path, field="words")[0] == ["a", "b"]
+    with pytest.raises(DataError, match="has null in 'text', and no text"):
+        read(path)
+    with pytest.raises(DataError, match=r"has list<.*> in column 'list', and no text(.|\n)*are: text, bytes, words;"):
+        read(path, field="list")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["field=content", "max_document=10", "tokenizer=bpe", "member=json", "inputs={}/a.jsonl"], ids=lambda word: word[:5]
+)
+def test_a_command_that_comes_to_nothing_leaves_the_directory_to_another(tmp_path, capsys, wrong):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS[:1]))
+    (tmp_path / "b.jsonl").write_bytes(json_lines(DOCUMENTS))
+    (tmp_path / "c.tar").write_bytes(tar_of({"1.txt": b"one"}))
+    right = {"inputs": f"{tmp_path}/*", "out": str(tmp_path / "out"), "tokenizer": "byte", "processes": "1"}
+    key, _, value = wrong.format(tmp_path).partition("=")
+    assert prepare.main([f"{name}={text}" for name, text in (right | {key: value}).items()]) in (1, 2)
+    assert not (tmp_path / "out" / ".work").exists()
+    assert (
+        prepare.main([f"{name}={text}" for name, text in right.items() if name != "inputs"] + [f"inputs={tmp_path}/[abc]*"]) == 0
+    )
+    assert "7 documents" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""What the driver makes of Ray: what it tells Ray Train, and what it does where a process of Ray's own dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from scaling.errors import LaunchError
+from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.elastic import ElasticTrainer
+from scaling.launch.ray.trainer import RayLaunch
+from scaling.planner.world_sizes import elastic_sizes
+from tests.support.configs import composed
+
+STANDING = (
+    "cluster=existing", "cluster.device.kind=cpu", "cluster.device.name=core", "cluster.device.memory_gb=12", "cluster.n_nodes=4",
+    "cluster.devices_per_node=1",
+)  # fmt: skip
+
+
+def test_ray_train_is_told_what_a_run_may_survive(tmp_path: Path) -> None:
+    config = composed(*STANDING, "cluster.preemptible=true", "cluster.max_failures=7", "cluster.max_preemptions=9")
+    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, config.cluster, elastic_sizes(config))
+    trainer = launch._trainer()
+    failures = trainer.run_config.failure_config
+    assert isinstance(trainer, ElasticTrainer)
+    assert (failures.max_failures, failures.max_preemption_failures) == (7, 9)
+    assert trainer.scaling_config.num_workers == (1, 4)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Ray's own, of this driver: `dead` of them, and `killed` all."""
+    from ray._private import worker
+
+    found: dict[str, Any] = {"dead": [], "killed": False}
+    node = SimpleNamespace(
+        dead_processes=lambda: [(kind, None) for kind in found["dead"]],
+        kill_all_processes=lambda **_: found.update(killed=True),
+    )
+    monkeypatch.setattr(worker, "_global_node", node)
+    return found
+
+
+def test_a_run_whose_ray_died_ends_with_a_word(tmp_path: Path, processes: dict[str, Any]) -> None:
+    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, composed().cluster, (2,))
+    launch._connected.set()
+    processes["dead"] = ["log_monitor"]
+    assert not launch.done(0), "nothing is lost without it"
+    processes["dead"] = ["log_monitor", "raylet"]
+    assert launch.done(0)
+    assert launch.receive() == [], "the store in which they tell may be what died"
+    with pytest.raises(LaunchError, match="raylet ended on this machine") as caught:
+        launch.result()
+    assert "The same command resumes" in str(caught.value)
+    launch.__exit__()
+    assert processes["killed"]
+    assert launch._ray.session is not None
+    assert not launch._ray.session.exists()
+
+
+def test_the_word_comes_as_well_where_training_ends_before_it_is_asked(
+    tmp_path: Path, processes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's controller dies with the raylet, and the thread that waits for it may see that first."""
+    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, composed().cluster, (2,))
+
+    def dead() -> Any:
+        raise RayActorError
+
+    monkeypatch.setattr(launch, "_trainer", lambda: SimpleNamespace(fit=dead))
+    processes["dead"] = ["raylet"]
+    with pytest.raises(RayActorError) as caught:
+        launch._fit()
+    launch._error = caught.value
+    launch._over.set()
+    assert launch.done(0)
+    with pytest.raises(LaunchError, match="raylet ended on this machine"):
+        launch.result()
+
+
+def test_a_standing_clusters_processes_are_its_own_matter(processes: dict[str, Any]) -> None:
+    processes["dead"] = ["raylet"]
+    assert RayCluster(composed(*STANDING).cluster, 4).lost_process() is None
