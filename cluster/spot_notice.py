@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Watch a cloud's notice that this machine will be taken back, and pass it on; ends when it has.
 
-    python cluster/spot_notice.py aws drain            on every node of a Ray cluster: the node is drained until the deadline
-    python cluster/spot_notice.py gcp signal PID       on a single machine: SIGTERM to the driver of a run, PID
+    python cluster/spot_notice.py aws drain            on every node of a Ray cluster: the node is
+      drained until the deadline
+    python cluster/spot_notice.py gcp signal PID       on a single machine: SIGTERM to the driver of
+      a run, PID
 
-The cloud is aws, gcp or azure. Drained nodes are seen by the run within ten seconds, which then writes a checkpoint and goes on
-without them, or stops with exit code 75. Sources: the clouds' pages on spot instance interruption notices (instance metadata
-service, version 2), on preemptible instances, and on scheduled events.
+The cloud is aws, gcp or azure. Drained nodes are seen by the run within ten seconds, which then
+writes a checkpoint and goes on without them, or stops with exit code 75. Sources: the clouds' pages
+on spot instance interruption notices (instance metadata service, version 2), on preemptible
+instances, and on scheduled events.
 """
 
 from __future__ import annotations
@@ -26,11 +29,16 @@ from email.utils import parsedate_to_datetime
 POLL_S = 1.0
 SECONDS_LEFT = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """From the notice to the end, where it does not say."""
-ADDRESSES = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal", "azure": "http://169.254.169.254"}
+ADDRESSES = {
+    "aws": "http://169.254.169.254",
+    "gcp": "http://metadata.google.internal",
+    "azure": "http://169.254.169.254",
+}
 
 
 def ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
-    """What the metadata service says; None where it says that there is nothing, or does not answer."""
+    """What the metadata service says; None where it says that there is nothing, or does not
+    answer."""
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -42,19 +50,30 @@ def ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
 
 def aws(address: str) -> datetime | bool:
     """When the machine ends, whether it ends at an unknown time, or False."""
-    token = ask(f"{address}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+    token = ask(
+        f"{address}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT"
+    )
     headers = {"X-aws-ec2-metadata-token": token} if token else {}
     found = ask(f"{address}/latest/meta-data/spot/instance-action", headers)
-    return datetime.fromisoformat(json.loads(found)["time"].replace("Z", "+00:00")) if found else False
+    return (
+        datetime.fromisoformat(json.loads(found)["time"].replace("Z", "+00:00")) if found else False
+    )
 
 
 def gcp(address: str) -> datetime | bool:
-    return ask(f"{address}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}) == "TRUE"
+    return (
+        ask(f"{address}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+        == "TRUE"
+    )
 
 
 def azure(address: str) -> datetime | bool:
     found = ask(f"{address}/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
-    events = [event for event in json.loads(found)["Events"] if event["EventType"] == "Preempt"] if found else []
+    events = (
+        [event for event in json.loads(found)["Events"] if event["EventType"] == "Preempt"]
+        if found
+        else []
+    )
     if not events:
         return False
     return parsedate_to_datetime(events[0]["NotBefore"]) if events[0].get("NotBefore") else True
@@ -85,14 +104,28 @@ def drain(left_s: float) -> int:
     node, address = ray.get_runtime_context().get_node_id(), ray.get_runtime_context().gcs_address
     ray.shutdown()
     command = [
-        "ray", "drain-node", "--address", address, "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message", "spot notice", "--deadline-remaining-seconds", str(int(left_s)),
-    ]  # fmt: skip
+        "ray",
+        "drain-node",
+        "--address",
+        address,
+        "--node-id",
+        node,
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot notice",
+        "--deadline-remaining-seconds",
+        str(int(left_s)),
+    ]
     return subprocess.run(command).returncode
 
 
 def main(words: list[str]) -> int:
-    known = words[:1] and words[0] in CLOUDS and (words[1:] == ["drain"] or (len(words) == 3 and words[1] == "signal"))
+    known = (
+        words[:1]
+        and words[0] in CLOUDS
+        and (words[1:] == ["drain"] or (len(words) == 3 and words[1] == "signal"))
+    )
     if not known:
         print(__doc__, file=sys.stderr)
         return 2

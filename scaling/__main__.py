@@ -1,4 +1,5 @@
-"""`python -m scaling COMMAND ...`, and `scaling COMMAND ...` where it is installed: any command by its name."""
+"""`python -m scaling COMMAND ...`, and `scaling COMMAND ...` where it is installed: any command by
+its name."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ def _own_answer(name: str) -> int:
     if answered([name], lambda: print_help(HELP)):
         return 0
     known = "=" in name
-    fix = f"To train: python -m scaling run {name}" if known else f"{did_you_mean(name, list(COMMANDS))}There are: "
+    fix = (
+        f"To train: python -m scaling run {name}"
+        if known
+        else f"{did_you_mean(name, list(COMMANDS))}There are: "
+    )
     fix += "" if known else f"{', '.join(COMMANDS)}."
     error = ConfigError(f"there is no command {name!r}", TYPED, fix)
     print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""What a model is given, and what its loss gives back. Objectives make batches, engines carry them, families read them.
+"""What a model is given, and what its loss gives back. Objectives make batches, engines carry them,
+families read them.
 
 Shapes: B sequences, T positions, U positions of an encoder beside a decoder.
 """
@@ -18,12 +19,14 @@ PADDING = -1
 
 
 class Batch(NamedTuple):
-    """Inputs and what they are to predict; int64 tensors, None where an objective has no use for one.
+    """Inputs and what they are to predict; int64 tensors, None where an objective has no use for
+    one.
 
     tokens_BT            inputs; of the decoder, where there are an encoder and a decoder
     targets_BT           the token that each position predicts; IGNORED is not scored
     source_BU            inputs of the encoder
-    documents_BT         number of the document of each position, PADDING for none: positions attend to their own document
+    documents_BT         number of the document of each position, PADDING for none: positions attend
+                         to their own document
                          only, also across from decoder to encoder. None: a row is one document
     source_documents_BU  the same of source_BU
     segments_BT          sentence A (0) or B (1) of BERT
@@ -39,7 +42,9 @@ class Batch(NamedTuple):
     classes_B: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch._make(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self)
+        return Batch._make(
+            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self
+        )
 
     def rows(self, rows: Tensor | slice) -> Batch:
         """Some of the sequences."""
@@ -56,10 +61,12 @@ class Loss(NamedTuple):
 
     nats       cross-entropy (fp32): what is reported and compared
     n_targets  how many targets it is summed over (int64)
-    objective  what training minimises (fp32): nats, or with label smoothing the smoothed cross-entropy, and what a family
-               adds to it. A term of whole sequences (balance of experts, sentence order) is counted once for each scored
-               target of its sequence; so however a global batch is cut into micro-batches and ranks, the sum of
-               objectives over the number of targets is the same.
+    objective  what training minimises (fp32): nats, or with label smoothing the smoothed
+               cross-entropy, and what a family
+               adds to it. A term of whole sequences (balance of experts, sentence order) is counted
+               once for each scored target of its sequence; so however a global batch is cut into
+               micro-batches and ranks, the sum of objectives over the number of targets is the
+               same.
     """
 
     nats: Tensor

@@ -27,14 +27,29 @@ all of it is there. With names=hf it opens in the transformers library.
 
 
 class ConvertOptions(Section):
-    run: str = Field(description="a run's directory, or its name under run.root, without its id where that is enough")
-    to: str = Field(min_length=1, description="the directory to make; it may not exist yet, unless it is empty")
-    root: str = Field("runs", alias="run.root", description="the directory of run directories, as for scaling.run")
-    step: int | None = Field(None, ge=0, description="the checkpoint after this step; default: the newest that is sound")
-    names: Literal["own", "hf"] = Field("own", description="own: weights as we call them; hf: as the transformers library does")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="bf16: weights rounded to half the size")
+    run: str = Field(
+        description="a run's directory, or its name under run.root, without its id where that is enough"
+    )
+    to: str = Field(
+        min_length=1, description="the directory to make; it may not exist yet, unless it is empty"
+    )
+    root: str = Field(
+        "runs", alias="run.root", description="the directory of run directories, as for scaling.run"
+    )
+    step: int | None = Field(
+        None, ge=0, description="the checkpoint after this step; default: the newest that is sound"
+    )
+    names: Literal["own", "hf"] = Field(
+        "own", description="own: weights as we call them; hf: as the transformers library does"
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: weights rounded to half the size"
+    )
     max_shard_size: Annotated[int, BeforeValidator(parse_bytes)] = Field(
-        "5GB", gt=0, validate_default=True, description="size of a file at most; a larger matrix has a file of its own"
+        "5GB",
+        gt=0,
+        validate_default=True,
+        description="size of a file at most; a larger matrix has a file of its own",
     )
 
 
@@ -43,14 +58,22 @@ def convert(options: ConvertOptions) -> None:
     from scaling.runs.by_name import find_run
 
     run = find_run(options.run, options.root, say)
-    from scaling.inference.consolidate import consolidate  # a mistake is told before torch is loaded
+    # a mistake is told before torch is loaded
+    from scaling.inference.consolidate import consolidate
 
     made = consolidate(
-        run, options.to, hf=options.names == "hf", dtype=options.dtype,
-        max_shard_bytes=options.max_shard_size, step=options.step, notice=say,
-    )  # fmt: skip
+        run,
+        options.to,
+        hf=options.names == "hf",
+        dtype=options.dtype,
+        max_shard_bytes=options.max_shard_size,
+        step=options.step,
+        notice=say,
+    )
     files = f"{made.n_files} file" + ("s" if made.n_files > 1 else "")
-    say(f"{run.name}, after step {made.step}: {format_bytes(made.total_bytes)} of {options.dtype} weights in {files}")
+    say(
+        f"{run.name}, after step {made.step}: {format_bytes(made.total_bytes)} of {options.dtype} weights in {files}"
+    )
     print(made.path)
 
 

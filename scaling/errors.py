@@ -22,7 +22,8 @@ EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
 
 class ScalingError(Exception):
-    """Base of every error that is the user's to mend. `fix` says what would work, `where` who set it; none of them a secret."""
+    """Base of every error that is the user's to mend. `fix` says what would work, `where` who set
+    it; none of them a secret."""
 
     exit_code = 1
 
@@ -42,7 +43,8 @@ class ConfigError(ScalingError):
 
 
 class PlanError(ScalingError):
-    """No legal layout, or an explicit one that breaks a rule of the model, the cluster or the engine."""
+    """No legal layout, or an explicit one that breaks a rule of the model, the cluster or the
+    engine."""
 
     exit_code = 2
 

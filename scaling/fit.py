@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         analysis = analyse(points, options)
         print_items(_shown(analysis))
         source = Path(str(options.study or options.table))
-        written = write_report(analysis, _directory(options), title=f"Scaling laws of {source.name}")
+        written = write_report(
+            analysis, _directory(options), title=f"Scaling laws of {source.name}"
+        )
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -57,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _directory(options: FitOptions) -> Path:
     if options.out is not None:
         return Path(options.out)
-    return Path(options.study) / "laws" if options.study is not None else Path(f"laws-{Path(str(options.table)).stem}")
+    return (
+        Path(options.study) / "laws"
+        if options.study is not None
+        else Path(f"laws-{Path(str(options.table)).stem}")
+    )
 
 
 def _shown(analysis: Analysis) -> Iterator[str | FittedTable]:
@@ -67,7 +73,12 @@ def _shown(analysis: Analysis) -> Iterator[str | FittedTable]:
     definitions = analysis.points.definitions
     n_points = counted(len(analysis.points), "point")
     yield f"{n_points}; N counts: {definitions.n_counts}; C counts: {definitions.c_counts}"
-    columns = (Column("form", left=True, wraps=True), Column("parameter", left=True), Column("value"), Column("interval"))
+    columns = (
+        Column("form", left=True, wraps=True),
+        Column("parameter", left=True),
+        Column("value"),
+        Column("interval"),
+    )
     table = FittedTable(columns, "Fitted forms, 95 % intervals by bootstrap over runs")
     for name, fitted in analysis.forms.items():
         drawn = fitted.fit.form.reported(fitted.bootstrap.theta)
@@ -78,13 +89,23 @@ def _shown(analysis: Analysis) -> Iterator[str | FittedTable]:
         table.add("", "objective", f"{fitted.fit.objective:.10g}", "")
     if table.rows:
         yield table
-    split_columns = (Column("approach", wraps=True), Column("a"), Column("95 % of a"), Column("b"), Column("95 % of b"))
+    split_columns = (
+        Column("approach", wraps=True),
+        Column("a"),
+        Column("95 % of a"),
+        Column("b"),
+        Column("95 % of b"),
+    )
     split = FittedTable(split_columns, "N* ~ C^a, D* ~ C^b")
     for row in exponent_rows(analysis):
         split.add(*row)
     if split.rows:
         yield split
-    yield from (f"Warning, {name}: {warning}" for name, fitted in analysis.forms.items() for warning in fitted.warnings)
+    yield from (
+        f"Warning, {name}: {warning}"
+        for name, fitted in analysis.forms.items()
+        for warning in fitted.warnings
+    )
     yield from (f"Not fitted, {name}: {reason}" for name, reason in analysis.refused.items())
 
 

@@ -1,4 +1,5 @@
-"""`python -m scaling.plan`: every legal layout of a model on a cluster, ranked, before a device is held."""
+"""`python -m scaling.plan`: every legal layout of a model on a cluster, ranked, before a device is
+held."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text + "\n")
     except OSError as error:
         raise ConfigError(
-            f"plan.output={path} cannot be written: {error.strerror}", None, "Give a file in a directory that exists."
+            f"plan.output={path} cannot be written: {error.strerror}",
+            None,
+            "Give a file in a directory that exists.",
         ) from error
 
 

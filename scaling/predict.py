@@ -32,21 +32,39 @@ PREDICTION = "prediction.json"
 class PredictOptions(Section):
     """What `python -m scaling.predict` is asked."""
 
-    fit: Place = Field(description="the directory of a report of python -m scaling.fit, or its fit.json")
-    form: str | None = Field(None, description="the form to predict with; default: the first fitted")
-    c: float | None = Field(None, gt=0, description="a budget in FLOPs: the best N and D, and their loss")
+    fit: Place = Field(
+        description="the directory of a report of python -m scaling.fit, or its fit.json"
+    )
+    form: str | None = Field(
+        None, description="the form to predict with; default: the first fitted"
+    )
+    c: float | None = Field(
+        None, gt=0, description="a budget in FLOPs: the best N and D, and their loss"
+    )
     n: float | None = Field(None, gt=0, description="parameters of a run, with d")
     d: float | None = Field(None, gt=0, description="tokens of a run, with n")
-    loss: float | None = Field(None, gt=0, description="a wanted loss in nats: the least budget that reaches it")
-    cluster: str | None = Field(None, description="a cluster of conf/cluster: hours, cost and energy of the recommended run")
-    model: str | None = Field(None, description="from_law: the nearest shape and the command that trains it")
-    out: Place | None = Field(None, description="file for the recommended configuration as YAML; default: none is written")
+    loss: float | None = Field(
+        None, gt=0, description="a wanted loss in nats: the least budget that reaches it"
+    )
+    cluster: str | None = Field(
+        None, description="a cluster of conf/cluster: hours, cost and energy of the recommended run"
+    )
+    model: str | None = Field(
+        None, description="from_law: the nearest shape and the command that trains it"
+    )
+    out: Place | None = Field(
+        None, description="file for the recommended configuration as YAML; default: none is written"
+    )
     launch: bool = Field(False, description="start that command")
     json_: bool = Field(False, alias="json", description="print one JSON object instead of text")
 
     @model_validator(mode="after")
     def _question(self) -> Self:
-        asked = [self.c is not None, self.n is not None or self.d is not None, self.loss is not None]
+        asked = [
+            self.c is not None,
+            self.n is not None or self.d is not None,
+            self.loss is not None,
+        ]
         if sum(asked) != 1:
             raise ValueError("ask one thing: c=FLOPS, n=PARAMETERS d=TOKENS, or loss=NATS")
         if (self.n is None) != (self.d is None):
@@ -54,7 +72,9 @@ class PredictOptions(Section):
         if self.model not in (None, "from_law"):
             raise ValueError(f"model={self.model} is unknown; there is model=from_law")
         if self.out is not None and not (self.model or self.cluster or self.launch):
-            raise ValueError("out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME")
+            raise ValueError(
+                "out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME"
+            )
         return self
 
 
@@ -75,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(PredictOptions, words, "scaling.predict")
         answer, lines, recommendation = _answer(options)
         if recommendation is not None and options.out is not None:
-            lines.insert(-1, f"  written to {_write(Path(options.out), recommendation, answer['recommended'])}")
+            lines.insert(
+                -1,
+                f"  written to {_write(Path(options.out), recommendation, answer['recommended'])}",
+            )
     except ScalingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -89,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recommendation | None]:
-    """The prediction as JSON values and as lines, and the run that it recommends, where one was asked for."""
+    """The prediction as JSON values and as lines, and the run that it recommends, where one was
+    asked for."""
     from scaling.errors import ConfigError
     from scaling.laws import store
     from scaling.laws.forecast import (
@@ -105,7 +129,11 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
     if form is None:
         raise ConfigError("no form was fitted there", "fit", "Fit one with python -m scaling.fit.")
     law = store.law_of(found, form)
-    answer: dict[str, Any] = {"form": form, "equation": law.form.equation, "definitions": asdict(law.definitions)}
+    answer: dict[str, Any] = {
+        "form": form,
+        "equation": law.form.equation,
+        "definitions": asdict(law.definitions),
+    }
     lines = [f"{form}: {law.form.equation}; N counts: {law.definitions.n_counts}; 95 % intervals"]
     flops, split = options.c, (options.n, options.d)
     if options.loss is not None:
@@ -120,27 +148,42 @@ def _answer(options: PredictOptions) -> tuple[dict[str, Any], list[str], Recomme
             decades_beyond(law, flops=run_flops, n_params=options.n, n_tokens=options.d),
         )
         answer |= {"flops": run_flops, "loss": asdict(estimate), "decades_beyond": decades}
-        lines += [f"N = {format_count(options.n)}, D = {format_count(options.d)}: {run_flops:.4g} FLOPs", _loss_line(estimate)]
+        lines += [
+            f"N = {format_count(options.n)}, D = {format_count(options.d)}: {run_flops:.4g} FLOPs",
+            _loss_line(estimate),
+        ]
         lines += _extrapolation(decades, law)
     elif flops is not None:
         optimum = best_of_budget(law, flops)
         approaches, prices = dict(_other_approaches(found, flops)), over_training(law, flops)
-        answer |= {"optimum": asdict(optimum), "approaches": {k: asdict(v) for k, v in approaches.items()}}
+        answer |= {
+            "optimum": asdict(optimum),
+            "approaches": {k: asdict(v) for k, v in approaches.items()},
+        }
         answer["over_training"] = [asdict(price) for price in prices]
         lines += [*_optimum_lines(optimum, approaches, law), *_price_lines(prices)]
         split = (optimum.n_params.value, optimum.n_tokens.value)
     metrics = _metrics(found, law, split)
     if metrics:
         answer["metric"] = {curve: asdict(value) for curve, value in metrics.items()}
-        lines += [f"  downstream metric, {curve}: {_shown(value)}" for curve, value in metrics.items()]
+        lines += [
+            f"  downstream metric, {curve}: {_shown(value)}" for curve, value in metrics.items()
+        ]
     recommendation = _recommended(options, found, law, split)
     if recommendation is not None:
         plan = recommendation.plan
         expected = loss_at(law, recommendation.n_params, plan.n_tokens)
         answer["recommended"] = {
-            "overrides": list(recommendation.overrides), "n_params": recommendation.n_params, "n_tokens": plan.n_tokens,
-            "flops": plan.flops, "hours": plan.hours, "usd": plan.usd, "kwh": plan.kwh, "form": form, "loss": asdict(expected),
-        }  # fmt: skip
+            "overrides": list(recommendation.overrides),
+            "n_params": recommendation.n_params,
+            "n_tokens": plan.n_tokens,
+            "flops": plan.flops,
+            "hours": plan.hours,
+            "usd": plan.usd,
+            "kwh": plan.kwh,
+            "form": form,
+            "loss": asdict(expected),
+        }
         lines += _run_lines(recommendation, expected)
     return answer, lines, recommendation
 
@@ -153,7 +196,8 @@ def _write(path: Path, recommendation: Recommendation, prediction: dict[str, Any
 
 
 def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
-    """Train the recommended run, its prediction written into its directory beforehand, and hold what it reaches against that."""
+    """Train the recommended run, its prediction written into its directory beforehand, and hold
+    what it reaches against that."""
     from scaling.runs.directory import RunDir
 
     run_dir = RunDir.for_config(recommendation.config)
@@ -184,7 +228,10 @@ def _verdict(loss: float | None, prediction: dict[str, Any]) -> str:
 
 
 def _recommended(
-    options: PredictOptions, found: dict[str, Any], law: Law, split: tuple[float | None, float | None]
+    options: PredictOptions,
+    found: dict[str, Any],
+    law: Law,
+    split: tuple[float | None, float | None],
 ) -> Recommendation | None:
     n, d = split
     if not (options.model or options.cluster or options.launch) or n is None or d is None:
@@ -196,8 +243,11 @@ def _recommended(
     return recommend(n, d, with_embeddings=counted, base=base_of(found), overrides=overrides)
 
 
-def _metrics(found: dict[str, Any], law: Law, split: tuple[float | None, float | None]) -> dict[str, Estimate]:
-    """The downstream metric of a run, by each curve that was fitted: the second step, on draws of the first."""
+def _metrics(
+    found: dict[str, Any], law: Law, split: tuple[float | None, float | None]
+) -> dict[str, Estimate]:
+    """The downstream metric of a run, by each curve that was fitted: the second step, on draws of
+    the first."""
     import numpy as np
 
     from scaling.laws import store
@@ -209,7 +259,10 @@ def _metrics(found: dict[str, Any], law: Law, split: tuple[float | None, float |
         return {}
     losses = predict_loss(law.form, law.sample(), np.array([n]), np.array([d]))[:, 0]
     curves = store.downstream_of(found)
-    return {fit.curve: estimate(np.append(fit.metric(losses[:1]), fit.metric_draws(losses[1:]))) for fit in curves}
+    return {
+        fit.curve: estimate(np.append(fit.metric(losses[:1]), fit.metric_draws(losses[1:])))
+        for fit in curves
+    }
 
 
 def _other_approaches(found: dict[str, Any], flops: float) -> Iterator[tuple[str, Estimate]]:
@@ -222,9 +275,10 @@ def _other_approaches(found: dict[str, Any], flops: float) -> Iterator[tuple[str
     if "envelope" in found:
         fits["envelope N*"] = found["envelope"]
     for name, fit in fits.items():
-        slopes, constants = (np.array([fit[one], *fit[many]], dtype=float) for one, many in (
-            ("exponent", "exponents"), ("log_coefficient", "log_coefficients")
-        ))  # fmt: skip
+        slopes, constants = (
+            np.array([fit[one], *fit[many]], dtype=float)
+            for one, many in (("exponent", "exponents"), ("log_coefficient", "log_coefficients"))
+        )
         yield name, estimate(np.exp(constants + slopes * np.log(flops)))
 
 
@@ -264,7 +318,9 @@ def _price_lines(prices: list[OverTraining]) -> list[str]:
     for price in prices:
         sizes = f"N {format_count(price.n_params)}, D {format_count(price.n_tokens)}"
         costs = f"training x {price.training_flops:.3g}, inference x {price.inference_flops:.2g}"
-        lines.append(f"    {sizes}: {costs}, cheaper in all beyond {format_count(price.break_even_tokens)} served tokens")
+        lines.append(
+            f"    {sizes}: {costs}, cheaper in all beyond {format_count(price.break_even_tokens)} served tokens"
+        )
     return lines
 
 

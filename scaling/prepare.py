@@ -1,4 +1,5 @@
-"""`python -m scaling.prepare`: text in files of many kinds -> a directory of shards for `data=shards data.path=DIR`."""
+"""`python -m scaling.prepare`: text in files of many kinds -> a directory of shards for
+`data=shards data.path=DIR`."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def _paths(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    return tuple(word for word in value.split(",") if word.strip(" .*")) if isinstance(value, str) else value
+    return (
+        tuple(word for word in value.split(",") if word.strip(" .*"))
+        if isinstance(value, str)
+        else value
+    )
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_paths)]
@@ -55,27 +60,47 @@ class PrepareOptions(Section):
         "hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
         ".parquet, webdataset .tar; of a folder every source file",
     )
-    max_files: int | None = Field(None, gt=0, description="of each URL with ranges and each data set, the first so many files")
+    max_files: int | None = Field(
+        None, gt=0, description="of each URL with ranges and each data set, the first so many files"
+    )
     out: str = Field(description="directory of the shards; made, or continued")
     tokenizer: str = Field(
-        "bpe", description="byte, bpe, wordpiece or unigram, learnt here; hf:NAME: one of the hub, or a path to a tokenizer.json"
+        "bpe",
+        description="byte, bpe, wordpiece or unigram, learnt here; hf:NAME: one of the hub, or a path to a tokenizer.json",
     )
-    vocab_size: Count | None = Field(None, gt=0, description=f"entries of a learnt vocabulary; default: {_VOCAB_SIZE}")
-    special_tokens: Literal["eot", "all"] = Field("eot", description="all: padding, class, separator and mask too")
-    n_sentinels: int = Field(0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)")
-    tokenizer_sample: Count = Field("100M", gt=0, validate_default=True, description="bytes of text it is learnt from, at most")
-    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
-    shard_tokens: Count = Field("1M", gt=0, validate_default=True, description="tokens in a shard, about")
-    document: Literal["file", "line"] = Field("file", description="what is a document in .txt files")
+    vocab_size: Count | None = Field(
+        None, gt=0, description=f"entries of a learnt vocabulary; default: {_VOCAB_SIZE}"
+    )
+    special_tokens: Literal["eot", "all"] = Field(
+        "eot", description="all: padding, class, separator and mask too"
+    )
+    n_sentinels: int = Field(
+        0, ge=0, description="tokens that stand for hidden spans (objective=span_corruption)"
+    )
+    tokenizer_sample: Count = Field(
+        "100M", gt=0, validate_default=True, description="bytes of text it is learnt from, at most"
+    )
+    val_fraction: float = Field(
+        0.05, gt=0, lt=0.5, description="part of the documents held out, by hash"
+    )
+    shard_tokens: Count = Field(
+        "1M", gt=0, validate_default=True, description="tokens in a shard, about"
+    )
+    document: Literal["file", "line"] = Field(
+        "file", description="what is a document in .txt files"
+    )
     field: str = Field("text", description="the text in JSON objects and parquet rows")
     member: str = Field("txt", description="extension of the texts in tars; json: its field")
     suffixes: Words | None = Field(
-        None, description="endings of files to read in folders, as .py,.jsonl; default: those of known languages"
+        None,
+        description="endings of files to read in folders, as .py,.jsonl; default: those of known languages",
     )
     on_bad: Literal["fail", "skip"] = Field(
         "fail", description="documents that are not UTF-8 or JSON, or too long: fail, or skip"
     )
-    max_document: Count = Field("64M", gt=0, validate_default=True, description="bytes of the longest document")
+    max_document: Count = Field(
+        "64M", gt=0, validate_default=True, description="bytes of the longest document"
+    )
     processes: int = Field(0, ge=0, description="processes at work; 0: as many as there are cores")
 
     @model_validator(mode="after")
@@ -85,7 +110,9 @@ class PrepareOptions(Section):
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
         if self.hub is not None and self.vocab_size is not None:
-            raise ValueError(f"vocab_size={self.vocab_size} is for a tokenizer learnt here; {self.tokenizer} has its own")
+            raise ValueError(
+                f"vocab_size={self.vocab_size} is for a tokenizer learnt here; {self.tokenizer} has its own"
+            )
         return self
 
     @property
@@ -94,14 +121,15 @@ class PrepareOptions(Section):
         return self.tokenizer.removeprefix("hf:") if self.tokenizer.startswith("hf:") else None
 
     def tokenizer_config(self) -> TokenizerConfig:
-        """With a tokenizer that exists, the special tokens alone are of interest. Raises pydantic's ValidationError."""
+        """With a tokenizer that exists, the special tokens alone are of interest. Raises pydantic's
+        ValidationError."""
         n_special = (5 if self.special_tokens == "all" else 1) + self.n_sentinels
         kind, size = ("byte", None) if self.hub is not None else (self.tokenizer, self.vocab_size)
         default = 256 + n_special if kind == "byte" else _VOCAB_SIZE
         values = {"kind": kind, "vocab_size": size or default}
         return TokenizerConfig.model_validate(
             values | {"special_tokens": self.special_tokens, "n_sentinels": self.n_sentinels}
-        )  # fmt: skip
+        )
 
 
 def prepare(options: PrepareOptions) -> None:
@@ -134,7 +162,9 @@ def prepare(options: PrepareOptions) -> None:
             reading=Reading(options.field, options.member, options.max_document),
             sample_bytes=options.tokenizer_sample,
         )
-        index, fresh = build_or_finish(recipe, options.out, options.processes or n_cores(), bar.report, commits=commits)
+        index, fresh = build_or_finish(
+            recipe, options.out, options.processes or n_cores(), bar.report, commits=commits
+        )
     _conclude(options.out, index, time.perf_counter() - begun_s if fresh else None)
 
 
@@ -145,18 +175,27 @@ def _conclude(out: str, index: CorpusIndex, seconds: float | None) -> None:
     columns = (Column("part", left=True), Column("tokens"), Column("documents"), Column("shards"))
     table = FittedTable(columns, f"Corpus in {out}")
     for split, shards in index.splits.items():
-        counts = (sum(shard.n_tokens for shard in shards), sum(shard.n_documents for shard in shards), len(shards))
+        counts = (
+            sum(shard.n_tokens for shard in shards),
+            sum(shard.n_documents for shard in shards),
+            len(shards),
+        )
         table.add(split, *(f"{count:,}" for count in counts))
-    lines = [f"{format_bytes(n_bytes)} of text, {n_bytes / total:.2f} bytes a token; fingerprint {index.fingerprint[:16]}"]
+    lines = [
+        f"{format_bytes(n_bytes)} of text, {n_bytes / total:.2f} bytes a token; fingerprint {index.fingerprint[:16]}"
+    ]
     if seconds is not None:
         lines.append(f"Took {format_duration(seconds)}: {format_count(total / seconds)} tokens/s")
     print_items([table, *lines])
     info = index.tokenizer
-    print(f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}")
+    print(
+        f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0; 2 for a wrong option, input or directory; 130 interrupted; 1 for anything else."""
+    """The exit code: 0; 2 for a wrong option, input or directory; 130 interrupted; 1 for anything
+    else."""
     return run_command(PrepareOptions, prepare, USAGE, sys.argv[1:] if argv is None else argv)
 
 

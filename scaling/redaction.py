@@ -1,4 +1,5 @@
-"""Keep secrets out of what is written down: command lines, and configurations that are sent away."""
+"""Keep secrets out of what is written down: command lines, and configurations that are sent
+away."""
 
 from __future__ import annotations
 
@@ -8,10 +9,31 @@ from typing import Any
 
 HIDDEN = "<redacted>"
 
-_WORDS = {"password", "passwd", "passphrase", "secret", "token", "credential", "credentials", "apikey", "auth", "signature"}
-_COMPOUNDS = ("api_key", "access_key", "secret_key", "private_key", "account_key", "access_key_id", "key_id", "sig")
-# Published shapes of keys: Hugging Face, OpenAI and Anthropic, GitHub, AWS, Google, W&B (40 or 86 characters), JSON web tokens.
-# Each begins a word, or follows an escape (%3D, \n): the end of "task" is not the beginning of a key.
+_WORDS = {
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "credential",
+    "credentials",
+    "apikey",
+    "auth",
+    "signature",
+}
+_COMPOUNDS = (
+    "api_key",
+    "access_key",
+    "secret_key",
+    "private_key",
+    "account_key",
+    "access_key_id",
+    "key_id",
+    "sig",
+)
+# Published shapes of keys: Hugging Face, OpenAI and Anthropic, GitHub, AWS, Google, W&B (40 or 86
+# characters), JSON web tokens. Each begins a word, or follows an escape (%3D, \n): the end of
+# "task" is not the beginning of a key.
 _SHAPES = re.compile(
     r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|A[KS]IA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
     r"|wandb_v1_[A-Za-z0-9_]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
@@ -21,10 +43,17 @@ _QUERY = re.compile(r"([?&;])([^=&;\s'\"?/]+)=([^&;\s'\",\])}]+)")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a value called `name` should never be shown: logger.api_key and HF_TOKEN are, train.n_tokens is not."""
-    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()) if word]
+    """Whether a value called `name` should never be shown: logger.api_key and HF_TOKEN are,
+    train.n_tokens is not."""
+    words = [
+        word
+        for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+        if word
+    ]
     joined = "_".join(words)
-    return not _WORDS.isdisjoint(words) or any(f"_{joined}_".find(f"_{compound}_") >= 0 for compound in _COMPOUNDS)
+    return not _WORDS.isdisjoint(words) or any(
+        f"_{joined}_".find(f"_{compound}_") >= 0 for compound in _COMPOUNDS
+    )
 
 
 def redact(text: str) -> str:

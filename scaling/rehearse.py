@@ -1,4 +1,5 @@
-"""`python -m scaling.rehearse`: a drill. Trains once unbroken, once with processes killed at random, and compares the two."""
+"""`python -m scaling.rehearse`: a drill. Trains once unbroken, once with processes killed at
+random, and compares the two."""
 
 from __future__ import annotations
 
@@ -50,7 +51,12 @@ Exit codes: 0 passed; 1 not; 2 configuration wrong; 130 interrupted.
 
 Keys of the drill and their defaults
 """
-RUN_DEFAULTS = ("train.log_every=1", "train.sample_tokens=0", "logger=none", "cluster.max_failures=1000")
+RUN_DEFAULTS = (
+    "train.log_every=1",
+    "train.sample_tokens=0",
+    "logger=none",
+    "cluster.max_failures=1000",
+)
 """A record of every step is what is compared. The run may fail as often as the drill wants."""
 _STEPS_PER_KILL = 4
 """On average, so that one is recovered from before the next: assumption."""
@@ -66,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with reported(codes, debug=False):
             codes.append(rehearse(words))
     except KeyboardInterrupt:
-        print("Interrupted: the run and the drill's machines are stopped, and their record stays.", file=sys.stderr)
+        print(
+            "Interrupted: the run and the drill's machines are stopped, and their record stays.",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -99,11 +108,17 @@ def rehearse(words: Sequence[str]) -> int:
     with ExitStack() as cleanup:
         all_words, nodes = [*RUN_DEFAULTS, *run_words], None
         if options.nodes:
-            nodes = cleanup.enter_context(Nodes(options.nodes, directory, config.cluster.threads_per_worker))
+            nodes = cleanup.enter_context(
+                Nodes(options.nodes, directory, config.cluster.threads_per_worker)
+            )
             all_words += _cluster_words(config, nodes, options.nodes)
             config = resolve_cluster(compose(all_words))
-        drill = Drill(options, all_words, config, _sizes(config), directory, seed, nodes, console.print)
-        console.print(f"Training unbroken, {counted(n_steps, 'step')}; its output is in {directory}/unbroken.log")
+        drill = Drill(
+            options, all_words, config, _sizes(config), directory, seed, nodes, console.print
+        )
+        console.print(
+            f"Training unbroken, {counted(n_steps, 'step')}; its output is in {directory}/unbroken.log"
+        )
         unbroken = drill.unbroken()
         seconds = unbroken.seconds()
         console.print(
@@ -119,7 +134,11 @@ def rehearse(words: Sequence[str]) -> int:
 
 def _check(config: RunConfig, options: DrillOptions, n_steps: int) -> None:
     if config.dry_run:
-        raise ConfigError("a drill trains", "dry_run=true", "Leave it out; python -m scaling.run dry_run=true shows the plan.")
+        raise ConfigError(
+            "a drill trains",
+            "dry_run=true",
+            "Leave it out; python -m scaling.run dry_run=true shows the plan.",
+        )
     if n_steps < _STEPS_PER_KILL * (options.kills + options.resizes):
         raise ConfigError(
             f"a run of {counted(n_steps, 'step')} is too short for {counted(options.kills, 'kill')} and "
@@ -140,14 +159,20 @@ def _cluster_words(config: RunConfig, nodes: Nodes, n_nodes: int) -> list[str]:
     """The imitated machines, as the run sees them."""
     device = config.cluster.device
     return [
-        "cluster=existing", f"cluster.address={nodes.address}", f"cluster.n_nodes={n_nodes}", "cluster.devices_per_node=1",
-        "cluster.min_devices=1", f"cluster.device.kind={device.kind}", "cluster.device.name=imitated machine",
+        "cluster=existing",
+        f"cluster.address={nodes.address}",
+        f"cluster.n_nodes={n_nodes}",
+        "cluster.devices_per_node=1",
+        "cluster.min_devices=1",
+        f"cluster.device.kind={device.kind}",
+        "cluster.device.name=imitated machine",
         f"cluster.device.memory_gb={device.memory_gb}",
-    ]  # fmt: skip
+    ]
 
 
 def _sizes(config: RunConfig) -> list[int]:
-    """Numbers of workers on this machine that make a legal plan, of those that the run's own plan has room for."""
+    """Numbers of workers on this machine that make a legal plan, of those that the run's own plan
+    has room for."""
     if config.cluster.kind != "embedded" or config.cluster.n_nodes > 1:
         return [make_plan(config).layout.world_size]
     sizes = []
@@ -159,18 +184,43 @@ def _sizes(config: RunConfig) -> list[int]:
 
 
 def _report(
-    config: RunConfig, words: Sequence[str], options: DrillOptions, seed: int, outcome: Outcome, unbroken: RunDir, broken: RunDir
+    config: RunConfig,
+    words: Sequence[str],
+    options: DrillOptions,
+    seed: int,
+    outcome: Outcome,
+    unbroken: RunDir,
+    broken: RunDir,
 ) -> Report:
-    sizes = [event["world_size"] for event in broken.read_events() if event["kind"] in ("start", "resume")]
-    before = [event["world_size"] for event in unbroken.read_events() if event["kind"] in ("start", "resume")]
+    sizes = [
+        event["world_size"]
+        for event in broken.read_events()
+        if event["kind"] in ("start", "resume")
+    ]
+    before = [
+        event["world_size"]
+        for event in unbroken.read_events()
+        if event["kind"] in ("start", "resume")
+    ]
     seconds = broken.seconds()
     return Report(
-        command=list(words), seed=seed, n_kills_wanted=options.kills, kills=outcome.kills, resizes=outcome.resizes,
-        starts=outcome.starts, world_sizes=sizes,
-        comparison=compare(read_metrics(unbroken.metrics), read_metrics(broken.metrics), config.train.global_batch_size),
-        allowed=allowed_difference(config, [*before, *sizes]), seconds=seconds, goodput=goodput(seconds),
+        command=list(words),
+        seed=seed,
+        n_kills_wanted=options.kills,
+        kills=outcome.kills,
+        resizes=outcome.resizes,
+        starts=outcome.starts,
+        world_sizes=sizes,
+        comparison=compare(
+            read_metrics(unbroken.metrics),
+            read_metrics(broken.metrics),
+            config.train.global_batch_size,
+        ),
+        allowed=allowed_difference(config, [*before, *sizes]),
+        seconds=seconds,
+        goodput=goodput(seconds),
         goodput_unbroken=goodput(unbroken.seconds()),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`python -m scaling.run`: train one configuration, or with -m a study of many; the same command again continues."""
+"""`python -m scaling.run`: train one configuration, or with -m a study of many; the same command
+again continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What fits a screen: tables that leave out whole columns, text and help that wrap between words, and small curves."""
+"""What fits a screen: tables that leave out whole columns, text and help that wrap between words,
+and small curves."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Column:
 class FittedTable:
     """A table that keeps the columns that matter, at any width, and says which it leaves out.
 
-    Cells are never cut. Where even the columns that are always kept are too wide, each row becomes a few lines.
+    Cells are never cut. Where even the columns that are always kept are too wide, each row becomes
+    a few lines.
     """
 
     def __init__(self, columns: Sequence[Column], title: str = "", note: str = "") -> None:
@@ -62,7 +64,9 @@ class FittedTable:
         yield self._table(kept, width)
         if self.note:
             yield Text("\n".join(textwrap.wrap(self.note, width)))
-        missing = [self._missing(number) for number in range(len(self.columns)) if number not in kept]
+        missing = [
+            self._missing(number) for number in range(len(self.columns)) if number not in kept
+        ]
         if missing:
             note = f"Left out at {width} columns: {', '.join(missing)}."
             yield Text("\n".join(textwrap.wrap(note, width)), style="dim")
@@ -86,13 +90,19 @@ class FittedTable:
 
     def _comfortable(self, number: int) -> int:
         natural = self._natural(number)
-        return min(natural, max(_COMFORTABLE, self._least(number))) if self.columns[number].wraps else natural
+        return (
+            min(natural, max(_COMFORTABLE, self._least(number)))
+            if self.columns[number].wraps
+            else natural
+        )
 
     def _least(self, number: int) -> int:
         natural = self._natural(number)
         if not self.columns[number].wraps:
             return natural
-        longest = max((len(part) for text in self._texts(number) for part in _parts(text)), default=0)
+        longest = max(
+            (len(part) for text in self._texts(number) for part in _parts(text)), default=0
+        )
         return min(natural, max(_NARROWEST, min(longest, _COMFORTABLE)))
 
     def _width(self, numbers: Sequence[int], of: Any) -> int:
@@ -104,7 +114,12 @@ class FittedTable:
             droppable = [number for number in kept if self.columns[number].keep]
             if not droppable:
                 break
-            kept.remove(max(droppable, key=lambda number: (self._constant(number), self.columns[number].keep, number)))
+            kept.remove(
+                max(
+                    droppable,
+                    key=lambda number: (self._constant(number), self.columns[number].keep, number),
+                )
+            )
         return kept
 
     def _table(self, kept: Sequence[int], width: int) -> Any:
@@ -119,9 +134,15 @@ class FittedTable:
             more = min(spare, self._natural(number) - least)
             widths[number], spare = least + more, spare - more
         table = Table(
-            box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0),
-            title=self.title or None, title_justify="left", title_style="bold",
-        )  # fmt: skip
+            box=box.SIMPLE_HEAD,
+            header_style="bold",
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, GAP - 1, 0, 0),
+            title=self.title or None,
+            title_justify="left",
+            title_style="bold",
+        )
         for number in kept:
             column = self.columns[number]
             heading = "\n".join(wrapped(column.heading, widths[number]))
@@ -142,7 +163,11 @@ class FittedTable:
         if self.title:
             yield from textwrap.wrap(self.title, width)
         for row in self.rows:
-            pairs = [f"{column.heading} {cell}" for column, cell in zip(self.columns, row, strict=True) if str(cell)]
+            pairs = [
+                f"{column.heading} {cell}"
+                for column, cell in zip(self.columns, row, strict=True)
+                if str(cell)
+            ]
             yield from textwrap.wrap(", ".join(pairs), width, subsequent_indent="  ")
         if self.note:
             yield from textwrap.wrap(self.note, width)
@@ -154,7 +179,8 @@ def _parts(text: str) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width`, broken behind words and / , - and in a longer word behind _ or anywhere."""
+    """`text` in lines of at most `width`, broken behind words and / , - and in a longer word behind
+    _ or anywhere."""
     lines, line = [], ""
     for paragraph in text.split("\n"):
         for part in _parts(paragraph):
@@ -172,7 +198,8 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def output_console(**options: Any) -> Console:
-    """Standard output: as wide as the terminal is; a pipe or a file has no width to keep to, unless COLUMNS says one."""
+    """Standard output: as wide as the terminal is; a pipe or a file has no width to keep to, unless
+    COLUMNS says one."""
     import os
 
     from rich.console import Console
@@ -188,7 +215,11 @@ def print_items(items: Iterable[str | FittedTable]) -> None:
     console = output_console()
     for item in items:
         if isinstance(item, str):
-            lines = item.split("\n") if console.width >= _PIPE_WIDTH else fitted_lines(item, console.width)
+            lines = (
+                item.split("\n")
+                if console.width >= _PIPE_WIDTH
+                else fitted_lines(item, console.width)
+            )
             for line in lines:
                 console.print(line, markup=False, soft_wrap=True)
         else:
@@ -201,7 +232,9 @@ def fitted_lines(text: str, width: int) -> list[str]:
     for line in text.split("\n"):
         indent = line[: len(line) - len(line.lstrip())]
         options: Any = {"break_long_words": False, "break_on_hyphens": False}
-        found += textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", **options) or [""]
+        found += textwrap.wrap(
+            line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", **options
+        ) or [""]
     return found
 
 
@@ -216,13 +249,16 @@ _ITEM = re.compile(r"( *\S.*?(?: {2,}|\t))(\S.*)$")
 
 
 def fitted_help(text: str, width: int) -> str:
-    """What is too wide, anew: paragraphs filled, the meaning of "term  meaning" lines in its column or below a long term."""
+    """What is too wide, anew: paragraphs filled, the meaning of "term  meaning" lines in its column
+    or below a long term."""
     found: list[str] = []
     paragraph: list[str] = []
 
     def flush() -> None:
         if any(len(line) > width for line in paragraph):
-            paragraph[:] = textwrap.wrap(" ".join(paragraph), width, break_on_hyphens=False, break_long_words=False)
+            paragraph[:] = textwrap.wrap(
+                " ".join(paragraph), width, break_on_hyphens=False, break_long_words=False
+            )
         found.extend(paragraph)
         paragraph.clear()
 
@@ -244,21 +280,43 @@ def _fitted_item(line: str, item: re.Match[str] | None, width: int) -> list[str]
     indent = " " * (len(line) - len(line.lstrip()))
     if line.lstrip().startswith("python -m "):
         command = line if item is None else item[1]
-        lines = textwrap.wrap(command.strip(), width - 2, initial_indent=indent, subsequent_indent=indent + "    ", **options)
+        lines = textwrap.wrap(
+            command.strip(),
+            width - 2,
+            initial_indent=indent,
+            subsequent_indent=indent + "    ",
+            **options,
+        )
         found = [f"{text} \\" for text in lines[:-1]] + lines[-1:]
-        return found if item is None else [*found, *textwrap.wrap(item[2], width, initial_indent=indent + "      ", **options)]
+        return (
+            found
+            if item is None
+            else [
+                *found,
+                *textwrap.wrap(item[2], width, initial_indent=indent + "      ", **options),
+            ]
+        )
     if item is None:
-        return textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent + "    ", **options)
+        return textwrap.wrap(
+            line.strip(), width, initial_indent=indent, subsequent_indent=indent + "    ", **options
+        )
     term, meaning = item.groups()
     if len(term) <= 0.45 * width:
-        return textwrap.wrap(meaning, width, initial_indent=term, subsequent_indent=" " * len(term), **options)
+        return textwrap.wrap(
+            meaning, width, initial_indent=term, subsequent_indent=" " * len(term), **options
+        )
     hang = indent + "      "
-    first = textwrap.wrap(term.strip(), width, initial_indent=indent, subsequent_indent=hang, **options)
-    return first + textwrap.wrap(meaning, width, initial_indent=hang, subsequent_indent=hang, **options)
+    first = textwrap.wrap(
+        term.strip(), width, initial_indent=indent, subsequent_indent=hang, **options
+    )
+    return first + textwrap.wrap(
+        meaning, width, initial_indent=hang, subsequent_indent=hang, **options
+    )
 
 
 def sparkline(values: Iterable[float], width: int = 12) -> str:
-    """The course of some numbers in `width` small bars at most, the lowest to the highest; nothing of fewer than two."""
+    """The course of some numbers in `width` small bars at most, the lowest to the highest; nothing
+    of fewer than two."""
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return ""

@@ -1,4 +1,5 @@
-"""python -m scaling.status: the runs under a directory, how they stand, and when they will be done."""
+"""python -m scaling.status: the runs under a directory, how they stand, and when they will be
+done."""
 
 from __future__ import annotations
 
@@ -34,13 +35,22 @@ Shows every run under a directory of runs (default: runs), or the runs named.
 
 DEFAULT_ROOT = "runs"  # run.root in conf/config.yaml
 _TAILS_BYTES = (1 << 16, 1 << 20)
-"""Parts of a record that are looked through, the second where the first lacks a value: about 250 and 4000 lines."""
+"""Parts of a record that are looked through, the second where the first lacks a value: about 250
+and 4000 lines."""
 _SHOWN = (names.TRAIN_LOSS, names.VAL_LOSS, names.TOKENS_PER_S)
 _COLUMNS = (
-    Column("run", wraps=True), Column("state", left=True), Column("step"), Column("loss"), Column("val loss", 2),
-    Column("curve", 5, left=True), Column("tokens/s", 4), Column("restarts", 7), Column("goodput", 6), Column("ETA", 3),
+    Column("run", wraps=True),
+    Column("state", left=True),
+    Column("step"),
+    Column("loss"),
+    Column("val loss", 2),
+    Column("curve", 5, left=True),
+    Column("tokens/s", 4),
+    Column("restarts", 7),
+    Column("goodput", 6),
+    Column("ETA", 3),
     Column("last record", 5),
-)  # fmt: skip
+)
 _COLOURS = {
     "running": "green",
     "finished": "blue",
@@ -55,10 +65,11 @@ _COLOURS = {
 class RunStatus:
     """One row. None is unknown.
 
-    `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or damaged: interrupted has begun
-    and has no living driver; begun is one of the two where locks cannot tell. `checkpoint_step`: where the same command goes on,
-    of a run that stands still before its end. `seconds`: where its time has gone (`scaling.runs.goodput`), and `goodput` the share
-    of steps that count. `curve`: its losses in a few bars.
+    `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or
+    damaged: interrupted has begun and has no living driver; begun is one of the two where locks
+    cannot tell. `checkpoint_step`: where the same command goes on, of a run that stands still
+    before its end. `seconds`: where its time has gone (`scaling.runs.goodput`), and `goodput` the
+    share of steps that count. `curve`: its losses in a few bars.
     """
 
     name: str
@@ -80,7 +91,8 @@ class RunStatus:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
+    """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong
+    argument."""
     words = sys.argv[1:] if argv is None else list(argv)
     if answered(words, lambda: print_help(USAGE)):
         return 0
@@ -97,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_table(statuses)
     else:
         places = ", ".join(str(root) for root in roots)
-        print(f"No runs under {places}. Start one with: python -m scaling.run\nOr look elsewhere with: run.root=DIR")
+        print(
+            f"No runs under {places}. Start one with: python -m scaling.run\nOr look elsewhere with: run.root=DIR"
+        )
     return 0
 
 
@@ -111,14 +125,24 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
         if word.startswith("run.root=") or Path(word).expanduser().exists():
             roots.append(RunDir(word.removeprefix("run.root=")).path)
         elif "=" in word:
-            raise ConfigError(f"unknown argument {word!r}", "scaling.status", "Use run.root=DIR, directories or names of runs.")
+            raise ConfigError(
+                f"unknown argument {word!r}",
+                "scaling.status",
+                "Use run.root=DIR, directories or names of runs.",
+            )
         elif word != "--json":
             runs.append(word)
     for root in roots:
         if not root.is_dir():
-            raise ConfigError(f"there is no directory {root}", "scaling.status", "Give the run.root that the runs were given.")
+            raise ConfigError(
+                f"there is no directory {root}",
+                "scaling.status",
+                "Give the run.root that the runs were given.",
+            )
     if runs:
-        roots = [find_run(run, str(root), _say) for run in runs for root in roots or [Path(DEFAULT_ROOT)]]
+        roots = [
+            find_run(run, str(root), _say) for run in runs for root in roots or [Path(DEFAULT_ROOT)]
+        ]
     return roots or [Path(DEFAULT_ROOT).absolute()], "--json" in words
 
 
@@ -127,7 +151,8 @@ def _say(text: str) -> None:
 
 
 def status_of(path: Path, root: Path) -> RunStatus:
-    """The row of one run, named as seen from `root`. A damaged run is a row that says so and does not hide the others."""
+    """The row of one run, named as seen from `root`. A damaged run is a row that says so and does
+    not hide the others."""
     run_dir, name = RunDir(path), path.name if path == root else str(path.relative_to(root))
     try:
         events, plan = run_dir.read_events(), read_object(path / "plan.json") or {}
@@ -150,11 +175,22 @@ def status_of(path: Path, root: Path) -> RunStatus:
         tokens_per_s=tokens_per_s,
         restarts=sum(event["kind"] == "resume" for event in events),
         goodput=goodput(seconds),
-        seconds={activity: round(spent_s, 3) for activity, spent_s in seconds.items()} if events else None,
-        eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s) if running else None,
+        seconds={activity: round(spent_s, 3) for activity, spent_s in seconds.items()}
+        if events
+        else None,
+        eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s)
+        if running
+        else None,
         age_s=_age_s(run_dir),
         curve=sparkline(sampled(run_dir.metrics, names.TRAIN_LOSS)) or None,
-        trouble=next((str(event["reason"]) for event in events[-1:] if event["kind"] == "failed" and "reason" in event), None),
+        trouble=next(
+            (
+                str(event["reason"])
+                for event in events[-1:]
+                if event["kind"] == "failed" and "reason" in event
+            ),
+            None,
+        ),
     )
 
 
@@ -168,7 +204,8 @@ def _state(run_dir: RunDir, events: Sequence[dict[str, Any]]) -> str:
 
 
 def newest_values(metrics: Path) -> Record:
-    """The newest values of what a row shows, from the end of metrics.jsonl; step and n_tokens are the last record's."""
+    """The newest values of what a row shows, from the end of metrics.jsonl; step and n_tokens are
+    the last record's."""
     newest: Record = {}
     try:
         for n_bytes in _TAILS_BYTES:
@@ -178,12 +215,15 @@ def newest_values(metrics: Path) -> Record:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise RunDirError(f"cannot read {metrics}: {error.strerror}", fix="Give yourself permission to read it.") from error
+        raise RunDirError(
+            f"cannot read {metrics}: {error.strerror}", fix="Give yourself permission to read it."
+        ) from error
     return newest
 
 
 def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
-    """Of the last line all, and of lines before only what is not known yet: most lines are not decoded."""
+    """Of the last line all, and of lines before only what is not known yet: most lines are not
+    decoded."""
     newest: Record = {}
     missing = {f'"{name}"'.encode(): name for name in _SHOWN}
     for line in reversed(lines):
@@ -193,7 +233,9 @@ def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
             newest = decode_record(line) | newest
         except ValueError as error:
             fix = "Restore the file, or delete that line."
-            raise RunDirError(f"{metrics} is damaged: {error} in {line[:60].decode(errors='replace')!r}", fix=fix) from error
+            raise RunDirError(
+                f"{metrics} is damaged: {error} in {line[:60].decode(errors='replace')!r}", fix=fix
+            ) from error
         missing = {key: name for key, name in missing.items() if name not in newest}
         if not missing:
             break
@@ -207,7 +249,9 @@ def _checkpoint_step(run_dir: RunDir) -> int | None:
     return max((step for step, _ in committed(run_dir.checkpoints)), default=0)
 
 
-def _eta_s(n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: float | None) -> float | None:
+def _eta_s(
+    n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: float | None
+) -> float | None:
     if n_tokens_total is None or n_tokens is None or not tokens_per_s:
         return None
     return max(0.0, (n_tokens_total - n_tokens) / tokens_per_s)
@@ -215,7 +259,9 @@ def _eta_s(n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: f
 
 def _age_s(run_dir: RunDir) -> float | None:
     """Seconds since the last record or event was written."""
-    written_s = [path.stat().st_mtime for path in (run_dir.metrics, run_dir.events) if path.exists()]
+    written_s = [
+        path.stat().st_mtime for path in (run_dir.metrics, run_dir.events) if path.exists()
+    ]
     return max(0.0, time.time() - max(written_s)) if written_s else None
 
 
@@ -246,7 +292,8 @@ def _table(statuses: Sequence[RunStatus]) -> FittedTable:
 
 
 def _step(status: RunStatus) -> str:
-    """The last record's step; where another command would go on from an earlier checkpoint, that one's too."""
+    """The last record's step; where another command would go on from an earlier checkpoint, that
+    one's too."""
     text = _shown(status.step, "{}") + (f" / {status.n_steps}" if status.n_steps else "")
     if status.checkpoint_step is None or status.checkpoint_step == status.step:
         return text

@@ -1,4 +1,5 @@
-"""Parse and print tokens, FLOPs, bytes and durations. Decimal prefixes throughout, except GiB where named."""
+"""Parse and print tokens, FLOPs, bytes and durations. Decimal prefixes throughout, except GiB where
+named."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ import math
 import re
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15}
-_COUNT = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbgtp]?)\s*$", re.IGNORECASE)
+_COUNT = re.compile(
+    r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbgtp]?)\s*$", re.IGNORECASE
+)
 
 _BYTES = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmgtp]?)b?\s*$", re.IGNORECASE)
 
 
 def parse_count(text: str | int | float) -> int:
-    """Read a count such as 200_000, "2M", "1.5B" or 3e9. Raises ValueError when it is not a whole number."""
+    """Read a count such as 200_000, "2M", "1.5B" or 3e9. Raises ValueError when it is not a whole
+    number."""
     if isinstance(text, bool):
         raise ValueError(f"{text!r} is not a count")
     if isinstance(text, int):
@@ -26,7 +30,11 @@ def parse_count(text: str | int | float) -> int:
         if match is None:
             raise ValueError(f"{text!r} is not a count such as 200_000, 2M or 1.5B")
         value = float(match.group(1).replace("_", "")) * _SUFFIXES[match.group(2).lower()]
-    if value != value or value in (float("inf"), float("-inf")) or abs(value - round(value)) > 1e-6 * max(1.0, value):
+    if (
+        value != value
+        or value in (float("inf"), float("-inf"))
+        or abs(value - round(value)) > 1e-6 * max(1.0, value)
+    ):
         raise ValueError(f"{text!r} is not a whole number")
     return round(value)
 
@@ -42,7 +50,8 @@ def parse_share(text: str | int | float, total: int) -> int:
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read a size such as 500_000_000, "500MB" or "5 GB" (decimal). Raises ValueError when it is none."""
+    """Read a size such as 500_000_000, "500MB" or "5 GB" (decimal). Raises ValueError when it is
+    none."""
     match = None if isinstance(text, bool) else _BYTES.match(str(text))
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 5GB, 500MB or 500_000_000")
@@ -73,7 +82,11 @@ def format_count(value: float) -> str:
 
 def format_flops(value: float) -> str:
     """6.1e15 -> "6.1 PFLOP"."""
-    return _scaled(value, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP", "YFLOP"], 1000)
+    return _scaled(
+        value,
+        ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP", "YFLOP"],
+        1000,
+    )
 
 
 def format_bytes(value: float) -> str:

@@ -1,4 +1,5 @@
-"""What every test starts from: no GPU but for those of one, no account, one thread, and nothing of this machine's user."""
+"""What every test starts from: no GPU but for those of one, no account, one thread, and nothing of
+this machine's user."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 
 from tests.support.runs import ONE_WORKER, Run, Workplace, write_text
 
-# Before anything is imported that reads them: tests are the same on every machine, and so are the processes they start.
+# Before anything is imported that reads them: tests are the same on every machine, and so are the
+# processes they start.
 if not os.environ.get("SCALING_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,8 +35,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: dealt out last, one of them would keep a single core busy at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """The longest files first: dealt out last, one of them would keep a single core busy at the
+    end."""
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        )
+    )
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
-"""Fit the planner's few constants on tables of measurements; print how well each source is predicted by a fit on the others.
+"""Fit the planner's few constants on tables of measurements; print how well each source is
+predicted by a fit on the others.
 
-    python tools/fit_planner.py DIRECTORY                  the fit, and the leave-one-source-out table (about two minutes)
-    python tools/fit_planner.py DIRECTORY --write          and write the constants and the table of docs/planner.md
+    python tools/fit_planner.py DIRECTORY                  the fit, and the leave-one-source-out
+      table (about two minutes)
+    python tools/fit_planner.py DIRECTORY --write          and write the constants and the table of
+      docs/planner.md
 
-DIRECTORY holds CSV files in the columns that `python -m scaling.plan score` reads. Rates are fitted on 16-bit rows, with a robust
-loss, each source weighing as 60 rows at most, and a prior that holds every constant to its physical guess.
+DIRECTORY holds CSV files in the columns that `python -m scaling.plan score` reads. Rates are fitted
+on 16-bit rows, with a robust loss, each source weighing as 60 rows at most, and a prior that holds
+every constant to its physical guess.
 """
 
 from __future__ import annotations
@@ -32,12 +36,22 @@ from scaling.planner.prediction import MEANT, p_fits, predict, predict_case
 ROOT = Path(__file__).resolve().parents[1]
 
 GUESSES = {
-    "gemm_volta": (0.75, 0.15), "gemm_ampere": (0.82, 0.10), "gemm_hopper": (0.70, 0.12), "fp8": (1.5, 0.2),
-    "bandwidth": (0.80, 0.20), "kernel_s": (1.8e-5, 0.4), "fabric_inter": (0.60, 0.5),
-}  # fmt: skip
-"""Physical guess of each fitted constant of time, and its spread in the logarithm: assumptions, made before the fit."""
+    "gemm_volta": (0.75, 0.15),
+    "gemm_ampere": (0.82, 0.10),
+    "gemm_hopper": (0.70, 0.12),
+    "fp8": (1.5, 0.2),
+    "bandwidth": (0.80, 0.20),
+    "kernel_s": (1.8e-5, 0.4),
+    "fabric_inter": (0.60, 0.5),
+}
+"""Physical guess of each fitted constant of time, and its spread in the logarithm: assumptions,
+made before the fit."""
 
-MEMORY_GUESSES = {"context_bytes": (1.2e9, 0.2), "ring_bytes": (1.0e9, 0.6), "fragments": (1.2, 0.04)}
+MEMORY_GUESSES = {
+    "context_bytes": (1.2e9, 0.2),
+    "ring_bytes": (1.0e9, 0.6),
+    "fragments": (1.2, 0.04),
+}
 TIME_SCALE, MEMORY_SCALE = 0.12, 0.08
 MOST_ROWS, HEAVIEST = 150, 60
 PRIOR, MEMORY_PRIOR = 1.5, 0.5
@@ -45,11 +59,14 @@ VERDICT_SPREAD = 0.15
 """`memory_spread` with which the fit weighs verdicts, before it is known: assumption."""
 
 MISLABELLED = 0.05
-"""Share of verdicts that no memory model explains, such as of runs whose offloading the table does not tell: assumption."""
+"""Share of verdicts that no memory model explains, such as of runs whose offloading the table does
+not tell: assumption."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
@@ -60,8 +77,15 @@ def main() -> None:
     held_out = {source: [case for case in cases if case.source == source] for source in sources}
     constants, others = _with_spreads(constants, others, held_out)
     unseen = [row for source in sources for row in score(held_out[source], others[source])]
-    calibrated = [row for source in sources for row in score(held_out[source], others[source], calibrate=True)]
-    text = [*table_lines(report(unseen, constants)), "", "with one row of each source as its scale:", ""]
+    calibrated = [
+        row for source in sources for row in score(held_out[source], others[source], calibrate=True)
+    ]
+    text = [
+        *table_lines(report(unseen, constants)),
+        "",
+        "with one row of each source as its scale:",
+        "",
+    ]
     text += table_lines(report(calibrated, constants))
     print("\n".join(text))
     for name, value in _fitted(constants):
@@ -71,16 +95,29 @@ def main() -> None:
 
 
 def _fitted(constants: Constants) -> Iterator[tuple[str, float]]:
-    names = (*GUESSES, *MEMORY_GUESSES, "time_spread", "calibrated_spread", "memory_spread", "between", "within")
+    names = (
+        *GUESSES,
+        *MEMORY_GUESSES,
+        "time_spread",
+        "calibrated_spread",
+        "memory_spread",
+        "between",
+        "within",
+    )
     return ((name, getattr(constants, name)) for name in names)
 
 
 def _with_spreads(
     constants: Constants, others: dict[str, Constants], held_out: dict[str, list[Case]]
 ) -> tuple[Constants, dict[str, Constants]]:
-    """All of them with the spreads of errors on unseen sources: first without scales, then with those that the spreads imply."""
+    """All of them with the spreads of errors on unseen sources: first without scales, then with
+    those that the spreads imply."""
     for calibrate in (False, True):
-        rows = [row for source, cases in held_out.items() for row in score(cases, others[source], calibrate=calibrate)]
+        rows = [
+            row
+            for source, cases in held_out.items()
+            for row in score(cases, others[source], calibrate=calibrate)
+        ]
         found = {"calibrated_spread": _spread(rows)} if calibrate else _spreads(rows)
         constants = replace(constants, **found)
         others = {source: replace(one, **found) for source, one in others.items()}
@@ -88,31 +125,48 @@ def _with_spreads(
 
 
 def fit(cases: Sequence[Case]) -> Constants:
-    """Memory first: it says which layouts a row of unknown layout may mean. It learns from peaks and from verdicts alike."""
+    """Memory first: it says which layouts a row of unknown layout may mean. It learns from peaks
+    and from verdicts alike."""
     weighed = [case for case in cases if case.peak_memory_bytes or case.fits is not None]
-    constants = _fit(replace(Constants(), memory_spread=VERDICT_SPREAD), weighed, MEMORY_GUESSES, _memory_residual, MEMORY_PRIOR)
+    constants = _fit(
+        replace(Constants(), memory_spread=VERDICT_SPREAD),
+        weighed,
+        MEMORY_GUESSES,
+        _memory_residual,
+        MEMORY_PRIOR,
+    )
     timed = [_fitting(case, constants) for case in cases if case.mfu or _fitted_fp8(case)]
     return _fit(constants, timed, GUESSES, _time_residual, PRIOR)
 
 
 def _fitted_fp8(case: Case) -> bool:
     """NVIDIA's rows in 8 bits hold other optimisations besides: the fit leaves them out."""
-    return case.software.fp8 and case.source != "nvidia_nemo" and case.tokens_per_s_per_device is not None
+    return (
+        case.software.fp8
+        and case.source != "nvidia_nemo"
+        and case.tokens_per_s_per_device is not None
+    )
 
 
 def _fitting(case: Case, constants: Constants) -> Case:
     """The row with those of its possible layouts that fit."""
     if len(case.layouts) == 1:
         return case
-    found = [predict(case.work, layout, case.software, case.machine, constants) for layout in case.layouts]
+    found = [
+        predict(case.work, layout, case.software, case.machine, constants)
+        for layout in case.layouts
+    ]
     meant = tuple(one.layout for one in found if one.p_fits >= MEANT)
     return replace(case, layouts=meant or (predict_case(case, constants).layout,))
 
 
 def _fit(
-    start: Constants, cases: Sequence[Case], guesses: dict[str, tuple[float, float]],
-    residual: Callable[[Case, Constants], float], prior: float,
-) -> Constants:  # fmt: skip
+    start: Constants,
+    cases: Sequence[Case],
+    guesses: dict[str, tuple[float, float]],
+    residual: Callable[[Case, Constants], float],
+    prior: float,
+) -> Constants:
     by_source: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_source[case.source].append(case)
@@ -124,20 +178,35 @@ def _fit(
 
     def at(offsets: np.ndarray) -> Constants:
         named = zip(guesses.items(), offsets, strict=True)
-        return replace(start, **{name: guess * math.exp(spread * offset) for (name, (guess, spread)), offset in named})
+        return replace(
+            start,
+            **{
+                name: guess * math.exp(spread * offset) for (name, (guess, spread)), offset in named
+            },
+        )
 
     def residuals(offsets: np.ndarray) -> np.ndarray:
         constants = at(offsets)
-        return np.concatenate([np.array(weights) * [residual(case, constants) for case in used], prior * offsets])
+        return np.concatenate(
+            [np.array(weights) * [residual(case, constants) for case in used], prior * offsets]
+        )
 
     return at(least_squares(residuals, np.zeros(len(guesses)), diff_step=0.02, max_nfev=12).x)
 
 
 def _time_residual(case: Case, constants: Constants) -> float:
-    times = [step_time(case.work, layout, case.software, case.machine, constants) for layout in case.layouts]
+    times = [
+        step_time(case.work, layout, case.software, case.machine, constants)
+        for layout in case.layouts
+    ]
     assert case.tokens_per_s_per_device is not None
     rate = max(
-        layout.dp * layout.micro_batch_size * layout.grad_accum_steps * case.work.seq_len / time.step_time_s / layout.world_size
+        layout.dp
+        * layout.micro_batch_size
+        * layout.grad_accum_steps
+        * case.work.seq_len
+        / time.step_time_s
+        / layout.world_size
         for layout, time in zip(case.layouts, times, strict=True)
         if time is not None
     )
@@ -145,13 +214,22 @@ def _time_residual(case: Case, constants: Constants) -> float:
 
 
 def _memory_residual(case: Case, constants: Constants) -> float:
-    """Of a measured peak its error, and of a verdict the surprise; with an unknown layout, that which needs least."""
+    """Of a measured peak its error, and of a verdict the surprise; with an unknown layout, that
+    which needs least."""
     gpu, software = case.machine.kind == "gpu", case.software
-    found = [memory_of(case.work, layout, software, gpu=gpu, constants=constants) for layout in case.layouts]
+    found = [
+        memory_of(case.work, layout, software, gpu=gpu, constants=constants)
+        for layout in case.layouts
+    ]
     least = min(found, key=lambda estimate: estimate.total)
     squares = 0.0
     if case.peak_memory_bytes:
-        squares += _cauchy(math.log(least.seen(case.memory_metric) / case.peak_memory_bytes) / MEMORY_SCALE) ** 2
+        squares += (
+            _cauchy(
+                math.log(least.seen(case.memory_metric) / case.peak_memory_bytes) / MEMORY_SCALE
+            )
+            ** 2
+        )
     if case.fits is not None:
         p = p_fits(least.need, constants.usable * case.machine.memory_bytes, constants)
         squares -= 2 * math.log(MISLABELLED / 2 + (1 - MISLABELLED) * (p if case.fits else 1 - p))
@@ -164,25 +242,35 @@ def _cauchy(error: float) -> float:
 
 
 def _spread(rows: Sequence[Scored]) -> float:
-    """Half-width that holds 80 % of the errors of rates, each source weighing alike: an unseen table is a source, not a row."""
-    kept = [(abs(math.log(row.mfu / row.case.mfu)), row.case.source) for row in rows if row.kept and row.mfu and row.case.mfu]
+    """Half-width that holds 80 % of the errors of rates, each source weighing alike: an unseen
+    table is a source, not a row."""
+    kept = [
+        (abs(math.log(row.mfu / row.case.mfu)), row.case.source)
+        for row in rows
+        if row.kept and row.mfu and row.case.mfu
+    ]
     return _weighed_quantile(kept, 0.8)
 
 
 def _spreads(rows: Sequence[Scored]) -> dict[str, float]:
-    """The same of time; of memory the worst source's, since few have peaks; and the deviations between sources and within one,
-    from medians: 1.48 of a normal."""
+    """The same of time; of memory the worst source's, since few have peaks; and the deviations
+    between sources and within one, from medians: 1.48 of a normal."""
     peaks: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in rows:
         if row.case.peak_memory_bytes:
             source = row.case.source
-            peaks[source].append((abs(math.log(seen_bytes(row) / row.case.peak_memory_bytes)), source))
+            peaks[source].append(
+                (abs(math.log(seen_bytes(row) / row.case.peak_memory_bytes)), source)
+            )
     by_source: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.mfu and row.case.mfu:
             by_source[row.case.source].append(math.log(row.mfu / row.case.mfu))
     biases = {source: statistics.median(logs) for source, logs in by_source.items()}
-    scatter = [statistics.median(abs(log - biases[source]) for log in logs) for source, logs in by_source.items()]
+    scatter = [
+        statistics.median(abs(log - biases[source]) for log in logs)
+        for source, logs in by_source.items()
+    ]
     return {
         "time_spread": _spread(rows),
         "memory_spread": max(_weighed_quantile(errors, 0.8) for errors in peaks.values()),
@@ -203,7 +291,8 @@ def _weighed_quantile(values: list[tuple[float, str]], part: float) -> float:
 
 
 def write(constants: Constants, text: list[str]) -> None:
-    """Into the defaults of scaling/planner/cost/constants.py, and between the marks of docs/planner.md."""
+    """Into the defaults of scaling/planner/cost/constants.py, and between the marks of
+    docs/planner.md."""
     path = ROOT / "scaling" / "plan" / "constants.py"
     source = path.read_text()
     for name, value in _fitted(constants):
@@ -211,9 +300,18 @@ def write(constants: Constants, text: list[str]) -> None:
     path.write_text(source)
     page = ROOT / "docs" / "planner.md"
     if page.exists():
-        block = "<!-- table: tools/fit_planner.py -->\n```text\n" + "\n".join(text) + "\n```\n<!-- end -->"
+        block = (
+            "<!-- table: tools/fit_planner.py -->\n```text\n"
+            + "\n".join(text)
+            + "\n```\n<!-- end -->"
+        )
         page.write_text(
-            re.sub(r"<!-- table: tools/fit_planner.py -->.*?<!-- end -->", lambda _: block, page.read_text(), flags=re.S)
+            re.sub(
+                r"<!-- table: tools/fit_planner.py -->.*?<!-- end -->",
+                lambda _: block,
+                page.read_text(),
+                flags=re.S,
+            )
         )
 
 

@@ -1,11 +1,14 @@
-"""Damage a small checkpoint in every single place, and see that loading finds it or loads the same state.
+"""Damage a small checkpoint in every single place, and see that loading finds it or loads the same
+state.
 
-Usage: python tools/flip_bytes.py [CHECKPOINT]     a directory step-NNNNNNNN; default: one of a model that is trained here
+Usage: python tools/flip_bytes.py [CHECKPOINT]     a directory step-NNNNNNNN; default: one of a
+  model that is trained here
 
-Of every file of the checkpoint: every byte with each of its eight bits flipped alone and with all of them flipped, and the file
-cut off at every length. Each time the checkpoint is verified as a resuming run verifies it. Found: it is refused by a
-CheckpointError. Harmless: it is accepted, and its manifest and all of its tensors are those of the undamaged one, bit for bit.
-Anything else is printed and ends the tool with 1.
+Of every file of the checkpoint: every byte with each of its eight bits flipped alone and with all
+of them flipped, and the file cut off at every length. Each time the checkpoint is verified as a
+resuming run verifies it. Found: it is refused by a CheckpointError. Harmless: it is accepted, and
+its manifest and all of its tensors are those of the undamaged one, bit for bit. Anything else is
+printed and ends the tool with 1.
 """
 
 from __future__ import annotations
@@ -32,27 +35,51 @@ from scaling.runs.directory import RunDir
 MASKS = (*(1 << bit for bit in range(8)), 0xFF)
 CUT = "cut off"
 TINY = (
-    "data=text_files", "tokenizer=byte", "model.n_layers=1", "model.d_model=4", "model.n_heads=1", "model.d_ff=4",
-    "position=learned", "train.seq_len=8", "train.global_batch_size=2", "train.n_tokens=64", "train.sample_tokens=0",
-    "layout=manual", "layout.dp=1", "layout.engine=reference",
-)  # fmt: skip
+    "data=text_files",
+    "tokenizer=byte",
+    "model.n_layers=1",
+    "model.d_model=4",
+    "model.n_heads=1",
+    "model.d_ff=4",
+    "position=learned",
+    "train.seq_len=8",
+    "train.global_batch_size=2",
+    "train.n_tokens=64",
+    "train.sample_tokens=0",
+    "layout=manual",
+    "layout.dp=1",
+    "layout.engine=reference",
+)
 
 
 def make_checkpoint(root: Path) -> Path:
     """A checkpoint of a whole run on a few sentences."""
     for number in range(8):
         (root / f"{number}.txt").write_text(f"Sentence {number} of eight is not long. " * 4)
-    words = (*TINY, f"data.path='{root}/*.txt'", f"data.cache_dir={root}/cache", f"run.root={root}/runs")
+    words = (
+        *TINY,
+        f"data.path='{root}/*.txt'",
+        f"data.cache_dir={root}/cache",
+        f"run.root={root}/runs",
+    )
     config = compose(words)
     assert drive(config) == 0
     return committed(RunDir.for_config(config).checkpoints)[-1][1]
 
 
 def state_of(path: Path) -> Any:
-    """What a run takes from a checkpoint: the manifest, and all tensors as bytes. Raises CheckpointError where it is refused."""
+    """What a run takes from a checkpoint: the manifest, and all tensors as bytes. Raises
+    CheckpointError where it is refused."""
     manifest = verify(path)
-    tensors = {name: load((path / name).read_bytes()) for name in manifest.files if name.endswith(".safetensors")}
-    return manifest, {name: {key: (v.shape, v.tobytes()) for key, v in file.items()} for name, file in tensors.items()}
+    tensors = {
+        name: load((path / name).read_bytes())
+        for name in manifest.files
+        if name.endswith(".safetensors")
+    }
+    return manifest, {
+        name: {key: (v.shape, v.tobytes()) for key, v in file.items()}
+        for name, file in tensors.items()
+    }
 
 
 def damages(content: bytes, every: int = 1) -> Iterator[tuple[str, int, bytes]]:
@@ -97,11 +124,31 @@ def main() -> int:
     table = Table("file", "bytes", "damage", "tried", "found", "harmless", "wrong")
     for name, size in sizes.items():
         for kind in ("one bit", "all bits", CUT):
-            of_kind = {outcome: n for (file, what, outcome), n in seen.items() if (file, what) == (name, kind)}
-            found, harmless, tried = of_kind.get("found", 0), of_kind.get("harmless", 0), sum(of_kind.values())
-            table.add_row(name, str(size), kind, str(tried), str(found), str(harmless), str(tried - found - harmless))
+            of_kind = {
+                outcome: n
+                for (file, what, outcome), n in seen.items()
+                if (file, what) == (name, kind)
+            }
+            found, harmless, tried = (
+                of_kind.get("found", 0),
+                of_kind.get("harmless", 0),
+                sum(of_kind.values()),
+            )
+            table.add_row(
+                name,
+                str(size),
+                kind,
+                str(tried),
+                str(found),
+                str(harmless),
+                str(tried - found - harmless),
+            )
     Console().print(table)
-    print(f"{sum(seen.values())} damages in {time.perf_counter() - begun_s:.0f} s", *wrong[:20], sep="\n")
+    print(
+        f"{sum(seen.values())} damages in {time.perf_counter() - begun_s:.0f} s",
+        *wrong[:20],
+        sep="\n",
+    )
     return 1 if wrong else 0
 
 

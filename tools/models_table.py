@@ -1,10 +1,13 @@
-"""Train the smallest model of every family x attention x position for some steps, and print the table of docs/models.md.
+"""Train the smallest model of every family x attention x position for some steps, and print the
+table of docs/models.md.
 
-Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 300] [--out FILE.json] [--families gpt ...] [--attentions full ...]
+Usage: OMP_NUM_THREADS=1 python tools/models_table.py [--steps 300] [--out FILE.json] [--families
+gpt ...] [--attentions full ...]
 
-Real text (the default corpus, as bytes), the same sequences for all of a family, in this process with the plain engine. The
-loss is that of held-out targets, in nats, before and after; beside it stands the entropy of these targets under the unigram
-frequencies of the training text. A combination that composition refuses is listed with its reason.
+Real text (the default corpus, as bytes), the same sequences for all of a family, in this process
+with the plain engine. The loss is that of held-out targets, in nats, before and after; beside it
+stands the entropy of these targets under the unigram frequencies of the training text. A
+combination that composition refuses is listed with its reason.
 """
 
 from __future__ import annotations
@@ -42,10 +45,21 @@ FAMILIES = {
     "transformer": ("model=transformer_base", "objective=span_corruption", "model.dropout=0"),
 }
 SMALL = (
-    "model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.n_kv_heads=null", "model.d_head=null", "model.d_ff=192",
-    "train.seq_len=64", "train.global_batch_size=16", "train.eval_sequences=128", "model.init_std=0.05",
-    "tokenizer=byte", "tokenizer.special_tokens=all", "tokenizer.n_sentinels=16", "tokenizer.vocab_size=277",
-)  # fmt: skip
+    "model.n_layers=2",
+    "model.d_model=64",
+    "model.n_heads=4",
+    "model.n_kv_heads=null",
+    "model.d_head=null",
+    "model.d_ff=192",
+    "train.seq_len=64",
+    "train.global_batch_size=16",
+    "train.eval_sequences=128",
+    "model.init_std=0.05",
+    "tokenizer=byte",
+    "tokenizer.special_tokens=all",
+    "tokenizer.n_sentinels=16",
+    "tokenizer.vocab_size=277",
+)
 NARROW = {"local": ("attention.window=16",), "hierarchical": ("attention.block=8",)}
 """Less than the 64 positions, which the defaults would see whole."""
 PEAK_LR, WARMUP_STEPS = 4e-3, 15
@@ -78,7 +92,13 @@ class Family:
 
     def config(self, attention: str, position: str) -> RunConfig:
         return compose(
-            [*FAMILIES[self.name], *SMALL, f"attention={attention}", f"position={position}", *NARROW.get(attention, ())]
+            [
+                *FAMILIES[self.name],
+                *SMALL,
+                f"attention={attention}",
+                f"position={position}",
+                *NARROW.get(attention, ()),
+            ]
         )
 
     def held_out(self, config: RunConfig) -> Batch:
@@ -86,7 +106,9 @@ class Family:
 
     def stream(self, config: RunConfig) -> SequenceStream:
         shape = lengths(config)
-        return SequenceStream(self.directory, self.index, "train", shape.stride, seed=0, overlap=shape.overlap)
+        return SequenceStream(
+            self.directory, self.index, "train", shape.stride, seed=0, overlap=shape.overlap
+        )
 
 
 def train(family: Family, attention: str, position: str, steps: int) -> Row:
@@ -98,9 +120,15 @@ def train(family: Family, attention: str, position: str, steps: int) -> Row:
     batch, make_batch = family.held_out(config), make_batch_for(config, family.tokenizer)
     n = config.train.global_batch_size
     layout = Layout(
-        dp=1, tp=1, pp=1, zero_stage=1, micro_batch_size=n, grad_accum_steps=1, activation_checkpointing="none",
+        dp=1,
+        tp=1,
+        pp=1,
+        zero_stage=1,
+        micro_batch_size=n,
+        grad_accum_steps=1,
+        activation_checkpointing="none",
         engine="reference",
-    )  # fmt: skip
+    )
     engine = ReferenceEngine(config, layout, torch.device("cpu"))
     before = engine.evaluate([batch]).loss
     with family.stream(config) as stream:
@@ -110,28 +138,41 @@ def train(family: Family, attention: str, position: str, steps: int) -> Row:
             engine.step([make_batch(stream.read(ks_N), ks_N)], lr=lr)
     after = engine.evaluate([batch]).loss
     unigram = target_nats(family.nats_V, batch, family.tokenizer)
-    return Row(family.name, attention, position, before, after, unigram, time.perf_counter() - begun_s)
+    return Row(
+        family.name, attention, position, before, after, unigram, time.perf_counter() - begun_s
+    )
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a table a family, attention down and position across; the reasons of refusals below."""
+    """Markdown: a table a family, attention down and position across; the reasons of refusals
+    below."""
     out = []
     for name, of_family in itertools.groupby(rows, key=lambda row: row.family):
         group = list(of_family)
         known = [row for row in group if row.after is not None]
-        out += [f"### {name}", "", f"Unigram entropy of the targets {known[0].unigram:.2f}; before training "
-                f"{min(row.before for row in known if row.before):.2f} to {max(row.before for row in known if row.before):.2f}.",
-                "", "| attention | " + " | ".join(POSITIONS) + " |", "| --- " * (len(POSITIONS) + 1) + "|"]  # fmt: skip
+        out += [
+            f"### {name}",
+            "",
+            f"Unigram entropy of the targets {known[0].unigram:.2f}; before training "
+            f"{min(row.before for row in known if row.before):.2f} to {max(row.before for row in known if row.before):.2f}.",
+            "",
+            "| attention | " + " | ".join(POSITIONS) + " |",
+            "| --- " * (len(POSITIONS) + 1) + "|",
+        ]
         for attention, cells in itertools.groupby(group, key=lambda row: row.attention):
             shown = [f"{row.after:.2f}" if row.after is not None else "refused" for row in cells]
             out.append(f"| {attention} | " + " | ".join(shown) + " |")
         out.append("")
     reasons = {(row.attention, row.position): row.refused for row in rows if row.refused}
-    return "\n".join([*out, *(f"- `{a}` with `{p}`: {reason}" for (a, p), reason in reasons.items())])
+    return "\n".join(
+        [*out, *(f"- `{a}` with `{p}`: {reason}" for (a, p), reason in reasons.items())]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, help="the rows as JSON")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
@@ -145,7 +186,9 @@ def main() -> None:
             rows.append(train(family, attention, position, arguments.steps))
             print(rows[-1], flush=True)
             if arguments.out:
-                arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+                arguments.out.write_text(
+                    json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8"
+                )
     print(table(rows))
 
 

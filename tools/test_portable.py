@@ -1,4 +1,5 @@
-"""Runs the tests of numbers as other machines would: other vectors, other BLAS kernels, two threads.
+"""Runs the tests of numbers as other machines would: other vectors, other BLAS kernels, two
+threads.
 
 Usage: python tools/test_portable.py [SETTING ...] [-- PYTEST ARGUMENTS]; `make test-portable` runs
 every setting. A test that fails under one of them has a bound that is a fact of one machine.
@@ -45,11 +46,16 @@ def main(words: list[str]) -> int:
         return 2
     codes = []
     for name in chosen:
-        print(f"{name}: {' '.join(f'{key}={value!r}' for key, value in SETTINGS[name].items())}", flush=True)
+        print(
+            f"{name}: {' '.join(f'{key}={value!r}' for key, value in SETTINGS[name].items())}",
+            flush=True,
+        )
         files = [f"tests/{file}.py" for file in FILES.split()]
         start_s = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-q", *files, *rest.split()]
-        codes.append(subprocess.run(command, env=os.environ | SETTINGS[name], check=False).returncode)
+        codes.append(
+            subprocess.run(command, env=os.environ | SETTINGS[name], check=False).returncode
+        )
         print(f"{name}: exit code {codes[-1]} after {time.monotonic() - start_s:.0f} s", flush=True)
     return max(codes)
 

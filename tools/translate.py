@@ -1,10 +1,12 @@
-"""Train a small German-English Transformer on Multi30k, translate its test set by beam search, and report BLEU.
+"""Train a small German-English Transformer on Multi30k, translate its test set by beam search, and
+report BLEU.
 
 Usage: python tools/translate.py MULTI30K_DIR --out DIR [--translate-only] [KEY=VALUE ...]
 
-MULTI30K_DIR holds train.{de,en}.gz and test_2016_flickr.{de,en}.gz (https://github.com/multi30k/dataset, data/task1/raw). Text is
-lower-cased, as in the published scores. Further arguments go to scaling.run, whose command is printed; it is resumed if it was
-cut off. Needs sacrebleu (pip install -c constraints.txt -e ".[translation]").
+MULTI30K_DIR holds train.{de,en}.gz and test_2016_flickr.{de,en}.gz
+(https://github.com/multi30k/dataset, data/task1/raw). Text is lower-cased, as in the published
+scores. Further arguments go to scaling.run, whose command is printed; it is resumed if it was cut
+off. Needs sacrebleu (pip install -c constraints.txt -e ".[translation]").
 """
 
 from __future__ import annotations
@@ -27,11 +29,25 @@ from scaling.runs.by_name import find_run
 
 NAME = "de_en"
 SETTINGS = (
-    f"run.name={NAME}", "model=transformer_base", "model.n_layers=3", "model.d_model=192", "model.n_heads=4", "model.d_ff=768",
-    "model.dropout=0.2", "data=text_pairs", "data.val_fraction=0.02", "train.global_batch_size=16", "train.seq_len=256",
-    "train.n_tokens=10M", "optim.lr=2e-3", "schedule=cosine", "schedule.warmup_tokens=5%", "train.eval_every=250",
-)  # fmt: skip
-"""Of 3.9 M parameters and about ten passes over the 29 000 pairs, so that two CPU cores need half an hour: assumption."""
+    f"run.name={NAME}",
+    "model=transformer_base",
+    "model.n_layers=3",
+    "model.d_model=192",
+    "model.n_heads=4",
+    "model.d_ff=768",
+    "model.dropout=0.2",
+    "data=text_pairs",
+    "data.val_fraction=0.02",
+    "train.global_batch_size=16",
+    "train.seq_len=256",
+    "train.n_tokens=10M",
+    "optim.lr=2e-3",
+    "schedule=cosine",
+    "schedule.warmup_tokens=5%",
+    "train.eval_every=250",
+)
+"""Of 3.9 M parameters and about ten passes over the 29 000 pairs, so that two CPU cores need half
+an hour: assumption."""
 N_BEAMS, LENGTH_PENALTY = 4, 0.6
 """As Vaswani et al. 2017, section 6.1."""
 EXTRA_TOKENS = 50
@@ -44,8 +60,14 @@ def read_lines(path: Path) -> list[str]:
 
 def train(source: Path, out: Path, overrides: list[str]) -> None:
     for language in ("de", "en"):
-        (out / f"train.{language}").write_text("\n".join(read_lines(source / f"train.{language}.gz")) + "\n", encoding="utf-8")
-    paths = (f"data.path={out / 'train.de'}", f"data.target_path={out / 'train.en'}", f"run.root={out / 'runs'}")
+        (out / f"train.{language}").write_text(
+            "\n".join(read_lines(source / f"train.{language}.gz")) + "\n", encoding="utf-8"
+        )
+    paths = (
+        f"data.path={out / 'train.de'}",
+        f"data.target_path={out / 'train.en'}",
+        f"run.root={out / 'runs'}",
+    )
     command = [sys.executable, "-m", "scaling.run", *SETTINGS, *paths, *overrides]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
@@ -55,16 +77,23 @@ def train(source: Path, out: Path, overrides: list[str]) -> None:
 def translate(model: GenerativeModel, tokenizer: Tokenizer, sentence: str) -> str:
     source = [*tokenizer.encode_batch([sentence])[0].tolist(), tokenizer.eot_id]
     best, *_ = beam_search(
-        model, [tokenizer.special("pad")], len(source) + EXTRA_TOKENS,
-        eos_id=tokenizer.eot_id, n_beams=N_BEAMS, length_penalty=LENGTH_PENALTY, source_ids=source,
-    )  # fmt: skip
+        model,
+        [tokenizer.special("pad")],
+        len(source) + EXTRA_TOKENS,
+        eos_id=tokenizer.eot_id,
+        n_beams=N_BEAMS,
+        length_penalty=LENGTH_PENALTY,
+        source_ids=source,
+    )
     return tokenizer.decode(best.tokens).strip()
 
 
 def main() -> None:
     import sacrebleu
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("multi30k", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--translate-only", action="store_true")
@@ -72,11 +101,19 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.translate_only:
         train(arguments.multi30k, arguments.out, overrides)
-    run = open_trained(find_run(NAME, str(arguments.out / "runs"), print), torch.device("cpu"), print)
+    run = open_trained(
+        find_run(NAME, str(arguments.out / "runs"), print), torch.device("cpu"), print
+    )
     assert isinstance(run.model, GenerativeModel)
-    sources, references = (read_lines(arguments.multi30k / f"test_2016_flickr.{language}.gz") for language in ("de", "en"))
+    sources, references = (
+        read_lines(arguments.multi30k / f"test_2016_flickr.{language}.gz")
+        for language in ("de", "en")
+    )
     begun_s = time.perf_counter()
-    found = [translate(run.model, run.tokenizer, sentence) for sentence in track(sources, description="translating")]
+    found = [
+        translate(run.model, run.tokenizer, sentence)
+        for sentence in track(sources, description="translating")
+    ]
     seconds = time.perf_counter() - begun_s
     (arguments.out / "translations.en").write_text("\n".join(found) + "\n", encoding="utf-8")
     metric = sacrebleu.metrics.BLEU()

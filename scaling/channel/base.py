@@ -1,4 +1,5 @@
-"""What a worker and its driver tell each other while a run goes on: progress and notices up, a wish to stop down."""
+"""What a worker and its driver tell each other while a run goes on: progress and notices up, a wish
+to stop down."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from scaling.errors import ScalingError
 
 @dataclass(frozen=True)
 class Notice:
-    """That the machines of some ranks will be taken back. deadline_s: when, in seconds since the epoch; None where unknown."""
+    """That the machines of some ranks will be taken back. deadline_s: when, in seconds since the
+    epoch; None where unknown."""
 
     ranks: tuple[int, ...]
     deadline_s: float | None
@@ -22,13 +24,15 @@ class Notice:
 class Channel(Protocol):
     """One rank's end. Messages are plain JSON, so that nothing is unpickled on the other side.
 
-    watches_machines: whether there is somebody who gives notice of machines that will be taken back.
+    watches_machines: whether there is somebody who gives notice of machines that will be taken
+    back.
     """
 
     watches_machines: bool
 
     def send(self, kind: str, message: dict[str, Any]) -> None:
-        """Tell the driver. Of kind "progress" it sees the latest only, of every other kind each one."""
+        """Tell the driver. Of kind "progress" it sees the latest only, of every other kind each
+        one."""
         ...
 
     def stop_requested(self) -> bool:
@@ -40,7 +44,8 @@ class Channel(Protocol):
         ...
 
     def abandon(self) -> None:
-        """End this rank's process at once, where it has one of its own; otherwise the driver ends, having been told why."""
+        """End this rank's process at once, where it has one of its own; otherwise the driver ends,
+        having been told why."""
         ...
 
 
@@ -85,7 +90,8 @@ class LocalChannel:
 
 
 class Heartbeat:
-    """On the first rank: a thread that sends the latest progress and watches for the wish to stop, twice a second.
+    """On the first rank: a thread that sends the latest progress and watches for the wish to stop,
+    twice a second.
 
     The training loop itself never waits for the driver.
     """
@@ -131,10 +137,16 @@ class Heartbeat:
 
 
 def encode_error(error: ScalingError) -> dict[str, Any]:
-    return {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "where": error.where,
+        "fix": error.fix,
+    }
 
 
 def decode_error(message: dict[str, Any]) -> ScalingError:
-    """The error that a worker reported; one of a kind this version does not know becomes a plain ScalingError."""
+    """The error that a worker reported; one of a kind this version does not know becomes a plain
+    ScalingError."""
     kind: Callable[..., Any] = getattr(errors, message["type"], ScalingError)
     return kind(message["what"], message["where"], message["fix"])

@@ -1,4 +1,5 @@
-"""How a rank's error reaches the driver: as data, before the others notice, and told apart from what only follows from it."""
+"""How a rank's error reaches the driver: as data, before the others notice, and told apart from
+what only follows from it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,16 @@ from scaling.channel.base import Channel, encode_error
 from scaling.errors import ScalingError, SupersededError
 from scaling.redaction import redact
 
-_OF_COLLECTIVES = ("gloo", "nccl", "c10d", "processgroup", "connection closed by peer", "connection reset by peer")
-"""Words of errors that a rank raises because another has gone: torch raises plain RuntimeErrors for most of them."""
+_OF_COLLECTIVES = (
+    "gloo",
+    "nccl",
+    "c10d",
+    "processgroup",
+    "connection closed by peer",
+    "connection reset by peer",
+)
+"""Words of errors that a rank raises because another has gone: torch raises plain RuntimeErrors for
+most of them."""
 
 
 def errors_dir(run_dir: Path | str) -> Path:
@@ -22,15 +31,21 @@ def errors_dir(run_dir: Path | str) -> Path:
 
 def is_consequence(error: BaseException) -> bool:
     """Whether the error says no more than that another rank has gone."""
-    if type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError):  # torch.distributed.DistError and kinds of it
+    # torch.distributed.DistError and kinds of it
+    if type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in _OF_COLLECTIVES)
 
 
 def tell(error: BaseException, channel: Channel, run_dir: Path | str, rank: int) -> None:
-    """Send an error to the driver, once: a ScalingError as it is, any other as a line, with its traceback in a file."""
-    if getattr(error, "told", False) or isinstance(error, SupersededError) or not isinstance(error, Exception):
+    """Send an error to the driver, once: a ScalingError as it is, any other as a line, with its
+    traceback in a file."""
+    if (
+        getattr(error, "told", False)
+        or isinstance(error, SupersededError)
+        or not isinstance(error, Exception)
+    ):
         return
     vars(error)["told"] = True
     if isinstance(error, ScalingError):
@@ -40,4 +55,7 @@ def tell(error: BaseException, channel: Channel, run_dir: Path | str, rank: int)
     path.write_text(redact("".join(traceback.format_exception(error))))
     summary = redact("".join(traceback.format_exception_only(error)).strip())
     consequence = is_consequence(error)
-    channel.send("crashed", {"rank": rank, "error": summary, "traceback": str(path), "consequence": consequence})
+    channel.send(
+        "crashed",
+        {"rank": rank, "error": summary, "traceback": str(path), "consequence": consequence},
+    )

@@ -1,7 +1,9 @@
-"""A run that begins where another one stands: its first steps are the other's, so they are copied and not made again.
+"""A run that begins where another one stands: its first steps are the other's, so they are copied
+and not made again.
 
-Both are the same run up to there, whose weights, moments and data position depend on nothing but what they share; so the
-copy is what the run would have come to by itself, and it has its own identity.
+Both are the same run up to there, whose weights, moments and data position depend on nothing but
+what they share; so the copy is what the run would have come to by itself, and it has its own
+identity.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from scaling.runs.files import disk_error, remove
 
 
 def take_over(trunk: RunDir, run_dir: RunDir, config: RunConfig, step: int) -> int | None:
-    """Begin the run of `config` at the newest sound checkpoint of `trunk` up to `step`; returns its step.
+    """Begin the run of `config` at the newest sound checkpoint of `trunk` up to `step`; returns its
+    step.
 
-    None, with nothing done, where there is no such checkpoint, or the run has checkpoints of its own. Raises RunDirError.
+    None, with nothing done, where there is no such checkpoint, or the run has checkpoints of its
+    own. Raises RunDirError.
     """
     if committed(run_dir.checkpoints):
         return None

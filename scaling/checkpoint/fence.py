@@ -1,4 +1,5 @@
-"""Which group of workers a run belongs to, where an older one may still live behind a broken network.
+"""Which group of workers a run belongs to, where an older one may still live behind a broken
+network.
 
 A group takes the fence when it starts; from then on whoever took it before can commit nothing more.
 """
@@ -22,7 +23,8 @@ class Fence:
         self.path = path
 
     def take(self) -> str:
-        """Be the newest group; returns its name. Waits for a commit that is under way. Raises RunDirError."""
+        """Be the newest group; returns its name. Waits for a commit that is under way. Raises
+        RunDirError."""
         name = secrets.token_hex(4)
         with self._open() as fd:
             os.ftruncate(fd, 0)
@@ -32,13 +34,15 @@ class Fence:
 
     @contextlib.contextmanager
     def passing(self, name: str) -> Iterator[None]:
-        """No other group can take the fence meanwhile. Raises SupersededError if one has, since `name` did."""
+        """No other group can take the fence meanwhile. Raises SupersededError if one has, since
+        `name` did."""
         with self._open() as fd:
             _compare(os.pread(fd, 64, 0), name)
             yield
 
     def check(self, name: str) -> None:
-        """Raise SupersededError if another group has taken the fence since `name` did. Quick, and waits for nobody."""
+        """Raise SupersededError if another group has taken the fence since `name` did. Quick, and
+        waits for nobody."""
         try:
             newest = self.path.read_bytes()
         except OSError as error:

@@ -1,8 +1,9 @@
 """Weights and optimiser states keyed by parameter name, independent of the layout that wrote them.
 
-Each rank writes one safetensors file with the pieces it owns. A piece is a run (what ZeRO leaves to a rank) of a part (what
-tensor parallelism leaves to it) of a parameter, in row-major order, and says which. A reader asks for any run of any part, so
-that a checkpoint of one layout opens under every other, without any rank holding the whole.
+Each rank writes one safetensors file with the pieces it owns. A piece is a run (what ZeRO leaves to
+a rank) of a part (what tensor parallelism leaves to it) of a parameter, in row-major order, and
+says which. A reader asks for any run of any part, so that a checkpoint of one layout opens under
+every other, without any rank holding the whole.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from scaling.parallel.rectangles import Rectangle, Run, overlaps
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """fp32 master weights, and Adam's first and second moments."""
 _READ_AT_ONCE = 1 << 20
-"""Elements (4 MB). Of columns out of longer rows, what lies between them is read too, but never more than this. Assumption."""
+"""Elements (4 MB). Of columns out of longer rows, what lies between them is read too, but never
+more than this. Assumption."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of a flattened part of the parameter `name`, of every kind in KINDS, all fp32."""
+    """Elements [start, start + numel) of a flattened part of the parameter `name`, of every kind in
+    KINDS, all fp32."""
 
     name: str
     part: Part
@@ -43,7 +46,8 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's part of a checkpoint in the host's memory, flat and contiguous: later steps do not change it.
+    """One rank's part of a checkpoint in the host's memory, flat and contiguous: later steps do not
+    change it.
 
     optimizer_step: updates that the moments have seen (Adam's t).
     """
@@ -52,10 +56,15 @@ class Snapshot:
     optimizer_step: int
 
     @staticmethod
-    def of(fragments: Iterable[Fragment], *, optimizer_step: int, reuse: Snapshot | None = None) -> Snapshot:
-        """reuse: an earlier one of the same rank, whose memory is taken over, so that it is no snapshot any more."""
+    def of(
+        fragments: Iterable[Fragment], *, optimizer_step: int, reuse: Snapshot | None = None
+    ) -> Snapshot:
+        """reuse: an earlier one of the same rank, whose memory is taken over, so that it is no
+        snapshot any more."""
         old = {fragment.name: fragment for fragment in reuse.fragments} if reuse is not None else {}
-        return Snapshot([_copy(fragment, old.get(fragment.name)) for fragment in fragments], optimizer_step)
+        return Snapshot(
+            [_copy(fragment, old.get(fragment.name)) for fragment in fragments], optimizer_step
+        )
 
     def write(self, path: Path) -> None:
         """As one safetensors file. Raises OSError or SafetensorError."""
@@ -64,23 +73,30 @@ class Snapshot:
         for fragment in self.fragments:
             part = fragment.part
             places[fragment.name] = {
-                "shape": list(part.shape), "dim": part.dim, "first": part.first, "length": part.length,
-                "start": fragment.start, "numel": fragment.numel,
-            }  # fmt: skip
+                "shape": list(part.shape),
+                "dim": part.dim,
+                "first": part.first,
+                "length": part.length,
+                "start": fragment.start,
+                "numel": fragment.numel,
+            }
             tensors |= {f"{kind}/{fragment.name}": fragment.tensors[kind] for kind in KINDS}
         header = {"fragments": json.dumps(places), "optimizer_step": str(self.optimizer_step)}
         save_file(tensors, path, metadata=header)
 
 
 def _copy(fragment: Fragment, memory: Fragment | None) -> Fragment:
-    """In the host's memory, pinned for a GPU's tensors; in that of an earlier copy where it fits, for fresh pages cost more
-    than the copying (400 MB on a CPU: 0.18 s into fresh ones, 0.02 s into used ones)."""
+    """In the host's memory, pinned for a GPU's tensors; in that of an earlier copy where it fits,
+    for fresh pages cost more than the copying (400 MB on a CPU: 0.18 s into fresh ones, 0.02 s into
+    used ones)."""
 
     def flat(kind: str) -> torch.Tensor:
         tensor = fragment.tensors[kind].detach().reshape(-1)
         if memory is not None and memory.numel == tensor.numel():
             return memory.tensors[kind].copy_(tensor)
-        return torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=tensor.is_cuda).copy_(tensor)
+        return torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=tensor.is_cuda).copy_(
+            tensor
+        )
 
     return replace(fragment, tensors={kind: flat(kind) for kind in KINDS})
 
@@ -95,14 +111,18 @@ class _Piece:
         """Raises KeyError, TypeError or ValueError for a header that says nothing sensible."""
         part = Part(tuple(place["shape"]), place["dim"], place["first"], place["length"])
         if min(place["start"], place["numel"]) < 0 or place["start"] + place["numel"] > part.numel:
-            raise ValueError(f"elements {place['start']} + {place['numel']} of a part of {part.numel}")
+            raise ValueError(
+                f"elements {place['start']} + {place['numel']} of a part of {part.numel}"
+            )
         return _Piece(path, Run(part, place["start"], place["numel"]))
 
 
 class FragmentReader:
-    """Runs of parts of parameters out of a directory of fragment files. Reads only what is asked for.
+    """Runs of parts of parameters out of a directory of fragment files. Reads only what is asked
+    for.
 
-    shapes: of the whole parameters, by name. Raises CheckpointError for a file that is damaged or of another checkpoint.
+    shapes: of the whole parameters, by name. Raises CheckpointError for a file that is damaged or
+    of another checkpoint.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -114,7 +134,10 @@ class FragmentReader:
             try:
                 file = safe_open(path, framework="pt")
                 metadata = file.metadata()
-                pieces = {name: _Piece.at(path, place) for name, place in json.loads(metadata["fragments"]).items()}
+                pieces = {
+                    name: _Piece.at(path, place)
+                    for name, place in json.loads(metadata["fragments"]).items()
+                }
                 steps.add(int(metadata["optimizer_step"]))
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} is not a fragment file: {error}") from error
@@ -122,17 +145,23 @@ class FragmentReader:
             for name, piece in pieces.items():
                 shape = piece.run.part.shape
                 if self.shapes.setdefault(name, shape) != shape:
-                    raise CheckpointError(f"{path} says that {name!r} is {shape}, and another rank {self.shapes[name]}")
+                    raise CheckpointError(
+                        f"{path} says that {name!r} is {shape}, and another rank {self.shapes[name]}"
+                    )
                 self._pieces.setdefault(name, []).append(piece)
         if len(steps) != 1:
-            raise CheckpointError(f"{directory} holds fragments of {len(steps)} different optimiser steps, not of one")
+            raise CheckpointError(
+                f"{directory} holds fragments of {len(steps)} different optimiser steps, not of one"
+            )
         self.optimizer_step = steps.pop()
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless the checkpoint has exactly these parameters."""
         if dict(shapes) == self.shapes:
             return
-        wrong = sorted(n for n in set(shapes) | set(self.shapes) if shapes.get(n) != self.shapes.get(n))
+        wrong = sorted(
+            n for n in set(shapes) | set(self.shapes) if shapes.get(n) != self.shapes.get(n)
+        )
         first = wrong[0]
         raise CheckpointError(
             f"the checkpoint is of another model: {len(wrong)} parameters differ, first {first!r}: "
@@ -140,32 +169,46 @@ class FragmentReader:
         )
 
     def read(self, kind: str, name: str, part: Part, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the CPU.
+        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the
+        CPU.
 
         Raises CheckpointError unless each of them was saved once.
         """
         if self.shapes.get(name, part.shape) != part.shape:
-            raise CheckpointError(f"{name!r} was saved as {self.shapes[name]}, and is wanted as {part.shape}")
+            raise CheckpointError(
+                f"{name!r} was saved as {self.shapes[name]}, and is wanted as {part.shape}"
+            )
         out, filled = torch.empty(numel), torch.zeros(numel, dtype=torch.bool)
         for piece in self._pieces.get(name, []):
             for wanted, saved in overlaps(Run(part, start, numel), piece.run):
                 if _view(filled, wanted).any():
-                    raise CheckpointError(f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's file too")
+                    raise CheckpointError(
+                        f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's file too"
+                    )
                 _view(filled, wanted).fill_(True)
                 self._copy(f"{kind}/{name}", piece.path, saved, wanted, out)
         found = int(filled.sum())
         if found != numel:
-            raise CheckpointError(f"{kind} of {name!r}: {found} of {numel} elements found; a rank's file is missing")
+            raise CheckpointError(
+                f"{kind} of {name!r}: {found} of {numel} elements found; a rank's file is missing"
+            )
         return out
 
-    def _copy(self, key: str, path: Path, saved: Rectangle, wanted: Rectangle, out: torch.Tensor) -> None:
-        """A rectangle of a saved tensor to where it is wanted, in strips of rows that each are one run of the file."""
+    def _copy(
+        self, key: str, path: Path, saved: Rectangle, wanted: Rectangle, out: torch.Tensor
+    ) -> None:
+        """A rectangle of a saved tensor to where it is wanted, in strips of rows that each are one
+        run of the file."""
         tensor = self._files[path].get_slice(key)
         height = max(1, _READ_AT_ONCE // saved.stride)
         for first in range(0, saved.n_rows, height):
             source, target = saved.rows(first, height), wanted.rows(first, height)
-            strip = tensor[source.offset : source.offset + (source.n_rows - 1) * source.stride + source.width]
-            _view(out, target).copy_(strip.as_strided((source.n_rows, source.width), (source.stride, 1)))
+            strip = tensor[
+                source.offset : source.offset + (source.n_rows - 1) * source.stride + source.width
+            ]
+            _view(out, target).copy_(
+                strip.as_strided((source.n_rows, source.width), (source.stride, 1))
+            )
 
 
 def _view(flat: torch.Tensor, place: Rectangle) -> torch.Tensor:

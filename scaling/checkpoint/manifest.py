@@ -1,4 +1,5 @@
-"""What vouches for a checkpoint: its manifest, read so that whatever is wrong with it is one kind of error."""
+"""What vouches for a checkpoint: its manifest, read so that whatever is wrong with it is one kind
+of error."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ MANIFEST = "manifest.json"
 class Manifest:
     """What a checkpoint is, and the size and SHA-256 of each of its files.
 
-    state: the training state (step, tokens, data position) as plain JSON. layout: who wrote it, for the record
-    only: it loads under any layout. corpus_fingerprint: of the data that the position points into.
+    state: the training state (step, tokens, data position) as plain JSON. layout: who wrote it, for
+    the record only: it loads under any layout. corpus_fingerprint: of the data that the position
+    points into.
     """
 
     semantic_hash: str
@@ -47,19 +49,25 @@ _TYPES = {
 
 
 def sealed(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with a SHA-256 of their own under "sha256": a bit that falls over in the data position is a wrong run."""
-    return fields | {"sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
+    """`fields` with a SHA-256 of their own under "sha256": a bit that falls over in the data
+    position is a wrong run."""
+    return fields | {
+        "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    }
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint at `path`. Raises CheckpointError for one that is no manifest in any way."""
+    """The manifest of the checkpoint at `path`. Raises CheckpointError for one that is no manifest
+    in any way."""
     try:
         fields = parse_json((path / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise ValueError("it holds no JSON object")
         version = fields["format_version"]
         if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{path} has format {version}; this version reads {FORMAT_VERSION}"
+            )
         seal = fields.pop("sha256")
         if sealed(fields)["sha256"] != seal:
             raise CheckpointError(f"{path / MANIFEST} is damaged: it differs from its own SHA-256")
@@ -69,7 +77,9 @@ def read_manifest(path: Path) -> Manifest:
     problem = next(_nonsense(manifest), None)
     if problem is not None:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
-    return replace(manifest, state={key: _with_floats(value) for key, value in manifest.state.items()})
+    return replace(
+        manifest, state={key: _with_floats(value) for key, value in manifest.state.items()}
+    )
 
 
 def _nonsense(manifest: Manifest) -> Iterator[str]:
@@ -89,7 +99,11 @@ def _nonsense(manifest: Manifest) -> Iterator[str]:
     for name, file in manifest.files.items():
         if not _is_file_name(name):
             yield f"it names {name[:60]!r}, which is outside the checkpoint"
-        found = (type(file.get("size_bytes")), type(file.get("sha256"))) if isinstance(file, dict) else None
+        found = (
+            (type(file.get("size_bytes")), type(file.get("sha256")))
+            if isinstance(file, dict)
+            else None
+        )
         if found != (int, str):
             yield f"files.{name[:60]} is {reprlib.repr(file)}, without a size and a checksum"
 

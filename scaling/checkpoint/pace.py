@@ -13,14 +13,20 @@ _FIRST_BYTES_PER_S = 1e9
 
 
 class Pace:
-    """The clock of the first rank, whose word the others follow. interval_s: from one checkpoint to the next.
+    """The clock of the first rank, whose word the others follow. interval_s: from one checkpoint to
+    the next.
 
-    minutes: a fixed interval; None lets it follow from what saves are measured to cost, which is estimated by the bytes that a
-    rank saves until there was one. hours_between: mean time between failures.
+    minutes: a fixed interval; None lets it follow from what saves are measured to cost, which is
+    estimated by the bytes that a rank saves until there was one. hours_between: mean time between
+    failures.
     """
 
     def __init__(
-        self, minutes: float | None, hours_between: float, own_bytes: float, now: Callable[[], float] = time.monotonic
+        self,
+        minutes: float | None,
+        hours_between: float,
+        own_bytes: float,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._minutes, self._hours_between, self._now = minutes, hours_between, now
         self._expected_s = own_bytes / _FIRST_BYTES_PER_S

@@ -1,4 +1,5 @@
-"""When a checkpoint is due; saving behind training, with at most one on its way; and taking up the newest sound one."""
+"""When a checkpoint is due; saving behind training, with at most one on its way; and taking up the
+newest sound one."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 
 _NICENESS = 10
-"""Of the writing thread, where threads have one of their own (Linux): training goes first on a core that both want."""
+"""Of the writing thread, where threads have one of their own (Linux): training goes first on a core
+that both want."""
 
 
 class Stateful(Protocol):
-    """What the saver knows of an engine: its state as a snapshot, and a directory to load it from."""
+    """What the saver knows of an engine: its state as a snapshot, and a directory to load it
+    from."""
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot: ...
 
@@ -39,14 +42,16 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves and restores one run. Every method is collective over the ranks.
 
-    group: gloo over all ranks, for the training thread; writing_group: another one, for the thread that writes; both None
-    for a single rank. on_event(kind, **fields) is told of "checkpoint_committed", "checkpoint_damaged" and "not_removed", on the
-    first rank. record: metrics.jsonl, where there is one.
-    pace: the first rank's clock, where checkpoints are due by time. content_fingerprint: of the same corpus, as checkpoints
-    have it that know nothing of counts. corpus_changes() says what differs from the corpus that the run noted.
+    group: gloo over all ranks, for the training thread; writing_group: another one, for the thread
+    that writes; both None for a single rank. on_event(kind, **fields) is told of
+    "checkpoint_committed", "checkpoint_damaged" and "not_removed", on the first rank. record:
+    metrics.jsonl, where there is one. pace: the first rank's clock, where checkpoints are due by
+    time. content_fingerprint: of the same corpus, as checkpoints have it that know nothing of
+    counts. corpus_changes() says what differs from the corpus that the run noted.
 
-    workers: the name of this group of workers, which no older one can commit beside. last_step: of the newest checkpoint
-    that this group has restored or saved. longest_write_s: until a checkpoint was on the disk.
+    workers: the name of this group of workers, which no older one can commit beside. last_step: of
+    the newest checkpoint that this group has restored or saved. longest_write_s: until a checkpoint
+    was on the disk.
     """
 
     def __init__(
@@ -74,7 +79,17 @@ class Checkpointer:
         self._on_event = on_event
         self._pace = pace
         self.workers = share_json(self._take_over(), group)
-        self._writer = Writer(directory, config, layout, corpus_fingerprint, ranks, writing_group, self.workers, on_event, record)
+        self._writer = Writer(
+            directory,
+            config,
+            layout,
+            corpus_fingerprint,
+            ranks,
+            writing_group,
+            self.workers,
+            on_event,
+            record,
+        )
         if ranks.is_first:
             remove_partials(directory, self._writer.not_removed)
         self._memory: Snapshot | None = None
@@ -97,12 +112,18 @@ class Checkpointer:
         if state.step == (self.last_step or 0):
             return False
         every = self._config.checkpoint.every_steps
-        return timely or (every is not None and state.step % every == 0) or state.step in self._config.checkpoint.keep_steps
+        return (
+            timely
+            or (every is not None and state.step % every == 0)
+            or state.step in self._config.checkpoint.keep_steps
+        )
 
     def save(self, engine: Stateful, state: TrainState) -> float:
-        """Take a snapshot and have it written behind training; returns the seconds that training was kept waiting.
+        """Take a snapshot and have it written behind training; returns the seconds that training
+        was kept waiting.
 
-        Waits for the one before, if that is still on its way. Raises CheckpointError if that one could not be written.
+        Waits for the one before, if that is still on its way. Raises CheckpointError if that one
+        could not be written.
         """
         begun_s = time.perf_counter()
         self.wait()
@@ -110,7 +131,9 @@ class Checkpointer:
         stall_s = time.perf_counter() - begun_s
         if self._pace is not None:
             self._pace.saving()
-        self._thread = threading.Thread(target=self._write, args=(snapshot, state, stall_s), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write, args=(snapshot, state, stall_s), name="checkpoint", daemon=True
+        )
         self._thread.start()
         self.last_step = state.step
         return stall_s
@@ -125,16 +148,19 @@ class Checkpointer:
             self._error = error
             return
         if self._pace is not None:
-            on_cpu = self._config.cluster.device.kind == "cpu"  # where it takes its time from the same cores as training
+            # where it takes its time from the same cores as training
+            on_cpu = self._config.cluster.device.kind == "cpu"
             self._pace.measured(stall_s + (time.thread_time() if on_cpu else 0.0), write_s)
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows that what was on its way could not be written; `wait` raises why, on every rank."""
+        """Whether this rank knows that what was on its way could not be written; `wait` raises why,
+        on every rank."""
         return self._error is not None
 
     def wait(self) -> float:
-        """Until the last checkpoint is committed; the seconds this took. Raises CheckpointError if it could not be written."""
+        """Until the last checkpoint is committed; the seconds this took. Raises CheckpointError if
+        it could not be written."""
         begun_s = time.perf_counter()
         self.close()
         error, self._error = self._error, None
@@ -149,7 +175,8 @@ class Checkpointer:
             self._thread = None
 
     def restore(self, engine: Stateful) -> TrainState | None:
-        """Load the newest sound checkpoint into `engine`; None when there is none. Raises CheckpointError."""
+        """Load the newest sound checkpoint into `engine`; None when there is none. Raises
+        CheckpointError."""
         found = share_json(self._newest() if self._ranks.is_first else None, self._group)
         if found is None:
             return None
@@ -160,14 +187,17 @@ class Checkpointer:
         return TrainState.from_dict(manifest.state)
 
     def _newest(self) -> dict[str, Any] | None:
-        """Path and manifest of the newest sound one. Damaged ones are put aside, once it is known that they are not the last."""
+        """Path and manifest of the newest sound one. Damaged ones are put aside, once it is known
+        that they are not the last."""
         damaged: list[Path] = []
 
         def told(path: Path, error: CheckpointError) -> None:
             damaged.append(path)
             self._on_event("checkpoint_damaged", path=str(path), reason=error.what)
 
-        found = newest_valid(self._directory, on_damaged=told, check=lambda manifest: check_state(manifest.state))
+        found = newest_valid(
+            self._directory, on_damaged=told, check=lambda manifest: check_state(manifest.state)
+        )
         for path in damaged:
             try:
                 set_aside(path)

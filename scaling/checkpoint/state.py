@@ -1,7 +1,7 @@
 """All that resuming needs beside weights and optimiser states: step, tokens, and the data position.
 
-There is no random state to save: every step seeds its own generators from (seed, step, rank), so dropout after a
-resume is that of the run that never stopped.
+There is no random state to save: every step seeds its own generators from (seed, step, rank), so
+dropout after a resume is that of the run that never stopped.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from scaling.errors import CheckpointError
 class TrainState:
     """Where a run stands between two steps.
 
-    next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the interval since the last
-    record, so that a record's means do not depend on where the run was interrupted. skipped_steps: since the start.
-    skipped_in_a_row: the newest steps whose updates were left out. recent_losses, recent_grad_norms: of the steps that the
-    next is judged by, oldest first (`train.on_spike`).
-    condemned: first sequences of the global batches that are left out for good.
+    next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the
+    interval since the last record, so that a record's means do not depend on where the run was
+    interrupted. skipped_steps: since the start. skipped_in_a_row: the newest steps whose updates
+    were left out. recent_losses, recent_grad_norms: of the steps that the next is judged by, oldest
+    first (`train.on_spike`). condemned: first sequences of the global batches that are left out for
+    good.
     """
 
     step: int = 0
@@ -42,10 +43,13 @@ class TrainState:
 
     def advance(self, *, next_sequence: int, n_tokens: int) -> TrainState:
         """The state after one more step of `n_tokens` tokens."""
-        return replace(self, step=self.step + 1, n_tokens=self.n_tokens + n_tokens, next_sequence=next_sequence)
+        return replace(
+            self, step=self.step + 1, n_tokens=self.n_tokens + n_tokens, next_sequence=next_sequence
+        )
 
     def without(self, first_sequences: Iterable[int]) -> TrainState:
-        """The state from which the global batches that begin at these sequences are left out too."""
+        """The state from which the global batches that begin at these sequences are left out
+        too."""
         return replace(self, condemned=tuple(sorted({*self.condemned, *first_sequences})))
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,12 +57,17 @@ class TrainState:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> TrainState:
-        """The state that a manifest holds. Raises CheckpointError for one that another version has written, or none has."""
+        """The state that a manifest holds. Raises CheckpointError for one that another version has
+        written, or none has."""
         unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
         if unknown:
-            raise CheckpointError(f"the checkpoint's training state has {unknown[0]!r}, which this version does not know")
+            raise CheckpointError(
+                f"the checkpoint's training state has {unknown[0]!r}, which this version does not know"
+            )
         check_state(fields)
-        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
         return TrainState(**known)
 
 
@@ -67,13 +76,18 @@ _LARGEST = 2**63 - 1
 
 
 def check_state(fields: dict[str, Any]) -> None:
-    """Raise CheckpointError where a field that is known holds what no training state can; unknown ones are let pass."""
+    """Raise CheckpointError where a field that is known holds what no training state can; unknown
+    ones are let pass."""
     for name, default in TrainState().to_dict().items():
         value = fields.get(name, default)
         whole = isinstance(default, int) or name == "condemned"
         numbers = value if isinstance(default, tuple) else [value]
-        if not isinstance(numbers, list | tuple) or not all(_fits(number, whole) for number in numbers):
-            raise CheckpointError(f"the checkpoint's training state is damaged: {name} is {reprlib.repr(value)}")
+        if not isinstance(numbers, list | tuple) or not all(
+            _fits(number, whole) for number in numbers
+        ):
+            raise CheckpointError(
+                f"the checkpoint's training state is damaged: {name} is {reprlib.repr(value)}"
+            )
 
 
 def _fits(number: Any, whole: bool) -> bool:

@@ -1,10 +1,13 @@
-"""Checkpoints that are complete or absent: a manifest with every file's size and checksum, committed by one rename.
+"""Checkpoints that are complete or absent: a manifest with every file's size and checksum,
+committed by one rename.
 
 Layout of a run's checkpoints directory:
 
     step-00000100/                   committed: manifest.json lists and vouches for every other file
-    .step-00000150.1f3b09aa.partial/ being written by one group of workers, or left by a killed one; never read
-    .step-00000050.damaged/          found damaged when a run resumed, and put aside; removed once the run is past it
+    .step-00000150.1f3b09aa.partial/ being written by one group of workers, or left by a killed one;
+    never read
+    .step-00000050.damaged/          found damaged when a run resumed, and put aside; removed once
+                                     the run is past it
     .fence                           which group of workers may commit (checkpoint/fence.py)
 """
 
@@ -32,7 +35,8 @@ _PARTIAL = re.compile(r"^\.step-\d{8,}(\.\w+)?\.partial$")
 _DAMAGED = re.compile(r"^\.step-(\d{8,})(\.\w+)?\.damaged$")
 FENCE = ".fence"
 _READERS = 8
-"""Files whose checksums are computed at a time: assumption, enough to hide a network disk's latency."""
+"""Files whose checksums are computed at a time: assumption, enough to hide a network disk's
+latency."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -40,7 +44,8 @@ def checkpoint_name(step: int) -> str:
 
 
 def partial_path(directory: Path, step: int, group: str = "") -> Path:
-    """Where the files of a checkpoint are written before it is committed, by the group of workers of this name."""
+    """Where the files of a checkpoint are written before it is committed, by the group of workers
+    of this name."""
     return directory / f".{checkpoint_name(step)}{f'.{group}' if group else ''}.partial"
 
 
@@ -64,14 +69,21 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Path:
-    """Write the manifest into the partial directory of its step and rename that into place: the checkpoint exists, or not.
+    """Write the manifest into the partial directory of its step and rename that into place: the
+    checkpoint exists, or not.
 
-    group: of the workers that wrote it; SupersededError unless it has the fence. A checkpoint of the same step that
-    is damaged is removed first. Raises CheckpointError if a sound one of this step, or any of a later one, stands already.
+    group: of the workers that wrote it; SupersededError unless it has the fence. A checkpoint of
+    the same step that is damaged is removed first. Raises CheckpointError if a sound one of this
+    step, or any of a later one, stands already.
     """
-    partial, final = partial_path(directory, manifest.step, group or ""), directory / checkpoint_name(manifest.step)
+    partial, final = (
+        partial_path(directory, manifest.step, group or ""),
+        directory / checkpoint_name(manifest.step),
+    )
     path = partial / MANIFEST
-    path.write_text(json.dumps(sealed(portable(asdict(manifest))), indent=1, allow_nan=False) + "\n")
+    path.write_text(
+        json.dumps(sealed(portable(asdict(manifest))), indent=1, allow_nan=False) + "\n"
+    )
     _fsync(path)
     _fsync(partial)
     with Fence(directory / FENCE).passing(group) if group else contextlib.nullcontext():
@@ -82,17 +94,27 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
 
 
 def _make_way(directory: Path, final: Path, step: int) -> None:
-    """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one, or a newer one."""
+    """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one,
+    or a newer one."""
     newest = newest_step(directory)
     # Only what is newer is read: there is none but where something is wrong.
     if newest is not None and newest > step:
-        newest = max((found for found, path in committed(directory) if found > step and _is_sound(path)), default=None)
+        newest = max(
+            (found for found, path in committed(directory) if found > step and _is_sound(path)),
+            default=None,
+        )
     if newest is not None and newest > step:
         fix = "Two drivers must not share a run directory; nothing was overwritten."
-        raise CheckpointError(f"{directory} holds step {newest} already, which is newer than this of step {step}", fix=fix)
+        raise CheckpointError(
+            f"{directory} holds step {newest} already, which is newer than this of step {step}",
+            fix=fix,
+        )
     if os.path.lexists(final):
         if _is_sound(final):
-            raise CheckpointError(f"{final} exists already, and is sound", fix="two drivers must not share a run directory")
+            raise CheckpointError(
+                f"{final} exists already, and is sound",
+                fix="two drivers must not share a run directory",
+            )
         remove(final)
 
 
@@ -105,7 +127,8 @@ def _is_sound(path: Path) -> bool:
 
 
 def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """How a file of a checkpoint differs from what the manifest says of it; None where it does not."""
+    """How a file of a checkpoint differs from what the manifest says of it; None where it does
+    not."""
     file = path / name
     try:
         if not file.is_file():
@@ -113,18 +136,27 @@ def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
         size = file.stat().st_size
         if size != expected["size_bytes"]:
             return f"{file} has {size} bytes, not {expected['size_bytes']}"
-        return f"{file} is damaged: its SHA-256 differs from the manifest's" if _sha256(file) != expected["sha256"] else None
+        return (
+            f"{file} is damaged: its SHA-256 differs from the manifest's"
+            if _sha256(file) != expected["sha256"]
+            else None
+        )
     except OSError as error:
         return f"{file} cannot be read: {error.strerror or error}"
 
 
 def verify(path: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError for whatever differs or cannot be read."""
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError for whatever
+    differs or cannot be read."""
     manifest = read_manifest(path)
     foreign = sorted({file.name for file in path.glob("rank-*")} - manifest.files.keys())
     if foreign:
         raise CheckpointError(f"{path / foreign[0]} is not named by the manifest")
-    if path.name != checkpoint_name(manifest.step) or manifest.state.get("step") != manifest.step or manifest.step < 0:
+    if (
+        path.name != checkpoint_name(manifest.step)
+        or manifest.state.get("step") != manifest.step
+        or manifest.step < 0
+    ):
         raise CheckpointError(f"{path} holds step {manifest.step} under another name")
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
         for problem in pool.map(lambda item: _problem(path, *item), manifest.files.items()):
@@ -144,8 +176,11 @@ def newest_step(directory: Path) -> int | None:
 
 
 def _steps(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[tuple[int, str]]:
-    """(step, name) of every checkpoint whose name has this pattern, oldest first. Only the directory itself is read."""
-    return sorted((int(match.group(1)), name) for name in _listed(directory) if (match := pattern.match(name)))
+    """(step, name) of every checkpoint whose name has this pattern, oldest first. Only the
+    directory itself is read."""
+    return sorted(
+        (int(match.group(1)), name) for name in _listed(directory) if (match := pattern.match(name))
+    )
 
 
 def _listed(directory: Path) -> list[str]:
@@ -164,9 +199,9 @@ def newest_valid(
 ) -> tuple[Path, Manifest] | None:
     """The newest checkpoint whose files all verify, or None when there are none at all.
 
-    check: raises CheckpointError for what is wrong with a manifest that only the caller knows. Damaged ones are reported
-    to `on_damaged` and passed over. Raises CheckpointError when some exist but none is sound: starting afresh would
-    silently lose the run.
+    check: raises CheckpointError for what is wrong with a manifest that only the caller knows.
+    Damaged ones are reported to `on_damaged` and passed over. Raises CheckpointError when some
+    exist but none is sound: starting afresh would silently lose the run.
     """
     steps, newest = _steps(directory), None
     for _, name in reversed(steps):
@@ -194,12 +229,16 @@ def prune(
     keep_steps: Collection[int] = (),
     on_trouble: Callable[[Path, OSError], None] = lambda path, error: None,
 ) -> list[Path]:
-    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths of the former.
+    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths
+    of the former.
 
-    What cannot be removed is told to `on_trouble` and stays. Of a link, the link is removed and not what it leads to.
+    What cannot be removed is told to `on_trouble` and stays. Of a link, the link is removed and not
+    what it leads to.
     """
     steps = committed(directory)
-    kept = {path for _, path in steps[-keep_last:]} | {path for step, path in steps if step in keep_steps}
+    kept = {path for _, path in steps[-keep_last:]} | {
+        path for step, path in steps if step in keep_steps
+    }
     if keep_every_steps:
         kept |= {path for step, path in steps if step % keep_every_steps == 0}
     gone = [path for _, path in steps if path not in kept]
@@ -220,20 +259,31 @@ def _damaged_up_to(directory: Path, step: int) -> list[Path]:
 
 
 def set_aside(path: Path) -> None:
-    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound one must be there.
+    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound
+    one must be there.
 
-    One that was put aside before under its name is removed, or left where it resists. Raises OSError.
+    One that was put aside before under its name is removed, or left where it resists. Raises
+    OSError.
     """
     aside = path.with_name(f".{path.name}.damaged")
     with contextlib.suppress(OSError):
         remove(aside)
-    os.replace(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.damaged") if os.path.lexists(aside) else aside)
+    os.replace(
+        path,
+        path.with_name(f".{path.name}.{secrets.token_hex(4)}.damaged")
+        if os.path.lexists(aside)
+        else aside,
+    )
 
 
-def remove_partials(directory: Path, on_trouble: Callable[[Path, OSError], None] = lambda path, error: None) -> None:
-    """Remove what killed groups of workers left half-written. Only for the driver that has the lock, or who has the fence.
+def remove_partials(
+    directory: Path, on_trouble: Callable[[Path, OSError], None] = lambda path, error: None
+) -> None:
+    """Remove what killed groups of workers left half-written. Only for the driver that has the
+    lock, or who has the fence.
 
-    What cannot be removed is told to `on_trouble`: it is in nobody's way, since names of groups differ.
+    What cannot be removed is told to `on_trouble`: it is in nobody's way, since names of groups
+    differ.
     """
     for name in _listed(directory):
         if _PARTIAL.match(name):

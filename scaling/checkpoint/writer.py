@@ -28,9 +28,10 @@ from scaling.runs.files import sync
 class Writer:
     """Writes and commits checkpoints of one run under one layout.
 
-    group: gloo over all ranks, used by nobody else, for it is used beside training's own collectives. workers: the name of
-    this group of workers, as the fence knows it. record: metrics.jsonl, which is on the disk before a checkpoint is committed.
-    on_event(kind, **fields) is told of "checkpoint_committed" and "not_removed", on the first rank.
+    group: gloo over all ranks, used by nobody else, for it is used beside training's own
+    collectives. workers: the name of this group of workers, as the fence knows it. record:
+    metrics.jsonl, which is on the disk before a checkpoint is committed. on_event(kind, **fields)
+    is told of "checkpoint_committed" and "not_removed", on the first rank.
     """
 
     directory: Path
@@ -45,8 +46,9 @@ class Writer:
     _left: set[Path] = field(default_factory=set)
 
     def write(self, snapshot: Snapshot, state: TrainState, *, stall_s: float) -> float:
-        """Returns the seconds it took once the checkpoint is committed. Collective: where a rank fails, every rank raises its
-        error, and nothing of the checkpoint is left. stall_s: for the record, how long training waited for the snapshot."""
+        """Returns the seconds it took once the checkpoint is committed. Collective: where a rank
+        fails, every rank raises its error, and nothing of the checkpoint is left. stall_s: for the
+        record, how long training waited for the snapshot."""
         begun_s = time.perf_counter()
         partial = partial_path(self.directory, state.step, self.workers)
         try:
@@ -86,8 +88,11 @@ class Writer:
             self._left.add(path)
             self.on_event("not_removed", path=str(path), reason=error.strerror or str(error))
 
-    def _together(self, state: TrainState, act: Callable[[], Any], *, by_first: bool = False) -> list[Any]:
-        """What `act` returned on each rank, plain JSON; with `by_first` it is the first rank's alone to do."""
+    def _together(
+        self, state: TrainState, act: Callable[[], Any], *, by_first: bool = False
+    ) -> list[Any]:
+        """What `act` returned on each rank, plain JSON; with `by_first` it is the first rank's
+        alone to do."""
         idle = by_first and not self.ranks.is_first
         outcomes = gather_json({"value": None} if idle else _attempt(act), self.group)
         for rank, outcome in enumerate(outcomes):

@@ -18,11 +18,14 @@ Job = tuple[RunConfig, tuple[str, ...]]
 """A validated configuration, and the words that composed it."""
 
 
-def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], int], argv: list[str]) -> int:
-    """Compose the configuration of `argv` through Hydra and run `task` on it; returns the exit code.
+def run_task(
+    task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], int], argv: list[str]
+) -> int:
+    """Compose the configuration of `argv` through Hydra and run `task` on it; returns the exit
+    code.
 
-    task: validated RunConfig -> exit code. study: the same of all the configurations of a multirun (-m). Errors that a user can
-    mend are printed as one message.
+    task: validated RunConfig -> exit code. study: the same of all the configurations of a multirun
+    (-m). Errors that a user can mend are printed as one message.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -40,10 +43,15 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
         nonlocal composed_once
         composed_once = True
         with reported(codes, debug="scaling.debug=true" in overrides):
-            given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed, references unresolved
+            # as typed, references unresolved
+            given = OmegaConf.to_container(HydraConfig.get().overrides.task)
             config = validate(composed, cast(list[str], given))
             if config.study.kind != "none":
-                raise ConfigError(f"study={config.study.kind} makes many runs", "from the command line", "Start it with -m.")
+                raise ConfigError(
+                    f"study={config.study.kind} makes many runs",
+                    "from the command line",
+                    "Start it with -m.",
+                )
             codes.append(task(config))
 
     def launch(jobs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
@@ -55,7 +63,11 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
 
     vars(main.__wrapped__)["study"] = launch  # Hydra hands the launcher what it wraps
 
-    with reported(codes, debug="scaling.debug=true" in overrides), _full_errors(), inert_configurations():
+    with (
+        reported(codes, debug="scaling.debug=true" in overrides),
+        _full_errors(),
+        inert_configurations(),
+    ):
         refuse_pickled_jobs(argv)
         _refuse_flags(argv)
         sys.argv[1:] = in_full(argv)  # where Hydra reads them
@@ -71,7 +83,8 @@ def run_task(task: Callable[[RunConfig], int], study: Callable[[Sequence[Job]], 
 
 
 def _refuse_flags(argv: Sequence[str]) -> None:
-    """Raises ConfigError for what is none of Hydra's flags. Hydra itself would list those, and say nothing of keys."""
+    """Raises ConfigError for what is none of Hydra's flags. Hydra itself would list those, and say
+    nothing of keys."""
     from hydra._internal.utils import get_args_parser
 
     from scaling.composition.compose import keys
@@ -79,17 +92,25 @@ def _refuse_flags(argv: Sequence[str]) -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(message, TYPED, "--help lists every group and key, --hydra-help the flags.")
+        raise ConfigError(
+            message, TYPED, "--help lists every group and key, --hydra-help the flags."
+        )
 
     vars(parser)["error"] = refuse
     unknown = parser.parse_known_args(list(argv))[1]
     if unknown:
-        raise no_flag(argv, list(argv).index(unknown[0]), list(keys()), ("-m for a study", *FLAGS, "--hydra-help"))
+        raise no_flag(
+            argv,
+            list(argv).index(unknown[0]),
+            list(keys()),
+            ("-m for a study", *FLAGS, "--hydra-help"),
+        )
 
 
 @contextlib.contextmanager
 def reported(codes: list[int], *, debug: bool) -> Iterator[None]:
-    """Print a ScalingError as its message, with the traceback in debugging, and note its exit code."""
+    """Print a ScalingError as its message, with the traceback in debugging, and note its exit
+    code."""
     try:
         yield
     except ScalingError as error:

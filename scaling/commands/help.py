@@ -29,13 +29,22 @@ Of a study: 0 all trials finished; 1 some failed too often, and the others are f
 
 def help_text() -> str:
     return "\n".join(
-        [_INTRO, "Groups (GROUP=OPTION)", *_groups(conf_dir()), "", "Keys (KEY=VALUE) and their defaults", *_sections()]
+        [
+            _INTRO,
+            "Groups (GROUP=OPTION)",
+            *_groups(conf_dir()),
+            "",
+            "Keys (KEY=VALUE) and their defaults",
+            *_sections(),
+        ]
     )
 
 
 def _groups(root: Path) -> Iterator[str]:
     for group in sorted(path for path in root.iterdir() if path.is_dir()):
-        options = sorted(path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_"))
+        options = sorted(
+            path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")
+        )
         if options:
             yield f"  {group.name:<12} {' '.join(options)}"
 
@@ -59,5 +68,11 @@ def _keys(model: type[BaseModel], defaults: dict[str, Any], prefix: str) -> Iter
 
 
 def _line(key: str, default: Any, meaning: str | None) -> str:
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    shown = (
+        "null"
+        if default is None
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+    )
     return f"  {key + '=' + shown:<44} {meaning or ''}".rstrip()

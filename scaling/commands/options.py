@@ -1,6 +1,8 @@
-"""Commands that compose no configuration: KEY=VALUE words -> checked options -> a task, with errors and exit codes as everywhere.
+"""Commands that compose no configuration: KEY=VALUE words -> checked options -> a task, with errors
+and exit codes as everywhere.
 
-Everything behind the first = is the value as it stands, so that a prompt needs no quotes but the shell's.
+Everything behind the first = is the value as it stands, so that a prompt needs no quotes but the
+shell's.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ EXIT_INTERRUPTED = 130
 """By Ctrl-C, as shells say it."""
 
 
-def run_command(kind: type[Options], task: Callable[[Options], None], usage: str, words: Sequence[str]) -> int:
-    """Run `task` on the options of `words`; returns the exit code. A ScalingError is printed as its message."""
+def run_command(
+    kind: type[Options], task: Callable[[Options], None], usage: str, words: Sequence[str]
+) -> int:
+    """Run `task` on the options of `words`; returns the exit code. A ScalingError is printed as its
+    message."""
     if answered(words, lambda: print_help(usage + "\n".join(_help_lines(kind)))):
         return EXIT_FINISHED
     codes: list[int] = []
@@ -59,7 +64,8 @@ def _write_anything(out: TextIO) -> None:
 
 
 def _text(prompt: str) -> str:
-    """The prompt itself, or for - what stands on standard input, without the line's end. Raises ConfigError."""
+    """The prompt itself, or for - what stands on standard input, without the line's end. Raises
+    ConfigError."""
     if prompt == "-":
         if sys.stdin.isatty():
             say("Type the prompt, and Ctrl-D on a line of its own.")
@@ -67,12 +73,18 @@ def _text(prompt: str) -> str:
             return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"standard input is not UTF-8: {error}", "prompt=-", "Convert it, as with iconv -t utf-8."
+                f"standard input is not UTF-8: {error}",
+                "prompt=-",
+                "Convert it, as with iconv -t utf-8.",
             ) from error
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError("prompt is not UTF-8", WHERE, "Use a terminal with a UTF-8 locale, or prompt=- and a file.") from error
+        raise ConfigError(
+            "prompt is not UTF-8",
+            WHERE,
+            "Use a terminal with a UTF-8 locale, or prompt=- and a file.",
+        ) from error
     return prompt
 
 
@@ -87,9 +99,15 @@ def read_options(kind: type[Options], words: Sequence[str]) -> Options:
         if not equals:
             raise no_key(word, known)
         if key not in known:
-            raise ConfigError(f"there is no option {key!r}", WHERE, f"{did_you_mean(key, known)}There are: {', '.join(known)}.")
+            raise ConfigError(
+                f"there is no option {key!r}",
+                WHERE,
+                f"{did_you_mean(key, known)}There are: {', '.join(known)}.",
+            )
         if key in given:
-            raise ConfigError(f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once.")
+            raise ConfigError(
+                f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once."
+            )
         given[key] = value
     try:
         return kind.model_validate(given, context="words")
@@ -105,7 +123,9 @@ def _help_lines(kind: type[Section]) -> Iterator[str]:
 
 
 def _descriptions(kind: type[Section]) -> dict[str, str]:
-    return {field.alias or name: field.description or "" for name, field in kind.model_fields.items()}
+    return {
+        field.alias or name: field.description or "" for name, field in kind.model_fields.items()
+    }
 
 
 def _explained(kind: type[Section], error: ValidationError) -> ConfigError:

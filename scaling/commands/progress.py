@@ -1,11 +1,19 @@
-"""What the person at the terminal sees of work in stages: a bar, or plain lines where there is no terminal."""
+"""What the person at the terminal sees of work in stages: a bar, or plain lines where there is no
+terminal."""
 
 from __future__ import annotations
 
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from scaling.units import format_duration
 
@@ -18,8 +26,15 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console) if self._console.is_terminal else None
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        self._progress = (
+            Progress(*columns, console=self._console) if self._console.is_terminal else None
+        )
         self._stages: dict[str, TaskID] = {}
         self._begun_s = time.monotonic()
         self._stage, self._last_s = "", 0.0
@@ -34,7 +49,8 @@ class ProgressBar:
             self._progress.stop()
 
     def report(self, message: str, part: float | None) -> None:
-        """What is being done, and the part of it that is done (0 to 1, None where that is not known)."""
+        """What is being done, and the part of it that is done (0 to 1, None where that is not
+        known)."""
         begun = message in self._stages or message == self._stage
         if part is None or (part == 1.0 and not begun):
             self._console.print(message, markup=False, soft_wrap=True)
@@ -48,5 +64,8 @@ class ProgressBar:
     def _plain(self, message: str, part: float) -> None:
         now_s = time.monotonic()
         if message != self._stage or part == 1.0 or now_s - self._last_s >= PLAIN_INTERVAL_S:
-            self._console.print(f"{message}: {part:.0%} after {format_duration(now_s - self._begun_s)}", soft_wrap=True)
+            self._console.print(
+                f"{message}: {part:.0%} after {format_duration(now_s - self._begun_s)}",
+                soft_wrap=True,
+            )
             self._stage, self._last_s = message, now_s

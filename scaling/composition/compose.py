@@ -1,4 +1,5 @@
-"""Hydra's composition -> a validated RunConfig; every mistake becomes a ConfigError with the key, its origin and a way out."""
+"""Hydra's composition -> a validated RunConfig; every mistake becomes a ConfigError with the key,
+its origin and a way out."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
 
 _AT_HOME = re.compile(r"~[\w.-]*(/[^\s,'\"\[\]{}()$\\]*)?$")
-"""A path of somebody's home, which the shell leaves as it is behind an equals sign, and for which Hydra has no word."""
+"""A path of somebody's home, which the shell leaves as it is behind an equals sign, and for which
+Hydra has no word."""
 
 
 def in_full(overrides: Sequence[str]) -> list[str]:
@@ -68,7 +70,8 @@ def in_full(overrides: Sequence[str]) -> list[str]:
 
 
 def _refuse_list(override: str) -> None:
-    """Raises ConfigError for several options of one group: Hydra would merge them, the last one first."""
+    """Raises ConfigError for several options of one group: Hydra would merge them, the last one
+    first."""
     group, _, value = override.partition("=")
     if value.startswith("[") and group and (conf_dir() / group).is_dir():
         fix = f"Give one option. A sweep tries several: --multirun {group}=A,B."
@@ -95,22 +98,33 @@ _NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logge
 
 
 def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
-    """Words that compose to `config`, but for its cluster, layout, logger and study: `start`, and what differs from it."""
+    """Words that compose to `config`, but for its cluster, layout, logger and study: `start`, and
+    what differs from it."""
     base = validate(_composed(start), start)
     ours, theirs = (dict(_leaves(c.model_dump(mode="json"))) for c in (config, base))
     known = dict(_leaves(OmegaConf.to_container(_composed(start), resolve=False)))
-    changed = [key for key in ours if key.split(".")[0] not in _NOT_WORDS and ours[key] != theirs[key]]
-    return (*start, *(f"{'' if key in known else '++'}{key}={_as_word(ours[key])}" for key in changed))
+    changed = [
+        key for key in ours if key.split(".")[0] not in _NOT_WORDS and ours[key] != theirs[key]
+    ]
+    return (
+        *start,
+        *(f"{'' if key in known else '++'}{key}={_as_word(ours[key])}" for key in changed),
+    )
 
 
 def _composed(words: Sequence[str]) -> DictConfig:
-    with inert_configurations(), _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with (
+        inert_configurations(),
+        _own_hydra(),
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
         return hydra_compose("config", overrides=list(words))
 
 
 @contextlib.contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Set aside the Hydra of the command that is at work: there is one a process, and a study composes within it."""
+    """Set aside the Hydra of the command that is at work: there is one a process, and a study
+    composes within it."""
     theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -128,7 +142,8 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_word(value: Any) -> str:
-    """In Hydra's grammar: null, true, numbers and lists as they are, text in quotes where it needs them."""
+    """In Hydra's grammar: null, true, numbers and lists as they are, text in quotes where it needs
+    them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -139,26 +154,36 @@ def _as_word(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A word of Hydra's grammar that stands for this text and refers to nothing, whatever is in it."""
+    """A word of Hydra's grammar that stands for this text and refers to nothing, whatever is in
+    it."""
     literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # as OmegaConf unescapes a reference
     return QuotedString(literal, Quote.single).with_quotes()
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """The ConfigError that says what an error of composition means to the person who typed the overrides."""
+    """The ConfigError that says what an error of composition means to the person who typed the
+    overrides."""
     if isinstance(error, ValidationError):
         return _explain_values(error, overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_option(str(error.missing_cfg_file), error.options or [])
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or "a key"
-        return ConfigError(f"{key} has no value", "it has no default", f"Give one: {key}=... {_meaning(key) or ''}".rstrip())
+        return ConfigError(
+            f"{key} has no value",
+            "it has no default",
+            f"Give one: {key}=... {_meaning(key) or ''}".rstrip(),
+        )
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}", _where(error.full_key, overrides))
+        return ConfigError(
+            f"{error.full_key}: {str(error).splitlines()[0]}", _where(error.full_key, overrides)
+        )
     text = str(error)
-    swept = [override for override in overrides if f"Ambiguous value for argument '{override}'" in text]
+    swept = [
+        override for override in overrides if f"Ambiguous value for argument '{override}'" in text
+    ]
     if swept:
         return _several(swept[0])
     match = re.search(r"Could not (?:override|append|delete)[^'\"]*['\"]([^'\"]+)['\"]", text)
@@ -168,7 +193,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, ValueError) and (option_error := _not_a_name(overrides)):
         return option_error
     lines = text.strip().splitlines() or [type(error).__name__]
-    return ConfigError(" ".join(line.strip() for line in lines), "while composing the configuration", "See --help")
+    return ConfigError(
+        " ".join(line.strip() for line in lines), "while composing the configuration", "See --help"
+    )
 
 
 def _unreadable(override: str) -> ConfigError:
@@ -176,13 +203,22 @@ def _unreadable(override: str) -> ConfigError:
     key, equals, _ = override.partition("=")
     what = f"{override!r} cannot be read"
     if not equals:
-        options = [f"{path.parent.relative_to(conf_dir())}={path.stem}" for path in conf_dir().rglob(f"{key}.yaml")]
+        options = [
+            f"{path.parent.relative_to(conf_dir())}={path.stem}"
+            for path in conf_dir().rglob(f"{key}.yaml")
+        ]
         near = options or [f"{name}=VALUE" for name in near_keys(key, list(keys()))]
-        fix = "Write GROUP=OPTION or KEY=VALUE" + (f", as {' or '.join(near)}." if near else "; --help lists them.")
+        fix = "Write GROUP=OPTION or KEY=VALUE" + (
+            f", as {' or '.join(near)}." if near else "; --help lists them."
+        )
         return ConfigError(what, TYPED, fix)
     in_quotes = _in_quotes(override)
     if not _reads(in_quotes):
-        return ConfigError(what, TYPED, "Write GROUP=OPTION or KEY=VALUE; a KEY is made of letters, digits, _ and dots.")
+        return ConfigError(
+            what,
+            TYPED,
+            "Write GROUP=OPTION or KEY=VALUE; a KEY is made of letters, digits, _ and dots.",
+        )
     fix = (
         f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. So must "
         "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond ASCII."
@@ -214,16 +250,27 @@ def _explain_option(missing: str, available: Sequence[str]) -> ConfigError:
     group, option = _group_and_option(missing.removesuffix(".yaml"))
     options = sorted(name for name in available if not name.startswith("_"))
     nearest = difflib.get_close_matches(option, options, n=3, cutoff=0.5)
-    fix = (f"Did you mean {' or '.join(nearest)}? " if nearest else "") + f"There are: {', '.join(options)}."
+    fix = (
+        f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    ) + f"There are: {', '.join(options)}."
     if group == "tokenizer" and "/" in option:
         fix = f"A tokenizer.json, its folder or a name of the hub: tokenizer=hf:{option}. {fix}"
-    return ConfigError(f"{group}={option} is not an option of {group}", "from the command line", fix)
+    return ConfigError(
+        f"{group}={option} is not an option of {group}", "from the command line", fix
+    )
 
 
 def _group_and_option(missing: str) -> tuple[str, str]:
     """group/option taken apart where the group ends, for an option may be a path with / in it."""
     parts = missing.split("/")
-    n = next((n for n in range(len(parts) - 1, 0, -1) if (conf_dir() / "/".join(parts[:n])).is_dir() and all(parts[:n])), 1)
+    n = next(
+        (
+            n
+            for n in range(len(parts) - 1, 0, -1)
+            if (conf_dir() / "/".join(parts[:n])).is_dir() and all(parts[:n])
+        ),
+        1,
+    )
     return "/".join(parts[:n]), "/".join(parts[n:])
 
 
@@ -240,7 +287,11 @@ def _not_a_name(overrides: Sequence[str]) -> ConfigError | None:
 def _explain_values(error: ValidationError, overrides: Sequence[str]) -> ConfigError:
     problems = [_describe(problem, overrides) for problem in error.errors()]
     first = problems[0]
-    more = f" ({len(problems) - 1} more: {'; '.join(p.what for p in problems[1:])})" if len(problems) > 1 else ""
+    more = (
+        f" ({len(problems) - 1} more: {'; '.join(p.what for p in problems[1:])})"
+        if len(problems) > 1
+        else ""
+    )
     return ConfigError(first.what + more, first.where, first.fix)
 
 
@@ -252,9 +303,14 @@ def _describe(problem: ErrorDetails, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"{key} has no value", None, f"Give one: {key}=...")
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):  # of a section, or of all
-        return ConfigError(message, _where(key, overrides) if key else _mentioned(message, overrides))
-    return ConfigError(f"{key}={problem['input']}: {message}", _where(key, overrides), _meaning(key))
+    # of a section, or of all
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return ConfigError(
+            message, _where(key, overrides) if key else _mentioned(message, overrides)
+        )
+    return ConfigError(
+        f"{key}={problem['input']}: {message}", _where(key, overrides), _meaning(key)
+    )
 
 
 def _unknown_key(key: str, where: str | None) -> ConfigError:
@@ -278,7 +334,10 @@ def _meaning(key: str) -> str | None:
     model: Any = RunConfig
     field = None
     for part in key.split("."):
-        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+        if (
+            not (isinstance(model, type) and issubclass(model, BaseModel))
+            or part not in model.model_fields
+        ):
             break
         field = model.model_fields[part]
         model = field.annotation
@@ -300,5 +359,7 @@ def _where(key: str, overrides: Sequence[str]) -> str | None:
     if own:
         return f"from the command line: {' '.join(own)}"
     if chosen:
-        return f"from conf/{section}/{chosen[-1].partition('=')[2]}.yaml, chosen on the command line"
+        return (
+            f"from conf/{section}/{chosen[-1].partition('=')[2]}.yaml, chosen on the command line"
+        )
     return f"from conf/{section}/ or conf/config.yaml" if section else None

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from scaling.config.section import Section
 
-AttentionKind = Literal["full", "gqa", "mqa", "relative", "local", "strided", "linear", "hierarchical"]
+AttentionKind = Literal[
+    "full", "gqa", "mqa", "relative", "local", "strided", "linear", "hierarchical"
+]
 PositionKind = Literal["none", "sinusoidal", "learned", "rope", "alibi", "relative_bias"]
 
 _ATTENTION_KEYS: dict[str, tuple[str, ...]] = {
@@ -40,33 +42,51 @@ class AttentionConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     n_kv_heads: int | None = Field(
-        None, gt=0, description="gqa: key/value heads; null: a fourth of n_heads, half where there are fewer than 8"
+        None,
+        gt=0,
+        description="gqa: key/value heads; null: a fourth of n_heads, half where there are fewer than 8",
     )
-    max_distance: int | None = Field(None, gt=0, description="relative: distances from this one on share a vector")
-    relative_values: bool | None = Field(None, description="relative: vectors of distances for the values too")
-    window: int | None = Field(None, gt=0, description="local: positions seen to one side, the own one counted")
-    stride: int | None = Field(None, gt=1, description="strided: window, and step between farther ones; null: root of seq_len")
+    max_distance: int | None = Field(
+        None, gt=0, description="relative: distances from this one on share a vector"
+    )
+    relative_values: bool | None = Field(
+        None, description="relative: vectors of distances for the values too"
+    )
+    window: int | None = Field(
+        None, gt=0, description="local: positions seen to one side, the own one counted"
+    )
+    stride: int | None = Field(
+        None,
+        gt=1,
+        description="strided: window, and step between farther ones; null: root of seq_len",
+    )
     block: int | None = Field(None, gt=1, description="hierarchical: positions of a block")
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
         _check_keys(self, "attention", self.kind, _ATTENTION_KEYS)
         if self.kind == "linear" and self.dropout:
-            raise ValueError("attention=linear forms no attention weights that attention.dropout could drop; use model.dropout")
+            raise ValueError(
+                "attention=linear forms no attention weights that attention.dropout could drop; use model.dropout"
+            )
         return self
 
     def stride_for(self, seq_len: int) -> int:
-        """The stride of strided attention: n^(1/2) makes the cost n^(3/2) (Child et al. 2019, section 4.2)."""
+        """The stride of strided attention: n^(1/2) makes the cost n^(3/2) (Child et al. 2019,
+        section 4.2)."""
         return self.stride or max(2, math.isqrt(seq_len - 1) + 1)
 
     def kv_heads_for(self, n_heads: int, given: int | None) -> int | None:
-        """Key/value heads of a model that has `given` (null: not said). Raises ValueError on a contradiction."""
+        """Key/value heads of a model that has `given` (null: not said). Raises ValueError on a
+        contradiction."""
         if self.kind == "mqa":
             wanted, where = 1, "attention=mqa has 1"
         elif self.kind == "gqa":
             parts = 4 if n_heads >= 8 else 2
             if self.n_kv_heads is None and n_heads % parts:
-                raise ValueError(f"attention=gqa would take n_heads / {parts}, but n_heads={n_heads}: give attention.n_kv_heads")
+                raise ValueError(
+                    f"attention=gqa would take n_heads / {parts}, but n_heads={n_heads}: give attention.n_kv_heads"
+                )
             wanted = self.n_kv_heads or n_heads // parts
             where = f"attention=gqa has {wanted}"
             if n_heads % wanted:
@@ -93,18 +113,26 @@ class PositionConfig(Section):
     )
     scaling_factor: float | None = Field(None, gt=1, description="rope: longer by this factor")
     original_seq_len: int | None = Field(
-        None, gt=1, description="rope, yarn: length before scaling; null: train.seq_len / scaling_factor"
+        None,
+        gt=1,
+        description="rope, yarn: length before scaling; null: train.seq_len / scaling_factor",
     )
     n_buckets: int | None = Field(None, gt=3, description="relative_bias: classes of distances")
-    max_distance: int | None = Field(None, gt=1, description="relative_bias: distances from this one on share a class")
+    max_distance: int | None = Field(
+        None, gt=1, description="relative_bias: distances from this one on share a class"
+    )
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
         _check_keys(self, "position", self.kind, _POSITION_KEYS)
         if (self.scaling is None) != (self.scaling_factor is None):
-            raise ValueError("position.scaling and position.scaling_factor need each other: give both or neither")
+            raise ValueError(
+                "position.scaling and position.scaling_factor need each other: give both or neither"
+            )
         if self.original_seq_len is not None and self.scaling != "yarn":
-            raise ValueError("position.original_seq_len is set, but only position.scaling=yarn reads it")
+            raise ValueError(
+                "position.original_seq_len is set, but only position.scaling=yarn reads it"
+            )
         if self.n_buckets is not None and self.max_distance is not None:
             if self.n_buckets % 4:
                 raise ValueError(
@@ -118,18 +146,24 @@ class PositionConfig(Section):
         return self
 
 
-def _check_keys(section: Section, group: str, kind: str, readers: dict[str, tuple[str, ...]]) -> None:
+def _check_keys(
+    section: Section, group: str, kind: str, readers: dict[str, tuple[str, ...]]
+) -> None:
     """Raise ValueError for a key that the kind does not read, or one that it cannot do without."""
     for key in {key: None for keys in readers.values() for key in keys}:
         is_set, is_read = getattr(section, key) is not None, key in readers.get(kind, ())
         if is_set and not is_read:
             users = " and ".join(f"{group}={name}" for name, keys in readers.items() if key in keys)
-            raise ValueError(f"{group}.{key} is set, but {group}={kind} does not read it, only {users}")
+            raise ValueError(
+                f"{group}.{key} is set, but {group}={kind} does not read it, only {users}"
+            )
         if is_read and not is_set and key not in _MAY_BE_NULL:
             raise ValueError(f"{group}={kind} needs {group}.{key}")
 
 
-def check_combination(attention: AttentionConfig, position: PositionConfig, *, d_model: int, d_head: int) -> None:
+def check_combination(
+    attention: AttentionConfig, position: PositionConfig, *, d_model: int, d_head: int
+) -> None:
     """Raise ValueError, with the reason and what works, for choices that do not go together."""
     if attention.kind == "linear" and position.kind == "relative_bias":
         raise ValueError(
@@ -142,6 +176,10 @@ def check_combination(attention: AttentionConfig, position: PositionConfig, *, d
             "distances, which then would depend on it; use position=none, or attention=full"
         )
     if position.kind == "rope" and d_head % 2:
-        raise ValueError(f"position=rope rotates pairs, but the heads are {d_head} wide; make d_head even")
+        raise ValueError(
+            f"position=rope rotates pairs, but the heads are {d_head} wide; make d_head even"
+        )
     if position.kind == "sinusoidal" and d_model % 2:
-        raise ValueError(f"position=sinusoidal has pairs of sine and cosine, but d_model={d_model} is odd")
+        raise ValueError(
+            f"position=sinusoidal has pairs of sine and cosine, but d_model={d_model} is odd"
+        )

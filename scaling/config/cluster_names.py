@@ -1,4 +1,5 @@
-"""cluster=NxMxGPU: N nodes of M GPUs of any kind in the hardware table, without a file of their own."""
+"""cluster=NxMxGPU: N nodes of M GPUs of any kind in the hardware table, without a file of their
+own."""
 
 from __future__ import annotations
 
@@ -16,12 +17,17 @@ _WHERE = "from the command line"
 
 
 def with_named_clusters(overrides: Iterable[str]) -> list[str]:
-    """`overrides` with a cluster that has no file but such a name written in full. Raises ConfigError for an unknown GPU."""
+    """`overrides` with a cluster that has no file but such a name written in full. Raises
+    ConfigError for an unknown GPU."""
     out: list[str] = []
     for override in overrides:
         group, _, name = override.partition("=")
         if group == "cluster" and len(name) > _LONGEST:
-            raise ConfigError(f"cluster={name[:20]}... has {len(name)} characters", _WHERE, "Write NxMxGPU, as 4x8xH100.")
+            raise ConfigError(
+                f"cluster={name[:20]}... has {len(name)} characters",
+                _WHERE,
+                "Write NxMxGPU, as 4x8xH100.",
+            )
         match = _NAME.fullmatch(name) if group == "cluster" else None
         if match is None or (conf_dir() / "cluster" / f"{name}.yaml").exists():
             out.append(override)
@@ -33,7 +39,9 @@ def with_named_clusters(overrides: Iterable[str]) -> list[str]:
 def _in_full(name: str, match: re.Match[str]) -> list[str]:
     nodes, per_node = int(match.group(1) or 1), int(match.group(2))
     if not nodes or not per_node:
-        raise ConfigError(f"cluster={name} has no devices", _WHERE, "Both numbers of NxMxGPU are 1 or more.")
+        raise ConfigError(
+            f"cluster={name} has no devices", _WHERE, "Both numbers of NxMxGPU are 1 or more."
+        )
     if nodes * per_node > MOST_DEVICES:
         what = f"cluster={name} has {nodes * per_node:,} devices"
         raise ConfigError(what, _WHERE, f"A cluster has at most {MOST_DEVICES:,}.")
@@ -43,6 +51,10 @@ def _in_full(name: str, match: re.Match[str]) -> list[str]:
         what, _, there = str(error).rpartition("; ")
         fix = f"{there[:1].upper()}{there[1:]}; -spot may follow. For another memory set cluster.device.memory_gb=GB."
         raise ConfigError(f"cluster={name}: {what}", _WHERE, fix) from None
-    given = [f"cluster.name='{name}'", f"cluster.n_nodes={nodes}", f"cluster.devices_per_node={per_node}"]
+    given = [
+        f"cluster.name='{name}'",
+        f"cluster.n_nodes={nodes}",
+        f"cluster.devices_per_node={per_node}",
+    ]
     spot = ["cluster.preemptible=true", "cluster.max_failures=20"] if match.group(4) else []
     return ["cluster=nodes", f"cluster/device={device}", *given, *spot]

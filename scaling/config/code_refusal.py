@@ -1,7 +1,8 @@
 """Configurations are data: nothing that one names is imported, called or unpickled.
 
-Hydra itself makes objects of what its own section names while a command starts (callbacks, plugins, handlers of logs), and offers
-to repeat a pickled job. Its policy for such targets is a list of known dangers, so none is let through to it.
+Hydra itself makes objects of what its own section names while a command starts (callbacks, plugins,
+handlers of logs), and offers to repeat a pickled job. Its policy for such targets is a list of
+known dangers, so none is let through to it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _PLUGINS = {
         "hydra_plugins.scaling_study.StudyLauncher",
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     ),
-    "sweeper._target_": ("hydra_plugins.scaling_study.StudySweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"),
+    "sweeper._target_": (
+        "hydra_plugins.scaling_study.StudySweeper",
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    ),
 }
 """Of Hydra's section: ours, and those that Hydra falls back on."""
 _MAKERS = ("_target_", "()")
@@ -32,29 +36,36 @@ _MAKERS = ("_target_", "()")
 _EMPTY = ("callbacks", "job.env_set")
 """Called whatever they are, and what other programs load (LD_PRELOAD)."""
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-"""Of the names that logging.config imports (ext://) or looks up among what it made (cfg://), those of Hydra's own logs."""
+"""Of the names that logging.config imports (ext://) or looks up among what it made (cfg://), those
+of Hydra's own logs."""
 _KEPT_WHOLE = ("job_logging.", "hydra_logging.", "runtime.")
-"""What logs are made of: a reference here that leads nowhere yet could later make a name to import."""
+"""What logs are made of: a reference here that leads nowhere yet could later make a name to
+import."""
 _LATER = "${hydra.runtime.output_dir}/"
 """With which Hydra's own files of logs begin: a path, as soon as it is known."""
 _PACKAGES = ("hydra", "hydra_plugins", "scaling")
-"""Packages whose configurations may be searched: Hydra's, those of its installed plugins, and ours."""
+"""Packages whose configurations may be searched: Hydra's, those of its installed plugins, and
+ours."""
 _RERUN = "--experimental-rerun"
 
 
 def refuse_pickled_jobs(words: Sequence[str]) -> None:
-    """Raises ConfigError for the option with which Hydra unpickles a file, in full or abbreviated."""
+    """Raises ConfigError for the option with which Hydra unpickles a file, in full or
+    abbreviated."""
     for word in words:
         option = word.partition("=")[0]
         if len(option) > 2 and _RERUN.startswith(option):
             raise ConfigError(
-                f"{option} unpickles a file, which runs whatever it holds", "from the command line", "Leave it out."
+                f"{option} unpickles a file, which runs whatever it holds",
+                "from the command line",
+                "Leave it out.",
             )
 
 
 @contextlib.contextmanager
 def inert_configurations() -> Iterator[None]:
-    """While it lasts, Hydra composes no configuration that names what would be imported or called. Raises ConfigError."""
+    """While it lasts, Hydra composes no configuration that names what would be imported or called.
+    Raises ConfigError."""
     original, search = ConfigLoaderImpl.load_configuration, ConfigRepository.initialize_sources
 
     def load(loader: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
@@ -76,7 +87,8 @@ def inert_configurations() -> Iterator[None]:
 
 
 def refuse_packages(search_path: Sequence[str]) -> None:
-    """Raises ConfigError for a package among the places to search for configurations, for Hydra imports it to look into it."""
+    """Raises ConfigError for a package among the places to search for configurations, for Hydra
+    imports it to look into it."""
     for place in search_path:
         scheme, _, name = place.partition("://")
         if scheme == "pkg" and re.split(r"[./]", name)[0] not in _PACKAGES:
@@ -88,32 +100,46 @@ def refuse_packages(search_path: Sequence[str]) -> None:
 
 
 def refuse_targets(composed: DictConfig) -> None:
-    """Raises ConfigError for anything in Hydra's section that would be imported and called, references resolved."""
+    """Raises ConfigError for anything in Hydra's section that would be imported and called,
+    references resolved."""
     for key, value in _leaves(composed.hydra):
         last = key.rpartition(".")[2]
-        calls = last in _MAKERS or (last == "class" and not _of_logging(value)) or key.startswith(_EMPTY)
+        calls = (
+            last in _MAKERS
+            or (last == "class" and not _of_logging(value))
+            or key.startswith(_EMPTY)
+        )
         if (calls or _imports(key, str(value))) and value not in _PLUGINS.get(key, ()):
             raise ConfigError(
                 f"hydra.{key}={value} would be run, and configurations are data",
                 "from the command line or a file that it names",
-                "Leave it out; environment variables belong into the shell." if "env_set" in key else "Leave it out.",
+                "Leave it out; environment variables belong into the shell."
+                if "env_set" in key
+                else "Leave it out.",
             )
 
 
 def _imports(key: str, value: str) -> bool:
-    """Whether logging.config would take this for the name of an object, or might once its references are known."""
+    """Whether logging.config would take this for the name of an object, or might once its
+    references are known."""
     named = value.startswith(("ext://", "cfg://")) and value not in _STREAMS
     return named or ("${" in value and key.startswith(_KEPT_WHOLE) and not value.startswith(_LATER))
 
 
 def _of_logging(name: Any) -> bool:
-    """Whether this is a class of the standard library's logging itself, not of what that imports."""
+    """Whether this is a class of the standard library's logging itself, not of what that
+    imports."""
     parts = str(name).split(".")
-    return parts[0] == "logging" and parts[-1].endswith(("Handler", "Formatter", "Filter")) and len(parts) == 2
+    return (
+        parts[0] == "logging"
+        and parts[-1].endswith(("Handler", "Formatter", "Filter"))
+        and len(parts) == 2
+    )
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; those of a reference are what it leads to, or where that is not known yet, its text."""
+    """Dotted keys and values; those of a reference are what it leads to, or where that is not known
+    yet, its text."""
     if not isinstance(node, DictConfig | ListConfig):
         yield name, node
         return

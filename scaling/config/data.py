@@ -8,11 +8,20 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from scaling.config.section import LONGEST_S, Count, Section
 
-HOW_DATA_COMES = ("cache_dir", "on_bad_shard", "loader_workers", "stream_cache_bytes", "stall_after_s", "give_up_s")
+HOW_DATA_COMES = (
+    "cache_dir",
+    "on_bad_shard",
+    "loader_workers",
+    "stream_cache_bytes",
+    "stall_after_s",
+    "give_up_s",
+)
 """Keys of `data` that change nothing of what is learnt."""
 
 
-Kind = Literal["python_stdlib", "python_packages", "text_files", "text_pairs", "documents", "shards", "mixture"]
+Kind = Literal[
+    "python_stdlib", "python_packages", "text_files", "text_pairs", "documents", "shards", "mixture"
+]
 NEEDS_PATH = ("text_files", "text_pairs", "documents", "shards")
 _PREPARED_HERE = ("python_stdlib", "python_packages", "text_files", "text_pairs", "documents")
 _READ_BY: dict[str, tuple[str, ...]] = {
@@ -28,15 +37,23 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 """Keys that only some kinds read. Set to anything but its default, any other kind refuses one."""
 RECORDED = {"recorded": True}
-"""pydantic's context for what an earlier version accepted and wrote down: a key that nothing read is let pass."""
+"""pydantic's context for what an earlier version accepted and wrote down: a key that nothing read
+is let pass."""
 
 
 class ComponentConfig(Section):
-    """One of several corpora that are mixed; what it does not say is as in the section around it."""
+    """One of several corpora that are mixed; what it does not say is as in the section around
+    it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="in metrics: data/share/NAME")
-    weight: float = Field(gt=0, description="part of the sequences that come from it, over the sum of all weights")
-    kind: Literal["python_stdlib", "python_packages", "text_files", "documents", "shards"] = Field(description="as data.kind")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="in metrics: data/share/NAME"
+    )
+    weight: float = Field(
+        gt=0, description="part of the sequences that come from it, over the sum of all weights"
+    )
+    kind: Literal["python_stdlib", "python_packages", "text_files", "documents", "shards"] = Field(
+        description="as data.kind"
+    )
     path: str | None = Field(None, description="as data.path")
     field: str | None = Field(None, description="as data.field")
     max_files: int | None = Field(None, gt=0, description="as data.max_files")
@@ -60,42 +77,66 @@ class DataConfig(Section):
         None, description="mixture: [{name: ..., weight: ..., kind: ..., path: ...}, ...]"
     )
     field: str = Field("text", description="documents: the text in JSON objects and parquet rows")
-    max_files: int | None = Field(None, gt=0, description="documents: of each URL with ranges and each hf: name the first files")
+    max_files: int | None = Field(
+        None,
+        gt=0,
+        description="documents: of each URL with ranges and each hf: name the first files",
+    )
     target_path: str | None = Field(
         None,
         description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
     )
     val_path: str | None = Field(
-        None, description="what to hold out, named as in data.path; null: some of the documents, by hash (one: its end)"
+        None,
+        description="what to hold out, named as in data.path; null: some of the documents, by hash (one: its end)",
     )
     val_target_path: str | None = Field(
-        None, description="text_pairs: the targets of data.val_path, where it is a file of its own; null: they follow a TAB"
+        None,
+        description="text_pairs: the targets of data.val_path, where it is a file of its own; null: they follow a TAB",
     )
-    cache_dir: str = Field(description="where prepared corpora are kept; prepared once, shared by all runs")
-    val_fraction: float = Field(0.05, gt=0, lt=0.5, description="part of the documents held out, by hash")
+    cache_dir: str = Field(
+        description="where prepared corpora are kept; prepared once, shared by all runs"
+    )
+    val_fraction: float = Field(
+        0.05, gt=0, lt=0.5, description="part of the documents held out, by hash"
+    )
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
     attend_across_documents: bool = Field(
-        True, description="whether positions see documents before their own, where several share a sequence"
+        True,
+        description="whether positions see documents before their own, where several share a sequence",
     )
     on_bad_shard: Literal["fail", "skip"] = Field(
-        "fail", description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)"
+        "fail",
+        description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)",
     )
-    loader_workers: int = Field(1, gt=0, le=1024, description="threads of each rank that read sequences and make batches")
+    loader_workers: int = Field(
+        1, gt=0, le=1024, description="threads of each rank that read sequences and make batches"
+    )
     stream_cache_bytes: Count = Field(
-        20_000_000_000, ge=0, description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none"
+        20_000_000_000,
+        ge=0,
+        description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none",
     )
     stall_after_s: float = Field(
-        30.0, gt=0, le=LONGEST_S, description="a step that waits longer for its shards is reported, with their names"
+        30.0,
+        gt=0,
+        le=LONGEST_S,
+        description="a step that waits longer for its shards is reported, with their names",
     )
     give_up_s: float = Field(
-        300.0, gt=0, le=LONGEST_S, description="of retries and waits for one remote shard, until the run fails"
+        300.0,
+        gt=0,
+        le=LONGEST_S,
+        description="of retries and waits for one remote shard, until the run fails",
     )
 
     @field_validator("cache_dir")
     @classmethod
     def _place(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("it is blank, and corpora would be written into the current folder; give a directory")
+            raise ValueError(
+                "it is blank, and corpora would be written into the current folder; give a directory"
+            )
         return value
 
     @model_validator(mode="after")
@@ -105,10 +146,20 @@ class DataConfig(Section):
         if info.context != RECORDED:
             self._check_read()
         if self.val_target_path and not self.val_path:
-            raise ValueError("data.val_target_path is set, and data.val_path, whose targets it holds, is not")
-        if self.kind == "text_pairs" and self.val_path and bool(self.target_path) != bool(self.val_target_path):
-            has, lacks = ("data.val_target_path", "data.target_path")[:: -1 if self.target_path else 1]
-            raise ValueError(f"{has} is set and {lacks} is not: give the targets of both in files of their own, or of neither")
+            raise ValueError(
+                "data.val_target_path is set, and data.val_path, whose targets it holds, is not"
+            )
+        if (
+            self.kind == "text_pairs"
+            and self.val_path
+            and bool(self.target_path) != bool(self.val_target_path)
+        ):
+            has, lacks = ("data.val_target_path", "data.target_path")[
+                :: -1 if self.target_path else 1
+            ]
+            raise ValueError(
+                f"{has} is set and {lacks} is not: give the targets of both in files of their own, or of neither"
+            )
         return self
 
     def _check_read(self) -> None:
@@ -118,7 +169,9 @@ class DataConfig(Section):
             if value != type(self).model_fields[key].default and self.kind not in kinds:
                 *others, last = [f"data={kind}" for kind in kinds]
                 only = f"{', '.join(others)} and {last} read" if others else f"{last} reads"
-                raise ValueError(f"data.{key}={value} is set, but only {only} it, and this is data={self.kind}")
+                raise ValueError(
+                    f"data.{key}={value} is set, but only {only} it, and this is data={self.kind}"
+                )
         if self.val_path and self.val_fraction != type(self).model_fields["val_fraction"].default:
             raise ValueError(
                 f"data.val_fraction={self.val_fraction} is set, but nothing reads it where data.val_path says what is held out"
@@ -129,7 +182,9 @@ class DataConfig(Section):
         if self.kind != "mixture":
             return self
         if not self.components:
-            raise ValueError("data=mixture needs data.components, a list of {name, weight, kind, path}")
+            raise ValueError(
+                "data=mixture needs data.components, a list of {name, weight, kind, path}"
+            )
         names = [component.name for component in self.components]
         if len(set(names)) < len(names):
             raise ValueError(f"data.components has two of one name: {', '.join(names)}")
@@ -137,15 +192,20 @@ class DataConfig(Section):
         return self
 
     def parts(self) -> dict[str, DataConfig]:
-        """The corpora of a mixture by name, each as if it were used alone. Raises ValueError for one that could not be."""
+        """The corpora of a mixture by name, each as if it were used alone. Raises ValueError for
+        one that could not be."""
         found: dict[str, DataConfig] = {}
         for part in self.components or ():
-            shared = {key: value for key, value in self if part.kind in _READ_BY.get(key, (part.kind,))}
+            shared = {
+                key: value for key, value in self if part.kind in _READ_BY.get(key, (part.kind,))
+            }
             own = part.model_dump(exclude={"name", "weight"}, exclude_none=True)
             if part.val_path:
                 shared.pop("val_fraction")
             try:
-                found[part.name] = DataConfig.model_validate(shared | {"path": None, "max_files": None} | own)
+                found[part.name] = DataConfig.model_validate(
+                    shared | {"path": None, "max_files": None} | own
+                )
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"component {part.name} of data.components: {message}") from error
@@ -162,11 +222,19 @@ class TokenizerConfig(Section):
         lt=2**31,
         description="entries of the vocabulary, special tokens included; of an hf tokenizer scaling.prepare tells them",
     )
-    name: str | None = Field(None, description="hf: name on the Hugging Face hub, or path of a tokenizer.json or its folder")
+    name: str | None = Field(
+        None,
+        description="hf: name on the Hugging Face hub, or path of a tokenizer.json or its folder",
+    )
     special_tokens: Literal["eot", "all"] = Field(
         "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
     )
-    n_sentinels: int = Field(0, ge=0, lt=2**31, description="tokens that stand for hidden spans (objective=span_corruption)")
+    n_sentinels: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="tokens that stand for hidden spans (objective=span_corruption)",
+    )
 
     @property
     def n_special(self) -> int:
@@ -177,16 +245,24 @@ class TokenizerConfig(Section):
     def _size(self) -> Self:
         if (self.kind == "hf") != bool(self.name):
             fix = "needs tokenizer.name" if self.kind == "hf" else "has no use for tokenizer.name"
-            raise ValueError(f"tokenizer={self.kind} {fix}, a name on the hub or a path, as tokenizer=hf:openai-community/gpt2")
+            raise ValueError(
+                f"tokenizer={self.kind} {fix}, a name on the hub or a path, as tokenizer=hf:openai-community/gpt2"
+            )
         if self.kind == "hf":
             return self
         alphabet = 512 if self.kind == "wordpiece" else 256
         least = alphabet + self.n_special
         if self.vocab_size < least:
-            what = "256 bytes, at the start and inside of a word," if self.kind == "wordpiece" else "256 bytes"
+            what = (
+                "256 bytes, at the start and inside of a word,"
+                if self.kind == "wordpiece"
+                else "256 bytes"
+            )
             raise ValueError(
                 f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
             )
         if self.kind == "byte" and self.vocab_size != least:
-            raise ValueError(f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}, but tokenizer=byte has exactly {least} entries"
+            )
         return self

@@ -1,4 +1,5 @@
-"""What is known of devices by the names that drivers, clusters and tables give them: the files of conf/cluster/device."""
+"""What is known of devices by the names that drivers, clusters and tables give them: the files of
+conf/cluster/device."""
 
 from __future__ import annotations
 
@@ -31,17 +32,19 @@ _DRIVER_NAMES = {
     "RTX A6000": "A6000-48GB",
     "Tesla T4": "T4-16GB",
 }
-"""Driver's name without the vendor -> file in conf/cluster/device. The PCIe cards of the same names have lower peaks and are
-left out: for a card that is not here the peak is unknown."""
+"""Driver's name without the vendor -> file in conf/cluster/device. The PCIe cards of the same names
+have lower peaks and are left out: for a card that is not here the peak is unknown."""
 
 
 _FORM = re.compile(r"sxm\d?|oam|hbm\d?e?")
-"""Words of a name that the sheets, which are of SXM and OAM modules, already say. PCIe and NVL cards are others and slower."""
+"""Words of a name that the sheets, which are of SXM and OAM modules, already say. PCIe and NVL
+cards are others and slower."""
 _PCIE_CARDS = ("t4", "l4", "l40s", "a40", "a6000", "a10g", "rtx3090", "rtx4090")
 """Chips that there are only on PCIe cards, which their sheets describe."""
 _GIGABYTES = re.compile(r"(\d+(?:\.\d+)?)g(?:i?b)?")
 _SAME_MEMORY = 0.05
-"""Relative difference up to which a memory is a sheet's: drivers and tables round it, in GB or GiB."""
+"""Relative difference up to which a memory is a sheet's: drivers and tables round it, in GB or
+GiB."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class KnownGpu:
 
 
 def known_gpu(driver_name: str) -> KnownGpu | None:
-    """The data sheet of a GPU such as "NVIDIA A100-SXM4-80GB"; None for a name that is not in the table."""
+    """The data sheet of a GPU such as "NVIDIA A100-SXM4-80GB"; None for a name that is not in the
+    table."""
     name = _DRIVER_NAMES.get(driver_name.removeprefix("NVIDIA").strip())
     if name is None:
         return None
@@ -68,19 +72,24 @@ def device_names() -> tuple[str, ...]:
 
 
 def device_sheet(name: str) -> dict[str, Any]:
-    """Of a device as people write it: A100, a100-80GB, "H100-SXM", "NVIDIA V100-SXM2-32GB". Of several memories the largest.
+    """Of a device as people write it: A100, a100-80GB, "H100-SXM", "NVIDIA V100-SXM2-32GB". Of
+    several memories the largest.
 
     Raises ValueError, which names the devices there are.
     """
     chip, memory, rest = _parts(name)
     fitting = [known for known in device_names() if _chip(known) == chip]
     if not fitting:
-        raise ValueError(f"gpu={name!r} is not in the hardware table; there are {', '.join(device_names())}")
+        raise ValueError(
+            f"gpu={name!r} is not in the hardware table; there are {', '.join(device_names())}"
+        )
     there = f"there {'are' if len(fitting) > 1 else 'is'} {', '.join(fitting)}"
     if rest == "pcie" and chip in _PCIE_CARDS:
         rest = ""
     if rest:
-        raise ValueError(f"gpu={name!r}: nothing is known of {rest!r} behind {fitting[0].split('-')[0]}; {there}")
+        raise ValueError(
+            f"gpu={name!r}: nothing is known of {rest!r} behind {fitting[0].split('-')[0]}; {there}"
+        )
     if memory is not None:
         fitting = [known for known in fitting if abs(memory / _memory(known) - 1) <= _SAME_MEMORY]
         if not fitting:
@@ -110,9 +119,15 @@ def _chip(known: str) -> str:
 
 
 def _parts(name: str) -> tuple[str, float | None, str]:
-    """NVIDIA A100-SXM4-80GB -> (a100, 80, ""): the chip, its memory in GB, and words that mean nothing here."""
-    text = re.sub(r"^(nvidia|amd)\b|\b(tesla|geforce|instinct)\b", "", name.lower().replace("_", " ")).strip()
-    text = re.sub(r"\brtx[ -]*", lambda found: "" if text[found.end() :].startswith("a") else "rtx", text)  # RTX A6000 is A6000
+    """NVIDIA A100-SXM4-80GB -> (a100, 80, ""): the chip, its memory in GB, and words that mean
+    nothing here."""
+    text = re.sub(
+        r"^(nvidia|amd)\b|\b(tesla|geforce|instinct)\b", "", name.lower().replace("_", " ")
+    ).strip()
+    # RTX A6000 is A6000
+    text = re.sub(
+        r"\brtx[ -]*", lambda found: "" if text[found.end() :].startswith("a") else "rtx", text
+    )
     words = [word for word in re.split(r"[ -]+", text) if word and not _FORM.fullmatch(word)]
     memories = [float(found.group(1)) for word in words if (found := _GIGABYTES.fullmatch(word))]
     rest = [word for word in words[1:] if not _GIGABYTES.fullmatch(word)]

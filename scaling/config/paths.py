@@ -1,4 +1,5 @@
-"""Paths as people write them: with ~, as file: URLs, with commas and with letters that patterns give a meaning."""
+"""Paths as people write them: with ~, as file: URLs, with commas and with letters that patterns
+give a meaning."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _NOT_FILES = (
 
 
 def plain(text: str) -> str:
-    """The path or pattern that is meant: what exists under this very name, or with file: and ~ replaced."""
+    """The path or pattern that is meant: what exists under this very name, or with file: and ~
+    replaced."""
     if os.path.lexists(text):
         return text
     if url := _FILE_URL.match(text):
@@ -32,9 +34,11 @@ def exists(text: str) -> bool:
 
 
 def matching(text: str) -> list[str]:
-    """Absolute paths, sorted: the path itself where it exists, and otherwise those that it matches as a pattern.
+    """Absolute paths, sorted: the path itself where it exists, and otherwise those that it matches
+    as a pattern.
 
-    ** crosses folders, which are then no matches themselves. A file that several links lead to is given once.
+    ** crosses folders, which are then no matches themselves. A file that several links lead to is
+    given once.
     """
     path = plain(text)
     if os.path.lexists(path):
@@ -42,12 +46,14 @@ def matching(text: str) -> list[str]:
     found = sorted(map(os.path.abspath, glob.glob(path, recursive=True)))
     if "**" not in path:
         return found
-    real = {os.path.realpath(match): match for match in sorted(found, key=len, reverse=True)}  # links may go round in circles
+    # links may go round in circles
+    real = {os.path.realpath(match): match for match in sorted(found, key=len, reverse=True)}
     return sorted(match for path, match in real.items() if not os.path.isdir(path))
 
 
 def split_paths(text: str) -> tuple[str, ...]:
-    """Paths, patterns and URLs with commas between, but for commas in braces and in names that exist."""
+    """Paths, patterns and URLs with commas between, but for commas in braces and in names that
+    exist."""
     words = re.split(r",(?![^{}]*})", text)
     found: list[str] = []
     while words:
@@ -58,7 +64,8 @@ def split_paths(text: str) -> tuple[str, ...]:
 
 
 def oddity(path: str | os.PathLike[str]) -> str | None:
-    """Why a path that is there cannot be read as a file or folder: "is a link to nothing (x)"; None where it can."""
+    """Why a path that is there cannot be read as a file or folder: "is a link to nothing (x)"; None
+    where it can."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

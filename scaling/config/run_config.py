@@ -1,8 +1,9 @@
 """The validated configuration: one frozen model per group in conf/, and the run's identity.
 
-Composition (`composition/compose.py`) ends in a plain dict; `RunConfig` checks every value of it once, and nobody edits it
-downstream. What changes the mathematics is *semantic* and hashed to the run id; what only changes how the
-mathematics is executed (cluster, layout, logger, checkpoint interval) is not.
+Composition (`composition/compose.py`) ends in a plain dict; `RunConfig` checks every value of it
+once, and nobody edits it downstream. What changes the mathematics is *semantic* and hashed to the
+run id; what only changes how the mathematics is executed (cluster, layout, logger, checkpoint
+interval) is not.
 """
 
 from __future__ import annotations
@@ -25,10 +26,29 @@ from scaling.redaction import secret_keys
 from scaling.units import parse_share
 
 __all__ = [  # every section, wherever it is written
-    "AttentionConfig", "CheckpointConfig", "ClusterConfig", "ComponentConfig", "Count", "DataConfig", "DeviceConfig",
-    "LayoutConfig", "LoggerConfig", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlanConfig", "PositionConfig",
-    "PrecisionConfig", "RunConfig", "RunSection", "ScheduleConfig", "StudyConfig", "TokenizerConfig", "TrainConfig", "conf_dir",
-]  # fmt: skip
+    "AttentionConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "ComponentConfig",
+    "Count",
+    "DataConfig",
+    "DeviceConfig",
+    "LayoutConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "PlanConfig",
+    "PositionConfig",
+    "PrecisionConfig",
+    "RunConfig",
+    "RunSection",
+    "ScheduleConfig",
+    "StudyConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "conf_dir",
+]
 
 
 def conf_dir() -> Path:
@@ -44,7 +64,9 @@ class OptimConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.1, ge=0, description="on matrices; never on biases, norms and embeddings")
+    weight_decay: float = Field(
+        0.1, ge=0, description="on matrices; never on biases, norms and embeddings"
+    )
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
 
 
@@ -53,14 +75,18 @@ class ScheduleConfig(Section):
         description="cosine: to the end of the run; wsd: warm-up, stable, decay; constant: after warm-up; "
         "inverse_sqrt: falling as 1 / sqrt(tokens) after warm-up"
     )
-    warmup_tokens: Share = Field(description="linear warm-up, as tokens or as a share of the run (2%)")
+    warmup_tokens: Share = Field(
+        description="linear warm-up, as tokens or as a share of the run (2%)"
+    )
     decay_tokens: Share = Field("20%", description="wsd: length of the final linear decay")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
 
     @model_validator(mode="after")
     def _warmup(self) -> Self:
         if self.kind == "inverse_sqrt" and not parse_share(self.warmup_tokens, 10**9):
-            raise ValueError("schedule=inverse_sqrt starts to fall from schedule.warmup_tokens, so that cannot be 0")
+            raise ValueError(
+                "schedule=inverse_sqrt starts to fall from schedule.warmup_tokens, so that cannot be 0"
+            )
         return self
 
 
@@ -71,19 +97,27 @@ class PrecisionConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When training is saved, and how much of that is kept. With neither steps nor minutes, `every` says when."""
+    """When training is saved, and how much of that is kept. With neither steps nor minutes, `every`
+    says when."""
 
     every: Literal["auto", "end"] = Field(
         "auto",
         description="auto: as often as loses least, by the measured time of a save and the time between failures (Young, Daly); "
         "end: only at the end and when stopped",
     )
-    every_steps: int | None = Field(None, gt=0, description="steps between checkpoints; null: as `every` says")
+    every_steps: int | None = Field(
+        None, gt=0, description="steps between checkpoints; null: as `every` says"
+    )
     every_minutes: float | None = Field(
-        None, gt=0, le=LONGEST_S / 60, description="minutes between checkpoints; null: as `every` says"
+        None,
+        gt=0,
+        le=LONGEST_S / 60,
+        description="minutes between checkpoints; null: as `every` says",
     )
     keep_last: int = Field(2, gt=0, description="newest checkpoints that are kept")
-    keep_every_steps: int | None = Field(None, gt=0, description="checkpoints at multiples of this are kept for ever")
+    keep_every_steps: int | None = Field(
+        None, gt=0, description="checkpoints at multiples of this are kept for ever"
+    )
     keep_steps: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         (), description="steps at which one is written, and kept for ever"
     )
@@ -91,30 +125,49 @@ class CheckpointConfig(Section):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if self.every_steps is not None and self.every_minutes is not None:
-            raise ValueError("checkpoint.every_steps and checkpoint.every_minutes are both set; give one")
+            raise ValueError(
+                "checkpoint.every_steps and checkpoint.every_minutes are both set; give one"
+            )
         if self.every == "end" and (self.every_steps is not None or self.every_minutes is not None):
-            raise ValueError("checkpoint.every=end leaves no room for checkpoint.every_steps or checkpoint.every_minutes")
+            raise ValueError(
+                "checkpoint.every=end leaves no room for checkpoint.every_steps or checkpoint.every_minutes"
+            )
         if len(set(self.keep_steps)) < len(self.keep_steps):
-            raise ValueError(f"checkpoint.keep_steps has one step twice: {', '.join(map(str, self.keep_steps))}")
+            raise ValueError(
+                f"checkpoint.keep_steps has one step twice: {', '.join(map(str, self.keep_steps))}"
+            )
         return self
 
 
 class LoggerConfig(Section):
-    kind: Literal["none", "wandb", "tensorboard"] = Field(description="a view of metrics.jsonl, which is always written")
+    kind: Literal["none", "wandb", "tensorboard"] = Field(
+        description="a view of metrics.jsonl, which is always written"
+    )
     project: str = Field("scaling", description="wandb: project")
     entity: str | None = Field(None, description="wandb: team or user")
     group: str | None = Field(None, description="wandb: group of runs")
 
 
 class TrainConfig(Section):
-    n_tokens: Count | None = Field(gt=0, le=10**17, description="token budget; null: 20 per parameter (Hoffmann et al. 2022)")
+    n_tokens: Count | None = Field(
+        gt=0, le=10**17, description="token budget; null: 20 per parameter (Hoffmann et al. 2022)"
+    )
     global_batch_size: Count = Field(gt=0, le=2**30, description="sequences per optimiser step")
     seq_len: Count = Field(gt=1, le=2**30, description="tokens per sequence")
-    seed: int = Field(0, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of the initial weights, the data order and dropout"
+    )
     log_every: int = Field(10, gt=0, description="steps between records in metrics.jsonl")
-    eval_every: int | None = Field(None, gt=0, description="steps between evaluations; null: only at the end")
-    parent: str | None = Field(None, description="HASH@STEP of the run that this one goes on from with other values; null: none")
-    eval_sequences: int = Field(512, gt=0, description="held-out sequences of an evaluation, at most")
+    eval_every: int | None = Field(
+        None, gt=0, description="steps between evaluations; null: only at the end"
+    )
+    parent: str | None = Field(
+        None,
+        description="HASH@STEP of the run that this one goes on from with other values; null: none",
+    )
+    eval_sequences: int = Field(
+        512, gt=0, description="held-out sequences of an evaluation, at most"
+    )
     on_nonfinite: Literal["skip", "rollback", "fail"] = Field(
         "skip",
         description="a loss or gradients that are not finite; skip: leave the update out; rollback: go on from the last "
@@ -123,10 +176,18 @@ class TrainConfig(Section):
     on_spike: Literal["ignore", "skip", "rollback", "fail"] = Field(
         "ignore", description="a loss or gradient norm that stands out; as on_nonfinite"
     )
-    spike_sigmas: float = Field(6.0, gt=0, description="standard deviations above the mean from which it stands out")
-    spike_window: int = Field(128, gt=1, le=10**6, description="steps before, of which mean and deviation are")
-    max_rollbacks: int = Field(3, gt=0, description="to the same checkpoint, before the run is given up")
-    max_skips: int = Field(10, gt=0, description="updates left out in a row, before the run is given up")
+    spike_sigmas: float = Field(
+        6.0, gt=0, description="standard deviations above the mean from which it stands out"
+    )
+    spike_window: int = Field(
+        128, gt=1, le=10**6, description="steps before, of which mean and deviation are"
+    )
+    max_rollbacks: int = Field(
+        3, gt=0, description="to the same checkpoint, before the run is given up"
+    )
+    max_skips: int = Field(
+        10, gt=0, description="updates left out in a row, before the run is given up"
+    )
     compile: bool = Field(False, description="torch.compile each block")
     sample_prompt: str = Field("", description="prompt of the text generated at the end")
     sample_tokens: int = Field(0, ge=0, description="tokens generated at the end; 0: none")
@@ -135,14 +196,20 @@ class TrainConfig(Section):
     @classmethod
     def _parent(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[0-9a-f]{8,64}@[0-9]+", value):
-            raise ValueError("it is not HASH@STEP, as 3f8a12bc@100, which population-based training writes")
+            raise ValueError(
+                "it is not HASH@STEP, as 3f8a12bc@100, which population-based training writes"
+            )
         return value
 
 
 class RunSection(Section):
     root: str = Field(min_length=1, description="directory of run directories")
-    name: Name | None = Field(None, description="first part of the run directory's name; null: the model's")
-    resume: Literal["auto", "never"] = Field("auto", description="auto: continue what is there; never: refuse to")
+    name: Name | None = Field(
+        None, description="first part of the run directory's name; null: the model's"
+    )
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: continue what is there; never: refuse to"
+    )
 
 
 class ProgramSection(Section):
@@ -179,27 +246,34 @@ class RunConfig(Section):
         config = handler(values)
         model = config.model
         n_kv_heads = config.attention.kv_heads_for(model.n_heads, model.n_kv_heads)
-        return config.model_copy(update={"model": model.model_copy(update={"n_kv_heads": n_kv_heads})})
+        return config.model_copy(
+            update={"model": model.model_copy(update={"n_kv_heads": n_kv_heads})}
+        )
 
     @model_validator(mode="after")
     def _cross(self) -> Self:
         self._check_objective()
         vocab, entries = self.vocab_size, self.tokenizer.vocab_size
         if vocab < entries:
-            raise ValueError(f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null")
+            raise ValueError(
+                f"model.vocab_size={vocab} is smaller than tokenizer.vocab_size={entries}; leave it null"
+            )
         check_combination(
             self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width
-        )  # fmt: skip
+        )
         return self
 
     @model_validator(mode="after")
     def _no_secret(self) -> Self:
         for key in secret_keys(self.model_dump(mode="json")):
-            raise ValueError(f"{key} holds a password or a key, which would be written into the run directory")
+            raise ValueError(
+                f"{key} holds a password or a key, which would be written into the run directory"
+            )
         return self
 
     def _check_objective(self) -> None:
-        """What is learnt must suit the model, the tokenizer and the data. Raises ValueError that says what would."""
+        """What is learnt must suit the model, the tokenizer and the data. Raises ValueError that
+        says what would."""
         kind, family, tokenizer = self.objective.kind, self.model.family, self.tokenizer
         fitting = OBJECTIVES_OF[family]
         if kind not in fitting:
@@ -208,20 +282,26 @@ class RunConfig(Section):
             )
         if (kind == "seq2seq") != (self.data.kind == "text_pairs") and self.data.kind != "shards":
             if kind == "seq2seq":
-                raise ValueError(f"objective=seq2seq needs data=text_pairs data.path=..., and this is data={self.data.kind}")
+                raise ValueError(
+                    f"objective=seq2seq needs data=text_pairs data.path=..., and this is data={self.data.kind}"
+                )
             raise ValueError(
                 f"objective={kind} has no use for data=text_pairs, the kind of data.path={self.data.path}; "
                 "pairs are for objective=seq2seq"
             )
         if kind != "causal_lm" and tokenizer.special_tokens != "all":
-            raise ValueError(f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all")
+            raise ValueError(
+                f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all"
+            )
         if not self.data.attend_across_documents and kind not in ("causal_lm", "masked_lm"):
             raise ValueError(
                 f"data.attend_across_documents=false is for objective=causal_lm and masked_lm, and this is objective={kind}"
                 + (", whose pairs never see each other" if kind == "seq2seq" else "")
             )
         if self.objective.whole_words and tokenizer.kind != "wordpiece":
-            raise ValueError(f"objective.whole_words=true needs tokenizer=wordpiece; those of {tokenizer.kind} do not tell words")
+            raise ValueError(
+                f"objective.whole_words=true needs tokenizer=wordpiece; those of {tokenizer.kind} do not tell words"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -239,8 +319,18 @@ class RunConfig(Section):
         return self.precision.kind
 
     def semantic(self) -> dict[str, Any]:
-        """All that the mathematics of the run depends on, as a plain dict with null values resolved."""
-        sections = ("model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule")
+        """All that the mathematics of the run depends on, as a plain dict with null values
+        resolved."""
+        sections = (
+            "model",
+            "attention",
+            "position",
+            "objective",
+            "data",
+            "tokenizer",
+            "optim",
+            "schedule",
+        )
         out: dict[str, Any] = {name: getattr(self, name).model_dump() for name in sections}
         for name in ("attention", "position"):  # a key that a kind does not read is null
             out[name] = {key: value for key, value in out[name].items() if value is not None}
@@ -253,13 +343,24 @@ class RunConfig(Section):
             del out["data"]["val_target_path"]
         model = self.model
         out["model"] |= {
-            "n_kv_heads": model.kv_heads, "d_head": model.head_width, "d_ff": model.ff_width, "vocab_size": self.vocab_size
-        }  # fmt: skip
-        for key, default in (("name", None), ("parametrization", "standard"), ("base_width", None), ("base_layers", None)):
-            if key == "name" or out["model"][key] == default:  # as what came before there was a choice
+            "n_kv_heads": model.kv_heads,
+            "d_head": model.head_width,
+            "d_ff": model.ff_width,
+            "vocab_size": self.vocab_size,
+        }
+        for key, default in (
+            ("name", None),
+            ("parametrization", "standard"),
+            ("base_width", None),
+            ("base_layers", None),
+        ):
+            # as what came before there was a choice
+            if key == "name" or out["model"][key] == default:
                 del out["model"][key]
         out["precision"] = self.dtype
-        out["train"] = {k: getattr(self.train, k) for k in ("n_tokens", "global_batch_size", "seq_len", "seed")}
+        out["train"] = {
+            k: getattr(self.train, k) for k in ("n_tokens", "global_batch_size", "seq_len", "seed")
+        }
         if self.train.parent is not None:
             out["train"]["parent"] = self.train.parent
         return out

@@ -15,7 +15,8 @@ MOST = 2**63 - 1
 """No whole number of a configuration is larger: what files and tensors hold."""
 LONGEST_S = 1e8
 """Of times to wait, in seconds: three years, which every clock of the system can count."""
-_LONGEST_NAME = 100  # characters: with the run's id and what is written beside it, below the 255 bytes of a file's name
+# characters: with the run's id and what is written beside it, below the 255 bytes of a file's name
+_LONGEST_NAME = 100
 _PROSE = ("sample_prompt", "prompt")
 """Texts that may have several lines."""
 
@@ -38,9 +39,13 @@ def _check_name(value: Any) -> Any:
     if not value.strip():
         raise ValueError("a name has a letter or a digit; null takes the one by default")
     if len(value) > _LONGEST_NAME or len(value.encode()) > 2 * _LONGEST_NAME:
-        raise ValueError(f"a name has at most {_LONGEST_NAME} characters, and this has {len(value)}")
+        raise ValueError(
+            f"a name has at most {_LONGEST_NAME} characters, and this has {len(value)}"
+        )
     if value != value.strip() or value[0] in "-." or set(value) & set("/\\"):
-        raise ValueError("cannot be part of a directory's name: it begins with '-', '.' or a blank, ends in one, or has a slash")
+        raise ValueError(
+            "cannot be part of a directory's name: it begins with '-', '.' or a blank, ends in one, or has a slash"
+        )
     return value
 
 
@@ -49,10 +54,12 @@ Name = Annotated[str, BeforeValidator(_check_name)]
 
 
 class Section(BaseModel):
-    """A group of the configuration: frozen, and closed to keys that it does not know, and to infinities.
+    """A group of the configuration: frozen, and closed to keys that it does not know, and to
+    infinities.
 
-    A value is of the kind that its field has: true and text in quotes are no numbers, and a line's end is no part of a text.
-    Words of a command line (`context="words"`) are all text, of which numbers are made.
+    A value is of the kind that its field has: true and text in quotes are no numbers, and a line's
+    end is no part of a text. Words of a command line (`context="words"`) are all text, of which
+    numbers are made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -63,7 +70,9 @@ class Section(BaseModel):
         name = str(info.field_name)
         kinds, parsed = _kinds(cls, name)
         for item in value if isinstance(value, list | tuple) else [value]:
-            _check_kind(item, kinds, is_text=parsed or info.context == "words", several_lines=name in _PROSE)
+            _check_kind(
+                item, kinds, is_text=parsed or info.context == "words", several_lines=name in _PROSE
+            )
         return value
 
 
@@ -75,10 +84,19 @@ def _check_kind(value: Any, kinds: frozenset[Any], *, is_text: bool, several_lin
     if isinstance(value, str):
         if numeric and str not in kinds and not is_text:
             wanted = f"input should be a valid {'number' if float in kinds else 'integer'}"
-            raise ValueError(wanted + (", and this is text: leave out the quotes" if _is_number(value) else ""))
-        if not several_lines and any(ord(character) < 32 or 127 <= ord(character) < 160 for character in value):
+            raise ValueError(
+                wanted + (", and this is text: leave out the quotes" if _is_number(value) else "")
+            )
+        if not several_lines and any(
+            ord(character) < 32 or 127 <= ord(character) < 160 for character in value
+        ):
             raise ValueError("it has a line's end, a tab or another control character")
-    if isinstance(value, int | float) and not isinstance(value, bool) and int in kinds and abs(value) > MOST:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and int in kinds
+        and abs(value) > MOST
+    ):
         raise ValueError(f"it is over {MOST}")
 
 
@@ -92,10 +110,13 @@ def _is_number(text: str) -> bool:
 
 @cache
 def _kinds(section: type[BaseModel], name: str) -> tuple[frozenset[Any], bool]:
-    """The plain types that a field may hold, in a list too; and whether it reads text itself, as a Count does."""
+    """The plain types that a field may hold, in a list too; and whether it reads text itself, as a
+    Count does."""
     field = section.model_fields[name]
     found = list(_leaves(field.annotation)) + list(field.metadata)
-    return frozenset(kind for kind in found if isinstance(kind, type)), any(isinstance(x, BeforeValidator) for x in found)
+    return frozenset(kind for kind in found if isinstance(kind, type)), any(
+        isinstance(x, BeforeValidator) for x in found
+    )
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

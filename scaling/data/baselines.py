@@ -1,4 +1,5 @@
-"""What counting alone achieves on the targets of a run: the levels beside which its loss is to be read."""
+"""What counting alone achieves on the targets of a run: the levels beside which its loss is to be
+read."""
 
 from __future__ import annotations
 
@@ -20,16 +21,18 @@ from scaling.planner.cost.lengths import lengths
 def baselines(config: RunConfig, directory: str | Path) -> dict[str, float]:
     """Nats per scored target on held-out text, of models fitted on the training text.
 
-    causal_lm: {"unigram", "bigram"}, of every token. Else {"unigram"}, of the targets that are scored: hidden tokens, targets of
-    pairs. Markers of hidden spans and ends count as known, so that a model below it knows something of the words. Raises
-    DataError as reading shards does.
+    causal_lm: {"unigram", "bigram"}, of every token. Else {"unigram"}, of the targets that are
+    scored: hidden tokens, targets of pairs. Markers of hidden spans and ends count as known, so
+    that a model below it knows something of the words. Raises DataError as reading shards does.
     """
     if config.objective.kind == "causal_lm":
         return {name: value["nats_per_token"] for name, value in split_entropies(directory).items()}
     index = CorpusIndex.load(directory)
     tokenizer = load_tokenizer(str(directory), index)
     nats_V = unigram_nats(directory, index, config.vocab_size)
-    return {"unigram": target_nats(nats_V, held_out(config, directory, index, tokenizer), tokenizer)}
+    return {
+        "unigram": target_nats(nats_V, held_out(config, directory, index, tokenizer), tokenizer)
+    }
 
 
 def unigram_nats(directory: str | Path, index: CorpusIndex, vocab_size: int) -> np.ndarray:
@@ -47,11 +50,19 @@ def target_nats(nats_V: np.ndarray, batch: Batch, tokenizer: Tokenizer) -> float
     return float(nats_V[words].sum() / len(targets))
 
 
-def held_out(config: RunConfig, directory: str | Path, index: CorpusIndex, tokenizer: Tokenizer) -> Batch:
+def held_out(
+    config: RunConfig, directory: str | Path, index: CorpusIndex, tokenizer: Tokenizer
+) -> Batch:
     """The sequences that the run is evaluated on."""
     shape = lengths(config)
     with SequenceStream(
-        str(directory), index, "val", seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed, shuffle=False
+        str(directory),
+        index,
+        "val",
+        seq_len=shape.stride,
+        overlap=shape.overlap,
+        seed=config.train.seed,
+        shuffle=False,
     ) as stream:
         ks_N = np.arange(min(config.train.eval_sequences, stream.n_sequences))
         return make_batch_for(config, tokenizer)(stream.read(ks_N), ks_N)

@@ -1,4 +1,5 @@
-"""A corpus that is there, or several mixed, as what a run reads: shards to check, a tokenizer, and sequences."""
+"""A corpus that is there, or several mixed, as what a run reads: shards to check, a tokenizer, and
+sequences."""
 
 from __future__ import annotations
 
@@ -44,16 +45,25 @@ class Corpus:
 
     @staticmethod
     def open(location: str | Path, skipped: Collection[str] = ()) -> Corpus:
-        """`skipped`: shards of the train split to leave out, by the names that `check` gives them. Raises DataError."""
+        """`skipped`: shards of the train split to leave out, by the names that `check` gives them.
+        Raises DataError."""
         mixed = _is_mixture(location)
         components = read_mixture(location) if mixed else [Component("", str(location), "", 1.0)]
         parts = []
         for component in components:
             index = CorpusIndex.load(component.location)
-            if mixed and component.fingerprint not in (index.fingerprint, index.content_fingerprint):
-                raise DataError(f"{component.location} holds another corpus than when the mixture was made", fix="Run anew.")
+            if mixed and component.fingerprint not in (
+                index.fingerprint,
+                index.content_fingerprint,
+            ):
+                raise DataError(
+                    f"{component.location} holds another corpus than when the mixture was made",
+                    fix="Run anew.",
+                )
             prefix = f"{component.name}/" if mixed else ""
-            index = index.without("train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)])
+            index = index.without(
+                "train", [name.removeprefix(prefix) for name in skipped if name.startswith(prefix)]
+            )
             parts.append(Part(replace(component, fingerprint=index.fingerprint), index))
         return Corpus(str(location), tuple(parts), mixed, tuple(skipped))
 
@@ -67,7 +77,10 @@ class Corpus:
     @property
     def content_fingerprint(self) -> str:
         """As checkpoints have it that were written before counts were part of the fingerprint."""
-        contents = [replace(part.component, fingerprint=part.index.content_fingerprint) for part in self.parts]
+        contents = [
+            replace(part.component, fingerprint=part.index.content_fingerprint)
+            for part in self.parts
+        ]
         return fingerprint(contents) if self.mixed else contents[0].fingerprint
 
     def facts(self) -> dict[str, Any]:
@@ -85,7 +98,8 @@ class Corpus:
         return found
 
     def check(self, split: str, full: bool = False) -> list[BadShard]:
-        """Shards of a split that are missing or damaged, as `check_shards`; in a mixture their names are COMPONENT/SHARD."""
+        """Shards of a split that are missing or damaged, as `check_shards`; in a mixture their
+        names are COMPONENT/SHARD."""
         return [
             replace(bad, name=f"{part.component.name}/{bad.name}" if self.mixed else bad.name)
             for part in self.parts
@@ -107,28 +121,45 @@ class Corpus:
         train, shape = split != EVAL_SPLIT, lengths(config)
         streams = [
             SequenceStream(
-                part.component.location, part.index, split, seq_len=shape.stride, overlap=shape.overlap, seed=config.train.seed,
-                shuffle=train, read_ahead=train, streaming=Streaming.of(config.data),
+                part.component.location,
+                part.index,
+                split,
+                seq_len=shape.stride,
+                overlap=shape.overlap,
+                seed=config.train.seed,
+                shuffle=train,
+                read_ahead=train,
+                streaming=Streaming.of(config.data),
             )
             for part in self.parts
-        ]  # fmt: skip
+        ]
         if not self.mixed:
             return streams[0]
-        return MixtureStream(streams, Mixture([part.component.weight for part in self.parts], config.train.seed))
+        return MixtureStream(
+            streams, Mixture([part.component.weight for part in self.parts], config.train.seed)
+        )
 
     def mixing(self, config: RunConfig) -> Callable[[int], dict[str, float]]:
-        """After the first k sequences of a mixture: the part of each corpus in them, and how often all of it was read.
+        """After the first k sequences of a mixture: the part of each corpus in them, and how often
+        all of it was read.
 
         The function returned gives metrics by their names; of a single corpus none.
         """
         if not self.mixed:
             return lambda k: {}
-        shape, mixture = lengths(config), Mixture([part.component.weight for part in self.parts], config.train.seed)
-        n_sequences = [part.index.n_sequences("train", shape.stride, shape.overlap) for part in self.parts]
+        shape, mixture = (
+            lengths(config),
+            Mixture([part.component.weight for part in self.parts], config.train.seed),
+        )
+        n_sequences = [
+            part.index.n_sequences("train", shape.stride, shape.overlap) for part in self.parts
+        ]
 
         def after(k: int) -> dict[str, float]:
             values = {}
-            for part, count, n in zip(self.parts, mixture.counts(k).tolist(), n_sequences, strict=True):
+            for part, count, n in zip(
+                self.parts, mixture.counts(k).tolist(), n_sequences, strict=True
+            ):
                 values[names.data_share(part.component.name)] = count / k
                 values[names.data_epochs(part.component.name)] = count / n
             return values
@@ -142,10 +173,12 @@ class MixtureStream:
     def __init__(self, streams: Sequence[SequenceStream], mixture: Mixture) -> None:
         self._streams, self._mixture = streams, mixture
         self.n_sequences = mixture.sequences_within([stream.n_sequences for stream in streams])
-        self.n_read, self._dtype = streams[0].n_read, streams[0].index.dtype  # of one tokenizer, so alike in all
+        # of one tokenizer, so alike in all
+        self.n_read, self._dtype = streams[0].n_read, streams[0].index.dtype
 
     def read(self, ks: np.ndarray) -> np.ndarray:
-        """Sequences number `ks` as rows, (len(ks), n_read) of the corpora's dtype. Raises DataError for a bad shard."""
+        """Sequences number `ks` as rows, (len(ks), n_read) of the corpora's dtype. Raises DataError
+        for a bad shard."""
         components, numbers = self._mixture.locate(ks)
         rows = np.empty((len(ks), self.n_read), dtype=self._dtype)
         for component in np.unique(components).tolist():
@@ -164,7 +197,12 @@ class MixtureStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 

@@ -1,7 +1,8 @@
-"""index.json as a stranger may have written it: read with a bound, every value checked, and sealed against changes.
+"""index.json as a stranger may have written it: read with a bound, every value checked, and sealed
+against changes.
 
-A seal is a SHA-256 over values in canonical JSON. Each shard's entry has one, and so has the index as a whole. Indexes
-that were written before there were seals have none, and are read all the same.
+A seal is a SHA-256 over values in canonical JSON. Each shard's entry has one, and so has the index
+as a whole. Indexes that were written before there were seals have none, and are read all the same.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from scaling.data.io.fetch import fetch_whole
 from scaling.errors import DataError
 
 MAX_INDEX_BYTES = 256 << 20
-"""Of an index or a list of corpora. Assumption: a million shards, at some 250 bytes an entry, and no more."""
+"""Of an index or a list of corpora. Assumption: a million shards, at some 250 bytes an entry, and
+no more."""
 LARGEST_COUNT = 2**53
-"""Of tokens, documents or bytes, also in sum: what JSON numbers hold exactly, and int64 with room to spare."""
+"""Of tokens, documents or bytes, also in sum: what JSON numbers hold exactly, and int64 with room
+to spare."""
 
 _COUNTS = ("nsamples", "filesize", "n_tokens", "n_bytes")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -27,30 +30,44 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_json(location: str, what: str, fix: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises DataError for a longer file, another content, or one that cannot be read."""
+    """The JSON object in a file. Raises DataError for a longer file, another content, or one that
+    cannot be read."""
     content = fetch_whole(location, MAX_INDEX_BYTES)
     try:
         return an_object(json.loads(content), "it")
     except (ValueError, RecursionError) as error:
-        reason = "its brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = (
+            "its brackets are nested too deeply"
+            if isinstance(error, RecursionError)
+            else str(error)
+        )
         raise DataError(f"{location} is not {what}: {reason}", fix=fix) from error
 
 
 def seal_of(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def check_seals(data: Mapping[str, Any]) -> None:
-    """Compare an index with its seals, where it has them. Raises ValueError that names what was changed."""
+    """Compare an index with its seals, where it has them. Raises ValueError that names what was
+    changed."""
     for split, entry in data["splits"].items():
         for shard in entry["shardlist"]:
             if "seal" in shard and shard["seal"] != seal_of(_unsealed(shard)):
                 values = ", ".join(
-                    f"{key}={shown(value)}" for key, value in shard.items() if key not in ("seal", "sha256", "url")
+                    f"{key}={shown(value)}"
+                    for key, value in shard.items()
+                    if key not in ("seal", "sha256", "url")
                 )
-                raise ValueError(f"the entry of shard {shown(shard.get('url'))} of split {split} was changed: {values}")
+                raise ValueError(
+                    f"the entry of shard {shown(shard.get('url'))} of split {split} was changed: {values}"
+                )
     if "seal" in data and data["seal"] != seal_of(_unsealed(data)):
-        raise ValueError("it was changed after it was written: its tokenizer, its dtype, its name or its list of shards")
+        raise ValueError(
+            "it was changed after it was written: its tokenizer, its dtype, its name or its list of shards"
+        )
 
 
 def _unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,10 +89,13 @@ def a_list(value: Any, what: str) -> list[Any]:
 
 
 def count(entry: Mapping[str, Any], key: str, largest: int = LARGEST_COUNT) -> int:
-    """A whole number from 0 on. Raises ValueError, also for true and 1.0; KeyError where there is none."""
+    """A whole number from 0 on. Raises ValueError, also for true and 1.0; KeyError where there is
+    none."""
     value = entry[key]
     if type(value) is not int or not 0 <= value <= largest:
-        raise ValueError(f"{key}={shown(value)} is no count: a whole number from 0 to {largest} is wanted")
+        raise ValueError(
+            f"{key}={shown(value)} is no count: a whole number from 0 to {largest} is wanted"
+        )
     return value
 
 

@@ -1,4 +1,5 @@
-"""What can be known of a run's data before it holds anything: that they are there, and long enough for one sequence."""
+"""What can be known of a run's data before it holds anything: that they are there, and long enough
+for one sequence."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _SMALLEST_FIX, _LARGEST_FIX = 2.0, 0.45
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Whether every path of this machine that the data name is there; what is behind URLs is not asked.
+    """Whether every path of this machine that the data name is there; what is behind URLs is not
+    asked.
 
     Shards of this machine are opened, too. Raises ConfigError, DataError.
     """
@@ -41,7 +43,8 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def _check_documents(key: str, inputs: str | None) -> None:
-    """Raises ConfigError for an input of this machine that matches nothing, by the key that names it."""
+    """Raises ConfigError for an input of this machine that matches nothing, by the key that names
+    it."""
     for text in split_paths(inputs or ""):
         if not is_remote(text):
             try:
@@ -59,25 +62,37 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
     name = tokenizer.name or ""
     if name.startswith(("/", "~", "./", "../", "file:")) and not exists(name):
         raise ConfigError(
-            f"tokenizer.name={name!r} is not there", f"seen from {Path.cwd()}", "Give a tokenizer.json or its folder."
+            f"tokenizer.name={name!r} is not there",
+            f"seen from {Path.cwd()}",
+            "Give a tokenizer.json or its folder.",
         )
 
 
 def check_lengths(config: RunConfig, corpus: Corpus) -> None:
-    """Raises ConfigError where a split is too short for one sequence, with its numbers and the key that made it so."""
+    """Raises ConfigError where a split is too short for one sequence, with its numbers and the key
+    that made it so."""
     shape = lengths(config)
     for part in corpus.parts:
         if not part.index.n_sequences("train", shape.stride, shape.overlap):
             raise _too_short(config, corpus, part, "train", shape)
-    counts = [part.index.n_sequences(EVAL_SPLIT, shape.stride, shape.overlap) for part in corpus.parts]
+    counts = [
+        part.index.n_sequences(EVAL_SPLIT, shape.stride, shape.overlap) for part in corpus.parts
+    ]
     weights = [part.component.weight for part in corpus.parts]
-    if not (Mixture(weights, config.train.seed).sequences_within(counts) if corpus.mixed else counts[0]):
+    if not (
+        Mixture(weights, config.train.seed).sequences_within(counts) if corpus.mixed else counts[0]
+    ):
         raise _too_short(config, corpus, corpus.parts[counts.index(min(counts))], EVAL_SPLIT, shape)
 
 
-def _too_short(config: RunConfig, corpus: Corpus, part: Part, split: str, shape: Lengths) -> ConfigError:
+def _too_short(
+    config: RunConfig, corpus: Corpus, part: Part, split: str, shape: Lengths
+) -> ConfigError:
     shards = part.index.split(split)
-    n_tokens, longest = sum(shard.n_tokens for shard in shards), max(shard.n_tokens for shard in shards)
+    n_tokens, longest = (
+        sum(shard.n_tokens for shard in shards),
+        max(shard.n_tokens for shard in shards),
+    )
     n_documents = sum(shard.n_documents for shard in shards)
     needed = shape.stride + shape.overlap
     of = f" of component {part.component.name}" if corpus.mixed else ""
@@ -87,7 +102,11 @@ def _too_short(config: RunConfig, corpus: Corpus, part: Part, split: str, shape:
     )
     data = config.data.parts()[part.component.name] if corpus.mixed else config.data
     where, fix = _blamed(data, part, split, needed=needed, n_tokens=n_tokens, longest=longest)
-    room = f"train.seq_len={longest - shape.overlap} or less, or " if shape.overlap == 1 and longest > 2 else ""
+    room = (
+        f"train.seq_len={longest - shape.overlap} or less, or "
+        if shape.overlap == 1 and longest > 2
+        else ""
+    )
     return ConfigError(what, where, f"Use {room or 'a shorter train.seq_len, or '}{fix}.")
 
 
@@ -95,14 +114,30 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _blamed(data: DataConfig, part: Part, split: str, *, needed: int, n_tokens: int, longest: int) -> tuple[str, str]:
+def _blamed(
+    data: DataConfig, part: Part, split: str, *, needed: int, n_tokens: int, longest: int
+) -> tuple[str, str]:
     """The key that left a split too short, and what to do about it."""
     if data.kind == "shards":
         where = f"data.path={data.path}"
-        larger = "shard_tokens=" if n_tokens >= needed else "val_fraction=" if split == EVAL_SPLIT else "text"
-        return where, f"shards that are prepared with more {larger}" if larger == "text" else f"shards with a larger {larger}"
+        larger = (
+            "shard_tokens="
+            if n_tokens >= needed
+            else "val_fraction="
+            if split == EVAL_SPLIT
+            else "text"
+        )
+        return (
+            where,
+            f"shards that are prepared with more {larger}"
+            if larger == "text"
+            else f"shards with a larger {larger}",
+        )
     if n_tokens >= needed:  # in no shard of their own
-        return f"data.shard_tokens={data.shard_tokens}, the longest shard has {longest}", f"data.shard_tokens={needed} or more"
+        return (
+            f"data.shard_tokens={data.shard_tokens}, the longest shard has {longest}",
+            f"data.shard_tokens={needed} or more",
+        )
     if split != EVAL_SPLIT:
         return f"data={data.kind}", "more text"
     if data.val_path:
@@ -111,4 +146,9 @@ def _blamed(data: DataConfig, part: Part, split: str, *, needed: int, n_tokens: 
     enough = max(_SMALLEST_FIX * data.val_fraction, _SMALLEST_FIX * needed / total)
     where = f"data.val_fraction={data.val_fraction} of documents with {total} tokens in all"
     own = "files of your own to hold out: data.val_path=FILES"
-    return where, f"data.val_fraction={enough:.2g} or more, or {own}" if enough <= _LARGEST_FIX else f"more text, or {own}"
+    return (
+        where,
+        f"data.val_fraction={enough:.2g} or more, or {own}"
+        if enough <= _LARGEST_FIX
+        else f"more text, or {own}",
+    )

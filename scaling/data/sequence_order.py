@@ -1,7 +1,7 @@
 """Which sequence lies where: pure arithmetic over shard lengths.
 
-The k-th training sequence is a function of (shard list, seed, seq_len, k) alone, computed in constant time, so that the
-data position of a run is one integer and resuming costs a seek.
+The k-th training sequence is a function of (shard list, seed, seq_len, k) alone, computed in
+constant time, so that the data position of a run is one integer and resuming costs a seek.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from scaling.data.shards import ShardInfo
 from scaling.errors import DataError
 
 WINDOW_SHARDS = 16
-"""Shards whose sequences are mixed. Assumption: enough to decorrelate, few enough to keep in memory (2 MB each by default).
+"""Shards whose sequences are mixed. Assumption: enough to decorrelate, few enough to keep in memory
+(2 MB each by default).
 
 The order of sequences depends on it: changing it changes every run.
 """
@@ -23,10 +24,11 @@ The order of sequences depends on it: changing it changes every run.
 class SequenceOrder:
     """Sequence number k -> the shard and the token where it starts.
 
-    The token stream of each shard (its documents joined, each followed by end-of-text) is cut into sequences of seq_len +
-    overlap tokens with stride seq_len; what is left at the end of the shard is dropped. An epoch takes every sequence once:
-    shards in a permuted order, in windows of `window_shards`, and the sequences of a window permuted. Every epoch
-    (k // n_sequences) permutes anew. shuffle=False keeps the order of the index, in every epoch.
+    The token stream of each shard (its documents joined, each followed by end-of-text) is cut into
+    sequences of seq_len + overlap tokens with stride seq_len; what is left at the end of the shard
+    is dropped. An epoch takes every sequence once: shards in a permuted order, in windows of
+    `window_shards`, and the sequences of a window permuted. Every epoch (k // n_sequences) permutes
+    anew. shuffle=False keeps the order of the index, in every epoch.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class SequenceOrder:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def locate(self, k: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard (place in the shard list) and offset (tokens into its stream) of the k-th sequence, both int64 like k.
+        """Shard (place in the shard list) and offset (tokens into its stream) of the k-th sequence,
+        both int64 like k.
 
         Raises DataError when no shard is long enough for one sequence.
         """
@@ -87,7 +90,9 @@ class SequenceOrder:
     def shards_of(self, window: tuple[int, int]) -> list[int]:
         """Places in the shard list of the shards of a window."""
         order_S, _ = self._epoch(window[0])
-        found: list[int] = order_S[window[1] * self.window_shards : (window[1] + 1) * self.window_shards].tolist()
+        found: list[int] = order_S[
+            window[1] * self.window_shards : (window[1] + 1) * self.window_shards
+        ].tolist()
         return found
 
     def _locate_in_epoch(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,11 +110,14 @@ class SequenceOrder:
         for w in np.unique(window):
             chosen = window == w
             length = int(edges[w + 1] - edges[w])
-            mixed[chosen] = edges[w] + permute(places[chosen] - edges[w], length, f"{self.seed}/{epoch}/window/{w}")
+            mixed[chosen] = edges[w] + permute(
+                places[chosen] - edges[w], length, f"{self.seed}/{epoch}/window/{w}"
+            )
         return mixed
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards with at least one sequence in the epoch's order, and the place of the first sequence of each."""
+        """Shards with at least one sequence in the epoch's order, and the place of the first
+        sequence of each."""
         if epoch not in self._epochs:
             while len(self._epochs) > 1:  # a batch spans two epochs at most
                 del self._epochs[next(iter(self._epochs))]
@@ -121,14 +129,18 @@ class SequenceOrder:
         return self._epochs[epoch]
 
 
-_ROUNDS = 8  # Luby and Rackoff 1988: 4 suffice for strong pseudo-randomness of wide halves; narrow ones get twice as many
+# Luby and Rackoff 1988: 4 suffice for strong pseudo-randomness of wide halves; narrow ones get
+# twice as many
+_ROUNDS = 8
 
 
 def permute(places: np.ndarray, length: int, key: str) -> np.ndarray:
-    """Image of each of `places` under a pseudo-random permutation of range(length) that `key` names.
+    """Image of each of `places` under a pseudo-random permutation of range(length) that `key`
+    names.
 
-    A balanced Feistel network over the next even number of bits, walked along its cycle until the image is in range
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a bijection of any length, in constant memory.
+    A balanced Feistel network over the next even number of bits, walked along its cycle until the
+    image is in range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a bijection
+    of any length, in constant memory.
     """
     if length <= 1:
         return places.copy()

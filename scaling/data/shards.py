@@ -25,7 +25,8 @@ _FIX = "Prepare the corpus again."
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar file: what it should hold. `n_tokens` counts one end-of-text token after each document, `n_bytes` its UTF-8."""
+    """One tar file: what it should hold. `n_tokens` counts one end-of-text token after each
+    document, `n_bytes` its UTF-8."""
 
     name: str
     n_documents: int
@@ -57,7 +58,8 @@ class CorpusIndex:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the data depends on (shards with their counts, tokenizer, dtype), wherever it was built.
+        """SHA-256 of all that the data depends on (shards with their counts, tokenizer, dtype),
+        wherever it was built.
 
         Names are left out: they change nothing of what is read.
         """
@@ -66,7 +68,9 @@ class CorpusIndex:
             "dtype": self.dtype,
             "tokenizer": [info.sha256, info.vocab_size, info.eot_id],
             "splits": {
-                split: [[s.sha256, s.n_documents, s.n_tokens, s.n_bytes, s.size_bytes] for s in shards]
+                split: [
+                    [s.sha256, s.n_documents, s.n_tokens, s.n_bytes, s.size_bytes] for s in shards
+                ]
                 for split, shards in self.splits.items()
             },
         }
@@ -74,20 +78,26 @@ class CorpusIndex:
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """SHA-256 of the content alone (shards, tokenizer, dtype), as checkpoints of format 1 without counts have it."""
+        """SHA-256 of the content alone (shards, tokenizer, dtype), as checkpoints of format 1
+        without counts have it."""
         identity = {
             "dtype": self.dtype,
             "tokenizer": self.tokenizer.sha256,
-            "splits": {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()},
+            "splits": {
+                split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()
+            },
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def split(self, name: str) -> tuple[ShardInfo, ...]:
-        """Shards of a split. Raises DataError when the corpus has no such split, or an empty one."""
+        """Shards of a split. Raises DataError when the corpus has no such split, or an empty
+        one."""
         shards = self.splits.get(name, ())
         if not shards:
             has = ", ".join(sorted(self.splits)) or "none"
-            raise DataError(f"corpus {self.name} has no shards in split {name}", fix=f"Its splits are: {has}.")
+            raise DataError(
+                f"corpus {self.name} has no shards in split {name}", fix=f"Its splits are: {has}."
+            )
         return shards
 
     def n_sequences(self, split: str, seq_len: int, overlap: int) -> int:
@@ -110,13 +120,16 @@ class CorpusIndex:
 
     @classmethod
     def load(cls, directory: str | Path) -> CorpusIndex:
-        """Read index.json of a directory or URL. Raises DataError when it is absent, malformed or contradicts itself."""
+        """Read index.json of a directory or URL. Raises DataError when it is absent, malformed or
+        contradicts itself."""
         location = join(directory, INDEX_FILE)
         data = index_file.read_json(location, "a corpus index", _FIX)
         try:
             if data["format_version"] != FORMAT_VERSION:
                 version = index_file.shown(data["format_version"])
-                raise ValueError(f"format_version is {version}, this version reads {FORMAT_VERSION}")
+                raise ValueError(
+                    f"format_version is {version}, this version reads {FORMAT_VERSION}"
+                )
             index = _index_from(data)
             index._check(data["fingerprint"])
             index_file.check_seals(data)
@@ -126,9 +139,14 @@ class CorpusIndex:
         return index
 
     def save(self, directory: Path) -> None:
-        """Write index.json: for each split a shard list as the wids package reads it, with counts and checksums added."""
+        """Write index.json: for each split a shard list as the wids package reads it, with counts
+        and checksums added."""
         splits = {
-            split: {"wids_version": 1, "name": f"{self.name}-{split}", "shardlist": [_shard_to(shard) for shard in shards]}
+            split: {
+                "wids_version": 1,
+                "name": f"{self.name}-{split}",
+                "shardlist": [_shard_to(shard) for shard in shards],
+            }
             for split, shards in self.splits.items()
         }
         data = {
@@ -148,7 +166,9 @@ class CorpusIndex:
             raise ValueError(f"dtype is {self.dtype!r}, known are {', '.join(DTYPES)}")
         info, most = self.tokenizer, 2 ** (8 * np.dtype(self.dtype).itemsize)
         if not info.eot_id < info.vocab_size <= most:
-            raise ValueError(f"vocab_size={info.vocab_size} and eot_id={info.eot_id} do not fit each other and {self.dtype}")
+            raise ValueError(
+                f"vocab_size={info.vocab_size} and eot_id={info.eot_id} do not fit each other and {self.dtype}"
+            )
         shards = [shard for of_split in self.splits.values() for shard in of_split]
         seen: set[str] = set()
         for shard in shards:
@@ -158,10 +178,16 @@ class CorpusIndex:
             _check_counts(shard, np.dtype(self.dtype).itemsize)
         for key in ("n_documents", "n_tokens", "n_bytes", "size_bytes"):
             if (total := sum(getattr(shard, key) for shard in shards)) > index_file.LARGEST_COUNT:
-                raise ValueError(f"{key} of all shards is {total}, more than {index_file.LARGEST_COUNT}")
+                raise ValueError(
+                    f"{key} of all shards is {total}, more than {index_file.LARGEST_COUNT}"
+                )
         if self.content_fingerprint != fingerprint:
-            said = fingerprint[:16] if isinstance(fingerprint, str) else index_file.shown(fingerprint)
-            raise ValueError(f"its fingerprint is {said}, its content has {self.content_fingerprint[:16]}")
+            said = (
+                fingerprint[:16] if isinstance(fingerprint, str) else index_file.shown(fingerprint)
+            )
+            raise ValueError(
+                f"its fingerprint is {said}, its content has {self.content_fingerprint[:16]}"
+            )
 
 
 def _check_counts(shard: ShardInfo, token_bytes: int) -> None:
@@ -179,7 +205,10 @@ def _check_counts(shard: ShardInfo, token_bytes: int) -> None:
 
 def _index_from(data: Mapping[str, Any]) -> CorpusIndex:
     """Raises ValueError and KeyError for what is not as `save` writes it."""
-    info, splits = index_file.an_object(data["tokenizer"], "tokenizer"), index_file.an_object(data["splits"], "splits")
+    info, splits = (
+        index_file.an_object(data["tokenizer"], "tokenizer"),
+        index_file.an_object(data["splits"], "splits"),
+    )
     return CorpusIndex(
         name=index_file.text(data, "name"),
         dtype=index_file.text(data, "dtype"),
@@ -190,13 +219,20 @@ def _index_from(data: Mapping[str, Any]) -> CorpusIndex:
             eot_id=index_file.count(info, "eot_id"),
             kind=index_file.text(info, "kind"),
         ),
-        splits={index_file.file_name({"split": split}, "split"): _shards_from(split, entry) for split, entry in splits.items()},
+        splits={
+            index_file.file_name({"split": split}, "split"): _shards_from(split, entry)
+            for split, entry in splits.items()
+        },
     )
 
 
 def _shards_from(split: str, entry: Any) -> tuple[ShardInfo, ...]:
-    listed = index_file.a_list(index_file.an_object(entry, f"split {split}")["shardlist"], f"shardlist of {split}")
-    return tuple(_shard_from(index_file.an_object(shard, f"an entry of {split}")) for shard in listed)
+    listed = index_file.a_list(
+        index_file.an_object(entry, f"split {split}")["shardlist"], f"shardlist of {split}"
+    )
+    return tuple(
+        _shard_from(index_file.an_object(shard, f"an entry of {split}")) for shard in listed
+    )
 
 
 def _shard_to(shard: ShardInfo) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from scaling.model.base import LanguageModel
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a step's loss and gradient norm before clipping; an update beyond one of them is left out."""
+    """Of a step's loss and gradient norm before clipping; an update beyond one of them is left
+    out."""
 
     loss: float
     grad_norm: float
@@ -28,10 +29,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step tells: 0-dim fp32 tensors on the engine's device, equal on every rank.
+    """What one optimiser step tells: 0-dim fp32 tensors on the engine's device, equal on every
+    rank.
 
-    loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm before
-    clipping. skipped: 1 where the update was left out because the gradients were not finite or a limit was exceeded, else 0.
+    loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm
+    before clipping. skipped: 1 where the update was left out because the gradients were not finite
+    or a limit was exceeded, else 0.
     """
 
     loss: torch.Tensor
@@ -65,25 +68,31 @@ class Engine(Protocol):
         """This rank's share of the model."""
         ...
 
-    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
-        """One optimiser update on this rank's part of the global batch, at learning rate `lr`, unless it exceeds `limits`."""
+    def step(
+        self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None
+    ) -> StepResult:
+        """One optimiser update on this rank's part of the global batch, at learning rate `lr`,
+        unless it exceeds `limits`."""
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
-        """Sum the loss over this rank's batches (each rank has equally many) and over the ranks, without gradients."""
+        """Sum the loss over this rank's batches (each rank has equally many) and over the ranks,
+        without gradients."""
         ...
 
     def whole_model(self) -> LanguageModel:
-        """The model as one module of ordinary weights, for generation; a copy where weights are sharded over the ranks."""
+        """The model as one module of ordinary weights, for generation; a copy where weights are
+        sharded over the ranks."""
         ...
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
-        """This rank's part of the weights and optimiser states as they are now, in the host's memory, which may be that of an
-        earlier one."""
+        """This rank's part of the weights and optimiser states as they are now, in the host's
+        memory, which may be that of an earlier one."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises CheckpointError."""
+        """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises
+        CheckpointError."""
         ...
 
     def close(self) -> None:
@@ -92,7 +101,8 @@ class Engine(Protocol):
 
 
 class LossModule(nn.Module):
-    """A model seen as its loss. It takes the tensors of a Batch one by one, as engines that look at inputs expect."""
+    """A model seen as its loss. It takes the tensors of a Batch one by one, as engines that look at
+    inputs expect."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ from scaling.planner.layout import Layout
 
 
 def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:
-    """One rank's engine, with initial weights. Collective over the world; DeepSpeed is imported only where it is used."""
+    """One rank's engine, with initial weights. Collective over the world; DeepSpeed is imported
+    only where it is used."""
     if layout.engine == "reference":
         from scaling.engine.reference import ReferenceEngine
 
@@ -32,7 +33,8 @@ def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.
 
 
 def forget_engines() -> None:
-    """Put back what DeepSpeed keeps process-wide about a layout, where a process runs one layout after another."""
+    """Put back what DeepSpeed keeps process-wide about a layout, where a process runs one layout
+    after another."""
     if "deepspeed" in sys.modules:
         from scaling.engine.deepspeed import forget_layout
 

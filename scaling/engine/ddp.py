@@ -1,4 +1,5 @@
-"""Plain PyTorch on several ranks, each with all of the model: the reference engine under DistributedDataParallel."""
+"""Plain PyTorch on several ranks, each with all of the model: the reference engine under
+DistributedDataParallel."""
 
 from __future__ import annotations
 
@@ -19,21 +20,32 @@ from scaling.planner.layout import Layout
 
 
 class DDPEngine(ReferenceEngine):
-    """Gradients are summed over the ranks while backward still runs (Li et al. 2020, arXiv:2006.15704); states are on each."""
+    """Gradients are summed over the ranks while backward still runs (Li et al. 2020,
+    arXiv:2006.15704); states are on each."""
 
-    def __init__(self, config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device
+    ) -> None:
         super().__init__(config, layout, device)
         self._ranks = ranks
         devices = [device.index] if device.type == "cuda" else None
-        # Experts that no token chose, and heads that a batch has no use for, have no gradient on a rank.
+        # Experts that no token chose, and heads that a batch has no use for, have no gradient on a
+        # rank.
         unused = config.model.n_experts > 1 or config.objective.sentence_order
         self._ddp = DistributedDataParallel(
-            LossModule(self.model), device_ids=devices, find_unused_parameters=unused, gradient_as_bucket_view=True
-        )  # fmt: skip
+            LossModule(self.model),
+            device_ids=devices,
+            find_unused_parameters=unused,
+            gradient_as_bucket_view=True,
+        )
 
-    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None
+    ) -> StepResult:
         self.model.train()
-        n_targets = torch.tensor(float(sum(batch.n_targets for batch in micro_batches)), device=self.device)
+        n_targets = torch.tensor(
+            float(sum(batch.n_targets for batch in micro_batches)), device=self.device
+        )
         dist.all_reduce(n_targets)
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(micro_batches):
@@ -55,4 +67,8 @@ class DDPEngine(ReferenceEngine):
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """All of it on the first rank, as all have the same."""
-        return super().snapshot(reuse) if self._ranks.is_first else Snapshot([], self._optimizer_step())
+        return (
+            super().snapshot(reuse)
+            if self._ranks.is_first
+            else Snapshot([], self._optimizer_step())
+        )

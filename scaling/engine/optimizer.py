@@ -14,19 +14,23 @@ from scaling.parallel.part import part_of
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Groups for an optimiser, each with its parameters, their names, weight decay, eps and lr_scale (see `set_rate`).
+    """Groups for an optimiser, each with its parameters, their names, weight decay, eps and
+    lr_scale (see `set_rate`).
 
-    The matrices of linear layers decay. Biases and norms do not: they are few and pull on scale or offset only (as in
-    GPT-3's and Llama's public reimplementations). Embeddings, token or position, do not: a row that a batch does not
-    hold would shrink without any gradient to answer. A head that is tied is the embedding; an untied one decays.
-    So there are two groups, "decay" and "no_decay", and with mup and completep one for each of their scales. A group without
-    parameters is left out.
+    The matrices of linear layers decay. Biases and norms do not: they are few and pull on scale or
+    offset only (as in GPT-3's and Llama's public reimplementations). Embeddings, token or position,
+    do not: a row that a batch does not hold would shrink without any gradient to answer. A head
+    that is tied is the embedding; an untied one decays. So there are two groups, "decay" and
+    "no_decay", and with mup and completep one for each of their scales. A group without parameters
+    is left out.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[tuple[bool, Scales], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decays = len(part_of(parameter).shape) >= 2 and id(parameter) not in embeddings
-        groups.setdefault((decays, scales_of(name, config.model)), {"params": [], "param_names": []})
+        groups.setdefault(
+            (decays, scales_of(name, config.model)), {"params": [], "param_names": []}
+        )
         group = groups[decays, scales_of(name, config.model)]
         group["params"].append(parameter)
         group["param_names"].append(name)
@@ -45,10 +49,13 @@ def set_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> AdamW:
-    """AdamW on the groups of `model`, which is where it will be trained; the rate is set before each step by `set_rate`.
+    """AdamW on the groups of `model`, which is where it will be trained; the rate is set before
+    each step by `set_rate`.
 
-    The fused kernel, on CPUs too: a step of gpt_10m takes 6 ms on one EPYC thread, against 23 ms unfused and 38 ms with
-    foreach (torch 2.13).
+    The fused kernel, on CPUs too: a step of gpt_10m takes 6 ms on one EPYC thread, against 23 ms
+    unfused and 38 ms with foreach (torch 2.13).
     """
     optim = config.optim
-    return AdamW(parameter_groups(model, config), lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
+    return AdamW(
+        parameter_groups(model, config), lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True
+    )

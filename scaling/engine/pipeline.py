@@ -1,7 +1,8 @@
 """DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers, behind the engine contract.
 
-Stages are cut by `scaling.planner.stages`, and each runs its blocks of its rank's model. What passes between two is one tensor
-(`Flow.packed`); tokens, targets and documents do not pass, for every rank reads the batch itself.
+Stages are cut by `scaling.planner.stages`, and each runs its blocks of its rank's model. What
+passes between two is one tensor (`Flow.packed`); tokens, targets and documents do not pass, for
+every rank reads the batch itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from scaling.model.base import Flow
 
 
 class Stage(nn.Module):
-    """One stage's share of a model: a packed flow in, a packed flow out, or at the end the objective.
+    """One stage's share of a model: a packed flow in, a packed flow out, or at the end the
+    objective.
 
     The schedule runs the forwards of micro-batches in their order, so a count says which one it is.
     """
@@ -70,7 +72,8 @@ def _pipeline_module(share: Share) -> nn.Module:
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     class Staged(DualPipeVModule if share.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
-        """Weights that several stages hold are told to DeepSpeed by our names of them, not as layers of its own kind."""
+        """Weights that several stages hold are told to DeepSpeed by our names of them, not as
+        layers of its own kind."""
 
         def _index_tied_modules(self) -> dict[str, Any]:
             self.shared: list[tuple[nn.Parameter, Any]] = []
@@ -91,9 +94,12 @@ def _pipeline_module(share: Share) -> nn.Module:
 
 
 def _groups_that_share(share: Share) -> dict[tuple[int, ...], Any]:
-    """For each set of pipeline ranks that share a weight, the group of those at this rank's place. Collective over the world."""
+    """For each set of pipeline ranks that share a weight, the group of those at this rank's place.
+    Collective over the world."""
     ranks, mine = share.ranks, {}
-    for pp_ranks in sorted({tuple(pp_ranks) for pp_ranks in share.pp_ranks.values() if len(pp_ranks) > 1}):
+    for pp_ranks in sorted(
+        {tuple(pp_ranks) for pp_ranks in share.pp_ranks.values() if len(pp_ranks) > 1}
+    ):
         for members in ranks.axis("pp"):
             chosen = [members[pp_rank] for pp_rank in pp_ranks]
             group = dist.new_group(chosen)
@@ -103,10 +109,12 @@ def _groups_that_share(share: Share) -> dict[tuple[int, ...], Any]:
 
 
 class PipelineEngine(DeepSpeedEngine):
-    """As many micro-batches as accumulation steps pass through the stages, in the order of the layout's `pp_schedule`.
+    """As many micro-batches as accumulation steps pass through the stages, in the order of the
+    layout's `pp_schedule`.
 
-    1f1b (Narayanan et al. 2019, arXiv:1806.03377) or dualpipev (DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1, cut in half),
-    whose micro-batches come back: the first rank has the first stage and the last one, which makes the loss.
+    1f1b (Narayanan et al. 2019, arXiv:1806.03377) or dualpipev (DeepSeek-AI 2024, arXiv:2412.19437,
+    section 3.2.1, cut in half), whose micro-batches come back: the first rank has the first stage
+    and the last one, which makes the loss.
     """
 
     def _module(self) -> nn.Module:
@@ -116,7 +124,8 @@ class PipelineEngine(DeepSpeedEngine):
         return module
 
     def _train(self, micro_batches: Sequence[Batch], n_targets: Tensor) -> Tensor:
-        # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all targets wants neither.
+        # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all
+        # targets wants neither.
         self._begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
         self._divisor = n_targets
         self._engine.train_batch(_placeholders())
@@ -128,21 +137,26 @@ class PipelineEngine(DeepSpeedEngine):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
-        """DualPipeV takes as many batches at a time as in training, for which its engine (0.19.8) keeps buffers: the last ones
-        are filled up with some that have no targets."""
+        """DualPipeV takes as many batches at a time as in training, for which its engine (0.19.8)
+        keeps buffers: the last ones are filled up with some that have no targets."""
         moved = [batch.to(self.device) for batch in batches]
-        size = self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
+        size = (
+            self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
+        )
         blank = moved[-1]._replace(targets_BT=torch.full_like(moved[-1].targets_BT, IGNORED))
         moved += [blank] * (-len(moved) % size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for start in range(0, len(moved), size):
             self._begin(moved[start : start + size], 1.0)
-            self._engine.eval_batch(_placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=size)
+            self._engine.eval_batch(
+                _placeholders(), compute_loss=False, reduce_output=None, num_micro_batches=size
+            )
             sums += self._summed()
         return EvalResult(float(sums[0]), int(sums[1]))
 
     def _summed(self) -> Tensor:
-        """(nats, targets) of all ranks; one rank of each last stage tells them, so that they are counted once."""
+        """(nats, targets) of all ranks; one rank of each last stage tells them, so that they are
+        counted once."""
         last = next((stage for stage in self._stages if stage.is_last), None)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         if last is not None and self._ranks.tp_rank == 0:
@@ -169,5 +183,6 @@ class _Placeholders:
 
 
 def _placeholders() -> _Placeholders:
-    """Inputs and labels that DeepSpeed wants from a loader; a stage has its micro-batches already."""
+    """Inputs and labels that DeepSpeed wants from a loader; a stage has its micro-batches
+    already."""
     return _Placeholders()

@@ -1,4 +1,5 @@
-"""One rank's share of a model: which blocks and which parts of parameters, with the groups that this takes."""
+"""One rank's share of a model: which blocks and which parts of parameters, with the groups that
+this takes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Share:
 
     blocks    the half-open range of each pipeline stage, those of other ranks too
     shapes    of every parameter of the whole model
-    pp_ranks  of every parameter of the whole model, those that hold it: more than one where a weight is tied or shared
+    pp_ranks  of every parameter of the whole model, those that hold it: more than one where a
+              weight is tied or shared
     """
 
     config: RunConfig
@@ -41,18 +43,28 @@ class Share:
 
     @staticmethod
     def build(
-        config: RunConfig, layout: Layout, ranks: Ranks, groups: Groups, device: torch.device,
+        config: RunConfig,
+        layout: Layout,
+        ranks: Ranks,
+        groups: Groups,
+        device: torch.device,
         deal_out: Callable[[nn.Module], None] | None = None,
-    ) -> Share:  # fmt: skip
-        """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon as they have their values."""
+    ) -> Share:
+        """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon
+        as they have their values."""
         sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.sp_attention == "ring"
         split = Split(groups.tp, groups.sp, sequence, ring)
         blocks = stage_bounds(config, layout.n_stages)
-        by_rank = [[blocks[stage] for stage in layout.stages_of(pp_rank)] for pp_rank in range(layout.pp)]
+        by_rank = [
+            [blocks[stage] for stage in layout.stages_of(pp_rank)] for pp_rank in range(layout.pp)
+        ]
         own_blocks = by_rank[ranks.pp_rank] if layout.pp > 1 else None
 
         def place(name: str, module: nn.Module) -> None:
-            own = ((f"{name}.{leaf}" if name else leaf, p) for leaf, p in module.named_parameters(recurse=False))
+            own = (
+                (f"{name}.{leaf}" if name else leaf, p)
+                for leaf, p in module.named_parameters(recurse=False)
+            )
             fill(own, config.model, config.train.seed)
             if deal_out is not None:
                 deal_out(module)
@@ -61,17 +73,24 @@ class Share:
         model.set_activation_checkpointing(layout.activation_checkpointing)
         if config.train.compile:
             model.compile_blocks()
-        shapes = {name: tuple(parameter.shape) for name, parameter in build_model(config, "meta").named_parameters()}
+        shapes = {
+            name: tuple(parameter.shape)
+            for name, parameter in build_model(config, "meta").named_parameters()
+        }
         return Share(config, layout, ranks, shapes, groups, model, blocks, holders(config, by_rank))
 
     def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that this rank writes into a checkpoint: of those that other shares hold too, one rank does."""
+        """The parameters that this rank writes into a checkpoint: of those that other shares hold
+        too, one rank does."""
         for name, parameter in self.model.named_parameters():
-            if self.pp_ranks[name][0] == self.ranks.pp_rank and (self.ranks.tp_rank == 0 or not part_of(parameter).is_whole):
+            if self.pp_ranks[name][0] == self.ranks.pp_rank and (
+                self.ranks.tp_rank == 0 or not part_of(parameter).is_whole
+            ):
                 yield name, parameter
 
     def shared(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """This rank's parameters that other pipeline ranks hold too, in an order that all of them agree on."""
+        """This rank's parameters that other pipeline ranks hold too, in an order that all of them
+        agree on."""
         mine = dict(self.model.named_parameters())
         for name, pp_ranks in sorted(self.pp_ranks.items()):
             if len(pp_ranks) > 1 and name in mine:
@@ -79,8 +98,12 @@ class Share:
 
     @torch.no_grad()
     def whole_model(self, weights: dict[str, torch.Tensor]) -> LanguageModel:
-        """All of the model on every rank, from every rank's `weights` of those it owns. Collective over the world."""
-        whole, own = build_model(self.config, self.model_device), dict(self.model.named_parameters())
+        """All of the model on every rank, from every rank's `weights` of those it owns. Collective
+        over the world."""
+        whole, own = (
+            build_model(self.config, self.model_device),
+            dict(self.model.named_parameters()),
+        )
         for name, parameter in whole.named_parameters():
             parameter.zero_()
             if name in weights:
@@ -95,7 +118,11 @@ class Share:
 
 
 def holders(config: RunConfig, by_rank: list[list[tuple[int, int]]]) -> dict[str, list[int]]:
-    """The pipeline ranks that hold each parameter of the whole model, from the blocks of each rank's stages."""
+    """The pipeline ranks that hold each parameter of the whole model, from the blocks of each
+    rank's stages."""
     whole = build_model(config, "meta")
     needed = [set[str]().union(*(whole.stage(*blocks) for blocks in stages)) for stages in by_rank]
-    return {name: [rank for rank, names in enumerate(needed) if covered(name, names)] for name, _ in whole.named_parameters()}
+    return {
+        name: [rank for rank, names in enumerate(needed) if covered(name, names)]
+        for name, _ in whole.named_parameters()
+    }

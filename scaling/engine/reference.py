@@ -1,4 +1,5 @@
-"""Plain PyTorch on one device: the oracle of every parity test, and the fast path for a single device."""
+"""Plain PyTorch on one device: the oracle of every parity test, and the fast path for a single
+device."""
 
 from __future__ import annotations
 
@@ -34,9 +35,15 @@ class ReferenceEngine:
         self._autocast_bf16 = config.dtype == "bf16"
 
     def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast_bf16 else nullcontext()
+        return (
+            torch.autocast(self.device.type, dtype=torch.bfloat16)
+            if self._autocast_bf16
+            else nullcontext()
+        )
 
-    def step(self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None
+    ) -> StepResult:
         self.model.train()
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss = torch.zeros((), device=self.device)
@@ -50,13 +57,20 @@ class ReferenceEngine:
 
     def _update(self, loss: torch.Tensor, lr: float, limits: Limits | None) -> StepResult:
         """Clip the gradients that are there, and step."""
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        grad_norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self._parameters if p.grad is not None]
+        )
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         set_rate(self._optimizer.param_groups, lr)
-        bad = ~torch.isfinite(grad_norm) if limits is None else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
+        bad = (
+            ~torch.isfinite(grad_norm)
+            if limits is None
+            else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
+        )
         skipped = bad.float()
-        # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody waits for the device.
+        # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody
+        # waits for the device.
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -83,7 +97,10 @@ class ReferenceEngine:
 
         def fragments() -> Iterator[Fragment]:
             for name, param in self.model.named_parameters():
-                moments = {k: state[param][k] if param in state else torch.zeros_like(param) for k in ("exp_avg", "exp_avg_sq")}
+                moments = {
+                    k: state[param][k] if param in state else torch.zeros_like(param)
+                    for k in ("exp_avg", "exp_avg_sq")
+                }
                 yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
         return Snapshot.of(fragments(), optimizer_step=self._optimizer_step(), reuse=reuse)
@@ -102,9 +119,13 @@ class ReferenceEngine:
             param.copy_(reader.read("param", name, part_of(param), 0, param.numel()).view_as(param))
             if reader.optimizer_step:
                 self._optimizer.state[param] = {
-                    "step": torch.tensor(float(reader.optimizer_step), device=self.device if fused else "cpu"),
+                    "step": torch.tensor(
+                        float(reader.optimizer_step), device=self.device if fused else "cpu"
+                    ),
                     **{
-                        k: reader.read(k, name, part_of(param), 0, param.numel()).view_as(param).to(self.device)
+                        k: reader.read(k, name, part_of(param), 0, param.numel())
+                        .view_as(param)
+                        .to(self.device)
                         for k in ("exp_avg", "exp_avg_sq")
                     },
                 }

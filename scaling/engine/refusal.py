@@ -1,4 +1,5 @@
-"""Updates that DeepSpeed's ZeRO leaves out because they exceed limits, as it leaves out those that are not finite."""
+"""Updates that DeepSpeed's ZeRO leaves out because they exceed limits, as it leaves out those that
+are not finite."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from scaling.engine.base import Limits
 
 
 class Refusal:
-    """Stands where a ZeRO optimiser computes the gradient norm, after backward and before the update.
+    """Stands where a ZeRO optimiser computes the gradient norm, after backward and before the
+    update.
 
-    loss: of the step whose backward is done, the same on every rank; a collective. grad_norm: of the update that was
-    refused last, where there was one in this step, which DeepSpeed itself calls infinite.
+    loss: of the step whose backward is done, the same on every rank; a collective. grad_norm: of
+    the update that was refused last, where there was one in this step, which DeepSpeed itself calls
+    infinite.
     """
 
     def __init__(self, optimizer: Any, stage: int, loss: Callable[[], torch.Tensor]) -> None:
@@ -36,13 +39,19 @@ class Refusal:
         norms = compute()
         groups = torch.stack([torch.as_tensor(norm).float() for norm in norms])
         finite = bool((groups >= 0).all())  # it says -1 for what is not
-        return [-torch.ones_like(groups[0])] if finite and self._refuses(torch.linalg.vector_norm(groups)) else norms
+        return (
+            [-torch.ones_like(groups[0])]
+            if finite and self._refuses(torch.linalg.vector_norm(groups))
+            else norms
+        )
 
     def _at_stage_1_or_2(self, _: Any, compute: Callable[[], Any]) -> Any:
         norm = torch.as_tensor(compute()).float()
         return -torch.ones_like(norm) if norm >= 0 and self._refuses(norm) else norm
 
-    def _of_bf16(self, optimizer: Any, compute: Callable[..., Any], for_clipping: bool = False) -> Any:
+    def _of_bf16(
+        self, optimizer: Any, compute: Callable[..., Any], for_clipping: bool = False
+    ) -> Any:
         """The optimiser of pipelines in bf16, which makes the norm of these gradients itself."""
         if for_clipping:
             return compute(for_clipping=True)
@@ -51,12 +60,18 @@ class Refusal:
             return grads, of_experts
         from deepspeed.runtime.utils import get_global_norm_of_tensors
 
-        norm = torch.as_tensor(get_global_norm_of_tensors(grads, mpu=optimizer.mpu, norm_type=optimizer.norm_type)).float()
+        norm = torch.as_tensor(
+            get_global_norm_of_tensors(grads, mpu=optimizer.mpu, norm_type=optimizer.norm_type)
+        ).float()
         refused = bool(torch.isfinite(norm)) and self._refuses(norm)
-        return [torch.full_like(grad, torch.inf) for grad in grads[:1]] if refused else grads, of_experts
+        return [
+            torch.full_like(grad, torch.inf) for grad in grads[:1]
+        ] if refused else grads, of_experts
 
     def _refuses(self, norm: torch.Tensor) -> bool:
-        if self._limits is None or not bool(self._limits.exceeded(self._loss().to(norm.device), norm)):
+        if self._limits is None or not bool(
+            self._limits.exceeded(self._loss().to(norm.device), norm)
+        ):
             return False
         self.grad_norm = norm
         return True

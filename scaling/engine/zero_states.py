@@ -11,7 +11,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroStates:
-    """Views into the states of a DeepSpeed engine, ZeRO stage 1 to 3. replica: this rank's place among the sharers."""
+    """Views into the states of a DeepSpeed engine, ZeRO stage 1 to 3. replica: this rank's place
+    among the sharers."""
 
     def __init__(self, engine: Any, stage: int, replica: int) -> None:
         self._zero, self._stage, self._replica = engine.optimizer, stage, replica
@@ -19,7 +20,11 @@ class ZeroStates:
     @property
     def flat_groups(self) -> list[torch.Tensor]:
         """This rank's flat fp32 partitions, on which the base optimiser works."""
-        for attribute in ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups"):
+        for attribute in (
+            "fp32_partitioned_groups_flat",
+            "fp32_groups_flat_partition",
+            "single_partition_of_fp32_groups",
+        ):
             if hasattr(self._zero, attribute):
                 groups: list[torch.Tensor] = getattr(self._zero, attribute)
                 return groups
@@ -29,7 +34,9 @@ class ZeroStates:
     def optimizer_step(self) -> int:
         """Updates that the moments have seen."""
         states = self._zero.optimizer.state
-        steps = {int(states[flat]["step"]) for flat in self.flat_groups if "step" in states.get(flat, {})}
+        steps = {
+            int(states[flat]["step"]) for flat in self.flat_groups if "step" in states.get(flat, {})
+        }
         assert len(steps) <= 1, steps
         return steps.pop() if steps else 0
 
@@ -43,7 +50,8 @@ class ZeroStates:
         return torch.tensor(float(step), device=flat.device if fused else "cpu")
 
     def views(self, param: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """Where this rank's run of `param` starts, and fp32 views of it: master weights and moments; None if it has none."""
+        """Where this rank's run of `param` starts, and fp32 views of it: master weights and
+        moments; None if it has none."""
         if self._stage == 3:
             flat, offset, start, numel = self._stage3_place(param)
         else:
@@ -52,13 +60,17 @@ class ZeroStates:
                 return None
             flat = self.flat_groups[mapping.param_group_index]
             offset, start, numel = (
-                mapping.hp_fragment_address.start, mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-            )  # fmt: skip
+                mapping.hp_fragment_address.start,
+                mapping.lp_fragment_address.start,
+                mapping.lp_fragment_address.numel,
+            )
         if numel <= 0:
             return None
         state = self._zero.optimizer.state[flat]
         if not state:
-            state.update({kind: torch.zeros_like(flat) for kind in MOMENTS}, step=self._step_tensor(flat, 0))
+            state.update(
+                {kind: torch.zeros_like(flat) for kind in MOMENTS}, step=self._step_tensor(flat, 0)
+            )
         return start, {"param": flat.data.narrow(0, offset, numel)} | {
             kind: state[kind].narrow(0, offset, numel) for kind in MOMENTS
         }
@@ -67,10 +79,16 @@ class ZeroStates:
         zero = self._zero
         group, offset, width = zero.grad_position[zero.get_param_id(param)]
         start = self._replica * width
-        return zero.fp32_partitioned_groups_flat[group], int(offset), start, min(width, param.ds_numel - start)  # type: ignore[attr-defined]
+        return (
+            zero.fp32_partitioned_groups_flat[group],
+            int(offset),
+            start,
+            min(width, param.ds_numel - start),
+        )  # type: ignore[attr-defined]
 
     def written(self, param: nn.Parameter, master: torch.Tensor) -> None:
-        """Take the master weights of this rank's run over into the weights that the model computes with."""
+        """Take the master weights of this rank's run over into the weights that the model computes
+        with."""
         if self._stage == 3:
             param.ds_tensor.data.view(-1)[: master.numel()].copy_(master)  # type: ignore[attr-defined]
 

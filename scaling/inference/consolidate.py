@@ -1,6 +1,8 @@
-"""The weights of a checkpoint, whatever layout wrote it, as one model in a directory of safetensors files.
+"""The weights of a checkpoint, whatever layout wrote it, as one model in a directory of safetensors
+files.
 
-Weight by weight, so that no more than one file's worth is in memory; the directory is complete or absent.
+Weight by weight, so that no more than one file's worth is in memory; the directory is complete or
+absent.
 """
 
 from __future__ import annotations
@@ -61,12 +63,21 @@ class Weight:
 
 
 def consolidate(
-    run: Path, to: str, *, hf: bool, dtype: DType, max_shard_bytes: int, step: int | None, notice: Callable[[str], None]
+    run: Path,
+    to: str,
+    *,
+    hf: bool,
+    dtype: DType,
+    max_shard_bytes: int,
+    step: int | None,
+    notice: Callable[[str], None],
 ) -> Consolidated:
-    """Write the weights of the run at `run` to the directory `to`, under our names or those of transformers (`hf`).
+    """Write the weights of the run at `run` to the directory `to`, under our names or those of
+    transformers (`hf`).
 
-    step: of the checkpoint, null: the newest sound one; `notice` is told of damaged ones. Raises ConfigError when there is no
-    such checkpoint, no counterpart in transformers or something in the way, CheckpointError or RunDirError for what is damaged.
+    step: of the checkpoint, null: the newest sound one; `notice` is told of damaged ones. Raises
+    ConfigError when there is no such checkpoint, no counterpart in transformers or something in the
+    way, CheckpointError or RunDirError for what is damaged.
     """
     run_dir = RunDir(run)
     config = run_dir.read_config()
@@ -78,8 +89,14 @@ def consolidate(
     weights = list((_theirs if hf else _ours)(config, FragmentReader(checkpoint)))
     with _appearing(target) as directory:
         total_bytes, n_files = write_weights(directory, weights, _DTYPES[dtype], max_shard_bytes)
-        described = hub_config(config, eos_id=tokenizer.eot_id, pad_id=_pad_id(tokenizer, config)) if hf else _our_config(config)
-        write_json(directory / CONFIG_FILE, described | {"dtype": _HUB_DTYPES[dtype] if hf else dtype})
+        described = (
+            hub_config(config, eos_id=tokenizer.eot_id, pad_id=_pad_id(tokenizer, config))
+            if hf
+            else _our_config(config)
+        )
+        write_json(
+            directory / CONFIG_FILE, described | {"dtype": _HUB_DTYPES[dtype] if hf else dtype}
+        )
         write_json(directory / "metadata.json", _metadata(run, config, manifest, dtype))
         shutil.copyfile(run_dir.tokenizer, directory / "tokenizer.json")
         if hf:
@@ -87,20 +104,33 @@ def consolidate(
     return Consolidated(target, manifest.step, total_bytes, n_files)
 
 
-def write_weights(directory: Path, weights: Sequence[Weight], dtype: torch.dtype, max_shard_bytes: int) -> tuple[int, int]:
-    """Write model.safetensors, or numbered files and their index as Hugging Face does; returns (bytes of weights, files).
+def write_weights(
+    directory: Path, weights: Sequence[Weight], dtype: torch.dtype, max_shard_bytes: int
+) -> tuple[int, int]:
+    """Write model.safetensors, or numbered files and their index as Hugging Face does; returns
+    (bytes of weights, files).
 
     One file's worth of weights is in memory at a time, and of one weight what it is made of.
     """
     shards = list(_shards(weights, dtype.itemsize, max_shard_bytes))
     place: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        name = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({weight.name: weight.read().to(dtype) for weight in shard}, directory / name, metadata={"format": "pt"})
+        name = (
+            WEIGHTS_FILE
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        save_file(
+            {weight.name: weight.read().to(dtype) for weight in shard},
+            directory / name,
+            metadata={"format": "pt"},
+        )
         place |= {weight.name: name for weight in shard}
     total_bytes = sum(prod(weight.shape) for weight in weights) * dtype.itemsize
     if len(shards) > 1:
-        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": place})
+        write_json(
+            directory / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": place}
+        )
     return total_bytes, len(shards)
 
 
@@ -120,7 +150,10 @@ def _shards(weights: Sequence[Weight], itemsize: int, limit: int) -> Iterator[li
 
 def _shapes(config: RunConfig, reader: FragmentReader) -> dict[str, tuple[int, ...]]:
     """Of the model of `config`; raises CheckpointError unless they are those of the checkpoint."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in build_model(config, "meta").named_parameters()}
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in build_model(config, "meta").named_parameters()
+    }
     reader.check(shapes)
     return shapes
 
@@ -138,7 +171,9 @@ def _ours(config: RunConfig, reader: FragmentReader) -> Iterator[Weight]:
 def _theirs(config: RunConfig, reader: FragmentReader) -> Iterator[Weight]:
     shapes = _shapes(config, reader)
     for name, sources in parts(config).items():
-        shape = joined(sources, [torch.empty(shapes[ours], device="meta") for ours, _ in sources]).shape
+        shape = joined(
+            sources, [torch.empty(shapes[ours], device="meta") for ours, _ in sources]
+        ).shape
 
         def read(sources: Any = sources) -> Tensor:
             return joined(sources, [_read(reader, ours) for ours, _ in sources])
@@ -150,7 +185,10 @@ def _our_config(config: RunConfig) -> dict[str, Any]:
     """What the model is and what it reads, by the groups of the configuration."""
     groups = ("model", "attention", "position", "objective", "tokenizer")
     dumped = config.model_dump(mode="json", include=set(groups))
-    return {name: dumped[name] for name in groups} | {"vocab_size": config.vocab_size, "seq_len": config.train.seq_len}
+    return {name: dumped[name] for name in groups} | {
+        "vocab_size": config.vocab_size,
+        "seq_len": config.train.seq_len,
+    }
 
 
 def _metadata(run: Path, config: RunConfig, manifest: Manifest, dtype: DType) -> dict[str, Any]:
@@ -165,13 +203,20 @@ def _metadata(run: Path, config: RunConfig, manifest: Manifest, dtype: DType) ->
 
 
 def _pad_id(tokenizer: Tokenizer, config: RunConfig) -> int:
-    """Padding, or where the vocabulary has none end-of-text, which is as good where nothing looks at it."""
-    return tokenizer.special("pad") if config.tokenizer.special_tokens == "all" else tokenizer.eot_id
+    """Padding, or where the vocabulary has none end-of-text, which is as good where nothing looks
+    at it."""
+    return (
+        tokenizer.special("pad") if config.tokenizer.special_tokens == "all" else tokenizer.eot_id
+    )
 
 
 def _hub_tokenizer(config: RunConfig) -> dict[str, Any]:
     """What AutoTokenizer needs beside tokenizer.json."""
-    special = {f"{name}_token": f"<|{name}|>" for name in SPECIAL} if config.tokenizer.special_tokens == "all" else {}
+    special = (
+        {f"{name}_token": f"<|{name}|>" for name in SPECIAL}
+        if config.tokenizer.special_tokens == "all"
+        else {}
+    )
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOT,
@@ -186,20 +231,27 @@ def _free(to: str) -> Path:
     if target.is_dir() and not any(target.iterdir()):
         return target
     if target.exists():
-        raise ConfigError(f"{target} exists already", f"to={to}", "Give a directory that is not there yet, or remove this one.")
+        raise ConfigError(
+            f"{target} exists already",
+            f"to={to}",
+            "Give a directory that is not there yet, or remove this one.",
+        )
     return target
 
 
 @contextlib.contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A hidden directory beside `target` that becomes it at the end, and is removed when anything goes wrong.
+    """A hidden directory beside `target` that becomes it at the end, and is removed when anything
+    goes wrong.
 
     Raises RunDirError when the disk refuses.
     """
     made = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        made = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        )
         yield made
         for path in [*made.iterdir(), made]:  # which are private to their maker until now
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())

@@ -13,10 +13,14 @@ from scaling.model.bert import BERT
 
 
 @torch.no_grad()
-def fill(model: BERT, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1) -> list[list[tuple[int, float]]]:
-    """For each mask, in order: its `top_k` likeliest tokens with their probabilities, likeliest first.
+def fill(
+    model: BERT, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1
+) -> list[list[tuple[int, float]]]:
+    """For each mask, in order: its `top_k` likeliest tokens with their probabilities, likeliest
+    first.
 
-    Each is predicted by itself, with the other masks hidden. Tokens include the class and separator tokens.
+    Each is predicted by itself, with the other masks hidden. Tokens include the class and separator
+    tokens.
     """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
@@ -26,4 +30,7 @@ def fill(model: BERT, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1) 
     finally:
         model.train(was_training)
     best = probability_MV.topk(top_k)
-    return [list(zip(ids, values, strict=True)) for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [
+        list(zip(ids, values, strict=True))
+        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -1,4 +1,5 @@
-"""What may be asked of a trained run: the options of `scaling.generate` and `scaling.fill`, checked without torch."""
+"""What may be asked of a trained run: the options of `scaling.generate` and `scaling.fill`, checked
+without torch."""
 
 from __future__ import annotations
 
@@ -12,9 +13,14 @@ from scaling.config.section import Section
 Method = Literal["greedy", "sample", "beam"]
 
 READERS: dict[str, tuple[Method, ...]] = {
-    "temperature": ("sample",), "top_k": ("sample",), "top_p": ("sample",), "seed": ("sample",),
-    "n_beams": ("beam",), "length_penalty": ("beam",), "n_samples": ("sample", "beam"),
-}  # fmt: skip
+    "temperature": ("sample",),
+    "top_k": ("sample",),
+    "top_p": ("sample",),
+    "seed": ("sample",),
+    "n_beams": ("beam",),
+    "length_penalty": ("beam",),
+    "n_samples": ("sample", "beam"),
+}
 """Options that only some methods read."""
 N_TOKENS = 128
 """Of a decoder alone, which has no length of its own. Assumption."""
@@ -23,9 +29,13 @@ N_TOKENS = 128
 class RunOptions(Section):
     """Which run, and what it is given."""
 
-    run: str = Field(description="a run's directory, or its name under run.root, without its id where that is enough")
+    run: str = Field(
+        description="a run's directory, or its name under run.root, without its id where that is enough"
+    )
     prompt: str = Field(description="the text to begin with; - reads it from standard input")
-    root: str = Field("runs", alias="run.root", description="the directory of run directories, as for scaling.run")
+    root: str = Field(
+        "runs", alias="run.root", description="the directory of run directories, as for scaling.run"
+    )
     device: str = Field("auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1")
 
 
@@ -36,17 +46,36 @@ class GenerateOptions(RunOptions):
         "default: what the other options belong to, else beam for translations and sample for everything else",
     )
     max_new_tokens: int | None = Field(
-        None, gt=0, description=f"most tokens of a text; default: {N_TOKENS}, or what a decoder beside an encoder learnt"
+        None,
+        gt=0,
+        description=f"most tokens of a text; default: {N_TOKENS}, or what a decoder beside an encoder learnt",
     )
-    temperature: float = Field(0.8, ge=0, description="sample: the lower, the more often the likelier token; 0 is greedy")
+    temperature: float = Field(
+        0.8, ge=0, description="sample: the lower, the more often the likelier token; 0 is greedy"
+    )
     top_k: int | None = Field(None, gt=0, description="sample: among the k likeliest tokens only")
-    top_p: float | None = Field(None, gt=0, le=1, description="sample: among the likeliest that together have this probability")
-    seed: int = Field(0, ge=0, lt=2**63, description="sample: the same seed draws the same text on the same device")
-    n_samples: int = Field(1, gt=0, description="sample: so many texts, of seed, seed + 1, ...; beam: the best so many")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="sample: among the likeliest that together have this probability",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="sample: the same seed draws the same text on the same device",
+    )
+    n_samples: int = Field(
+        1, gt=0, description="sample: so many texts, of seed, seed + 1, ...; beam: the best so many"
+    )
     n_beams: int = Field(4, gt=0, le=1024, description="beam: texts that are followed at once")
-    length_penalty: float = Field(0.6, description="beam: the larger, the longer the text (Wu et al. 2016)")
+    length_penalty: float = Field(
+        0.6, description="beam: the larger, the longer the text (Wu et al. 2016)"
+    )
     show: Literal["text", "spans"] = Field(
-        "text", description="of a prompt with gaps, text: all of it, filled in; spans: what belongs in each gap, a line each"
+        "text",
+        description="of a prompt with gaps, text: all of it, filled in; spans: what belongs in each gap, a line each",
     )
 
     @property
@@ -58,14 +87,22 @@ class GenerateOptions(RunOptions):
     def _together(self) -> Self:
         for name in self._given:
             if self.method is not None and self.method not in READERS[name]:
-                raise ValueError(f"method={self.method} does not read {name}; use method={' or '.join(READERS[name])}")
-        drawn, searched = ([name for name in self._given if READERS[name] == (method,)] for method in ("sample", "beam"))
+                raise ValueError(
+                    f"method={self.method} does not read {name}; use method={' or '.join(READERS[name])}"
+                )
+        drawn, searched = (
+            [name for name in self._given if READERS[name] == (method,)]
+            for method in ("sample", "beam")
+        )
         if drawn and searched:
-            raise ValueError(f"{drawn[0]} is for method=sample and {searched[0]} for method=beam; give one of them")
+            raise ValueError(
+                f"{drawn[0]} is for method=sample and {searched[0]} for method=beam; give one of them"
+            )
         return self
 
     def method_for(self, config: RunConfig) -> Method:
-        """The method that was given, or that the other options belong to, or that suits the objective."""
+        """The method that was given, or that the other options belong to, or that suits the
+        objective."""
         if self.method is not None:
             return self.method
         own = [READERS[name][0] for name in self._given if len(READERS[name]) == 1]

@@ -1,4 +1,5 @@
-"""From a prompt to text, whatever the family of the model: what follows, its translation, or what belongs in its gaps."""
+"""From a prompt to text, whatever the family of the model: what follows, its translation, or what
+belongs in its gaps."""
 
 from __future__ import annotations
 
@@ -14,20 +15,25 @@ GAP = "<mask>"
 """How a prompt marks what masked_lm and span_corruption are to fill in."""
 
 Generate = Callable[[GenerativeModel, Sequence[int], Sequence[int] | None], list[int]]
-"""(model, prompt tokens of the decoder, tokens of the encoder if there is one) -> tokens that follow."""
+"""(model, prompt tokens of the decoder, tokens of the encoder if there is one) -> tokens that
+follow."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt in tokens: those with which the decoder begins, and what the encoder reads, if there is one."""
+    """A prompt in tokens: those with which the decoder begins, and what the encoder reads, if there
+    is one."""
 
     prompt_ids: list[int]
     source_ids: list[int] | None = None
 
 
-def complete(config: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: str, generate: Generate) -> str:
-    """Causal and prefix LM: what follows the prompt. seq2seq: the target of it. masked_lm and span_corruption: the prompt with
-    each gap filled in, a single token or a span; a prompt without one gets one at its end."""
+def complete(
+    config: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: str, generate: Generate
+) -> str:
+    """Causal and prefix LM: what follows the prompt. seq2seq: the target of it. masked_lm and
+    span_corruption: the prompt with each gap filled in, a single token or a span; a prompt without
+    one gets one at its end."""
     if isinstance(model, BERT):
         return _fill_tokens(config, model, tokenizer, prompt)
     assert isinstance(model, GenerativeModel)
@@ -48,9 +54,11 @@ def question(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> Question:
     return Question([tokenizer.special("pad")], source)
 
 
-def text_tokens(config: RunConfig, tokenizer: Tokenizer, asked: Question, answer: Iterable[int]) -> Iterator[int]:
-    """Tokens of the text that an answer makes, each as soon as it is certain: for span_corruption the prompt with its gaps
-    filled in, otherwise the answer itself."""
+def text_tokens(
+    config: RunConfig, tokenizer: Tokenizer, asked: Question, answer: Iterable[int]
+) -> Iterator[int]:
+    """Tokens of the text that an answer makes, each as soon as it is certain: for span_corruption
+    the prompt with its gaps filled in, otherwise the answer itself."""
     if config.objective.kind == "span_corruption":
         assert asked.source_ids is not None
         return _into_gaps(asked.source_ids, set(tokenizer.sentinel_ids), answer)
@@ -67,7 +75,8 @@ def masked(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def _parts(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
-    """Tokens of the texts between the gaps. A space before a gap belongs into it where words carry the space before them."""
+    """Tokens of the texts between the gaps. A space before a gap belongs into it where words carry
+    the space before them."""
     *before, last = prompt.split(GAP) if GAP in prompt else [prompt, ""]
     if config.tokenizer.kind != "byte":
         before = [text.removesuffix(" ") for text in before]
@@ -88,9 +97,11 @@ def _with_sentinels(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> lis
     return [*source, tokenizer.eot_id]
 
 
-def _into_gaps(source: Sequence[int], sentinels: Container[int], answer: Iterable[int]) -> Iterator[int]:
-    """`source` with the answer's spans in place of their sentinels. The first span of a gap counts, and what the answer says
-    before its first sentinel belongs nowhere."""
+def _into_gaps(
+    source: Sequence[int], sentinels: Container[int], answer: Iterable[int]
+) -> Iterator[int]:
+    """`source` with the answer's spans in place of their sentinels. The first span of a gap counts,
+    and what the answer says before its first sentinel belongs nowhere."""
     spans: dict[int, list[int]] = {}
     growing, span, n_given = None, list[int](), 0
     for token in answer:
@@ -108,7 +119,10 @@ def _into_gaps(source: Sequence[int], sentinels: Container[int], answer: Iterabl
 
 
 def _certain(
-    source: Sequence[int], sentinels: Container[int], spans: Mapping[int, Sequence[int]], growing: int | None
+    source: Sequence[int],
+    sentinels: Container[int],
+    spans: Mapping[int, Sequence[int]],
+    growing: int | None,
 ) -> Iterator[int]:
     """The filled source up to the end of the first gap that may still get more."""
     for token in source:

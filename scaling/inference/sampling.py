@@ -29,10 +29,18 @@ def generate(
     """What `stream` yields, whole."""
     return list(
         stream(
-            model, prompt_ids, n_tokens, source_ids=source_ids, temperature=temperature, top_k=top_k, top_p=top_p,
-            eos_id=eos_id, seed=seed, context_limit=context_limit,
+            model,
+            prompt_ids,
+            n_tokens,
+            source_ids=source_ids,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_id=eos_id,
+            seed=seed,
+            context_limit=context_limit,
         )
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -49,28 +57,38 @@ def stream(
     seed: int,
     context_limit: int,
 ) -> Iterator[int]:
-    """Up to `n_tokens` tokens that follow the prompt, each when it is drawn; fewer when `eos_id` is, which is not yielded.
+    """Up to `n_tokens` tokens that follow the prompt, each when it is drawn; fewer when `eos_id`
+    is, which is not yielded.
 
-    source_ids are what an encoder reads; the prompt of its decoder is the token with which that begins.
-    temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose probabilities reach p (Holtzman
-    et al. 2020); both may be given. The same seed draws the same text on the same device. The model sees at most
-    `context_limit` tokens: when the cache is full, the latest half of them is encoded anew. Raises ValueError for an
-    empty prompt, and puts the model back into the mode it was in at the end.
+    source_ids are what an encoder reads; the prompt of its decoder is the token with which that
+    begins. temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose
+    probabilities reach p (Holtzman et al. 2020); both may be given. The same seed draws the same
+    text on the same device. The model sees at most `context_limit` tokens: when the cache is full,
+    the latest half of them is encoded anew. Raises ValueError for an empty prompt, and puts the
+    model back into the mode it was in at the end.
     """
     if not prompt_ids:
-        raise ValueError("generation needs a prompt of at least one token, such as the end-of-text token")
+        raise ValueError(
+            "generation needs a prompt of at least one token, such as the end-of-text token"
+        )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     tokens, new = list(prompt_ids), list(prompt_ids)[-context_limit:]
     caches, was_training = model.new_caches(context_limit), model.training
     model.eval()
     try:
-        source = None if source_ids is None else model.encode(torch.tensor([list(source_ids)], device=device))
+        source = (
+            None
+            if source_ids is None
+            else model.encode(torch.tensor([list(source_ids)], device=device))
+        )
         for _ in range(n_tokens):
             if caches[0].length + len(new) > context_limit:
                 caches, new = model.new_caches(context_limit), tokens[-max(1, context_limit // 2) :]
             logits_V = model(torch.tensor([new], device=device), caches, source)[0, -1]
-            token = pick(logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            token = pick(
+                logits_V, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+            )
             if token == eos_id:
                 return
             yield token
@@ -80,7 +98,14 @@ def stream(
         model.train(was_training)
 
 
-def pick(logits_V: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:
+def pick(
+    logits_V: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator,
+) -> int:
     """One token by its logits, drawn on the CPU in fp32."""
     logits_V = logits_V.float().cpu()
     if temperature == 0:

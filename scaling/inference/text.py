@@ -1,4 +1,5 @@
-"""Texts of a trained run, piece by piece: what may be asked of it, and how its tokens are chosen."""
+"""Texts of a trained run, piece by piece: what may be asked of it, and how its tokens are
+chosen."""
 
 from __future__ import annotations
 
@@ -19,38 +20,50 @@ from scaling.planner.cost.lengths import lengths
 
 
 def texts(run: Trained, options: GenerateOptions) -> Iterator[Iterator[str]]:
-    """Each text, in pieces as they are made (of beam search all at once). Raises ConfigError, before the first is asked for."""
+    """Each text, in pieces as they are made (of beam search all at once). Raises ConfigError,
+    before the first is asked for."""
     config, tokenizer = run.config, run.tokenizer
     if not isinstance(run.model, GenerativeModel):
         raise ConfigError(
             f"{run.path.name} is a model of family {config.model.family}, which fills gaps and continues nothing",
-            f"run={options.run}", f'Use python -m scaling.fill run={options.run} prompt="... {GAP} ...".',
-        )  # fmt: skip
+            f"run={options.run}",
+            f'Use python -m scaling.fill run={options.run} prompt="... {GAP} ...".',
+        )
     _check_prompt(config, tokenizer, options)
     asked = question(config, tokenizer, options.prompt)
     n_tokens = _n_tokens(config, asked, options)
-    answers = (_beams if options.method_for(config) == "beam" else _draws)(run, run.model, asked, options, n_tokens)
+    answers = (_beams if options.method_for(config) == "beam" else _draws)(
+        run, run.model, asked, options, n_tokens
+    )
     show = _spans if options.show == "spans" else _text
     return (show(run, asked, answer) for answer in answers)
 
 
 def choices(run: Trained, options: FillOptions) -> list[list[tuple[str, float]]]:
-    """For each gap of the prompt its likeliest tokens and their probabilities. Raises ConfigError."""
+    """For each gap of the prompt its likeliest tokens and their probabilities. Raises
+    ConfigError."""
     config, tokenizer = run.config, run.tokenizer
     if not isinstance(run.model, BERT):
         raise ConfigError(
             f"{run.path.name} is a model of family {config.model.family}, and only those of family bert fill single gaps",
-            f"run={options.run}", f'Use python -m scaling.generate run={options.run} prompt="...".',
-        )  # fmt: skip
+            f"run={options.run}",
+            f'Use python -m scaling.generate run={options.run} prompt="...".',
+        )
     if GAP not in options.prompt:
-        raise ConfigError(f"prompt has no gap {GAP}", f"prompt={options.prompt!r}", f'Write one, as prompt="import {GAP}".')
+        raise ConfigError(
+            f"prompt has no gap {GAP}",
+            f"prompt={options.prompt!r}",
+            f'Write one, as prompt="import {GAP}".',
+        )
     if options.top_k > config.vocab_size:
         what = f"top_k={options.top_k}, and the vocabulary has {config.vocab_size} entries"
         raise ConfigError(what, "from the command line", f"Use top_k={config.vocab_size} or less.")
     tokens = masked(config, tokenizer, options.prompt)
     _check_length(config, len(tokens), options)
     found = fill(run.model, tokens, tokenizer.special("mask"), top_k=options.top_k)
-    return [[(_name(tokenizer, token), probability) for token, probability in best] for best in found]
+    return [
+        [(_name(tokenizer, token), probability) for token, probability in best] for best in found
+    ]
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:
@@ -63,10 +76,18 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer, options: GenerateOpti
     """Raise ConfigError for a prompt that this objective can make nothing of."""
     kind, prompt = config.objective.kind, options.prompt
     if kind == "seq2seq" and not prompt.strip():
-        raise ConfigError("prompt is empty, and there is nothing to translate", f"objective={kind}", "Give a sentence.")
+        raise ConfigError(
+            "prompt is empty, and there is nothing to translate",
+            f"objective={kind}",
+            "Give a sentence.",
+        )
     if kind != "span_corruption":
         if options.show == "spans":
-            raise ConfigError("show=spans, but only objective=span_corruption has gaps", f"objective={kind}", "Leave show out.")
+            raise ConfigError(
+                "show=spans, but only objective=span_corruption has gaps",
+                f"objective={kind}",
+                "Leave show out.",
+            )
         return
     if not prompt:
         fix = f'Write {GAP} where something is missing, as prompt="def {GAP}(self):".'
@@ -74,11 +95,16 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer, options: GenerateOpti
     n_gaps, n_sentinels = prompt.count(GAP), len(tokenizer.sentinel_ids)
     if n_gaps > n_sentinels:
         where = f"tokenizer.n_sentinels={n_sentinels} of the run"
-        raise ConfigError(f"prompt has {n_gaps} gaps, and the tokenizer tells {n_sentinels} apart", where, "Use fewer gaps.")
+        raise ConfigError(
+            f"prompt has {n_gaps} gaps, and the tokenizer tells {n_sentinels} apart",
+            where,
+            "Use fewer gaps.",
+        )
 
 
 def _n_tokens(config: RunConfig, asked: Question, options: GenerateOptions) -> int:
-    """Most tokens of a text. Raises ConfigError when the prompt is too long, or when more are asked for than there is room.
+    """Most tokens of a text. Raises ConfigError when the prompt is too long, or when more are asked
+    for than there is room.
 
     Only a decoder alone that looks at one text has no end: it goes on with the latest part of it.
     """
@@ -88,17 +114,26 @@ def _n_tokens(config: RunConfig, asked: Question, options: GenerateOptions) -> i
     if asked.source_ids is not None:
         room, who, fix = shape.targets, f"the decoder of objective={config.objective.kind}", ""
     elif options.method_for(config) == "beam":
-        room, who, fix = shape.inputs - len(read) + 1, "beam search from this prompt", " method=sample and greedy go on for ever."
+        room, who, fix = (
+            shape.inputs - len(read) + 1,
+            "beam search from this prompt",
+            " method=sample and greedy go on for ever.",
+        )
     else:
         return wanted or N_TOKENS
     if wanted is not None and wanted > room:
         where = f"train.seq_len={config.train.seq_len} of the run"
-        raise ConfigError(f"max_new_tokens={wanted}, and {who} has room for {room}", where, f"Use {room} or less.{fix}")
+        raise ConfigError(
+            f"max_new_tokens={wanted}, and {who} has room for {room}",
+            where,
+            f"Use {room} or less.{fix}",
+        )
     return wanted or (room if asked.source_ids is not None else min(N_TOKENS, room))
 
 
 def _check_length(config: RunConfig, n_tokens: int, options: RunOptions) -> None:
-    """n_tokens: what the prompt became, special tokens included. Raises ConfigError when the run never read so many."""
+    """n_tokens: what the prompt became, special tokens included. Raises ConfigError when the run
+    never read so many."""
     limit = lengths(config).inputs
     if n_tokens > limit:
         raise ConfigError(
@@ -115,10 +150,17 @@ def _draws(
     shape, greedy = lengths(run.config), options.method_for(run.config) == "greedy"
     for number in range(options.n_samples):
         yield stream(
-            model, asked.prompt_ids, n_tokens, source_ids=asked.source_ids, eos_id=run.tokenizer.eot_id,
-            temperature=0 if greedy else options.temperature, top_k=options.top_k, top_p=options.top_p,
-            seed=options.seed + number, context_limit=shape.inputs if asked.source_ids is None else shape.targets,
-        )  # fmt: skip
+            model,
+            asked.prompt_ids,
+            n_tokens,
+            source_ids=asked.source_ids,
+            eos_id=run.tokenizer.eot_id,
+            temperature=0 if greedy else options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed + number,
+            context_limit=shape.inputs if asked.source_ids is None else shape.targets,
+        )
 
 
 def _beams(
@@ -128,12 +170,18 @@ def _beams(
     if options.n_samples > options.n_beams:
         raise ConfigError(
             f"n_samples={options.n_samples}, and a beam search of n_beams={options.n_beams} finds no more than that many texts",
-            "from the command line", f"Use n_beams={options.n_samples}, or method=sample.",
-        )  # fmt: skip
+            "from the command line",
+            f"Use n_beams={options.n_samples}, or method=sample.",
+        )
     found = beam_search(
-        model, asked.prompt_ids, n_tokens, eos_id=run.tokenizer.eot_id, n_beams=options.n_beams,
-        length_penalty=options.length_penalty, source_ids=asked.source_ids,
-    )  # fmt: skip
+        model,
+        asked.prompt_ids,
+        n_tokens,
+        eos_id=run.tokenizer.eot_id,
+        n_beams=options.n_beams,
+        length_penalty=options.length_penalty,
+        source_ids=asked.source_ids,
+    )
     return (hypothesis.tokens for hypothesis in found[: options.n_samples])
 
 
@@ -142,9 +190,14 @@ def _text(run: Trained, asked: Question, answer: Iterable[int]) -> Iterator[str]
 
 
 def _spans(run: Trained, asked: Question, answer: Iterable[int]) -> Iterator[str]:
-    """A line for each span, as the model gives them, behind the number of its gap; those of no gap are left out."""
+    """A line for each span, as the model gives them, behind the number of its gap; those of no gap
+    are left out."""
     assert asked.source_ids is not None
-    number_of = {token: number for number, token in enumerate(run.tokenizer.sentinel_ids, start=1) if token in asked.source_ids}
+    number_of = {
+        token: number
+        for number, token in enumerate(run.tokenizer.sentinel_ids, start=1)
+        if token in asked.source_ids
+    }
     sentinels, begin, gap = set(run.tokenizer.sentinel_ids), "", None
     for are_sentinels, tokens in groupby(answer, lambda token: token in sentinels):
         if are_sentinels:

@@ -1,4 +1,5 @@
-"""A trained run, opened for use on one device: its newest sound checkpoint, without Ray, DeepSpeed or its corpus."""
+"""A trained run, opened for use on one device: its newest sound checkpoint, without Ray, DeepSpeed
+or its corpus."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Trained:
 
 
 def open_trained(path: Path, device: torch.device, notice: Callable[[str], None]) -> Trained:
-    """The run at `path`. Raises ConfigError for one without a checkpoint, CheckpointError or RunDirError for a damaged one.
+    """The run at `path`. Raises ConfigError for one without a checkpoint, CheckpointError or
+    RunDirError for a damaged one.
 
     notice: is told of checkpoints that are damaged and passed over.
     """
@@ -50,13 +52,17 @@ def find_checkpoint(
 ) -> tuple[Path, Manifest]:
     """The run's newest sound checkpoint, or that of `step`, which then must be sound.
 
-    Raises ConfigError when there is none, CheckpointError or RunDirError for what is damaged or of another run.
+    Raises ConfigError when there is none, CheckpointError or RunDirError for what is damaged or of
+    another run.
     """
     if step is not None:
         path = _checkpoint_of(run_dir, step)
         found: tuple[Path, Manifest] | None = path, verify(path)
     else:
-        found = newest_valid(run_dir.checkpoints, on_damaged=lambda _, error: notice(f"passing over a checkpoint: {error.what}"))
+        found = newest_valid(
+            run_dir.checkpoints,
+            on_damaged=lambda _, error: notice(f"passing over a checkpoint: {error.what}"),
+        )
     if found is None:
         raise _no_checkpoint(run_dir)
     checkpoint, manifest = found
@@ -75,27 +81,39 @@ def _checkpoint_of(run_dir: RunDir, step: int) -> Path:
         raise _no_checkpoint(run_dir)
     if step not in paths:
         steps = ", ".join(map(str, paths))
-        raise ConfigError(f"{run_dir.path.name} has no checkpoint of step {step}", f"step={step}", f"There are: {steps}.")
+        raise ConfigError(
+            f"{run_dir.path.name} has no checkpoint of step {step}",
+            f"step={step}",
+            f"There are: {steps}.",
+        )
     return paths[step]
 
 
 def _no_checkpoint(run_dir: RunDir) -> ConfigError:
     return ConfigError(
-        f"{run_dir.path} has no checkpoint yet (state: {run_dir.state()})", f"run={run_dir.path.name}",
+        f"{run_dir.path} has no checkpoint yet (state: {run_dir.state()})",
+        f"run={run_dir.path.name}",
         "One is written as the checkpoint group says, and when a run ends or is stopped by Ctrl-C.",
-    )  # fmt: skip
+    )
 
 
 def find_device(name: str) -> torch.device:
-    """The device of an option. Raises ConfigError for one that torch does not know or this machine does not have."""
+    """The device of an option. Raises ConfigError for one that torch does not know or this machine
+    does not have."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fix = "Use device=cpu" + (f", or cuda:0 to cuda:{torch.cuda.device_count() - 1}." if torch.cuda.is_available() else ".")
+    fix = "Use device=cpu" + (
+        f", or cuda:0 to cuda:{torch.cuda.device_count() - 1}."
+        if torch.cuda.is_available()
+        else "."
+    )
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name} is no device", "from the command line", fix) from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise ConfigError(f"device={name} is not on this machine", "from the command line", fix)
     return device
 
@@ -124,4 +142,6 @@ def _load(model: LanguageModel, checkpoint: Path) -> None:
     parameters = dict(model.named_parameters())
     reader.check({name: tuple(parameter.shape) for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
-        parameter.copy_(reader.read("param", name, part_of(parameter), 0, parameter.numel()).view_as(parameter))
+        parameter.copy_(
+            reader.read("param", name, part_of(parameter), 0, parameter.numel()).view_as(parameter)
+        )

@@ -12,11 +12,13 @@ from scaling.errors import LaunchError, ScalingError
 from scaling.parallel.grid import Ranks
 
 WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]
-"""(spec, ranks, channel, rendezvous) -> result. A module-level function: other processes import it by name."""
+"""(spec, ranks, channel, rendezvous) -> result. A module-level function: other processes import it
+by name."""
 
 
 class Launch(Protocol):
-    """Workers on their way. Used as a context manager: leaving it takes every process and temporary file away.
+    """Workers on their way. Used as a context manager: leaving it takes every process and temporary
+    file away.
 
     dies_with_its_worker: nobody starts a worker again that hangs, for it is a thread of the driver.
     """
@@ -44,8 +46,11 @@ class Launch(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def guarded(worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str) -> dict[str, Any]:
-    """Run a worker; its error reaches the driver as a message, and its traceback a file of the run directory."""
+def guarded(
+    worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str
+) -> dict[str, Any]:
+    """Run a worker; its error reaches the driver as a message, and its traceback a file of the run
+    directory."""
     try:
         return worker_fn(spec, ranks, channel, rendezvous)
     except Exception as error:
@@ -54,7 +59,8 @@ def guarded(worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, channel: Ch
 
 
 class InProcessLaunch:
-    """A single worker in a thread of the driver: no Ray, no second process, the first step two seconds after the start."""
+    """A single worker in a thread of the driver: no Ray, no second process, the first step two
+    seconds after the start."""
 
     dies_with_its_worker = True
 
@@ -62,11 +68,15 @@ class InProcessLaunch:
         self._channel = LocalChannel()
         self._result: dict[str, Any] | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(worker_fn, spec), name="worker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(worker_fn, spec), name="worker", daemon=True
+        )
 
     def _run(self, worker_fn: WorkerFn, spec: dict[str, Any]) -> None:
         try:
-            self._result = guarded(worker_fn, spec, Ranks(rank=0, world_size=1, local_rank=0), self._channel, "")
+            self._result = guarded(
+                worker_fn, spec, Ranks(rank=0, world_size=1, local_rank=0), self._channel, ""
+            )
         except BaseException as error:
             self._error = error
 

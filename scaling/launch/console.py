@@ -1,4 +1,5 @@
-"""What the person at the terminal sees while a run goes on: one live line, or plain lines where there is no terminal."""
+"""What the person at the terminal sees while a run goes on: one live line, or plain lines where
+there is no terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ class ProgressLine:
 
     def __init__(self, console: Console, *, planned: bool = True) -> None:
         self._console = console
-        self._live = Live(Text(""), console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(Text(""), console=console, refresh_per_second=4, transient=True)
+            if console.is_terminal
+            else None
+        )
         self._last_plain_s = 0.0
         self._last = ""
         self._left_out: set[str] = set()
@@ -53,7 +58,8 @@ class ProgressLine:
             self.flush()
 
     def _fitted(self, progress: dict[str, Any]) -> str:
-        """The line without the fields that have once been too many, so that it does not flicker; whole in a pipe."""
+        """The line without the fields that have once been too many, so that it does not flicker;
+        whole in a pipe."""
         rate = progress.get(names.TOKENS_PER_S) or self._estimate.tokens_per_s
         fields = progress_fields(progress, rate)
         if self._live is None:
@@ -63,7 +69,9 @@ class ProgressLine:
             if len(text) <= self._console.width:
                 return text
             self._left_out.add(name)
-        return "  ".join(value for key, value in fields.items() if key not in self._left_out)[: self._console.width]
+        return "  ".join(value for key, value in fields.items() if key not in self._left_out)[
+            : self._console.width
+        ]
 
     def waiting(self, text: str) -> None:
         """Say what is being waited for, while there is no progress to show yet."""
@@ -101,12 +109,15 @@ def progress_fields(progress: dict[str, Any], tokens_per_s: float | None) -> dic
     if progress.get(names.DEVICE_MFU) is not None:
         fields["MFU"] = f"MFU {100 * progress[names.DEVICE_MFU]:.1f} %"
     if tokens_per_s:
-        fields["ETA"] = f"ETA {format_duration((progress['n_tokens_total'] - progress['n_tokens']) / tokens_per_s)}"
+        fields["ETA"] = (
+            f"ETA {format_duration((progress['n_tokens_total'] - progress['n_tokens']) / tokens_per_s)}"
+        )
     return fields
 
 
 class Estimate:
-    """Of the time that is left, by the driver's own clock, told once after `AFTER_STEPS` steps where a plan had none.
+    """Of the time that is left, by the driver's own clock, told once after `AFTER_STEPS` steps
+    where a plan had none.
 
     wanted: whether it is to be told; without, it only serves for the ETA before the first record.
     """
@@ -146,7 +157,8 @@ RAY_START_S, WORKER_START_S = 10, 3
 
 
 def starting_text(config: RunConfig, n_workers: int, *, study: bool = False) -> str:
-    """What happens before the first step, and for about how long. study: whose workers are Ray's, be it one."""
+    """What happens before the first step, and for about how long. study: whose workers are Ray's,
+    be it one."""
     alone = n_workers == 1 and config.cluster.kind == "embedded" and not study
     about_s = WORKER_START_S if alone else RAY_START_S
     return f"Starting {counted(n_workers, 'worker')} (about {about_s} s) ..."

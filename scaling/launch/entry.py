@@ -9,7 +9,9 @@ from scaling.parallel.grid import Ranks
 from scaling.runs.startup import mark
 
 
-def worker_entry(spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str) -> dict[str, Any]:
+def worker_entry(
+    spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str
+) -> dict[str, Any]:
     mark(spec["startup"], "worker_entered")
     from scaling.worker.rank import WorkerSpec, run_worker
 

@@ -1,7 +1,8 @@
-"""What a signal does before and after training: it ends the process in exit code 75, with a line that says so.
+"""What a signal does before and after training: it ends the process in exit code 75, with a line
+that says so.
 
-This imports next to nothing, so that it is in force before the heavy imports begin. While workers are at work
-`launch/signals.py` takes over: a checkpoint is written first.
+This imports next to nothing, so that it is in force before the heavy imports begin. While workers
+are at work `launch/signals.py` takes over: a checkpoint is written first.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def received() -> str | None:
 
 
 def enter(task: Callable[[], int]) -> int:
-    """Run `task` as the process's one command; returns its exit code, or 75 where a signal came first."""
+    """Run `task` as the process's one command; returns its exit code, or 75 where a signal came
+    first."""
     global _owner
     _owner = os.getpid()
     before = {number: signal.signal(number, _stop) for number in SIGNALS if not is_ignored(number)}
@@ -57,7 +59,8 @@ def enter(task: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> None:
-    """End the process with this code, come what may. After a stop, threads that still start something are not waited for."""
+    """End the process with this code, come what may. After a stop, threads that still start
+    something are not waited for."""
     atexit.register(_ignore)
     if code == EXIT_STOPPED:
         atexit._run_exitfuncs()
@@ -79,7 +82,8 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 def hung_up(number: int) -> None:
-    """After SIGHUP the terminal is gone: what is printed there from now on is nobody's, and no error."""
+    """After SIGHUP the terminal is gone: what is printed there from now on is nobody's, and no
+    error."""
     if number == signal.SIGHUP:
         for fd in _FD_STANDARD:
             if os.isatty(fd):
@@ -100,8 +104,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _note_of_others(error: BaseException) -> None:
-    """Ray's own handler, in force for a moment while it connects, leaves with the signal's number as the exit code."""
-    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
+    """Ray's own handler, in force for a moment while it connects, leaves with the signal's number
+    as the exit code."""
+    if isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and error.code == signal.SIGTERM
+    ):
         name = "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
         _received.append(name)
         _say(f"{name}: stopped where no step was under way; the same command continues.\n")

@@ -32,7 +32,8 @@ from scaling.runs.startup import Marks, begin, mark
 
 
 def drive(config: RunConfig) -> int:
-    """Plan, and unless `dry_run`, train until the end or until asked to stop. Returns the exit code; raises ScalingError."""
+    """Plan, and unless `dry_run`, train until the end or until asked to stop. Returns the exit
+    code; raises ScalingError."""
     marks = begin()
     mark(marks, "composed")
     console = Console()
@@ -41,7 +42,9 @@ def drive(config: RunConfig) -> int:
     run_dir = RunDir.for_config(config)
     console.print(plan_table(config, plan, run_dir.path))
     if len(sizes) > 1:
-        console.print(f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go.")
+        console.print(
+            f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go."
+        )
     if config.dry_run:
         check_inputs(config)
         return EXIT_FINISHED
@@ -58,14 +61,20 @@ def drive(config: RunConfig) -> int:
             print_summary(console, run_dir, summary)
             if run_dir.read_plan() is None:
                 run_dir.write_plan(plan.to_dict())
-            back_fill(config, run_dir.path, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+            back_fill(
+                config,
+                run_dir.path,
+                lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+            )
             return EXIT_FINISHED
         open_run(run_dir, config, plan)
         try:
             return _train(config, plan, sizes, run_dir, console, marks)
         except door.Stopped as stopped:
             run_dir.settle_account()
-            run_dir.event(event_of(stopped.signal), reason=stopped.signal, command_s=marks["command"])
+            run_dir.event(
+                event_of(stopped.signal), reason=stopped.signal, command_s=marks["command"]
+            )
             raise
         except ScalingError as error:
             run_dir.failed(error, command_s=marks["command"])
@@ -85,8 +94,16 @@ def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
     run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
 
 
-def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunDir, console: Console, marks: Marks) -> int:
-    corpus_dir, skipped = prepare_corpus(config, run_dir, console)  # which a signal interrupts: it may take long
+def _train(
+    config: RunConfig,
+    plan: RunPlan,
+    sizes: Sequence[int],
+    run_dir: RunDir,
+    console: Console,
+    marks: Marks,
+) -> int:
+    # which a signal interrupts: it may take long
+    corpus_dir, skipped = prepare_corpus(config, run_dir, console)
     with StopSignals() as signals:
         with ExitStack() as cleanup:
             spec = {
@@ -105,8 +122,16 @@ def _train(config: RunConfig, plan: RunPlan, sizes: Sequence[int], run_dir: RunD
         run_dir.settle_account()
         if not result["finished"]:
             reason = signals.received or result["reason"]
-            took_s = None if signals.received_s is None else round(time.time() - signals.received_s, 2)
-            run_dir.event(signals.event, step=result["step"], reason=reason, command_s=marks["command"], took_s=took_s)
+            took_s = (
+                None if signals.received_s is None else round(time.time() - signals.received_s, 2)
+            )
+            run_dir.event(
+                signals.event,
+                step=result["step"],
+                reason=reason,
+                command_s=marks["command"],
+                took_s=took_s,
+            )
             _say_stopped(console, signals, result)
             draw_curve(config, run_dir)
             return EXIT_STOPPED
@@ -119,15 +144,25 @@ def _say_stopped(console: Console, signals: StopSignals, result: dict[str, Any])
     verb = "Stopped" if signals.event == "stopped" else "Preempted"
     reason = signals.by or result["reason"]
     if result["step"] is None:
-        console.print(f"{verb} before the first step by {reason}; the same command continues from there.", highlight=False)
+        console.print(
+            f"{verb} before the first step by {reason}; the same command continues from there.",
+            highlight=False,
+        )
     else:
-        console.print(f"{verb} at step {result['step']} by {reason}; the same command continues from there.", highlight=False)
+        console.print(
+            f"{verb} at step {result['step']} by {reason}; the same command continues from there.",
+            highlight=False,
+        )
 
 
-def prepare_corpus(config: RunConfig, run_dir: RunDir, console: Console) -> tuple[Path | str, list[str]]:
-    """The prepared corpus, and the damaged shards to leave out. Raises DataError where `data.on_bad_shard` is fail."""
+def prepare_corpus(
+    config: RunConfig, run_dir: RunDir, console: Console
+) -> tuple[Path | str, list[str]]:
+    """The prepared corpus, and the damaged shards to leave out. Raises DataError where
+    `data.on_bad_shard` is fail."""
     directory = ensure_corpus(config.data, config.tokenizer, _corpus_reporter(console))
-    # A shard left out makes another corpus, so what is damaged inside must be known before the first step.
+    # A shard left out makes another corpus, so what is damaged inside must be known before the
+    # first step.
     corpus = Corpus.open(directory)
     bad = corpus.check("train", full=config.data.on_bad_shard == "skip")
     bad_held_out = corpus.check("val")

@@ -1,4 +1,5 @@
-"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: the first asks for a checkpoint and an end, a second Ctrl-C leaves at once."""
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: the first asks for a checkpoint and an end, a second Ctrl-C
+leaves at once."""
 
 from __future__ import annotations
 
@@ -13,19 +14,22 @@ from scaling.launch import interrupt as door
 
 
 def event_of(received: str | None) -> Literal["stopped", "preempted"]:
-    """What a signal makes of a run: a person stops it; the others, or none, are of those who take machines back."""
+    """What a signal makes of a run: a person stops it; the others, or none, are of those who take
+    machines back."""
     return "stopped" if received == signal.SIGINT.name else "preempted"
 
 
 class StopSignals:
-    """While entered, signals set `received` to their name instead of ending the process. For the main thread.
+    """While entered, signals set `received` to their name instead of ending the process. For the
+    main thread.
 
     received_s: when the first came, in seconds since the epoch.
     """
 
     def __init__(self) -> None:
         self._numbers = [number for number in door.SIGNALS if not door.is_ignored(number)]
-        self.received = door.received()  # one that came before, and was swallowed by what it interrupted
+        # one that came before, and was swallowed by what it interrupted
+        self.received = door.received()
         self.received_s = None if self.received is None else time.time()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -47,15 +51,20 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def renew(self) -> None:
         """Take the signals back from whoever took them since.
 
-        Ray's C++ core does when it connects: its SIGTERM handler prints a stack and sets an alarm that aborts the
-        process three seconds later, be the checkpoint written or not.
+        Ray's C++ core does when it connects: its SIGTERM handler prints a stack and sets an alarm
+        that aborts the process three seconds later, be the checkpoint written or not.
         """
         for number in self._numbers:
             signal.signal(number, self._handle)

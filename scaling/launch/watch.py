@@ -1,4 +1,5 @@
-"""The driver's eye on running workers: shows what they say, passes on the wish to stop, and says who failed first."""
+"""The driver's eye on running workers: shows what they say, passes on the wish to stop, and says
+who failed first."""
 
 from __future__ import annotations
 
@@ -16,14 +17,27 @@ from scaling.runs.directory import RunDir
 
 _POLL_S = 0.2
 _HEARING_S = 5.0
-"""From the first report of a trouble until it is judged, for the other ranks' reports: more than a rank that hangs waits."""
+"""From the first report of a trouble until it is judged, for the other ranks' reports: more than a
+rank that hangs waits."""
 
 
 class Watch:
     """One launch, from its start to its end."""
 
-    def __init__(self, launch: Launch, signals: StopSignals, progress: ProgressLine, run_dir: RunDir, world_size: int) -> None:
-        self._launch, self._signals, self._progress, self._run_dir = launch, signals, progress, run_dir
+    def __init__(
+        self,
+        launch: Launch,
+        signals: StopSignals,
+        progress: ProgressLine,
+        run_dir: RunDir,
+        world_size: int,
+    ) -> None:
+        self._launch, self._signals, self._progress, self._run_dir = (
+            launch,
+            signals,
+            progress,
+            run_dir,
+        )
         self._world_size = world_size
         self._began = self._told_to_stop = False
         self._troubles = Troubles(world_size)
@@ -32,7 +46,8 @@ class Watch:
         self._group_is_judged = self._group_has_ended = False
 
     def result(self) -> dict[str, Any]:
-        """What the first rank returned at the end. Raises the first error that a rank told, or LaunchError."""
+        """What the first rank returned at the end. Raises the first error that a rank told, or
+        LaunchError."""
         while True:
             over = self._launch.done(_POLL_S)
             self._signals.renew()
@@ -65,9 +80,11 @@ class Watch:
             told(kind, message, self._progress.say)
 
     def _accuse(self, kind: str, report: dict[str, Any]) -> None:
-        """Collect a report. What comes after a group's verdict only follows from it: ranks that hang end themselves.
+        """Collect a report. What comes after a group's verdict only follows from it: ranks that
+        hang end themselves.
 
-        "lost" is the last that is told of a group, by Ray, with no ranks where all have spoken for themselves.
+        "lost" is the last that is told of a group, by Ray, with no ranks where all have spoken for
+        themselves.
         """
         if not self._group_is_judged:
             self._troubles.add(kind, report)
@@ -89,7 +106,9 @@ class Watch:
         if trouble is None:
             return
         self._last_trouble, self._group_is_judged = trouble, not ended
-        self._run_dir.event("worker_failed", failure=trouble.kind, ranks=trouble.ranks, reason=trouble.text)
+        self._run_dir.event(
+            "worker_failed", failure=trouble.kind, ranks=trouble.ranks, reason=trouble.text
+        )
         self._progress.say(trouble.text[0].upper() + trouble.text[1:] + ".")
         if trouble.kind == "hung" and self._launch.dies_with_its_worker:
             raise self._error(trouble)
@@ -97,7 +116,9 @@ class Watch:
     def _ask_to_stop(self) -> None:
         self._told_to_stop = True
         self._launch.request_stop()
-        self._progress.say(f"{self._signals.by}: writing a checkpoint and stopping; Ctrl-C{self._signals.again} leaves at once.")
+        self._progress.say(
+            f"{self._signals.by}: writing a checkpoint and stopping; Ctrl-C{self._signals.again} leaves at once."
+        )
 
     def _end(self) -> dict[str, Any]:
         try:
@@ -108,7 +129,9 @@ class Watch:
             raise self._error(self._last_trouble) from error
 
     def _error(self, trouble: Trouble) -> LaunchError:
-        return LaunchError(trouble.text, None, f"{trouble.fix} The same command resumes from the last checkpoint.")
+        return LaunchError(
+            trouble.text, None, f"{trouble.fix} The same command resumes from the last checkpoint."
+        )
 
 
 def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -126,15 +149,23 @@ def told(kind: str, message: dict[str, Any], say: Callable[[str], None]) -> None
         )
     elif kind == "preemption_notice":
         ranks = ", ".join(str(rank) for rank in message["ranks"])
-        then = "too few would stay, so the run stops" if message["ends_run"] else "the run goes on with the others"
-        say(f"The machines of ranks {ranks} are taken back in {message['left_s']:.0f} s: a checkpoint is written, and {then}.")
+        then = (
+            "too few would stay, so the run stops"
+            if message["ends_run"]
+            else "the run goes on with the others"
+        )
+        say(
+            f"The machines of ranks {ranks} are taken back in {message['left_s']:.0f} s: a checkpoint is written, and {then}."
+        )
     elif kind == "step_skipped":
         say(f"The update of step {message['step']} is left out: {message['reason']}.")
     elif kind == "not_removed":
         say(f"{message['path']} cannot be removed ({message['reason']}); the run goes on.")
     elif kind == "record_gap":
         first, last = message["first_step"], message["last_step"]
-        say(f"metrics.jsonl lacks the records of steps {first} to {last}; the run goes on, and its curve has that gap.")
+        say(
+            f"metrics.jsonl lacks the records of steps {first} to {last}; the run goes on, and its curve has that gap."
+        )
     elif kind == "data_stalled":
         shards = ", ".join(message["shards"]) or "its batch"
         say(f"Rank {message['rank']} has waited {message['waited_s']:.0f} s for {shards}.")

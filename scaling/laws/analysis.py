@@ -1,4 +1,5 @@
-"""Everything that one table of points says: forms with their uncertainty, the three approaches, and what could not be fitted."""
+"""Everything that one table of points says: forms with their uncertainty, the three approaches, and
+what could not be fitted."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class FittedForm:
 
 @dataclass(frozen=True)
 class Analysis:
-    """refused: what cannot be fitted -> why. isoflop: by axis, "n" and "d", where the points have IsoFLOP curves."""
+    """refused: what cannot be fitted -> why. isoflop: by axis, "n" and "d", where the points have
+    IsoFLOP curves."""
 
     points: Points
     options: FitOptions
@@ -55,9 +57,11 @@ def load_points(options: FitOptions) -> Points:
     """The points that `options` names, screened. Raises DataError or ConfigError."""
     if options.study is not None:
         points = points_of_study(
-            Path(plain(options.study)), n_counts=options.n_counts or "with_embeddings", c_counts=options.c_counts or "exact",
+            Path(plain(options.study)),
+            n_counts=options.n_counts or "with_embeddings",
+            c_counts=options.c_counts or "exact",
             keep=options.keep,
-        )  # fmt: skip
+        )
         return drop_highest(screen(points, keep=options.keep), options.drop_highest)
     path = Path(plain(str(options.table)))
     rows = read_rows(path, where=dict(options.where), same=options.same)
@@ -72,7 +76,13 @@ def load_points(options: FitOptions) -> Points:
         options.warmup,
         options.decayed,
     )
-    points = points_of_rows(rows, columns, path, n_counts=options.n_counts or "as in the table", c_counts=options.c_counts)
+    points = points_of_rows(
+        rows,
+        columns,
+        path,
+        n_counts=options.n_counts or "as in the table",
+        c_counts=options.c_counts,
+    )
     return drop_highest(screen(points, keep=options.keep), options.drop_highest)
 
 
@@ -82,8 +92,12 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
     wanted = [form_named(name).name for name in options.form] or _by_default(troubles)
     refused = {name: str(troubles[name]) for name in wanted if troubles[name] is not None}
     if not options.form:
-        refused |= {name: str(troubles[name]) for name in TWO_VARIABLES if troubles[name] is not None}
-    forms = {name: _fit_form(FORMS[name], points, options) for name in wanted if troubles[name] is None}
+        refused |= {
+            name: str(troubles[name]) for name in TWO_VARIABLES if troubles[name] is not None
+        }
+    forms = {
+        name: _fit_form(FORMS[name], points, options) for name in wanted if troubles[name] is None
+    }
     isoflop: dict[str, IsoFlop] = {}
     envelope: Envelope | None = None
     repeated: RepeatedFit | None = None
@@ -92,38 +106,60 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
         isoflop, envelope = _approaches(points, options, refused)
     if points.unique_tokens is not None:
         try:
-            repeated = fit_repeated(points, delta=options.delta, draws=min(options.draws, 200), seed=options.seed)
+            repeated = fit_repeated(
+                points, delta=options.delta, draws=min(options.draws, 200), seed=options.seed
+            )
         except DataError as error:
             refused["repeated data"] = error.what
     if points.metric is not None:
         for curve in CURVES:
             try:
-                downstream.append(fit_downstream(points, curve, draws=min(options.draws, 200), seed=options.seed))
+                downstream.append(
+                    fit_downstream(points, curve, draws=min(options.draws, 200), seed=options.seed)
+                )
             except DataError as error:
                 refused[f"metric, {curve}"] = error.what
     if not (forms or isoflop or envelope or repeated or downstream):
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         possible = [name for name, trouble in troubles.items() if trouble is None]
-        fix = f"What can still be fitted: form={','.join(possible)}." if possible else "Add runs of other sizes and lengths."
-        raise DataError(f"these {len(points)} points allow no fit ({told})", options.table or options.study, fix)
+        fix = (
+            f"What can still be fitted: form={','.join(possible)}."
+            if possible
+            else "Add runs of other sizes and lengths."
+        )
+        raise DataError(
+            f"these {len(points)} points allow no fit ({told})", options.table or options.study, fix
+        )
     return Analysis(points, options, forms, refused, isoflop, envelope, repeated, tuple(downstream))
 
 
 def _by_default(troubles: dict[str, str | None]) -> list[str]:
     """Forms in N and D; where the points allow none, those in one variable that they allow."""
     both = [name for name in TWO_VARIABLES if troubles[name] is None]
-    return both or [name for name, trouble in troubles.items() if trouble is None and name not in TWO_VARIABLES]
+    return both or [
+        name for name, trouble in troubles.items() if trouble is None and name not in TWO_VARIABLES
+    ]
 
 
-def _approaches(points: Points, options: FitOptions, refused: dict[str, str]) -> tuple[dict[str, IsoFlop], Envelope | None]:
+def _approaches(
+    points: Points, options: FitOptions, refused: dict[str, str]
+) -> tuple[dict[str, IsoFlop], Envelope | None]:
     isoflop = {}
     for axis in "nd":
         found = fit_isoflop(
-            points, axis=axis, method=options.curve, noise=options.noise, budgets=options.budgets, draws=options.draws,
-            seed=options.seed, window=options.window,
-        )  # fmt: skip
+            points,
+            axis=axis,
+            method=options.curve,
+            noise=options.noise,
+            budgets=options.budgets,
+            draws=options.draws,
+            seed=options.seed,
+            window=options.window,
+        )
         if found is None:
-            refused[f"IsoFLOP in {axis.upper()}"] = "fewer than two budgets have enough sizes and a minimum between them"
+            refused[f"IsoFLOP in {axis.upper()}"] = (
+                "fewer than two budgets have enough sizes and a minimum between them"
+            )
         else:
             isoflop[axis] = found
     envelope = fit_envelope(points, draws=options.draws, seed=options.seed)
@@ -135,8 +171,12 @@ def _approaches(points: Points, options: FitOptions, refused: dict[str, str]) ->
 def _fit_form(form: Form, points: Points, options: FitOptions) -> FittedForm:
     n, d = points.variables(form)
     fitted = fit(form, n, d, points.loss, delta=options.delta)
-    drawn = bootstrap(fitted, n, d, points.loss, points.runs, draws=options.draws, seed=options.seed)
-    law = Law(form, fitted.theta, drawn.theta, fitted.residuals, points.definitions, *_range(points))
+    drawn = bootstrap(
+        fitted, n, d, points.loss, points.runs, draws=options.draws, seed=options.seed
+    )
+    law = Law(
+        form, fitted.theta, drawn.theta, fitted.residuals, points.definitions, *_range(points)
+    )
     return FittedForm(
         fit=fitted,
         bootstrap=drawn,

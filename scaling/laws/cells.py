@@ -1,6 +1,8 @@
-"""The cells of a table of runs as people write them: counts with units and thousands, percentages, words for true and missing.
+"""The cells of a table of runs as people write them: counts with units and thousands, percentages,
+words for true and missing.
 
-What can be read in one way only is read; the rest raises DataError that names the line and the column.
+What can be read in one way only is read; the rest raises DataError that names the line and the
+column.
 """
 
 from __future__ import annotations
@@ -15,16 +17,31 @@ from scaling.errors import DataError
 
 LINE = ""
 """Key of a row under which the number of its line stands."""
-_EMPTY = frozenset(("", "-", "--", "n/a", "na", "#n/a", "nan", "-nan", "<na>", "none", "null", "nil"))
+_EMPTY = frozenset(
+    ("", "-", "--", "n/a", "na", "#n/a", "nan", "-nan", "<na>", "none", "null", "nil")
+)
 MISSING = _EMPTY | {"?", "missing", "diverged", "failed"}
 """Words for a number that is not there."""
 _TRUE = frozenset(("true", "t", "yes", "y", "on", "1"))
 _FALSE = _EMPTY | {"false", "f", "no", "n", "off", "0"}
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9](?:_?[0-9])*(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
-_GROUPS = "[,'\u2019 \u00a0\u2009\u202f]"  # what stands between thousands: comma, apostrophes, blanks of several widths
+_NUMBER = re.compile(
+    r"[+-]?(?:[0-9](?:_?[0-9])*(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE
+)
+# what stands between thousands: comma, apostrophes, blanks of several widths
+_GROUPS = "[,'\u2019 \u00a0\u2009\u202f]"
 _THOUSANDS = re.compile(rf"([+-]?[0-9]{{1,3}})((?:{_GROUPS}[0-9]{{3}})+)(\.[0-9]+)?(?![0-9])")
-_PREFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
+_PREFIXES = {
+    "k": 1e3,
+    "m": 1e6,
+    "b": 1e9,
+    "g": 1e9,
+    "t": 1e12,
+    "p": 1e15,
+    "e": 1e18,
+    "z": 1e21,
+    "y": 1e24,
+}
 _UNITS = {
     "n": ("params", "param", "parameters", "parameter"),
     "d": ("tokens", "token", "toks", "tok"),
@@ -43,9 +60,11 @@ _EXAMPLES = {
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of the columns, and the rows of a CSV file with each line's number under LINE; blank lines are no rows.
+    """Names of the columns, and the rows of a CSV file with each line's number under LINE; blank
+    lines are no rows.
 
-    Raises DataError for a header with one name twice, and for a row of more or fewer cells than the header.
+    Raises DataError for a header with one name twice, and for a row of more or fewer cells than the
+    header.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -56,11 +75,21 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         fix = "Give a CSV file in UTF-8 whose first line names its columns."
         raise DataError(f"cannot read {path}: {error}", "table", fix) from error
     if not any(header):
-        raise DataError(f"{path} names no columns on its first line", "table", "The first line names the columns.")
+        raise DataError(
+            f"{path} names no columns on its first line",
+            "table",
+            "The first line names the columns.",
+        )
     for name in header:
         if name and header.count(name) > 1:
-            places = " and ".join(str(place) for place, other in enumerate(header, 1) if other == name)
-            raise DataError(f"{path} has two columns {name!r}, number {places}", "table", "Rename or remove one of them.")
+            places = " and ".join(
+                str(place) for place, other in enumerate(header, 1) if other == name
+            )
+            raise DataError(
+                f"{path} has two columns {name!r}, number {places}",
+                "table",
+                "Rename or remove one of them.",
+            )
     return header, [_row(path, header, line, cells) for line, cells in lines if any(cells)]
 
 
@@ -77,11 +106,14 @@ def _row(path: Path, header: list[str], line: int, cells: list[str]) -> dict[str
             f"table={path}",
             more if len(cells) > len(header) else fewer,
         )
-    return {name: cell for name, cell in zip(header, cells, strict=True) if name} | {LINE: str(line)}
+    return {name: cell for name, cell in zip(header, cells, strict=True) if name} | {
+        LINE: str(line)
+    }
 
 
 def number(row: Mapping[str, str], column: str, kind: str) -> float:
-    """The number in a cell; NaN where it is missing. kind: n, d, c, loss or metric. Raises DataError."""
+    """The number in a cell; NaN where it is missing. kind: n, d, c, loss or metric. Raises
+    DataError."""
     text = row[column].strip().lower()
     if text in MISSING:
         return math.nan
@@ -90,7 +122,9 @@ def number(row: Mapping[str, str], column: str, kind: str) -> float:
     found = _THOUSANDS.match(text)
     if found is not None:
         if kind in ("loss", "metric") and "," in found.group(2):
-            raise _unclear(row, column, kind, ": the comma may be a decimal one or separate thousands")
+            raise _unclear(
+                row, column, kind, ": the comma may be a decimal one or separate thousands"
+            )
         digits = found.group(1) + re.sub(r"[^0-9]", "", found.group(2)) + (found.group(3) or "")
     else:
         found = _NUMBER.match(text)
@@ -110,7 +144,8 @@ def share_or_number(row: Mapping[str, str], column: str, total: float, kind: str
 
 
 def one_writing(rows: Sequence[Mapping[str, str]], column: str) -> None:
-    """Raises DataError for a column that has percentages in some rows and plain numbers in others."""
+    """Raises DataError for a column that has percentages in some rows and plain numbers in
+    others."""
     there = [row for row in rows if row[column].strip().lower() not in MISSING]
     percent = [row[column].endswith("%") for row in there]
     if any(percent) and not all(percent):
@@ -125,7 +160,8 @@ def one_writing(rows: Sequence[Mapping[str, str]], column: str) -> None:
 def truth(row: Mapping[str, str], column: str) -> bool:
     """Whether a cell says true; a missing value is false. Raises DataError for any other word."""
     word = row[column].strip().lower()
-    if _NUMBER.fullmatch(word) and float(word.replace("_", "")) in (0, 1):  # as pandas writes a column with gaps: 0.0, 1.0
+    # as pandas writes a column with gaps: 0.0, 1.0
+    if _NUMBER.fullmatch(word) and float(word.replace("_", "")) in (0, 1):
         return float(word.replace("_", "")) == 1
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
@@ -144,11 +180,15 @@ def _scale(unit: str, kind: str) -> float | None:
         return 1.0
     if kind in ("loss", "metric"):
         return None
-    word = next((word for word in sorted(_UNITS[kind], key=len, reverse=True) if unit.endswith(word)), "")
+    word = next(
+        (word for word in sorted(_UNITS[kind], key=len, reverse=True) if unit.endswith(word)), ""
+    )
     prefix = unit.removesuffix(word).strip()
     of_flops = kind == "c" and bool(word)  # a bare e, z or y may be anything
     return _PREFIXES.get(prefix) if of_flops or prefix not in ("e", "z", "y") else None
 
 
 def _unclear(row: Mapping[str, str], column: str, kind: str, why: str) -> DataError:
-    return DataError(f"line {row[LINE]}: {column} is {row[column]!r}{why}", f"column {column}", _EXAMPLES[kind])
+    return DataError(
+        f"line {row[LINE]}: {column} is {row[column]!r}{why}", f"column {column}", _EXAMPLES[kind]
+    )

@@ -12,29 +12,39 @@ from scaling.laws.results import Points
 from scaling.units import counted
 
 DOMINATED_BY = 0.10
-"""A run is called diverged when one with no more parameters and no more tokens ends this much lower, relatively
-(assumption: far above the noise of seeds, which is under 2 % in Porian et al. 2024, table of section 3.1)."""
+"""A run is called diverged when one with no more parameters and no more tokens ends this much
+lower, relatively (assumption: far above the noise of seeds, which is under 2 % in Porian et al.
+2024, table of section 3.1)."""
 _WARMUP_SHARE = 0.5
-"""Warm-up longer than this share of a run dominates it (assumption; Porian et al. 2024, section 3.3, show the harm)."""
+"""Warm-up longer than this share of a run dominates it (assumption; Porian et al. 2024, section
+3.3, show the harm)."""
 _DIRECTIONS = 0.1
-"""Standard deviation of log D given log N, and of log N given log D, below which the two move together: 10 %."""
+"""Standard deviation of log D given log N, and of log N given log D, below which the two move
+together: 10 %."""
 REASONS = ("diverged", "undecayed", "warmup")
 
 
 def screen(points: Points, *, keep: Collection[str] = ()) -> Points:
-    """Leave out runs that had not decayed, are mostly warm-up, or diverged. `keep`: kinds, of REASONS, that stay in."""
+    """Leave out runs that had not decayed, are mostly warm-up, or diverged. `keep`: kinds, of
+    REASONS, that stay in."""
     if points.decayed is not None and "undecayed" not in keep:
         still = ~points.decayed
-        points = points.without(still, ["undecayed: its learning rate had not come down"] * int(still.sum()))
+        points = points.without(
+            still, ["undecayed: its learning rate had not come down"] * int(still.sum())
+        )
     if points.warmup is not None and "warmup" not in keep:
         share = points.warmup / points.n_tokens
         mostly = share > _WARMUP_SHARE
-        points = points.without(mostly, [f"warm-up dominated: {100 * s:.0f} % of its tokens" for s in share[mostly]])
+        points = points.without(
+            mostly, [f"warm-up dominated: {100 * s:.0f} % of its tokens" for s in share[mostly]]
+        )
     if "diverged" in keep or not {"n", "d"} <= set(points.known):
         return points
     better = [_much_better(points, i) for i in range(len(points))]
     gone = np.array([name is not None for name in better])
-    why = "over 10 % above {}, which had no more of N and D: diverged, badly tuned, or too few steps"
+    why = (
+        "over 10 % above {}, which had no more of N and D: diverged, badly tuned, or too few steps"
+    )
     return points.without(gone, [why.format(name) for name in better if name is not None])
 
 
@@ -49,10 +59,16 @@ def drop_highest(points: Points, count: int) -> Points:
     if count == 0:
         return points
     if count >= len(points):
-        raise DataError(f"drop_highest={count} leaves none of {len(points)} points", "drop_highest", "Drop fewer.")
+        raise DataError(
+            f"drop_highest={count} leaves none of {len(points)} points",
+            "drop_highest",
+            "Drop fewer.",
+        )
     gone = np.zeros(len(points), dtype=bool)
     gone[np.argsort(points.loss)[-count:]] = True
-    return points.without(gone, [f"among the {count} highest losses (drop_highest={count})"] * count)
+    return points.without(
+        gone, [f"among the {count} highest losses (drop_highest={count})"] * count
+    )
 
 
 def cannot_fit(points: Points, form: Form) -> str | None:
@@ -64,7 +80,9 @@ def cannot_fit(points: Points, form: Form) -> str | None:
     if n_runs < form.n_params + 1:
         return f"{counted(n_runs, 'run')} for {form.n_params} parameters; at least {form.n_params + 1} are needed"
     for which, values in (("N", points.n_params), ("D", points.n_tokens), ("C", points.flops)):
-        distinct = len(np.unique(np.round(np.log(values), 3))) if which.lower() in _needs(form) else 99
+        distinct = (
+            len(np.unique(np.round(np.log(values), 3))) if which.lower() in _needs(form) else 99
+        )
         if distinct < 3:
             return f"only {distinct} different {which}: its exponent and coefficient cannot be told from a constant"
     return _together(points) if len(_needs(form)) == 2 else None

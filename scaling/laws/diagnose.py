@@ -1,4 +1,5 @@
-"""What to distrust in a fit: its sensitivity, its errors beyond the scale that it saw, and residuals that bend."""
+"""What to distrust in a fit: its sensitivity, its errors beyond the scale that it saw, and
+residuals that bend."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ _CUTS = (0.03, 0.1, 0.3, 0.5)
 _OUTLIER = 5.0
 """Outliers: residuals beyond this many robust standard deviations (assumption)."""
 _BENT_P, _BENT_R2, _BENT_SIZE = 1e-3, 0.25, 0.01
-"""Residuals are called bent when a parabola in log(D/N) explains this share of them at this significance, and its root mean
-square is at least 1 % of the loss (assumption)."""
+"""Residuals are called bent when a parabola in log(D/N) explains this share of them at this
+significance, and its root mean square is at least 1 % of the loss (assumption)."""
 _ILL = 1e10
-"""Condition number of the parameters' correlations from which rounding decides some of them: the root of that of a float."""
+"""Condition number of the parameters' correlations from which rounding decides some of them: the
+root of that of a float."""
 _WIDE = 3.0
 """An exponent is poorly determined when its interval spans more than this factor (assumption)."""
 
@@ -40,7 +42,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Fitted at compute up to `cut` FLOPs, judged above it. Errors are predicted / measured - 1, one a point above."""
+    """Fitted at compute up to `cut` FLOPs, judged above it. Errors are predicted / measured - 1,
+    one a point above."""
 
     cut: float
     n_fitted: int
@@ -60,23 +63,38 @@ class HeldOut:
 def sensitivity(fitted: Fit, points: Points) -> list[Variant]:
     """Refits with other deltas, without outliers, and without the largest budget."""
     variants = [_variant(f"delta {delta:g}", fitted.form, points, delta) for delta in DELTAS]
-    robust = 1.4826 * np.median(np.abs(fitted.residuals - np.median(fitted.residuals)))  # s.d. of a normal from its MAD
+    # s.d. of a normal from its MAD
+    robust = 1.4826 * np.median(np.abs(fitted.residuals - np.median(fitted.residuals)))
     outlier = np.abs(fitted.residuals - np.median(fitted.residuals)) > _OUTLIER * robust
     if outlier.any():
-        variants.append(_variant(f"without outliers ({int(outlier.sum())})", fitted.form, points.at(~outlier), fitted.delta))
+        variants.append(
+            _variant(
+                f"without outliers ({int(outlier.sum())})",
+                fitted.form,
+                points.at(~outlier),
+                fitted.delta,
+            )
+        )
     below = points.flops < 0.9 * points.flops.max()
-    variants.append(_variant("without the largest budget", fitted.form, points.at(below), fitted.delta))
+    variants.append(
+        _variant("without the largest budget", fitted.form, points.at(below), fitted.delta)
+    )
     return [variant for variant in variants if variant.parameters]
 
 
 def _variant(change: str, form: Form, points: Points, delta: float) -> Variant:
     if cannot_fit(points, form) is not None:
         return Variant(change, len(points), {})
-    return Variant(change, len(points), fit(form, *points.variables(form), points.loss, delta=delta).parameters)
+    return Variant(
+        change, len(points), fit(form, *points.variables(form), points.loss, delta=delta).parameters
+    )
 
 
-def held_out(form: Form, points: Points, *, delta: float, cuts: tuple[float, ...] = ()) -> list[HeldOut]:
-    """Fits below compute cuts, judged above them; cuts that leave too little on either side are passed over.
+def held_out(
+    form: Form, points: Points, *, delta: float, cuts: tuple[float, ...] = ()
+) -> list[HeldOut]:
+    """Fits below compute cuts, judged above them; cuts that leave too little on either side are
+    passed over.
 
     cuts: in FLOPs; by default shares of the largest run's.
     """
@@ -88,27 +106,40 @@ def held_out(form: Form, points: Points, *, delta: float, cuts: tuple[float, ...
         below, above = points.at(low), points.at(~low)
         fitted = fit(form, *below.variables(form), below.loss, delta=delta)
         errors = fitted.loss(*above.variables(form)) / above.loss - 1
-        found.append(HeldOut(float(cut), len(below), errors, np.flatnonzero(~low), fitted.parameters))
+        found.append(
+            HeldOut(float(cut), len(below), errors, np.flatnonzero(~low), fitted.parameters)
+        )
     return found
 
 
 def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
     """What a reader must know before trusting the numbers, in plain sentences."""
-    found = [f"{name} ended at the bound of its range: the points do not determine it" for name in fitted.at_bound]
+    found = [
+        f"{name} ended at the bound of its range: the points do not determine it"
+        for name in fitted.at_bound
+    ]
     if fitted.gradient_norm > 1e-5:
-        found.append(f"the minimisation did not converge: relative gradient norm {fitted.gradient_norm:.1g}")
+        found.append(
+            f"the minimisation did not converge: relative gradient norm {fitted.gradient_norm:.1g}"
+        )
     if fitted.condition > _ILL:
         found.append(
             f"the points leave some parameters undetermined (condition number {fitted.condition:.1g}): their values and "
             "intervals mean little, only the losses that they predict together"
         )
-    for name, exponents in zip(fitted.form.exponents, drawn.theta[:, fitted.form.n_terms :].T, strict=True):
+    for name, exponents in zip(
+        fitted.form.exponents, drawn.theta[:, fitted.form.n_terms :].T, strict=True
+    ):
         low, high = percentile_interval(exponents)
         if high > _WIDE * low:
-            found.append(f"{name} is poorly determined: 95 % of the draws lie in {low:.3g} to {high:.3g}")
+            found.append(
+                f"{name} is poorly determined: 95 % of the draws lie in {low:.3g} to {high:.3g}"
+            )
     if "E" in fitted.form.coefficients and np.quantile(drawn.theta[:, 0], 0.025) < np.log(0.05):
         found.append("E cannot be told from zero: the runs are too far from the irreducible loss")
-    if {"n", "d"} <= set(points.known) and (bend := _bend(fitted.residuals, np.log(points.n_tokens / points.n_params))):
+    if {"n", "d"} <= set(points.known) and (
+        bend := _bend(fitted.residuals, np.log(points.n_tokens / points.n_params))
+    ):
         found.append(bend)
     rivals = fitted.minima_objectives[1:] < 1.05 * fitted.objective
     if rivals.any():
@@ -119,7 +150,8 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
 def _bend(residuals: Array, log_ratio: Array) -> str | None:
     """Whether residuals follow tokens per parameter (F test of a parabola against a constant)."""
     n = len(residuals)
-    if n < 8 or log_ratio.std() < 0.1 or len(np.unique(np.round(log_ratio, 6))) < 4:  # three fix a parabola
+    # three fix a parabola
+    if n < 8 or log_ratio.std() < 0.1 or len(np.unique(np.round(log_ratio, 6))) < 4:
         return None
     t = (log_ratio - log_ratio.mean()) / log_ratio.std()
     total = ((residuals - residuals.mean()) ** 2).sum()

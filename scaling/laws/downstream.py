@@ -1,10 +1,13 @@
-"""The second step from compute to a downstream metric: loss -> metric, by a sigmoid or an exponential.
+"""The second step from compute to a downstream metric: loss -> metric, by a sigmoid or an
+exponential.
 
-    sigmoid      metric = b + a / (1 + exp(k (L - L0)))      Bhagia et al. 2024 (arXiv:2412.04403), eq. 2
-    exponential  metric = eps - k exp(-gamma L)              Gadre et al. 2024 (arXiv:2403.08540), eq. 5 (an error rate)
+    sigmoid      metric = b + a / (1 + exp(k (L - L0)))      Bhagia et al. 2024 (arXiv:2412.04403),
+                 eq. 2
+    exponential  metric = eps - k exp(-gamma L)              Gadre et al. 2024 (arXiv:2403.08540),
+                 eq. 5 (an error rate)
 
-The first step, compute -> loss, is any form of `forms.py`. Both curves are linear in two of their parameters: the others
-are searched on a grid, then all are refined by least squares.
+The first step, compute -> loss, is any form of `forms.py`. Both curves are linear in two of their
+parameters: the others are searched on a grid, then all are refined by least squares.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ _SLOPES = np.geomspace(0.1, 30, 40)
 def sigmoid(p: Array, loss: Array) -> Array:
     """p = (a, b, k, L0)"""
     a, b, k, L0 = p
-    return np.asarray(b + a * 0.5 * (1 - np.tanh(k * (loss - L0) / 2)))  # the logistic function, without overflow
+    # the logistic function, without overflow
+    return np.asarray(b + a * 0.5 * (1 - np.tanh(k * (loss - L0) / 2)))
 
 
 def exponential(p: Array, loss: Array) -> Array:
@@ -40,7 +44,8 @@ def exponential(p: Array, loss: Array) -> Array:
 
 @dataclass(frozen=True)
 class DownstreamFit:
-    """curve: sigmoid or exponential. parameters by name; p (P) and draws (draws, P); rms: residual, in the metric's unit."""
+    """curve: sigmoid or exponential. parameters by name; p (P) and draws (draws, P); rms: residual,
+    in the metric's unit."""
 
     curve: str
     parameters: dict[str, float]
@@ -54,15 +59,24 @@ class DownstreamFit:
     def metric_draws(self, losses: Array) -> Array:
         """One draw of the loss to each draw of the curve, in turn: (draws)."""
         function = _CURVES[self.curve][0]
-        return np.array([float(function(self.draws[i % len(self.draws)], loss)) for i, loss in enumerate(losses)])
+        return np.array(
+            [
+                float(function(self.draws[i % len(self.draws)], loss))
+                for i, loss in enumerate(losses)
+            ]
+        )
 
 
 def fit_downstream(points: Points, curve: str, *, draws: int = 200, seed: int = 0) -> DownstreamFit:
     """Fit metric against loss. Raises DataError without a metric, or with too few points."""
     if points.metric is None:
-        raise DataError("the points have no downstream metric", "metric", "Name its column: metric=COLUMN.")
+        raise DataError(
+            "the points have no downstream metric", "metric", "Name its column: metric=COLUMN."
+        )
     if len(points) < MIN_POINTS:
-        raise DataError(f"{counted(len(points), 'point')} with a metric, and {MIN_POINTS} are needed", "metric")
+        raise DataError(
+            f"{counted(len(points), 'point')} with a metric, and {MIN_POINTS} are needed", "metric"
+        )
     best = _fit(curve, points.loss, points.metric)
     generator, names = np.random.default_rng(seed), np.unique(points.runs)
     drawn = []
@@ -72,7 +86,13 @@ def fit_downstream(points: Points, curve: str, *, draws: int = 200, seed: int = 
         if len(np.unique(points.loss[rows])) > len(best):
             drawn.append(_fit(curve, points.loss[rows], points.metric[rows], start=best))
     rms = float(np.sqrt(((_CURVES[curve][0](best, points.loss) - points.metric) ** 2).mean()))
-    return DownstreamFit(curve, dict(zip(_CURVES[curve][1], map(float, best), strict=True)), best, np.array(drawn), rms)
+    return DownstreamFit(
+        curve,
+        dict(zip(_CURVES[curve][1], map(float, best), strict=True)),
+        best,
+        np.array(drawn),
+        rms,
+    )
 
 
 def _fit(curve: str, loss: Array, metric: Array, start: Array | None = None) -> Array:
@@ -80,7 +100,9 @@ def _fit(curve: str, loss: Array, metric: Array, start: Array | None = None) -> 
     starts = _starts(curve, loss, metric) if start is None else [start]
     scale = float(metric.std()) or 1.0
     best = min(starts, key=lambda p: float(((function(p, loss) - metric) ** 2).sum()))
-    return least_squares(lambda p: (function(p, loss) - metric) / scale, best, x_scale="jac", xtol=1e-12, ftol=1e-12).x
+    return least_squares(
+        lambda p: (function(p, loss) - metric) / scale, best, x_scale="jac", xtol=1e-12, ftol=1e-12
+    ).x
 
 
 def _starts(curve: str, loss: Array, metric: Array) -> list[Array]:
@@ -91,12 +113,16 @@ def _starts(curve: str, loss: Array, metric: Array) -> list[Array]:
         for middle in middles:
             if curve == "sigmoid":
                 basis = sigmoid(np.array([1.0, 0.0, slope, middle]), loss)
-                (a, b), *_ = np.linalg.lstsq(np.column_stack([basis, np.ones_like(loss)]), metric, rcond=None)
+                (a, b), *_ = np.linalg.lstsq(
+                    np.column_stack([basis, np.ones_like(loss)]), metric, rcond=None
+                )
                 found.append(np.array([a, b, slope, middle]))
             else:
                 shift = loss.min()
                 basis = -np.exp(-slope * (loss - shift))
-                (eps, k), *_ = np.linalg.lstsq(np.column_stack([np.ones_like(loss), basis]), metric, rcond=None)
+                (eps, k), *_ = np.linalg.lstsq(
+                    np.column_stack([np.ones_like(loss), basis]), metric, rcond=None
+                )
                 found.append(np.array([eps, k * np.exp(slope * shift), slope]))
     return found
 

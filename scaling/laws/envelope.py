@@ -1,7 +1,9 @@
-"""Approach 1 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.1): power laws through the runs that no cheaper run beats.
+"""Approach 1 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.1): power laws through the runs
+that no cheaper run beats.
 
-Hoffmann et al. take the envelope of whole training curves; here it is of the runs' ends, so that no point is undecayed.
-Few runs lie on it, and which do depends on the sizes tried: its exponents are the roughest of the three approaches.
+Hoffmann et al. take the envelope of whole training curves; here it is of the runs' ends, so that no
+point is undecayed. Few runs lie on it, and which do depends on the sizes tried: its exponents are
+the roughest of the three approaches.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ SAME_COST = 0.01
 
 @dataclass(frozen=True)
 class Envelope:
-    """N* = exp(log_coefficient) C^exponent, and the same of each resampling of the runs (draws); rows of the points on it."""
+    """N* = exp(log_coefficient) C^exponent, and the same of each resampling of the runs (draws);
+    rows of the points on it."""
 
     rows: tuple[int, ...]
     exponent: float
@@ -55,7 +58,9 @@ def fit_envelope(points: Points, *, draws: int = 1000, seed: int = 0) -> Envelop
         on_it = drawn[front(points.flops[drawn], points.loss[drawn])]
         lines.append(_line(points, on_it) if len(on_it) >= MIN_FRONT else (np.nan, np.nan))
     exponents, constants = np.array(lines).T
-    return Envelope(tuple(int(row) for row in rows), exponents[0], constants[0], exponents[1:], constants[1:])
+    return Envelope(
+        tuple(int(row) for row in rows), exponents[0], constants[0], exponents[1:], constants[1:]
+    )
 
 
 def _line(points: Points, rows: NDArray[np.intp]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""Fit a form: variable projection over a grid of exponents, then exact minimisation from every valley of the grid.
+"""Fit a form: variable projection over a grid of exponents, then exact minimisation from every
+valley of the grid.
 
-Given the exponents, the coefficients enter linearly and are found by least squares with all of them non-negative
-(variable projection, Golub and Pereyra 1973); so a grid over the exponents alone, at most two of them, sees the whole
-objective, and no start has to be guessed. Each local minimum on the grid is then refined with exact derivatives
-(`huber.py`).
+Given the exponents, the coefficients enter linearly and are found by least squares with all of them
+non-negative (variable projection, Golub and Pereyra 1973); so a grid over the exponents alone, at
+most two of them, sees the whole objective, and no start has to be guessed. Each local minimum on
+the grid is then refined with exact derivatives (`huber.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Fit:
     objective      summed Huber loss there
     minima         (m, P) and objectives (m), the best first: runner-up minima follow
     gradient_norm  relative, no unit; about 1e-7 or less when converged
-    condition      condition number of the correlation matrix of the parameters (from J'J): large is poorly determined
+    condition      condition number of the correlation matrix of the parameters (from J'J): large is
+                   poorly determined
     at_bound       names of parameters that ended at a bound
     residuals      (n), log predicted - log measured
     """
@@ -53,11 +55,15 @@ class Fit:
     @property
     def parameters(self) -> dict[str, float]:
         """By the names of the paper."""
-        return {name: float(value[0]) for name, value in self.form.reported(self.theta[None]).items()}
+        return {
+            name: float(value[0]) for name, value in self.form.reported(self.theta[None]).items()
+        }
 
     def loss(self, n: Array, d: Array) -> Array:
         """Predicted loss in nats at n parameters and d tokens."""
-        design = Design.of(self.form, np.atleast_1d(np.asarray(n, float)), np.atleast_1d(np.asarray(d, float)))
+        design = Design.of(
+            self.form, np.atleast_1d(np.asarray(n, float)), np.atleast_1d(np.asarray(d, float))
+        )
         return np.exp(design.log_loss(self.theta[None])[0])
 
 
@@ -87,17 +93,21 @@ def fit(form: Form, n: Array, d: Array, loss: Array, *, delta: float = DEFAULT_D
 
 
 def grid_starts(design: Design, log_loss: Array, *, delta: float) -> Array:
-    """theta of every local minimum of the projected objective on the grid, the best first, at most 24: (m, P)."""
+    """theta of every local minimum of the projected objective on the grid, the best first, at most
+    24: (m, P)."""
     n_exponents = len(design.form.ranges)
     theta = projected(design, log_loss, exponent_grid(design.form, _GRID_POINTS[n_exponents]))
-    heights = objective(design, log_loss, theta, delta=delta).reshape([_GRID_POINTS[n_exponents]] * n_exponents)
+    heights = objective(design, log_loss, theta, delta=delta).reshape(
+        [_GRID_POINTS[n_exponents]] * n_exponents
+    )
     valleys = np.flatnonzero(_local_minima(heights).ravel())
     best_first = valleys[np.argsort(heights.ravel()[valleys])]
     return theta[best_first[:_MAX_STARTS]]
 
 
 def projected(design: Design, log_loss: Array, exponents: Array) -> Array:
-    """theta with the best non-negative coefficients for each row of exponents, by least squares on relative residuals.
+    """theta with the best non-negative coefficients for each row of exponents, by least squares on
+    relative residuals.
 
     exponents (G, P - K) -> (G, P). Relative residuals f/L - 1 equal log residuals to first order.
     """
@@ -107,7 +117,8 @@ def projected(design: Design, log_loss: Array, exponents: Array) -> Array:
 
 
 def projected_best(design: Design, log_loss: Array, exponents: Array, weights: Array) -> Array:
-    """For each row of weights (S, n) the best of all rows of exponents (G, P - K), with its coefficients: (S, P)."""
+    """For each row of weights (S, n) the best of all rows of exponents (G, P - K), with its
+    coefficients: (S, P)."""
     K, S = design.form.n_terms, len(weights)
     basis, shift = _basis(design, log_loss, exponents)
     best, lowest = np.zeros((S, design.form.n_params)), np.full(S, np.inf)
@@ -126,12 +137,16 @@ def projected_best(design: Design, log_loss: Array, exponents: Array, weights: A
 
 
 def exponent_grid(form: Form, n_points: int) -> Array:
-    """All combinations of `n_points` values an exponent, evenly spaced in its logarithm: (G, P - K)."""
-    return np.array(list(itertools.product(*(np.geomspace(low, high, n_points) for low, high in form.ranges))))
+    """All combinations of `n_points` values an exponent, evenly spaced in its logarithm: (G, P -
+    K)."""
+    return np.array(
+        list(itertools.product(*(np.geomspace(low, high, n_points) for low, high in form.ranges)))
+    )
 
 
 def _basis(design: Design, log_loss: Array, exponents: Array) -> tuple[Array, Array]:
-    """Terms over the measured loss, scaled to at most 1, and the logs of the scales: (G, K, n) and (G, K)."""
+    """Terms over the measured loss, scaled to at most 1, and the logs of the scales: (G, K, n) and
+    (G, K)."""
     zeros = np.zeros((len(exponents), design.form.n_terms))
     target = log_loss[None, :]
     if design.form.outer is not None:  # (sum of terms)^s = L
@@ -150,7 +165,8 @@ def _theta(form: Form, coefficients: Array, shift: Array, exponents: Array) -> A
 def _non_negative(gram: Array, right: Array) -> tuple[Array, Array]:
     """Non-negative least squares of small problems by trying every support.
 
-    gram (G, K, K), right (G, K) -> the coefficients (G, K), and how much they lower the sum of squares (G).
+    gram (G, K, K), right (G, K) -> the coefficients (G, K), and how much they lower the sum of
+    squares (G).
     """
     G, K = right.shape
     best, gain = np.zeros((G, K)), np.zeros(G)
@@ -173,7 +189,10 @@ def _local_minima(heights: Array) -> NDArray[np.bool_]:
     padded = np.pad(heights, 1, constant_values=np.inf)
     lowest = np.ones(heights.shape, dtype=bool)
     for shift in itertools.product((-1, 0, 1), repeat=heights.ndim):
-        window = tuple(slice(1 + step, 1 + step + size) for step, size in zip(shift, heights.shape, strict=True))
+        window = tuple(
+            slice(1 + step, 1 + step + size)
+            for step, size in zip(shift, heights.shape, strict=True)
+        )
         lowest &= heights <= padded[window]
     return lowest
 
@@ -183,7 +202,10 @@ def distinct(found: Minimum) -> list[int]:
     kept: list[int] = []
     for row in np.argsort(found.objective):
         theta = found.theta[row]
-        if not any(np.allclose(theta, found.theta[other], rtol=_SAME_MINIMUM, atol=_SAME_MINIMUM) for other in kept):
+        if not any(
+            np.allclose(theta, found.theta[other], rtol=_SAME_MINIMUM, atol=_SAME_MINIMUM)
+            for other in kept
+        ):
             kept.append(int(row))
     return kept
 

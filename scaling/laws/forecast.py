@@ -1,7 +1,9 @@
-"""What a fitted law says: the loss of a run, the best run of a budget, the budget of a loss, each with its uncertainty.
+"""What a fitted law says: the loss of a run, the best run of a budget, the budget of a loss, each
+with its uncertainty.
 
-Intervals are of bootstrap draws: of the mean by the draws' parameters alone, of a new run with a resampled residual on top.
-Neither knows whether the form itself holds beyond the scales that were fitted; `decades_beyond` says how far that is.
+Intervals are of bootstrap draws: of the mean by the draws' parameters alone, of a new run with a
+resampled residual on top. Neither knows whether the form itself holds beyond the scales that were
+fitted; `decades_beyond` says how far that is.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ NEAR_OPTIMAL = 1e-3
 LOUD_DECADES = 1.0
 """Extrapolation beyond which a prediction carries a loud flag (assumption)."""
 _STEPS = 100  # bisections halve an interval: far below rounding
-_INFERENCE_FLOPS = 2.0  # a parameter and token, forward alone: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1
+# a parameter and token, forward alone: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1
+_INFERENCE_FLOPS = 2.0
 
 
 @dataclass(frozen=True)
 class Law:
     """All that predictions need of a fit; `report.py` stores it.
 
-    theta (P); draws (B, P) of the bootstrap; residuals (n), log predicted - log measured; largest: N, D and C of the largest
-    run fitted; smallest likewise
+    theta (P); draws (B, P) of the bootstrap; residuals (n), log predicted - log measured; largest:
+    N, D and C of the largest run fitted; smallest likewise
     """
 
     form: Form
@@ -108,25 +111,31 @@ def best_of_budget(law: Law, flops: float, *, seed: int = 0) -> Optimum:
         tokens_per_param=estimate(d_star / n_star),
         loss=_loss_estimate(law, losses, seed),
         near=_near_optimal(law, product, float(n_star[0]), float(losses[0])),
-        decades_beyond=decades_beyond(law, flops=flops, n_params=float(n_star[0]), n_tokens=float(d_star[0])),
+        decades_beyond=decades_beyond(
+            law, flops=flops, n_params=float(n_star[0]), n_tokens=float(d_star[0])
+        ),
     )
 
 
 def optimal_n(form: Form, theta: Array, product: float | Array) -> Array:
-    """N that minimises the loss at fixed N D: G (N D)^(beta / (alpha + beta)), G = (alpha A / beta B)^(1 / (alpha + beta)).
+    """N that minimises the loss at fixed N D: G (N D)^(beta / (alpha + beta)), G = (alpha A / beta
+    B)^(1 / (alpha + beta)).
 
     Hoffmann et al. 2022 (arXiv:2203.15556), eq. 4. theta (S, P), product a number or (S): (S).
     """
     if form.tradeoff is None:
         fix = "Predict with form=chinchilla, kaplan or gadre."
-        raise ConfigError(f"{form.name} ({form.equation}) has no best split of a budget", "form", fix)
+        raise ConfigError(
+            f"{form.name} ({form.equation}) has no best split of a budget", "form", fix
+        )
     A, B, alpha, beta = form.tradeoff(theta)
     log_G = (np.log(alpha / beta) + np.log(A) - np.log(B)) / (alpha + beta)
     return np.exp(log_G + beta / (alpha + beta) * np.log(product))
 
 
 def budget_of_loss(law: Law, loss: float) -> Estimate:
-    """The least C in FLOPs whose best run has this loss. Infinite where the law's floor is above it.
+    """The least C in FLOPs whose best run has this loss. Infinite where the law's floor is above
+    it.
 
     Raises ConfigError when the fit itself never reaches the loss.
     """
@@ -136,7 +145,11 @@ def budget_of_loss(law: Law, loss: float) -> Estimate:
         n = optimal_n(law.form, sample, np.exp(log_product))
         return _paired_log_loss(law.form, sample, n, np.exp(log_product) / n)
 
-    log_product = _bisect(lambda x: np.log(loss) - best_log_loss(x), np.full(len(sample), 0.0), np.full(len(sample), 160.0))
+    log_product = _bisect(
+        lambda x: np.log(loss) - best_log_loss(x),
+        np.full(len(sample), 0.0),
+        np.full(len(sample), 160.0),
+    )
     flops = law.definitions.flops_per_nd * np.exp(log_product)
     if not np.isfinite(flops[0]):
         floor = float(np.exp(best_log_loss(np.full(len(sample), 160.0))[0]))
@@ -145,8 +158,11 @@ def budget_of_loss(law: Law, loss: float) -> Estimate:
     return estimate(flops, finite=False)
 
 
-def over_training(law: Law, flops: float, shrink: tuple[float, ...] = (0.75, 0.5, 0.33, 0.25, 0.1)) -> list[OverTraining]:
-    """What smaller models cost that are trained on until they reach the optimum's loss; those that never do are left out."""
+def over_training(
+    law: Law, flops: float, shrink: tuple[float, ...] = (0.75, 0.5, 0.33, 0.25, 0.1)
+) -> list[OverTraining]:
+    """What smaller models cost that are trained on until they reach the optimum's loss; those that
+    never do are left out."""
     product = flops / law.definitions.flops_per_nd
     theta = law.theta[None]
     n_star = optimal_n(law.form, theta, product)
@@ -164,7 +180,8 @@ def over_training(law: Law, flops: float, shrink: tuple[float, ...] = (0.75, 0.5
 
 
 def _tokens_to_reach(law: Law, n: Array, log_target: Array) -> float:
-    """D at which a model of n (1) parameters reaches a log loss (1); infinity where it never does."""
+    """D at which a model of n (1) parameters reaches a log loss (1); infinity where it never
+    does."""
 
     def short_of_it(log_d: Array) -> Array:
         return log_target - _paired_log_loss(law.form, law.theta[None], n, np.exp(log_d))
@@ -172,10 +189,15 @@ def _tokens_to_reach(law: Law, n: Array, log_target: Array) -> float:
     return float(np.exp(_bisect(short_of_it, np.zeros(1), np.full(1, 160.0))[0]))
 
 
-def decades_beyond(law: Law, *, flops: float, n_params: float | None = None, n_tokens: float | None = None) -> float:
-    """How many powers of ten a run lies outside of the runs fitted, in whichever of C, N and D it is farthest; 0 within."""
+def decades_beyond(
+    law: Law, *, flops: float, n_params: float | None = None, n_tokens: float | None = None
+) -> float:
+    """How many powers of ten a run lies outside of the runs fitted, in whichever of C, N and D it
+    is farthest; 0 within."""
     farthest = 0.0
-    for value, low, high in zip((n_params, n_tokens, flops), law.smallest, law.largest, strict=True):
+    for value, low, high in zip(
+        (n_params, n_tokens, flops), law.smallest, law.largest, strict=True
+    ):
         if value is not None and np.isfinite(low):
             farthest = max(farthest, float(np.log10(value / high)), float(np.log10(low / value)))
     return farthest
@@ -190,7 +212,8 @@ def estimate(sample: Array, *, finite: bool = True) -> Estimate:
 
 
 def _loss_estimate(law: Law, losses: Array, seed: int) -> Estimate:
-    """losses (1 + B). A residual is log predicted - log measured, so a new run is at prediction / exp(residual)."""
+    """losses (1 + B). A residual is log predicted - log measured, so a new run is at prediction /
+    exp(residual)."""
     mean = estimate(losses)
     drawn = np.random.default_rng(seed).choice(law.residuals, size=(20, len(losses) - 1))
     new_low, new_high = percentile_interval((losses[1:] / np.exp(drawn)).ravel())

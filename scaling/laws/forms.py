@@ -1,7 +1,9 @@
-"""The forms of scaling laws, each a sum of power laws under an outer power, with the paper and equation it is from.
+"""The forms of scaling laws, each a sum of power laws under an outer power, with the paper and
+equation it is from.
 
-Every form here is log L = s * logsumexp_k(z_k . theta + o_k): the logarithm of a sum of K terms, each linear in the
-parameters theta. So one solver (`huber.py`) with exact derivatives serves them all.
+Every form here is log L = s * logsumexp_k(z_k . theta + o_k): the logarithm of a sum of K terms,
+each linear in the parameters theta. So one solver (`huber.py`) with exact derivatives serves them
+all.
 
 Shapes: n points, K terms, P parameters. theta = (log coefficients (K), exponents (P - K)).
 """
@@ -20,7 +22,8 @@ Array = NDArray[np.float64]
 Reported = dict[str, Array]
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
-"""C = 6 N D: two FLOPs a multiply-add, and a backward of twice the forward (Kaplan et al. 2020, arXiv:2001.08361, 2.1)."""
+"""C = 6 N D: two FLOPs a multiply-add, and a backward of twice the forward (Kaplan et al. 2020,
+arXiv:2001.08361, 2.1)."""
 
 LOG_FLOOR = -30.0
 """Logarithm of a coefficient that is called zero: 1e-13 nats, far below any loss."""
@@ -34,10 +37,12 @@ class Form:
     coefficients  K names, positive numbers; theta holds their logarithms
     exponents     names of the other parameters; theta holds them as they are
     ranges        where each exponent may lie; a fit that ends there is reported as at a bound
-    slopes        (log n, log d) of n points -> (K, n, P - K): how the log of each term moves with each exponent
+    slopes        (log n, log d) of n points -> (K, n, P - K): how the log of each term moves with
+                  each exponent
     offsets       (log n, log d) -> (K, n): what is added to the log of each term
     outer         which exponent is the outer power s, or None for s = 1
-    tradeoff      theta (S, P) -> (A, B, alpha, beta), each (S): L grows with A N^-alpha + B D^-beta, so that its minimum at
+    tradeoff      theta (S, P) -> (A, B, alpha, beta), each (S): L grows with A N^-alpha + B
+                  D^-beta, so that its minimum at
                   fixed 6 N D is known in closed form; None where the form has no such optimum
     reported      theta (S, P) -> what the paper names, each (S)
     needs         variables that a point must have
@@ -78,7 +83,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Design:
-    """A form at given points: Z (K, P, n) and offsets o (K, n). The log of term k at point i is Z[k, :, i] . theta + o[k, i]."""
+    """A form at given points: Z (K, P, n) and offsets o (K, n). The log of term k at point i is
+    Z[k, :, i] . theta + o[k, i]."""
 
     form: Form
     Z: Array
@@ -86,7 +92,8 @@ class Design:
 
     @classmethod
     def of(cls, form: Form, n: Array, d: Array) -> Design:
-        """n, d: parameters and tokens of the points, each (n). A form in one variable reads only that one."""
+        """n, d: parameters and tokens of the points, each (n). A form in one variable reads only
+        that one."""
         with np.errstate(invalid="ignore", divide="ignore"):
             log_n, log_d = np.log(n), np.log(d)
         slopes = form.slopes(log_n, log_d)
@@ -109,12 +116,18 @@ class Design:
         terms = self.log_terms(theta)
         top = terms.max(axis=1)
         total = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
-        return total if self.form.outer is None else total * theta[:, [self.form.n_terms + self.form.outer]]
+        return (
+            total
+            if self.form.outer is None
+            else total * theta[:, [self.form.n_terms + self.form.outer]]
+        )
 
 
 def predict_loss(form: Form, theta: Array, n: Array, d: Array) -> Array:
     """Loss in nats of `theta` (S, P) at points (n): (S, n)."""
-    return np.exp(Design.of(form, np.asarray(n, float), np.asarray(d, float)).log_loss(np.atleast_2d(theta)))
+    return np.exp(
+        Design.of(form, np.asarray(n, float), np.asarray(d, float)).log_loss(np.atleast_2d(theta))
+    )
 
 
 def _stack(*terms: list[Array]) -> Array:
@@ -145,7 +158,8 @@ def _chinchilla_reported(theta: Array) -> Reported:
     return {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta} | _allocation(alpha, beta)
 
 
-# Kaplan et al. 2020, with both variables. In theta: log A, log B, p = alpha_N / alpha_D and s = alpha_D.
+# Kaplan et al. 2020, with both variables. In theta: log A, log B, p = alpha_N / alpha_D and s =
+# alpha_D.
 
 
 def _kaplan_slopes(log_n: Array, log_d: Array) -> Array:
@@ -163,7 +177,12 @@ def _kaplan_tradeoff(theta: Array) -> tuple[Array, Array, Array, Array]:
 
 def _kaplan_reported(theta: Array) -> Reported:
     p, s = theta[:, 2], theta[:, 3]
-    named = {"N_c": np.exp(theta[:, 0] / p), "D_c": np.exp(theta[:, 1]), "alpha_N": p * s, "alpha_D": s}
+    named = {
+        "N_c": np.exp(theta[:, 0] / p),
+        "D_c": np.exp(theta[:, 1]),
+        "alpha_N": p * s,
+        "alpha_D": s,
+    }
     return named | _allocation(p, np.ones_like(p))
 
 
@@ -272,10 +291,13 @@ GADRE = Form(
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
-        CHINCHILLA, KAPLAN, GADRE,
-        *(_power(which, floor=False) for which in "ndc"), *(_power(which, floor=True) for which in "ndc"),
+        CHINCHILLA,
+        KAPLAN,
+        GADRE,
+        *(_power(which, floor=False) for which in "ndc"),
+        *(_power(which, floor=True) for which in "ndc"),
     )
-}  # fmt: skip
+}
 
 
 def form_named(name: str) -> Form:

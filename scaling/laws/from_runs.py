@@ -1,4 +1,5 @@
-"""The finished runs of a study as one table: N and planned FLOPs from plan.json, D and losses from metrics.jsonl."""
+"""The finished runs of a study as one table: N and planned FLOPs from plan.json, D and losses from
+metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -40,16 +41,23 @@ class _Finished:
 
 
 def points_of_study(
-    root: Path, *, n_counts: str = "with_embeddings", c_counts: str = "exact", keep: Collection[str] = ()
+    root: Path,
+    *,
+    n_counts: str = "with_embeddings",
+    c_counts: str = "exact",
+    keep: Collection[str] = (),
 ) -> Points:
     """Every finished run at `root`, in it or one level down, with its last held-out loss.
 
-    n_counts: with_embeddings or without_embeddings; c_counts: exact or 6ND. keep: kinds of flagged runs that stay in (see
-    checks.REASONS). Runs that are unfinished, damaged, diverged, undecayed or mostly warm-up are left out, each with its
-    reason. Raises DataError for none left, or for runs whose losses are of different data, tokenizers or objectives.
+    n_counts: with_embeddings or without_embeddings; c_counts: exact or 6ND. keep: kinds of flagged
+    runs that stay in (see checks.REASONS). Runs that are unfinished, damaged, diverged, undecayed
+    or mostly warm-up are left out, each with its reason. Raises DataError for none left, or for
+    runs whose losses are of different data, tokenizers or objectives.
     """
     if n_counts not in N_COUNTS:
-        raise ConfigError(f"n_counts={n_counts} is unknown", "n_counts", f"Use {' or '.join(N_COUNTS)}.")
+        raise ConfigError(
+            f"n_counts={n_counts} is unknown", "n_counts", f"Use {' or '.join(N_COUNTS)}."
+        )
     found: list[_Finished] = []
     excluded: list[Excluded] = []
     for path in run_directories(root):
@@ -60,24 +68,37 @@ def points_of_study(
             excluded.append(Excluded(name, reason))
         elif isinstance(run, _Finished):
             found.append(run)
-    excluded += [Excluded(name, "not begun") for name in _listed(root) if not (root / name).is_dir()]
+    excluded += [
+        Excluded(name, "not begun") for name in _listed(root) if not (root / name).is_dir()
+    ]
     if not found:
         told = "; ".join(f"{e.run}: {e.reason}" for e in excluded[:3]) or "no run directories"
-        raise DataError(f"{root} has no finished run ({told})", "study", "Finish some: the same command continues a study.")
+        raise DataError(
+            f"{root} has no finished run ({told})",
+            "study",
+            "Finish some: the same command continues a study.",
+        )
     _refuse_mixed_losses(found)
     n = np.array([float(run.counts[N_COUNTS[n_counts]]) for run in found])
     d = np.array([float(run.last[names.N_TOKENS]) for run in found])
     c = np.array([float(run.last[names.FLOPS]) for run in found]) if c_counts == "exact" else None
     n, d, c, definitions = complete(n, d, c, c_counts)
     return Points(
-        n, d, c, np.array([run.loss for run in found]), np.arange(len(found)), tuple(run.name for run in found),
-        replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS), excluded=tuple(excluded),
+        n,
+        d,
+        c,
+        np.array([run.loss for run in found]),
+        np.arange(len(found)),
+        tuple(run.name for run in found),
+        replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS),
+        excluded=tuple(excluded),
         base=_to_start_from(found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config),
-    )  # fmt: skip
+    )
 
 
 def allows_a_law(root: Path) -> bool:
-    """Whether any form can be fitted to the finished runs at `root`: a sweep of the learning rate alone has no law."""
+    """Whether any form can be fitted to the finished runs at `root`: a sweep of the learning rate
+    alone has no law."""
     try:
         return None in fittable(screen(points_of_study(root))).values()
     except ScalingError:
@@ -85,13 +106,17 @@ def allows_a_law(root: Path) -> bool:
 
 
 def _to_start_from(config: RunConfig) -> RunConfig:
-    """What another run shares with this one: not its place, nor evaluations that were timed for its own length."""
+    """What another run shares with this one: not its place, nor evaluations that were timed for its
+    own length."""
     run = config.run.model_copy(update={"root": "runs", "name": None})
-    return config.model_copy(update={"run": run, "train": config.train.model_copy(update={"eval_every": None})})
+    return config.model_copy(
+        update={"run": run, "train": config.train.model_copy(update={"eval_every": None})}
+    )
 
 
 def _listed(root: Path) -> list[str]:
-    """The trials that the driver of a study has written down, those that have no directory yet too."""
+    """The trials that the driver of a study has written down, those that have no directory yet
+    too."""
     try:
         with (root / RESULTS).open(newline="", encoding="utf-8") as file:
             return [row["run"] for row in csv.DictReader(file) if row.get("run")]
@@ -100,13 +125,24 @@ def _listed(root: Path) -> list[str]:
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Run directories at `root`, in it, or one level down, by name. Raises ConfigError where there is no such directory."""
+    """Run directories at `root`, in it, or one level down, by name. Raises ConfigError where there
+    is no such directory."""
     if not root.is_dir():
-        raise ConfigError(f"there is no directory {root}", "study", "Give the directory that holds the study's runs.")
+        raise ConfigError(
+            f"there is no directory {root}",
+            "study",
+            "Give the directory that holds the study's runs.",
+        )
     if (root / "events.jsonl").is_file():
         yield root
         return
-    yield from sorted({path.parent for pattern in ("*/events.jsonl", "*/*/events.jsonl") for path in root.glob(pattern)})
+    yield from sorted(
+        {
+            path.parent
+            for pattern in ("*/events.jsonl", "*/*/events.jsonl")
+            for path in root.glob(pattern)
+        }
+    )
 
 
 def _read(path: Path, name: str) -> _Finished | str:
@@ -123,7 +159,9 @@ def _read(path: Path, name: str) -> _Finished | str:
     if plan is None or not held_out:
         return "it has no plan.json" if plan is None else "no held-out loss was recorded"
     loss = held_out[-1][names.VAL_LOSS]
-    first = next((record[names.TRAIN_LOSS] for record in records if names.TRAIN_LOSS in record), math.inf)
+    first = next(
+        (record[names.TRAIN_LOSS] for record in records if names.TRAIN_LOSS in record), math.inf
+    )
     if not math.isfinite(loss) or loss <= 0 or loss > first:
         return f"diverged: its loss ended at {loss:g}, after {first:g} at the beginning"
     counts = plan["counts"] | {"warmup": plan["warmup_tokens"], "decay": plan["decay_tokens"]}
@@ -132,7 +170,9 @@ def _read(path: Path, name: str) -> _Finished | str:
 
 def _flagged(run: _Finished, keep: Collection[str]) -> str | None:
     schedule = run.config.schedule
-    undecayed = schedule.kind not in _DECAYING or (schedule.kind == "wsd" and not run.counts["decay"])
+    undecayed = schedule.kind not in _DECAYING or (
+        schedule.kind == "wsd" and not run.counts["decay"]
+    )
     if undecayed and "undecayed" not in keep:
         return f"undecayed: schedule={schedule.kind} ends at a high learning rate (keep=undecayed fits it anyway)"
     if run.config.train.parent is not None:
@@ -148,5 +188,11 @@ def _refuse_mixed_losses(runs: list[_Finished]) -> None:
     for section in _COMPARABLE:
         for key in sections[0][section]:
             values = [str(s[section].get(key)) for s in sections]
-            refuse_mixed(f"{section}.{key}", values, "Fit the runs of one in a study directory of their own")
-    refuse_mixed("train.seq_len", [str(run.config.train.seq_len) for run in runs], "Fit the runs of one length")
+            refuse_mixed(
+                f"{section}.{key}", values, "Fit the runs of one in a study directory of their own"
+            )
+    refuse_mixed(
+        "train.seq_len",
+        [str(run.config.train.seq_len) for run in runs],
+        "Fit the runs of one length",
+    )

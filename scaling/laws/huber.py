@@ -3,13 +3,15 @@
     objective(theta) = sum_i w_i huber(log f(theta)_i - log L_i)
     huber(r) = r^2/2 for |r| <= delta, else delta (|r| - delta/2)
 
-The *sum*, and derivatives that are exact: with the mean, or with a quasi-Newton method at its default tolerance, the
-search ends early in the long flat valley of this objective (Besiroglu et al. 2024, arXiv:2404.10102, section 4).
+The *sum*, and derivatives that are exact: with the mean, or with a quasi-Newton method at its
+default tolerance, the search ends early in the long flat valley of this objective (Besiroglu et al.
+2024, arXiv:2404.10102, section 4).
 
-A step solves (H + lambda M) step = -gradient. H is the exact Hessian; M, the damping, is the positive matrix of
-iteratively reweighted least squares, whose weights min(1, delta / |r|) bound the Huber loss from above (Huber 1981,
-section 7.8). Both change with the coordinates as the problem does, so units of N and D do not matter. Every row of the
-batch has its own lambda and box, and leaves the batch when it is done.
+A step solves (H + lambda M) step = -gradient. H is the exact Hessian; M, the damping, is the
+positive matrix of iteratively reweighted least squares, whose weights min(1, delta / |r|) bound the
+Huber loss from above (Huber 1981, section 7.8). Both change with the coordinates as the problem
+does, so units of N and D do not matter. Every row of the batch has its own lambda and box, and
+leaves the batch when it is done.
 
 Shapes: S rows (draws x starts), n points, P parameters, K terms.
 """
@@ -23,13 +25,15 @@ import numpy as np
 from scaling.laws.forms import Array, Design
 
 _ROWS_AT_ONCE = 128
-"""Rows of one block, so that it stays in the cache: 1500 rows of 240 points at once take 1.7 times as long (measured)."""
+"""Rows of one block, so that it stays in the cache: 1500 rows of 240 points at once take 1.7 times
+as long (measured)."""
 _TOLERANCE = 1e-14
 """Relative decrease below which a row is done: about the rounding of the sum."""
 _MAX_STEPS = 400
 _LARGEST_DAMPING = 1e12
 _FLAT = 1e-13
-"""Singular values below this share of the largest are flat directions: the ridge of `_step` is of this size."""
+"""Singular values below this share of the largest are flat directions: the ridge of `_step` is of
+this size."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Minimum:
 
     theta          (S, P)
     objective      (S), summed
-    gradient_norm  (S), of the free parameters, in the metric of M and relative: sqrt(g' M^-1 g / objective), no unit
+    gradient_norm  (S), of the free parameters, in the metric of M and relative: sqrt(g' M^-1 g /
+                   objective), no unit
     steps          (S), accepted and refused ones
     """
 
@@ -50,7 +55,8 @@ class Minimum:
 
 @dataclass(frozen=True)
 class _Local:
-    """The objective (S), its gradient (S, P), Hessian and damping matrix (S, P, P) at some theta."""
+    """The objective (S), its gradient (S, P), Hessian and damping matrix (S, P, P) at some
+    theta."""
 
     value: Array
     gradient: Array
@@ -59,13 +65,19 @@ class _Local:
 
 
 def minimise(
-    design: Design, log_loss: Array, start: Array, *, delta: float, weights: Array | None = None,
-    low: Array | None = None, high: Array | None = None,
-) -> Minimum:  # fmt: skip
+    design: Design,
+    log_loss: Array,
+    start: Array,
+    *,
+    delta: float,
+    weights: Array | None = None,
+    low: Array | None = None,
+    high: Array | None = None,
+) -> Minimum:
     """The minimum near each start.
 
-    log_loss (n); start (S, P); weights (S, n), None for ones; low, high (P) or (S, P), the form's own where None. Equal
-    bounds hold a parameter fixed.
+    log_loss (n); start (S, P); weights (S, n), None for ones; low, high (P) or (S, P), the form's
+    own where None. Equal bounds hold a parameter fixed.
     """
     S = len(start)
     default_low, default_high = design.form.bounds()
@@ -76,10 +88,17 @@ def minimise(
         _minimise_block(design, log_loss, start[rows], delta, weights[rows], low[rows], high[rows])
         for rows in (slice(i, i + _ROWS_AT_ONCE) for i in range(0, S, _ROWS_AT_ONCE))
     ]
-    return Minimum(*(np.concatenate([getattr(block, name) for block in blocks]) for name in Minimum.__dataclass_fields__))
+    return Minimum(
+        *(
+            np.concatenate([getattr(block, name) for block in blocks])
+            for name in Minimum.__dataclass_fields__
+        )
+    )
 
 
-def objective(design: Design, log_loss: Array, theta: Array, *, delta: float, weights: Array | None = None) -> Array:
+def objective(
+    design: Design, log_loss: Array, theta: Array, *, delta: float, weights: Array | None = None
+) -> Array:
     """(S, P) -> (S)"""
     r = design.log_loss(theta) - log_loss
     rho = huber(r, delta)
@@ -93,7 +112,13 @@ def huber(r: Array, delta: float) -> Array:
 
 
 def _minimise_block(
-    design: Design, log_loss: Array, start: Array, delta: float, weights: Array, low: Array, high: Array
+    design: Design,
+    log_loss: Array,
+    start: Array,
+    delta: float,
+    weights: Array,
+    low: Array,
+    high: Array,
 ) -> Minimum:
     theta = np.clip(start, low, high)
     S = len(theta)
@@ -123,10 +148,17 @@ def _minimise_block(
     return Minimum(theta, value, slope, steps)
 
 
-def _step(local: _Local, damping: Array, theta: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The damped Newton step of the parameters that are free (S, P), and the relative gradient norm (S)."""
+def _step(
+    local: _Local, damping: Array, theta: Array, low: Array, high: Array
+) -> tuple[Array, Array]:
+    """The damped Newton step of the parameters that are free (S, P), and the relative gradient norm
+    (S)."""
     P = theta.shape[1]
-    held = ((theta <= low) & (local.gradient > 0)) | ((theta >= high) & (local.gradient < 0)) | (low == high)
+    held = (
+        ((theta <= low) & (local.gradient > 0))
+        | ((theta >= high) & (local.gradient < 0))
+        | (low == high)
+    )
     gradient = np.where(held, 0.0, local.gradient)
     coupled = held[:, :, None] | held[:, None, :]
     diagonal = np.einsum("spp->sp", local.metric)
@@ -150,15 +182,19 @@ def _step(local: _Local, damping: Array, theta: Array, low: Array, high: Array) 
 
 
 def solve_symmetric(matrices: Array, right: Array) -> Array:
-    """x of each `matrices` (S, P, P) x = `right` (S, P, 1); of a singular one the shortest that comes nearest.
+    """x of each `matrices` (S, P, P) x = `right` (S, P, 1); of a singular one the shortest that
+    comes nearest.
 
-    Few points, as a draw of runs can have, leave directions in which the objective is flat: there x does not move. Rows that
-    are not finite give no step, but NaN, which no caller takes for a lower objective.
+    Few points, as a draw of runs can have, leave directions in which the objective is flat: there x
+    does not move. Rows that are not finite give no step, but NaN, which no caller takes for a lower
+    objective.
     """
     try:
         return np.asarray(np.linalg.solve(matrices, right), np.float64)
     except np.linalg.LinAlgError:  # of one row or more
-        return np.stack([_solve_one(matrix, column) for matrix, column in zip(matrices, right, strict=True)])
+        return np.stack(
+            [_solve_one(matrix, column) for matrix, column in zip(matrices, right, strict=True)]
+        )
 
 
 def _solve_one(matrix: Array, right: Array) -> Array:
@@ -203,7 +239,8 @@ def _local(design: Design, log_loss: Array, theta: Array, delta: float, weights:
 
 
 def _second_derivatives(design: Design, share: Array, J: Array, psi: Array) -> Array:
-    """sum_i psi_i d2 g_i / dtheta2 of g = logsumexp: the covariance of the z_k under the terms' shares. (S, P, P)"""
+    """sum_i psi_i d2 g_i / dtheta2 of g = logsumexp: the covariance of the z_k under the terms'
+    shares. (S, P, P)"""
     K, P, n = design.Z.shape
     out = -(J * psi[:, None, :]) @ J.transpose(0, 2, 1)
     for k in range(K):

@@ -23,16 +23,25 @@ _PROFILE_POINTS = 41
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """theta (draws, P) of refits to resampled runs; objectives (draws), summed over the resampled points."""
+    """theta (draws, P) of refits to resampled runs; objectives (draws), summed over the resampled
+    points."""
 
     theta: Array
     objectives: Array
 
 
 def bootstrap(
-    fitted: Fit, n: Array, d: Array, loss: Array, runs: NDArray[np.int64], *, draws: int = 1000, seed: int = 0
+    fitted: Fit,
+    n: Array,
+    d: Array,
+    loss: Array,
+    runs: NDArray[np.int64],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Bootstrap:
-    """Refit to runs drawn with replacement; all points of a run stay together, since their errors do.
+    """Refit to runs drawn with replacement; all points of a run stay together, since their errors
+    do.
 
     runs (n): the number of the run that each point is of.
     """
@@ -42,8 +51,8 @@ def bootstrap(
 def refit(fitted: Fit, n: Array, d: Array, loss: Array, weights: Array) -> Bootstrap:
     """Fit again under each row of weights (draws, n).
 
-    Every draw starts anew from the best point of a coarse grid under its own weights, and from the minima of the fit itself;
-    the lowest end counts.
+    Every draw starts anew from the best point of a coarse grid under its own weights, and from the
+    minima of the fit itself; the lowest end counts.
     """
     design, log_loss, draws = Design.of(fitted.form, n, d), np.log(loss), len(weights)
     grid = exponent_grid(fitted.form, _COARSE_GRID[len(fitted.form.exponents)])
@@ -51,7 +60,9 @@ def refit(fitted: Fit, n: Array, d: Array, loss: Array, weights: Array) -> Boots
     shared = np.repeat(fitted.minima[:_RUNNERS_UP], draws, axis=0)
     starts = np.concatenate([own, shared])
     repeats = len(starts) // draws
-    found = minimise(design, log_loss, starts, delta=fitted.delta, weights=np.tile(weights, (repeats, 1)))
+    found = minimise(
+        design, log_loss, starts, delta=fitted.delta, weights=np.tile(weights, (repeats, 1))
+    )
     heights = found.objective.reshape(repeats, draws)
     best = heights.argmin(axis=0)
     rows = np.arange(draws)
@@ -66,7 +77,8 @@ def resampled_weights(runs: NDArray[np.int64], draws: int, generator: np.random.
 
 
 def percentile_interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The central `level` of draws (draws), those that are not finite left out; NaN where none is."""
+    """The central `level` of draws (draws), those that are not finite left out; NaN where none
+    is."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return float("nan"), float("nan")
@@ -76,9 +88,11 @@ def percentile_interval(values: Array, level: float = LEVEL) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class Profile:
-    """The objective of the best fit at each fixed value of one parameter, and where it crosses the threshold.
+    """The objective of the best fit at each fixed value of one parameter, and where it crosses the
+    threshold.
 
-    low, high   the interval; None on a side where the objective stays below the threshold to the bound: open
+    low, high   the interval; None on a side where the objective stays below the threshold to the
+                bound: open
     """
 
     name: str
@@ -89,28 +103,42 @@ class Profile:
     high: float | None
 
 
-def profile(fitted: Fit, n: Array, d: Array, loss: Array, draws: Array, *, level: float = LEVEL) -> list[Profile]:
+def profile(
+    fitted: Fit, n: Array, d: Array, loss: Array, draws: Array, *, level: float = LEVEL
+) -> list[Profile]:
     """Profile-likelihood intervals of every parameter of theta, coefficients in their logarithm.
 
-    draws (m, P): bootstrap draws, which say over which range to look. The likelihood of a residual r is
-    exp(-huber(r) / t) / Z(t) with the scale t free, the density whose maximum likelihood is the Huber fit (normal for large
-    delta, Laplace for small); twice its fall is held against chi-square with one degree of freedom.
+    draws (m, P): bootstrap draws, which say over which range to look. The likelihood of a residual
+    r is exp(-huber(r) / t) / Z(t) with the scale t free, the density whose maximum likelihood is
+    the Huber fit (normal for large delta, Laplace for small); twice its fall is held against
+    chi-square with one degree of freedom.
     """
     design, log_loss = Design.of(fitted.form, n, d), np.log(loss)
     threshold = likelihood_threshold(fitted.objective, len(log_loss), fitted.delta, level)
-    return [_profile_one(fitted, design, log_loss, draws, threshold, index) for index in range(len(fitted.theta))]
+    return [
+        _profile_one(fitted, design, log_loss, draws, threshold, index)
+        for index in range(len(fitted.theta))
+    ]
 
 
-def _profile_one(fitted: Fit, design: Design, log_loss: Array, draws: Array, threshold: float, index: int) -> Profile:
+def _profile_one(
+    fitted: Fit, design: Design, log_loss: Array, draws: Array, threshold: float, index: int
+) -> Profile:
     low, high = fitted.form.bounds()
     centre = fitted.theta[index]
     below, above = percentile_interval(draws[:, index], 0.999)
     values = np.clip(
-        np.linspace(min(below, centre) - (centre - below), max(above, centre) + (above - centre), _PROFILE_POINTS),
-        low[index], high[index],
-    )  # fmt: skip
+        np.linspace(
+            min(below, centre) - (centre - below),
+            max(above, centre) + (above - centre),
+            _PROFILE_POINTS,
+        ),
+        low[index],
+        high[index],
+    )
     values = np.unique(np.append(values, centre))
-    nearest = np.abs(draws[:, [index]] - values).argmin(axis=0)  # a start that has adapted to each value
+    # a start that has adapted to each value
+    nearest = np.abs(draws[:, [index]] - values).argmin(axis=0)
     starts = np.concatenate([np.tile(fitted.theta, (len(values), 1)), draws[nearest]])
     fixed = np.tile(values, 2)
     starts[:, index] = fixed
@@ -120,13 +148,18 @@ def _profile_one(fitted: Fit, design: Design, log_loss: Array, draws: Array, thr
     objectives = found.objective.reshape(2, -1).min(axis=0)
     at = int(np.searchsorted(values, centre))
     return Profile(
-        fitted.form.names[index], values, objectives, threshold,
-        _crossing(values[at::-1], objectives[at::-1], threshold), _crossing(values[at:], objectives[at:], threshold),
-    )  # fmt: skip
+        fitted.form.names[index],
+        values,
+        objectives,
+        threshold,
+        _crossing(values[at::-1], objectives[at::-1], threshold),
+        _crossing(values[at:], objectives[at:], threshold),
+    )
 
 
 def _crossing(values: Array, objectives: Array, threshold: float) -> float | None:
-    """Where the objective first passes the threshold, going outwards; by linear interpolation of its square root's rise."""
+    """Where the objective first passes the threshold, going outwards; by linear interpolation of
+    its square root's rise."""
     rise = np.sqrt(np.maximum(objectives - objectives[0], 0.0))
     wanted = np.sqrt(threshold - objectives[0]) if threshold > objectives[0] else 0.0
     above = np.flatnonzero(rise > wanted)
@@ -137,15 +170,20 @@ def _crossing(values: Array, objectives: Array, threshold: float) -> float | Non
     return float(values[i - 1] + share * (values[i] - values[i - 1])) if i else float(values[0])
 
 
-def likelihood_threshold(smallest: float, n_points: int, delta: float, level: float = LEVEL) -> float:
-    """The summed Huber loss at which twice the log likelihood has fallen by the chi-square quantile of `level`."""
+def likelihood_threshold(
+    smallest: float, n_points: int, delta: float, level: float = LEVEL
+) -> float:
+    """The summed Huber loss at which twice the log likelihood has fallen by the chi-square quantile
+    of `level`."""
     if smallest <= 0:
         return 0.0
     allowed = _deviance(smallest, n_points, delta) + chi2.ppf(level, 1)
     high = smallest
     while _deviance(high, n_points, delta) < allowed:
         high *= 2
-    return float(brentq(lambda s: _deviance(s, n_points, delta) - allowed, smallest, high, rtol=1e-12))
+    return float(
+        brentq(lambda s: _deviance(s, n_points, delta) - allowed, smallest, high, rtol=1e-12)
+    )
 
 
 def _deviance(summed: float, n_points: int, delta: float) -> float:
@@ -156,8 +194,14 @@ def _deviance(summed: float, n_points: int, delta: float) -> float:
 
     def at(log_t: float) -> float:
         t = np.exp(log_t)
-        Z = np.sqrt(2 * np.pi * t) * erf(delta / np.sqrt(2 * t)) + 2 * t / delta * np.exp(-(delta**2) / (2 * t))
+        Z = np.sqrt(2 * np.pi * t) * erf(delta / np.sqrt(2 * t)) + 2 * t / delta * np.exp(
+            -(delta**2) / (2 * t)
+        )
         return float(2 * (n_points * np.log(Z) + summed / t))
 
     middle = np.log(2 * summed / n_points)  # normal: 2 S / n; Laplace: S / n
-    return float(minimize_scalar(at, bounds=(middle - 3, middle + 3), method="bounded", options={"xatol": 1e-10}).fun)
+    return float(
+        minimize_scalar(
+            at, bounds=(middle - 3, middle + 3), method="bounded", options={"xatol": 1e-10}
+        ).fun
+    )

@@ -1,10 +1,11 @@
-"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): for each compute budget the size with the lowest loss,
-then a power law through these sizes.
+"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): for each compute budget the
+size with the lowest loss, then a power law through these sizes.
 
-The minimum of one budget's curve is found by a parabola in log x through a window of points, or by Akima interpolation of
-log loss against log x as in Porian et al. 2024 (arXiv:2406.19146, section 3.1); x is N or D. A curve whose minimum lies at its
-edge says nothing about the optimum and is left out. Uncertainty comes from redrawing the losses with their noise: the
-redraws give the median and spread of each optimum, and a power law each.
+The minimum of one budget's curve is found by a parabola in log x through a window of points, or by
+Akima interpolation of log loss against log x as in Porian et al. 2024 (arXiv:2406.19146, section
+3.1); x is N or D. A curve whose minimum lies at its edge says nothing about the optimum and is left
+out. Uncertainty comes from redrawing the losses with their noise: the redraws give the median and
+spread of each optimum, and a power law each.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from scaling.laws.results import Excluded, Points
 Rows = NDArray[np.intp]
 
 TOLERANCE = 0.1
-"""Relative half-width within which flops are one budget: about the spread of published IsoFLOP sets."""
+"""Relative half-width within which flops are one budget: about the spread of published IsoFLOP
+sets."""
 MIN_SIZES = 4
 """Different sizes that a curve needs: three fix a parabola, the fourth can contradict it."""
 SAME_SIZE = 0.03
-"""Relative gap between neighbouring sizes up to which they count as one (assumption: the loss differs by less than noise)."""
+"""Relative gap between neighbouring sizes up to which they count as one (assumption: the loss
+differs by less than noise)."""
 WINDOW = 7
 """Points of a parabola: those nearest to the lowest."""
 _FINE = 25
@@ -38,7 +41,8 @@ _LEAST_NOISE = 1e-4
 
 @dataclass(frozen=True)
 class Curve:
-    """One budget. Arrays (m) are in order of x, one entry a different size; n_star etc. are None when it has no inner minimum.
+    """One budget. Arrays (m) are in order of x, one entry a different size; n_star etc. are None
+    when it has no inner minimum.
 
     log_std   standard deviation of log x* over the redraws
     trouble   why the curve does not count, or None
@@ -73,11 +77,14 @@ def find_budgets(
 ) -> list[tuple[float, Rows]]:
     """(budget, row numbers) of every set of enough sizes whose flops agree, in order of the budget.
 
-    With `budgets` given, the rows near each of these. Else they are found, the fullest window first, so that runs between
-    two budgets join none of them.
+    With `budgets` given, the rows near each of these. Else they are found, the fullest window
+    first, so that runs between two budgets join none of them.
     """
     if budgets:
-        near = [(c, np.flatnonzero(np.abs(np.log(flops / c)) <= np.log1p(tolerance))) for c in sorted(budgets)]
+        near = [
+            (c, np.flatnonzero(np.abs(np.log(flops / c)) <= np.log1p(tolerance)))
+            for c in sorted(budgets)
+        ]
         return [(c, rows) for c, rows in near if _n_sizes(sizes[rows]) >= MIN_SIZES]
     order = np.argsort(flops, kind="stable")
     width, found = 2 * np.log1p(tolerance), []
@@ -100,15 +107,23 @@ def _n_sizes(x: Array) -> int:
 
 
 def fit_isoflop(
-    points: Points, *, axis: str = "n", method: str = "akima", noise: Sequence[tuple[float, float]] = (),
-    budgets: Sequence[float] = (), draws: int = 1000, seed: int = 0, window: int = WINDOW,
-) -> IsoFlop | None:  # fmt: skip
+    points: Points,
+    *,
+    axis: str = "n",
+    method: str = "akima",
+    noise: Sequence[tuple[float, float]] = (),
+    budgets: Sequence[float] = (),
+    draws: int = 1000,
+    seed: int = 0,
+    window: int = WINDOW,
+) -> IsoFlop | None:
     """None where fewer than two budgets have an inner minimum.
 
     axis      "n" or "d"
     method    "akima" or "parabola"
     budgets   FLOPs of the budgets; empty: those at which enough sizes meet
-    noise     (loss, standard deviation) pairs between which the noise of the loss is interpolated in logarithms; empty: it
+    noise     (loss, standard deviation) pairs between which the noise of the loss is interpolated
+              in logarithms; empty: it
               is estimated from the points' distance to their curves' parabolas
     """
     x = points.n_params if axis == "n" else points.n_tokens
@@ -119,7 +134,9 @@ def fit_isoflop(
     curves, stars = [], []
     for flops, xs, losses in merged:
         sigma = _given_noise(losses, noise) if noise else relative * losses
-        redrawn = losses[:, None] + sigma[:, None] * np.hstack([np.zeros((len(xs), 1)), generator.normal(size=(len(xs), draws))])
+        redrawn = losses[:, None] + sigma[:, None] * np.hstack(
+            [np.zeros((len(xs), 1)), generator.normal(size=(len(xs), draws))]
+        )
         log_x, low = _minima(np.log(xs), redrawn, method, window)
         curves.append(_curve(flops, xs, losses, log_x, low))
         stars.append(log_x[1:])
@@ -129,14 +146,17 @@ def fit_isoflop(
     fits = _power_laws([curves[i] for i in used], np.array([stars[i] for i in used]))
     in_use = {int(row) for _, rows in groups for row in rows}
     single = tuple(
-        Excluded(points.names[i], "shares its budget with too few other sizes") for i in range(len(points)) if i not in in_use
+        Excluded(points.names[i], "shares its budget with too few other sizes")
+        for i in range(len(points))
+        if i not in in_use
     )
     said = "given" if noise else f"estimated, {100 * relative:.2g} % of the loss"
     return IsoFlop(axis, method, tuple(curves), *fits, noise=said, left_out=single)
 
 
 def _merge(x: Array, loss: Array) -> tuple[Array, Array]:
-    """Different sizes in order, with the mean loss of those that are one: an interpolation between them would be all noise."""
+    """Different sizes in order, with the mean loss of those that are one: an interpolation between
+    them would be all noise."""
     order = np.argsort(x)
     log_x = np.log(x[order])
     index = np.concatenate([[0], np.cumsum(np.diff(log_x) > np.log1p(SAME_SIZE))])
@@ -145,14 +165,24 @@ def _merge(x: Array, loss: Array) -> tuple[Array, Array]:
 
 
 def _curve(flops: float, x: Array, loss: Array, log_x: Array, low: Array) -> Curve:
-    """log_x, low (1 + draws): place and height of the minimum of the curve as measured, then of its redraws; NaN at an edge."""
+    """log_x, low (1 + draws): place and height of the minimum of the curve as measured, then of its
+    redraws; NaN at an edge."""
     drawn = log_x[1:][np.isfinite(log_x[1:])]
     if 2 * len(drawn) < len(log_x) - 1:
         return Curve(flops, x, loss, None, None, None, _no_minimum(loss))
-    # At least a third of a step of the sizes tried: closer than that their grid cannot tell (Porian et al. 2024).
+    # At least a third of a step of the sizes tried: closer than that their grid cannot tell (Porian
+    # et al. 2024).
     floor = float(np.diff(np.log(x)).mean()) / 3
     log_std = max(float(drawn.std()), floor)
-    return Curve(flops, x, loss, float(np.exp(np.median(drawn))), float(np.median(low[np.isfinite(low)])), log_std, None)
+    return Curve(
+        flops,
+        x,
+        loss,
+        float(np.exp(np.median(drawn))),
+        float(np.median(low[np.isfinite(low)])),
+        log_std,
+        None,
+    )
 
 
 def _no_minimum(loss: Array) -> str:
@@ -163,7 +193,8 @@ def _no_minimum(loss: Array) -> str:
 
 
 def _minima(log_x: Array, losses: Array, method: str, window: int) -> tuple[Array, Array]:
-    """Place (log x) and height of each column's minimum, NaN where it is at an edge. losses (m, draws)."""
+    """Place (log x) and height of each column's minimum, NaN where it is at an edge. losses (m,
+    draws)."""
     if method == "parabola":
         return _parabola_minima(log_x, losses, window)
     gaps = [np.linspace(a, b, _FINE, endpoint=False) for a, b in itertools.pairwise(log_x)]
@@ -172,11 +203,14 @@ def _minima(log_x: Array, losses: Array, method: str, window: int) -> tuple[Arra
     lowest = heights.argmin(axis=0)
     edge = (lowest == 0) | (lowest == len(fine) - 1)
     columns = np.arange(losses.shape[1])
-    return np.where(edge, np.nan, fine[lowest]), np.where(edge, np.nan, np.exp(heights[lowest, columns]))
+    return np.where(edge, np.nan, fine[lowest]), np.where(
+        edge, np.nan, np.exp(heights[lowest, columns])
+    )
 
 
 def _parabola_minima(log_x: Array, losses: Array, window: int) -> tuple[Array, Array]:
-    """Of a parabola through the `window` points nearest to the lowest one of the first column, the curve as measured."""
+    """Of a parabola through the `window` points nearest to the lowest one of the first column, the
+    curve as measured."""
     rows = window_rows(log_x, losses[:, 0], window)
     t = log_x[rows] - log_x[rows].mean()
     quadratic, linear, constant = np.polyfit(t, losses[rows], 2)
@@ -195,19 +229,23 @@ def window_rows(log_x: Array, loss: Array, window: int) -> Rows:
 
 
 def _estimated_noise(curves: Sequence[tuple[Array, Array]], window: int) -> float:
-    """Relative standard deviation about local parabolas in log loss, over all curves; what the parabola misses is in it."""
+    """Relative standard deviation about local parabolas in log loss, over all curves; what the
+    parabola misses is in it."""
     squares, freedom = 0.0, 0
     for x, loss in curves:
         rows = window_rows(np.log(x), loss, window)
         if len(rows) > 3:
             t, y = np.log(x[rows]), np.log(loss[rows])
-            squares += float(((np.polyval(np.polyfit(t - t.mean(), y, 2), t - t.mean()) - y) ** 2).sum())
+            squares += float(
+                ((np.polyval(np.polyfit(t - t.mean(), y, 2), t - t.mean()) - y) ** 2).sum()
+            )
             freedom += len(rows) - 3
     return max(_LEAST_NOISE, (squares / freedom) ** 0.5) if freedom else _LEAST_NOISE
 
 
 def _given_noise(loss: Array, noise: Sequence[tuple[float, float]]) -> Array:
-    """Interpolated in the logarithms of loss and deviation, and beyond the ends extended by the nearest slope."""
+    """Interpolated in the logarithms of loss and deviation, and beyond the ends extended by the
+    nearest slope."""
     x, y = np.log(np.array(sorted(noise))).T
     if len(x) == 1:
         return np.full(len(loss), np.exp(y[0]))
@@ -217,7 +255,8 @@ def _given_noise(loss: Array, noise: Sequence[tuple[float, float]]) -> Array:
 
 
 def _power_laws(curves: Sequence[Curve], stars: Array) -> tuple[float, float, Array, Array]:
-    """Weighted least squares of log x* on log C: of the medians, and of each redraw. stars (curves, draws), NaN: no minimum."""
+    """Weighted least squares of log x* on log C: of the medians, and of each redraw. stars (curves,
+    draws), NaN: no minimum."""
     log_c = np.log([curve.flops for curve in curves])
     weights = np.array([1 / float(curve.log_std or 1) ** 2 for curve in curves])
     middle = np.log([float(curve.x_star or np.nan) for curve in curves])
@@ -227,7 +266,8 @@ def _power_laws(curves: Sequence[Curve], stars: Array) -> tuple[float, float, Ar
 
 
 def _lines(x: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-    """Slope and constant of each column of y (n, draws); entries that are NaN do not count, nor columns with fewer than two."""
+    """Slope and constant of each column of y (n, draws); entries that are NaN do not count, nor
+    columns with fewer than two."""
     w = np.where(np.isfinite(y), weights[:, None], 0.0)
     y = np.where(np.isfinite(y), y, 0.0)
     total = w.sum(axis=0)
@@ -235,5 +275,7 @@ def _lines(x: Array, y: Array, weights: Array) -> tuple[Array, Array]:
         x_mean, y_mean = (w * x[:, None]).sum(axis=0) / total, (w * y).sum(axis=0) / total
         dx = x[:, None] - x_mean
         spread = (w * dx**2).sum(axis=0)
-        slope = np.where(spread > 1e-12 * total, (w * dx * (y - y_mean)).sum(axis=0) / spread, np.nan)
+        slope = np.where(
+            spread > 1e-12 * total, (w * dx * (y - y_mean)).sum(axis=0) / spread, np.nan
+        )
     return slope, y_mean - slope * x_mean

@@ -1,4 +1,5 @@
-"""The key=value words of `scaling.fit` and `scaling.predict`: checked, explained by --help, refused with what would work."""
+"""The key=value words of `scaling.fit` and `scaling.predict`: checked, explained by --help, refused
+with what would work."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ O = TypeVar("O", bound=Section)  # noqa: E741 - an options class
 
 
 def _words(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _pairs(value: Any) -> Any:
@@ -30,7 +35,10 @@ def _pairs(value: Any) -> Any:
     return tuple(tuple(part.split(":", 1)) for part in parts) if isinstance(value, str) else value
 
 
-Place = Annotated[str, BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value)]
+Place = Annotated[
+    str,
+    BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value),
+]
 """A path, which the shell leaves as it is behind an equals sign."""
 Positive = Annotated[float, Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -42,36 +50,69 @@ NumberPairs = Annotated[tuple[tuple[Positive, Positive], ...], BeforeValidator(_
 class FitOptions(Section):
     """What `python -m scaling.fit` is asked."""
 
-    table: str | None = Field(None, description="a CSV file, one point a line, its columns named on the first")
+    table: str | None = Field(
+        None, description="a CSV file, one point a line, its columns named on the first"
+    )
     study: str | None = Field(None, description="a directory of runs, instead of a table")
-    out: Place | None = Field(None, description="directory of the report; default: STUDY/laws, or laws-TABLE here")
+    out: Place | None = Field(
+        None, description="directory of the report; default: STUDY/laws, or laws-TABLE here"
+    )
     loss: str = Field("loss", description="column of the loss in nats per token")
     n: str | None = Field(None, description="column of N, parameters")
     d: str | None = Field(None, description="column of D, tokens")
-    c: str | None = Field(None, description="column of C, FLOPs; what is missing of N, D and C follows from C = 6 N D")
-    run: str | None = Field(None, description="column of the run, where a run has several points; default: each line is one")
-    unique: str | None = Field(None, description="column of unique tokens, for laws of repeated data")
-    metric: str | None = Field(None, description="column of a downstream metric")
-    warmup: str | None = Field(None, description="column of warm-up tokens; runs that are mostly warm-up are left out")
-    decayed: str | None = Field(None, description="column that is true where the learning rate had decayed; others are left out")
-    where: Pairs = Field((), description="COLUMN:VALUE,...: only these rows")
-    same: Words = Field((), description="COLUMN,...: refuse the table when one of these differs between its rows")
-    n_counts: str | None = Field(
-        None, description="what N counts, noted with the fit; of a study: with_embeddings (default) or without_embeddings"
+    c: str | None = Field(
+        None, description="column of C, FLOPs; what is missing of N, D and C follows from C = 6 N D"
     )
-    c_counts: Literal["6ND", "exact"] | None = Field(None, description="what C counts; default: exact of a study, else as found")
-    keep: Words = Field((), description=f"flagged points to fit all the same, of {', '.join(REASONS)}")
+    run: str | None = Field(
+        None,
+        description="column of the run, where a run has several points; default: each line is one",
+    )
+    unique: str | None = Field(
+        None, description="column of unique tokens, for laws of repeated data"
+    )
+    metric: str | None = Field(None, description="column of a downstream metric")
+    warmup: str | None = Field(
+        None, description="column of warm-up tokens; runs that are mostly warm-up are left out"
+    )
+    decayed: str | None = Field(
+        None,
+        description="column that is true where the learning rate had decayed; others are left out",
+    )
+    where: Pairs = Field((), description="COLUMN:VALUE,...: only these rows")
+    same: Words = Field(
+        (), description="COLUMN,...: refuse the table when one of these differs between its rows"
+    )
+    n_counts: str | None = Field(
+        None,
+        description="what N counts, noted with the fit; of a study: with_embeddings (default) or without_embeddings",
+    )
+    c_counts: Literal["6ND", "exact"] | None = Field(
+        None, description="what C counts; default: exact of a study, else as found"
+    )
+    keep: Words = Field(
+        (), description=f"flagged points to fit all the same, of {', '.join(REASONS)}"
+    )
     drop_highest: int = Field(0, ge=0, description="leave out this many points of the highest loss")
-    form: Words = Field((), description="forms to fit; default: all in N and D that the points allow, else those in one variable")
+    form: Words = Field(
+        (),
+        description="forms to fit; default: all in N and D that the points allow, else those in one variable",
+    )
     delta: float = Field(DEFAULT_DELTA, gt=0, description="of the Huber loss of log residuals")
     draws: int = Field(1000, ge=50, le=100_000, description="bootstrap draws")
     seed: int = Field(0, ge=0, description="of the draws")
-    cuts: Numbers = Field((), description="FLOPs,...: fit below, judge above; default: shares of the largest run's")
-    budgets: Numbers = Field((), description="FLOPs,... of the IsoFLOP curves; default: those at which enough sizes meet")
-    curve: Literal["akima", "parabola"] = Field("akima", description="how the minimum of an IsoFLOP curve is found")
+    cuts: Numbers = Field(
+        (), description="FLOPs,...: fit below, judge above; default: shares of the largest run's"
+    )
+    budgets: Numbers = Field(
+        (), description="FLOPs,... of the IsoFLOP curves; default: those at which enough sizes meet"
+    )
+    curve: Literal["akima", "parabola"] = Field(
+        "akima", description="how the minimum of an IsoFLOP curve is found"
+    )
     window: int = Field(7, ge=4, description="points of curve=parabola")
     noise: NumberPairs = Field(
-        (), description="LOSS:SD,...: noise of the loss between seeds, interpolated; default: estimated from the curves"
+        (),
+        description="LOSS:SD,...: noise of the loss between seeds, interpolated; default: estimated from the curves",
     )
 
     @model_validator(mode="after")
@@ -84,11 +125,24 @@ class FitOptions(Section):
         if self.study is not None:
             named = [
                 key
-                for key in ("n", "d", "c", "run", "unique", "metric", "warmup", "decayed", "where", "same")
+                for key in (
+                    "n",
+                    "d",
+                    "c",
+                    "run",
+                    "unique",
+                    "metric",
+                    "warmup",
+                    "decayed",
+                    "where",
+                    "same",
+                )
                 if getattr(self, key)
             ]
             if named:
-                raise ValueError(f"{named[0]} names a column, and a study has none; it goes with table=FILE.csv")
+                raise ValueError(
+                    f"{named[0]} names a column, and a study has none; it goes with table=FILE.csv"
+                )
         return self
 
 
@@ -104,7 +158,9 @@ def parse(kind: type[O], words: Sequence[str], command: str) -> O:
             raise no_key(word, list(fields))
         if key not in fields:
             raise ConfigError(
-                f"there is no key {key!r}", command, f"{did_you_mean(key, list(fields))}There are: {', '.join(fields)}."
+                f"there is no key {key!r}",
+                command,
+                f"{did_you_mean(key, list(fields))}There are: {', '.join(fields)}.",
             )
         if key in given:
             raise ConfigError(f"{key} is given twice", command, "Give it once.")
@@ -115,16 +171,22 @@ def parse(kind: type[O], words: Sequence[str], command: str) -> O:
         problem = error.errors()[0]
         key = str(problem["loc"][0]) if problem["loc"] else ""
         message = problem["msg"].removeprefix("Value error, ")
-        what = f"{key}={given[key]}: {message[:1].lower()}{message[1:]}" if key in given else message
+        what = (
+            f"{key}={given[key]}: {message[:1].lower()}{message[1:]}" if key in given else message
+        )
         if problem["type"] == "missing":
             what = f"{key} is not given"
-        raise ConfigError(what, command, f"{key}: {fields[key].description}." if key else "--help lists the keys.") from error
+        raise ConfigError(
+            what, command, f"{key}: {fields[key].description}." if key else "--help lists the keys."
+        ) from error
 
 
 def keys_help(kind: type[Section]) -> str:
     """One line a key."""
     lines = []
     for name, field in kind.model_fields.items():
-        default = "" if field.is_required() or field.default in (None, ()) else str(field.default).lower()
+        default = (
+            "" if field.is_required() or field.default in (None, ()) else str(field.default).lower()
+        )
         lines.append(f"  {(field.alias or name) + '=' + default:<18} {field.description}")
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""From the size that a law recommends to a run: the nearest shape, the words that compose it, and its plan."""
+"""From the size that a law recommends to a run: the nearest shape, the words that compose it, and
+its plan."""
 
 from __future__ import annotations
 
@@ -21,14 +22,15 @@ NAME = "from_law"
 GPU_SEQ_LEN = 2048
 """Tokens of a sequence on GPUs, where no study says: Brown et al. 2020, section 2.1."""
 _BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
-"""Best tokens a step and learning rate, coefficient and exponent of C in FLOPs: DeepSeek-AI 2024 (arXiv:2401.02954), eq. 1."""
+"""Best tokens a step and learning rate, coefficient and exponent of C in FLOPs: DeepSeek-AI 2024
+(arXiv:2401.02954), eq. 1."""
 _RULE = " (DeepSeek-AI 2024, eq. 1)"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """overrides: what to give `python -m scaling.run`; n_params counts as the law does; batch_rule: whose the batch is, if no
-    study's."""
+    """overrides: what to give `python -m scaling.run`; n_params counts as the law does; batch_rule:
+    whose the batch is, if no study's."""
 
     overrides: tuple[str, ...]
     config: RunConfig
@@ -38,31 +40,48 @@ class Recommendation:
 
 
 def recommend(
-    n_params: float, n_tokens: float, *, with_embeddings: bool, base: RunConfig | None = None, overrides: tuple[str, ...] = ()
+    n_params: float,
+    n_tokens: float,
+    *,
+    with_embeddings: bool,
+    base: RunConfig | None = None,
+    overrides: tuple[str, ...] = (),
 ) -> Recommendation:
     """The model nearest to `n_params`, trained on `n_tokens`, and its plan.
 
-    base: the run of a study whose data, tokenizer, optimiser and everything else but the size it shares, since a law holds for
-    those; None: the named GPT nearest in size. Depth and width are changed, the aspect ratio is kept as far as the size allows.
-    overrides: further words, such as cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
+    base: the run of a study whose data, tokenizer, optimiser and everything else but the size it
+    shares, since a law holds for those; None: the named GPT nearest in size. Depth and width are
+    changed, the aspect ratio is kept as far as the size allows. overrides: further words, such as
+    cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
-    given = base or _with_batch(_nearest_named(n_params, with_embeddings, overrides), 6 * n_params * n_tokens)
-    model = given.model.model_copy(update=nearest_shape(given, n_params, with_embeddings=with_embeddings) | _named(base))
+    given = base or _with_batch(
+        _nearest_named(n_params, with_embeddings, overrides), 6 * n_params * n_tokens
+    )
+    model = given.model.model_copy(
+        update=nearest_shape(given, n_params, with_embeddings=with_embeddings) | _named(base)
+    )
     train = given.train.model_copy(update={"n_tokens": round(n_tokens)})
     run = compose(overrides).run.model_copy(update={"name": NAME})
     wanted = given.model_copy(update={"model": model, "train": train, "run": run})
     train = train.model_copy(update={"n_tokens": token_budget(wanted)})
-    words = (*words_for(wanted.model_copy(update={"train": train}), f"model={_option(given)}"), *overrides)
+    words = (
+        *words_for(wanted.model_copy(update={"train": train}), f"model={_option(given)}"),
+        *overrides,
+    )
     config = resolve_cluster(compose(words))
     plan = make_plan(config)
     return Recommendation(
-        words, config, size_of(plan.counts, with_embeddings=with_embeddings), plan,
+        words,
+        config,
+        size_of(plan.counts, with_embeddings=with_embeddings),
+        plan,
         "" if base or config.cluster.device.kind != "gpu" else _RULE,
-    )  # fmt: skip
+    )
 
 
 def _with_batch(config: RunConfig, flops: float) -> RunConfig:
-    """On GPUs the sequences, batch and rate that suit the budget, a batch for all devices; a CPU keeps what is set for it."""
+    """On GPUs the sequences, batch and rate that suit the budget, a batch for all devices; a CPU
+    keeps what is set for it."""
     resolved = resolve_cluster(config)
     if resolved.cluster.device.kind != "gpu":
         return config
@@ -75,17 +94,25 @@ def _with_batch(config: RunConfig, flops: float) -> RunConfig:
 
 
 def base_of(found: dict[str, Any]) -> RunConfig | None:
-    """The configuration of a study's largest run, in a stored analysis. Raises ConfigError for one of another version."""
+    """The configuration of a study's largest run, in a stored analysis. Raises ConfigError for one
+    of another version."""
     if found.get("base") is None:
         return None
     try:
         return RunConfig.model_validate(found["base"])
     except ValueError as error:
-        raise ConfigError(f"the study's configuration is not of this version: {error}", "fit", "Fit the study again.") from error
+        raise ConfigError(
+            f"the study's configuration is not of this version: {error}",
+            "fit",
+            "Fit the study again.",
+        ) from error
 
 
-def write_recommendation(recommendation: Recommendation, prediction: dict[str, Any], path: Path) -> Path:
-    """The configuration as YAML with what is predicted of it; returns the file's path. Raises RunDirError."""
+def write_recommendation(
+    recommendation: Recommendation, prediction: dict[str, Any], path: Path
+) -> Path:
+    """The configuration as YAML with what is predicted of it; returns the file's path. Raises
+    RunDirError."""
     import yaml
 
     from scaling.runs.files import write_atomic
@@ -104,7 +131,8 @@ def _named(base: RunConfig | None) -> dict[str, str]:
 
 
 def _option(config: RunConfig) -> str:
-    """A model of conf/model of the same family, to start the words from: the same one, where it has a file."""
+    """A model of conf/model of the same family, to start the words from: the same one, where it has
+    a file."""
     named = [path.stem for path in _files(config.model.family)]
     return config.model.name if config.model.name in named else named[0]
 

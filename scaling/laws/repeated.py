@@ -1,9 +1,11 @@
-"""Repeated data: how much epochs and excess parameters are still worth (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5-7).
+"""Repeated data: how much epochs and excess parameters are still worth (Muennighoff et al. 2023,
+arXiv:2305.16264, eq. 5-7).
 
     L = E + A / N'^alpha + B / D'^beta,   x' = U + U R* (1 - exp(-R / R*)),   R = max(0, x / U - 1)
 
-For tokens U is U_D, the unique tokens; for parameters U_N = min(N, N_opt(U_D)), the best size for that many tokens. As in the
-paper E, A, B, alpha and beta come from the runs without repetition, then R*_D and R*_N from all.
+For tokens U is U_D, the unique tokens; for parameters U_N = min(N, N_opt(U_D)), the best size for
+that many tokens. As in the paper E, A, B, alpha and beta come from the runs without repetition,
+then R*_D and R*_N from all.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from scaling.laws.intervals import percentile_interval, refit, resampled_weights
 from scaling.laws.results import Points
 
 _RANGE = (0.1, 1000.0)
-"""Where R* may lie: below, a second epoch is worth nothing; above, as much as fresh data for any run yet made (assumption)."""
+"""Where R* may lie: below, a second epoch is worth nothing; above, as much as fresh data for any
+run yet made (assumption)."""
 _GRID = 25
 _MIN_REPEATED = 3
 _SINGLE = 1.001  # tokens over unique tokens up to which a run saw nothing twice
@@ -30,7 +33,8 @@ _SINGLE = 1.001  # tokens over unique tokens up to which a run saw nothing twice
 
 @dataclass(frozen=True)
 class RepeatedFit:
-    """base: the fit to runs without repetition. r_d, r_n: R*_D and R*_N, None where no run can tell; draws (draws, 2)."""
+    """base: the fit to runs without repetition. r_d, r_n: R*_D and R*_N, None where no run can
+    tell; draws (draws, 2)."""
 
     base: Fit
     r_d: float | None
@@ -44,40 +48,67 @@ class RepeatedFit:
         return percentile_interval(self.draws[:, which])
 
     def loss(self, n: Array, d: Array, unique: Array) -> Array:
-        """Predicted loss in nats; where R* is not known, its part is as for fresh data and sizes."""
+        """Predicted loss in nats; where R* is not known, its part is as for fresh data and
+        sizes."""
         log_r = np.log([self.r_d or _RANGE[1], self.r_n or _RANGE[1]])
         return _loss(self.base.theta, n, d, unique, log_r)
 
 
 def effective(x: Array, unique: Array, r_star: float) -> Array:
-    """Tokens or parameters in units of unique ones: x itself up to `unique`, at most unique (1 + R*) (eq. 5)."""
+    """Tokens or parameters in units of unique ones: x itself up to `unique`, at most unique (1 +
+    R*) (eq. 5)."""
     repeats = np.maximum(0.0, x / unique - 1)
     return np.minimum(x, unique) + unique * r_star * -np.expm1(-repeats / r_star)
 
 
 def best_size_for(theta: Array, tokens: Array) -> Array:
-    """N_opt at which D is compute-optimal: G (D G)^(beta / alpha), G = (alpha A / beta B)^(1 / (alpha + beta)) (eq. 7)."""
+    """N_opt at which D is compute-optimal: G (D G)^(beta / alpha), G = (alpha A / beta B)^(1 /
+    (alpha + beta)) (eq. 7)."""
     _, log_A, log_B, alpha, beta = theta
     log_G = (np.log(alpha / beta) + log_A - log_B) / (alpha + beta)
     return np.exp(log_G + beta / alpha * (np.log(tokens) + log_G))
 
 
-def fit_repeated(points: Points, *, delta: float = DEFAULT_DELTA, draws: int = 200, seed: int = 0) -> RepeatedFit:
-    """Raises DataError without a column of unique tokens, or with too few runs with or without repetition."""
+def fit_repeated(
+    points: Points, *, delta: float = DEFAULT_DELTA, draws: int = 200, seed: int = 0
+) -> RepeatedFit:
+    """Raises DataError without a column of unique tokens, or with too few runs with or without
+    repetition."""
     if points.unique_tokens is None:
-        raise DataError("repetition needs the number of unique tokens", "unique", "Name its column: unique=COLUMN.")
+        raise DataError(
+            "repetition needs the number of unique tokens",
+            "unique",
+            "Name its column: unique=COLUMN.",
+        )
     single = points.n_tokens <= _SINGLE * points.unique_tokens
     trouble = cannot_fit(points.at(single), CHINCHILLA)
     if trouble is not None:
         fix = "R* is measured against runs on fresh data: add some."
         raise DataError(f"the runs without repetition cannot be fitted: {trouble}", "unique", fix)
     if (~single).sum() < _MIN_REPEATED:
-        raise DataError(f"{int((~single).sum())} runs repeat data, and {_MIN_REPEATED} are needed", "unique")
-    base = fit(CHINCHILLA, points.n_params[single], points.n_tokens[single], points.loss[single], delta=delta)
+        raise DataError(
+            f"{int((~single).sum())} runs repeat data, and {_MIN_REPEATED} are needed", "unique"
+        )
+    base = fit(
+        CHINCHILLA,
+        points.n_params[single],
+        points.n_tokens[single],
+        points.loss[single],
+        delta=delta,
+    )
     best, height = _fit_r(base.theta, points, np.ones(len(points)), delta)
     weights = resampled_weights(points.runs, draws, np.random.default_rng(seed))
-    thetas = refit(base, points.n_params[single], points.n_tokens[single], points.loss[single], weights[:, single]).theta
-    drawn = [_fit_r(theta, points, row, delta, start=best)[0] for row, theta in zip(weights, thetas, strict=True)]
+    thetas = refit(
+        base,
+        points.n_params[single],
+        points.n_tokens[single],
+        points.loss[single],
+        weights[:, single],
+    ).theta
+    drawn = [
+        _fit_r(theta, points, row, delta, start=best)[0]
+        for row, theta in zip(weights, thetas, strict=True)
+    ]
     return _named(base, best, height, np.exp(np.array(drawn)).reshape(-1, 2), points)
 
 
@@ -99,20 +130,34 @@ def _loss(theta: Array, n: Array, d: Array, unique: Array, log_r: Array) -> Arra
     E, A, B = np.exp(theta[:3])
     r_d, r_n = np.exp(log_r)
     size = np.minimum(n, best_size_for(theta, unique))
-    return E + A / effective(n, size, r_n) ** theta[3] + B / effective(d, np.minimum(d, unique), r_d) ** theta[4]
+    return (
+        E
+        + A / effective(n, size, r_n) ** theta[3]
+        + B / effective(d, np.minimum(d, unique), r_d) ** theta[4]
+    )
 
 
-def _fit_r(theta: Array, points: Points, weights: Array, delta: float, start: Array | None = None) -> tuple[Array, float]:
-    """log (R*_D, R*_N) by Nelder and Mead's simplex from `start`, else the best point of a grid; and the objective there."""
+def _fit_r(
+    theta: Array, points: Points, weights: Array, delta: float, start: Array | None = None
+) -> tuple[Array, float]:
+    """log (R*_D, R*_N) by Nelder and Mead's simplex from `start`, else the best point of a grid;
+    and the objective there."""
     unique, log_loss = np.asarray(points.unique_tokens), np.log(points.loss)
     low, high = np.log(_RANGE)
 
     def height(log_r: Array) -> float:
-        r = np.log(_loss(theta, points.n_params, points.n_tokens, unique, np.clip(log_r, low, high))) - log_loss
+        r = (
+            np.log(
+                _loss(theta, points.n_params, points.n_tokens, unique, np.clip(log_r, low, high))
+            )
+            - log_loss
+        )
         return float((weights * huber(r, delta)).sum())
 
     if start is None:
         axis = np.linspace(low, high, _GRID)
         start = min((np.array([x, y]) for x in axis for y in axis), key=height)
-    found = minimize(height, start, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 400})
+    found = minimize(
+        height, start, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14, "maxiter": 400}
+    )
     return np.clip(found.x, low, high), float(found.fun)

@@ -1,4 +1,5 @@
-"""The report of an analysis: one HTML page that needs nothing else, its figures as PNG and SVG, and fit.json beside it."""
+"""The report of an analysis: one HTML page that needs nothing else, its figures as PNG and SVG, and
+fit.json beside it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _SHOWN_EXCLUDED = 200
 
 
 def write_report(analysis: Analysis, directory: Path, *, title: str) -> list[Path]:
-    """Write fit.json, every figure as PNG and SVG, and report.html; returns their paths. Raises RunDirError."""
+    """Write fit.json, every figure as PNG and SVG, and report.html; returns their paths. Raises
+    RunDirError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,7 +81,9 @@ def _approaches(analysis: Analysis, images: dict[str, bytes]) -> Iterator[str]:
     yield _table(("approach", "a", "95 %", "b", "95 %"), exponent_rows(analysis))
     yield from _pictures(images, ("loss_against_compute", "isoflop_curves", "allocation"))
     for axis, found in analysis.isoflop.items():
-        troubles = [f"{curve.flops:.3g} FLOPs: {curve.trouble}" for curve in found.curves if curve.trouble]
+        troubles = [
+            f"{curve.flops:.3g} FLOPs: {curve.trouble}" for curve in found.curves if curve.trouble
+        ]
         note = f"{axis.upper()}: {counted(len(found.curves), 'curve')}, noise {found.noise}"
         yield f'<p class="quiet">IsoFLOP in {html.escape(note + "".join("; " + trouble for trouble in troubles))}.</p>'
 
@@ -90,20 +94,35 @@ def exponent_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     if (envelope := analysis.envelope) is not None:
         a, interval = envelope.exponent, percentile_interval(envelope.exponents)
         rows.append(
-            ("1, envelope", f"{a:.4f}", _interval(interval), f"{1 - a:.4f}", _interval((1 - interval[1], 1 - interval[0])))
+            (
+                "1, envelope",
+                f"{a:.4f}",
+                _interval(interval),
+                f"{1 - a:.4f}",
+                _interval((1 - interval[1], 1 - interval[0])),
+            )
         )
     if analysis.isoflop:
         cells = []
         for axis in "nd":
             found = analysis.isoflop.get(axis)
-            cells += [f"{found.exponent:.4f}", _interval(percentile_interval(found.exponents))] if found else ["", ""]
+            cells += (
+                [f"{found.exponent:.4f}", _interval(percentile_interval(found.exponents))]
+                if found
+                else ["", ""]
+            )
         method = next(iter(analysis.isoflop.values())).method
         rows.append((f"2, IsoFLOP ({method})", *cells))
     for name, fitted in analysis.forms.items():
         drawn = fitted.fit.form.reported(fitted.bootstrap.theta)
         if "a" in drawn:
             cells = [
-                part for key in "ab" for part in (f"{fitted.fit.parameters[key]:.4f}", _interval(percentile_interval(drawn[key])))
+                part
+                for key in "ab"
+                for part in (
+                    f"{fitted.fit.parameters[key]:.4f}",
+                    _interval(percentile_interval(drawn[key])),
+                )
             ]
             rows.append((f"3, {name}", *cells))
     return rows
@@ -121,12 +140,20 @@ def _form(fitted: FittedForm) -> Iterator[str]:
     for name, value in fit.parameters.items():
         spread = drawn[name].std(ddof=1)
         rows.append(
-            (name, f"{value:.6g}", f"{spread:.3g}", _interval(percentile_interval(drawn[name])), _profile(profiles, name, fitted))
+            (
+                name,
+                f"{value:.6g}",
+                f"{spread:.3g}",
+                _interval(percentile_interval(drawn[name])),
+                _profile(profiles, name, fitted),
+            )
         )
     head = ("parameter", "value", "s.e.", "bootstrap 95 %", "profile likelihood 95 %")
     shown = len(head) - (not profiles)
     yield _table(head[:shown], [row[:shown] for row in rows])
-    runner_up = f"{fit.minima_objectives[1]:.10g}" if len(fit.minima_objectives) > 1 else "none found"
+    runner_up = (
+        f"{fit.minima_objectives[1]:.10g}" if len(fit.minima_objectives) > 1 else "none found"
+    )
     bounds = ", ".join(fit.at_bound) or "none"
     yield (
         f"<p>Summed Huber objective {fit.objective:.10g} (delta {fit.delta:g}); runner-up minimum {runner_up}; relative gradient "
@@ -136,21 +163,30 @@ def _form(fitted: FittedForm) -> Iterator[str]:
     cuts = []
     for cut in fitted.held_out:
         errors = (f"{100 * cut.mean_error:.3g} %", f"{100 * cut.max_error:.3g} %")
-        cuts.append((f"below {cut.cut:.3g} FLOPs", str(cut.n_fitted), str(len(cut.errors)), *errors))
+        cuts.append(
+            (f"below {cut.cut:.3g} FLOPs", str(cut.n_fitted), str(len(cut.errors)), *errors)
+        )
     yield _table(("fitted", "runs", "held out above", "mean error", "largest error"), cuts)
     yield "<h3>Sensitivity</h3>"
     names = list(fit.parameters)
-    variants = [(v.change, str(v.n_points), *(f"{v.parameters[name]:.4g}" for name in names)) for v in fitted.sensitivity]
+    variants = [
+        (v.change, str(v.n_points), *(f"{v.parameters[name]:.4g}" for name in names))
+        for v in fitted.sensitivity
+    ]
     yield _table(("fitted with", "points", *names), variants)
 
 
 def _profile(profiles: dict[str, Profile], name: str, fitted: FittedForm) -> str:
-    """The interval of a coefficient or exponent of theta; "open" on a side that the points do not bound."""
+    """The interval of a coefficient or exponent of theta; "open" on a side that the points do not
+    bound."""
     profile = profiles.get(name)
     if profile is None:
         return ""
     is_log = name in fitted.fit.form.coefficients
-    ends = ["open" if end is None else f"{math.exp(end) if is_log else end:.4g}" for end in (profile.low, profile.high)]
+    ends = [
+        "open" if end is None else f"{math.exp(end) if is_log else end:.4g}"
+        for end in (profile.low, profile.high)
+    ]
     return " to ".join(ends)
 
 
@@ -175,7 +211,9 @@ def _left_out(excluded: Sequence[Excluded]) -> Iterator[str]:
     if not excluded:
         return
     yield f"<h2>Left out</h2><details open><summary>{counted(len(excluded), 'point')}</summary>"
-    yield _table(("run", "reason"), [(item.run, item.reason) for item in excluded[:_SHOWN_EXCLUDED]])
+    yield _table(
+        ("run", "reason"), [(item.run, item.reason) for item in excluded[:_SHOWN_EXCLUDED]]
+    )
     if len(excluded) > _SHOWN_EXCLUDED:
         yield f"<p>and {len(excluded) - _SHOWN_EXCLUDED} more, in fit.json</p>"
     yield "</details>"
@@ -193,7 +231,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     if not rows:
         return '<p class="quiet">None: too few points.</p>'
     lines = ["<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    lines += [
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    ]
     return "\n".join([*lines, "</table>"])
 
 

@@ -1,6 +1,7 @@
 """fit.json: an analysis at full precision, and the laws in it read back for predictions.
 
-Floats are written as the shortest text that reads back as the same float; what is not finite is null.
+Floats are written as the shortest text that reads back as the same float; what is not finite is
+null.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "format": FORMAT,
         "options": analysis.options.model_dump(),
         "definitions": asdict(points.definitions),
-        "points": {name: getattr(points, name) for name in ("n_params", "n_tokens", "flops", "loss", "runs", "names")},
+        "points": {
+            name: getattr(points, name)
+            for name in ("n_params", "n_tokens", "flops", "loss", "runs", "names")
+        },
         "excluded": [asdict(excluded) for excluded in points.excluded],
         "forms": {name: _form(fitted) for name, fitted in analysis.forms.items()},
         "isoflop": {axis: _isoflop(fitted) for axis, fitted in analysis.isoflop.items()},
@@ -41,15 +45,27 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "base": None if points.base is None else points.base.model_dump(mode="json"),
     }
     if analysis.envelope is not None:
-        found["envelope"] = vars(analysis.envelope) | {"interval": percentile_interval(analysis.envelope.exponents)}
+        found["envelope"] = vars(analysis.envelope) | {
+            "interval": percentile_interval(analysis.envelope.exponents)
+        }
     if (repeated := analysis.repeated) is not None:
         found["repeated"] = {
-            "R*_D": repeated.r_d, "R*_N": repeated.r_n, "intervals": [repeated.interval(0), repeated.interval(1)],
-            "base": repeated.base.parameters, "objective": repeated.objective, "draws": repeated.draws, "notes": repeated.notes,
-        }  # fmt: skip
+            "R*_D": repeated.r_d,
+            "R*_N": repeated.r_n,
+            "intervals": [repeated.interval(0), repeated.interval(1)],
+            "base": repeated.base.parameters,
+            "objective": repeated.objective,
+            "draws": repeated.draws,
+            "notes": repeated.notes,
+        }
     if analysis.downstream:
         found["downstream"] = {
-            fit.curve: {"parameters": fit.parameters, "p": fit.p, "draws": fit.draws, "rms": fit.rms}
+            fit.curve: {
+                "parameters": fit.parameters,
+                "p": fit.p,
+                "draws": fit.draws,
+                "rms": fit.rms,
+            }
             for fit in analysis.downstream
         }
     plain = _plain(found)
@@ -65,7 +81,8 @@ def write(analysis: Analysis, directory: Path) -> Path:
 
 
 def read(place: Path) -> dict[str, Any]:
-    """fit.json at `place`, which may be its directory, or the study's whose laws it holds. Raises ConfigError or DataError."""
+    """fit.json at `place`, which may be its directory, or the study's whose laws it holds. Raises
+    ConfigError or DataError."""
     path = place / FILE if place.is_dir() else place
     if not path.exists() and (place / "laws" / FILE).exists():
         path = place / "laws" / FILE
@@ -75,7 +92,9 @@ def read(place: Path) -> dict[str, Any]:
         raise DataError(error.what, "fit", "Fit again with python -m scaling.fit.") from error
     if found is None:
         raise ConfigError(
-            f"there is no {path}", "fit", "Fit first: python -m scaling.fit table=FILE.csv ..., then give its directory."
+            f"there is no {path}",
+            "fit",
+            "Fit first: python -m scaling.fit table=FILE.csv ..., then give its directory.",
         )
     if found.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT}", "fit", "Fit again with this version.")
@@ -86,7 +105,9 @@ def law_of(found: dict[str, Any], name: str) -> Law:
     """The law of one form in a stored analysis. Raises ConfigError when it was not fitted."""
     forms = found["forms"]
     if name not in forms:
-        raise ConfigError(f"form={name} was not fitted", "form", f"There are: {', '.join(forms) or 'none'}.")
+        raise ConfigError(
+            f"form={name} was not fitted", "form", f"There are: {', '.join(forms) or 'none'}."
+        )
     stored = forms[name]
     n, d, c = (_array(found["points"][key]) for key in ("n_params", "n_tokens", "flops"))
     return Law(
@@ -103,24 +124,46 @@ def law_of(found: dict[str, Any], name: str) -> Law:
 def downstream_of(found: dict[str, Any]) -> list[DownstreamFit]:
     """The curves from loss to metric of a stored analysis."""
     return [
-        DownstreamFit(curve, stored["parameters"], np.array(stored["p"]), np.array(stored["draws"]), stored["rms"])
+        DownstreamFit(
+            curve,
+            stored["parameters"],
+            np.array(stored["p"]),
+            np.array(stored["draws"]),
+            stored["rms"],
+        )
         for curve, stored in found.get("downstream", {}).items()
     ]
 
 
 def _form(fitted: FittedForm) -> dict[str, Any]:
     fit, drawn = fitted.fit, fitted.bootstrap
-    intervals = {name: percentile_interval(values) for name, values in fit.form.reported(drawn.theta).items()}
+    intervals = {
+        name: percentile_interval(values) for name, values in fit.form.reported(drawn.theta).items()
+    }
     return {
-        "equation": fit.form.equation, "source": fit.form.source, "delta": fit.delta, "objective": fit.objective,
-        "parameters": fit.parameters, "intervals": intervals, "theta_names": fit.form.names, "theta": fit.theta,
-        "minima": fit.minima, "minima_objectives": fit.minima_objectives, "gradient_norm": fit.gradient_norm,
-        "condition": fit.condition, "at_bound": fit.at_bound, "warnings": fitted.warnings,
+        "equation": fit.form.equation,
+        "source": fit.form.source,
+        "delta": fit.delta,
+        "objective": fit.objective,
+        "parameters": fit.parameters,
+        "intervals": intervals,
+        "theta_names": fit.form.names,
+        "theta": fit.theta,
+        "minima": fit.minima,
+        "minima_objectives": fit.minima_objectives,
+        "gradient_norm": fit.gradient_norm,
+        "condition": fit.condition,
+        "at_bound": fit.at_bound,
+        "warnings": fitted.warnings,
         "profiles": [vars(profile) for profile in fitted.profiles],
         "sensitivity": [vars(variant) for variant in fitted.sensitivity],
-        "held_out": [vars(cut) | {"mean_error": cut.mean_error, "max_error": cut.max_error} for cut in fitted.held_out],
-        "residuals": fit.residuals, "draws": drawn.theta,
-    }  # fmt: skip
+        "held_out": [
+            vars(cut) | {"mean_error": cut.mean_error, "max_error": cut.max_error}
+            for cut in fitted.held_out
+        ],
+        "residuals": fit.residuals,
+        "draws": drawn.theta,
+    }
 
 
 def _isoflop(fitted: IsoFlop) -> dict[str, Any]:

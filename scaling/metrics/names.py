@@ -1,4 +1,5 @@
-"""Names of metrics, the same in metrics.jsonl, W&B, TensorBoard and code. Units ride in the name; losses are nats per token."""
+"""Names of metrics, the same in metrics.jsonl, W&B, TensorBoard and code. Units ride in the name;
+losses are nats per token."""
 
 from __future__ import annotations
 
@@ -52,5 +53,6 @@ def data_epochs(component: str) -> str:
 
 
 def eval_metric(task: str, metric: str) -> str:
-    """The name of a task's metric: eval_metric("lambada", "accuracy") is "eval/lambada/accuracy"."""
+    """The name of a task's metric: eval_metric("lambada", "accuracy") is
+    "eval/lambada/accuracy"."""
     return f"eval/{task}/{metric}"

@@ -1,7 +1,7 @@
 """metrics.jsonl, the record of a run: one JSON object a line, appended, and read back exactly.
 
-Floats are written as the shortest text that reads back as the same float. Those that are not finite are words in the file
-(`files.WORDS`), and floats again when read.
+Floats are written as the shortest text that reads back as the same float. Those that are not finite
+are words in the file (`files.WORDS`), and floats again when read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _NEAR_LINES = 4
 
 
 class Sink(Protocol):
-    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of them.
+    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of
+    them.
 
     `rewind`: the records after `step` do not count, and others of these steps will come.
     """
@@ -53,11 +54,14 @@ class Sink(Protocol):
 class MetricLog:
     """Appends records to `path` and passes each on to the sinks, the views of the record.
 
-    check: called before each, to raise where the run is somebody else's by now. recorded_step, last_values: the last step in
-    the file and all that is recorded of it, once `resume` has read it; 0 and nothing where there is none.
+    check: called before each, to raise where the run is somebody else's by now. recorded_step,
+    last_values: the last step in the file and all that is recorded of it, once `resume` has read
+    it; 0 and nothing where there is none.
     """
 
-    def __init__(self, path: Path, sinks: Iterable[Sink] = (), check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, path: Path, sinks: Iterable[Sink] = (), check: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = Path(path)
         self._check = check
         self._sinks = list(sinks)
@@ -65,11 +69,15 @@ class MetricLog:
         self.recorded_step, self.last_values = 0, Record()
         self._kinds: set[str] = set()
 
-    def record(self, step: int, n_tokens: int, flops: float, wall_s: float, values: Mapping[str, float]) -> None:
-        """Write one line: where the run stands (totals since its beginning), and what was measured there.
+    def record(
+        self, step: int, n_tokens: int, flops: float, wall_s: float, values: Mapping[str, float]
+    ) -> None:
+        """Write one line: where the run stands (totals since its beginning), and what was measured
+        there.
 
-        A step may have several records of different kinds; a kind is the first part of the first name (train, val,
-        eval). No (step, kind) repeats and no step goes back, which is asserted. Raises RunDirError.
+        A step may have several records of different kinds; a kind is the first part of the first
+        name (train, val, eval). No (step, kind) repeats and no step goes back, which is asserted.
+        Raises RunDirError.
         """
         self._check()
         kind = next(iter(values), "").split("/")[0]
@@ -87,7 +95,8 @@ class MetricLog:
             sink.log(record)
 
     def last_step(self) -> int:
-        """Of the records in the file, as a group of workers before has left them; 0 where there are none. Raises RunDirError."""
+        """Of the records in the file, as a group of workers before has left them; 0 where there are
+        none. Raises RunDirError."""
         try:
             size = self.path.stat().st_size
             tail = _TAIL_BYTES
@@ -100,10 +109,11 @@ class MetricLog:
         return int(_decoded(self.path, "the last line", lines[-1])[names.STEP]) if lines else 0
 
     def resume(self, step: int | None) -> float:
-        """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that is left, or 0.0.
+        """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that
+        is left, or 0.0.
 
-        `step` is the checkpoint's; None, where there is no checkpoint, drops all. Raises RunDirError for a damaged line
-        before the end.
+        `step` is the checkpoint's; None, where there is no checkpoint, drops all. Raises
+        RunDirError for a damaged line before the end.
         """
         if not self.path.exists():
             self._last_step, self._kinds = -1 if step is None else step, set()
@@ -116,7 +126,8 @@ class MetricLog:
         return kept.wall_s
 
     def rewind(self, step: int) -> None:
-        """Drop every record after `step`, which will be recorded again, and tell the sinks. Raises RunDirError."""
+        """Drop every record after `step`, which will be recorded again, and tell the sinks. Raises
+        RunDirError."""
         self.resume(step)
         for sink in self._sinks:
             sink.rewind(step)
@@ -133,7 +144,8 @@ class MetricLog:
 
 @dataclass(frozen=True)
 class Kept:
-    """The end of a record that was cut: its step, the kinds of the records of that step, and the last wall_s.
+    """The end of a record that was cut: its step, the kinds of the records of that step, and the
+    last wall_s.
 
     values: all that is recorded of the last step that was kept, which may be an earlier one.
     """
@@ -145,7 +157,8 @@ class Kept:
 
 
 def copy_record(source: Path, target: Path, step: int | None) -> Kept:
-    """Make `target` the records of `source` up to `step` (None: none), atomically; they may be one file.
+    """Make `target` the records of `source` up to `step` (None: none), atomically; they may be one
+    file.
 
     The records pass through one at a time. Raises RunDirError for a damaged line before the end.
     """
@@ -171,7 +184,8 @@ def copy_record(source: Path, target: Path, step: int | None) -> Kept:
 
 
 def _spans_of(path: Path, spans: Iterable[Sequence[int]]) -> Iterator[bytes]:
-    """The bytes of these spans of whole lines, in blocks; the last line gets its newline where it has none."""
+    """The bytes of these spans of whole lines, in blocks; the last line gets its newline where it
+    has none."""
     with path.open("rb") as file:
         for start, end in spans:
             file.seek(start)
@@ -184,13 +198,15 @@ def _spans_of(path: Path, spans: Iterable[Sequence[int]]) -> Iterator[bytes]:
 def read_metrics(path: Path, only: Collection[str] = ()) -> list[Record]:
     """All records, in order; a torn last line, as a crash leaves it, is passed over.
 
-    only: the names that are wanted, for all of a long run's take gigabytes. Raises RunDirError where there is no such
-    file, and for a damaged line before the end, which it names.
+    only: the names that are wanted, for all of a long run's take gigabytes. Raises RunDirError
+    where there is no such file, and for a damaged line before the end, which it names.
     """
     if not only:
         return list(iter_metrics(path))
     wanted = tuple(only)
-    return [{name: record[name] for name in wanted if name in record} for record in iter_metrics(path)]
+    return [
+        {name: record[name] for name in wanted if name in record} for record in iter_metrics(path)
+    ]
 
 
 def iter_metrics(path: Path) -> Iterator[Record]:
@@ -208,7 +224,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def sampled(path: Path, name: str, count: int = 12) -> list[float]:
-    """About `count` values of `name`, evenly spread over the file, of which little is read; none where it cannot be read."""
+    """About `count` values of `name`, evenly spread over the file, of which little is read; none
+    where it cannot be read."""
     values: list[float] = []
     with contextlib.suppress(OSError), Path(path).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -236,7 +253,8 @@ def _kind(record: Mapping[str, float]) -> str:
 
 
 def _plain(value: Any) -> float:
-    """An int stays one; anything else that is a number (a NumPy or torch scalar) becomes a float."""
+    """An int stays one; anything else that is a number (a NumPy or torch scalar) becomes a
+    float."""
     return value if type(value) is int else float(value)
 
 

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from scaling.config.run_config import RunConfig
 
 
-def make_sinks(config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]) -> list[Sink]:
+def make_sinks(
+    config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]
+) -> list[Sink]:
     """The sinks of `config.logger`, with their files under `run_dir`; call it on one rank only.
 
-    `resumed_step` is the checkpoint's step, None where there is none: what a sink lacks up to there, it is given from
-    metrics.jsonl. What the user should know is said once through `notice`. Raises RunDirError for a directory not writable.
+    `resumed_step` is the checkpoint's step, None where there is none: what a sink lacks up to
+    there, it is given from metrics.jsonl. What the user should know is said once through `notice`.
+    Raises RunDirError for a directory not writable.
     """
     match config.logger.kind:
         case "wandb":
@@ -30,7 +33,9 @@ def make_sinks(config: RunConfig, run_dir: Path, resumed_step: int | None, notic
         case "tensorboard":
             directory = run_dir / "tensorboard"
             known_step = last_step_of(directory)
-            board = TensorBoardSink(directory, first_step=0 if resumed_step is None else resumed_step + 1)
+            board = TensorBoardSink(
+                directory, first_step=0 if resumed_step is None else resumed_step + 1
+            )
             if resumed_step is not None:
                 _replay(run_dir, board, known_step, resumed_step, notice)
             return [board]
@@ -39,7 +44,8 @@ def make_sinks(config: RunConfig, run_dir: Path, resumed_step: int | None, notic
 
 
 def back_fill(config: RunConfig, run_dir: Path, notice: Callable[[str], None]) -> None:
-    """Give the logger of `config` what it lacks of a finished run, and say so. Raises RunDirError."""
+    """Give the logger of `config` what it lacks of a finished run, and say so. Raises
+    RunDirError."""
     last_step = MetricLog(run_dir / METRICS).last_step()
     match config.logger.kind:
         case "wandb":
@@ -54,7 +60,9 @@ def back_fill(config: RunConfig, run_dir: Path, notice: Callable[[str], None]) -
                 _replay(run_dir, board, known_step, last_step, notice)
 
 
-def _replay(run_dir: Path, sink: Sink, known_step: int, last_step: int, notice: Callable[[str], None]) -> None:
+def _replay(
+    run_dir: Path, sink: Sink, known_step: int, last_step: int, notice: Callable[[str], None]
+) -> None:
     """Log what `sink` lacks: the records after `known_step`, up to `last_step`."""
     if known_step >= last_step or not (run_dir / METRICS).exists():
         return

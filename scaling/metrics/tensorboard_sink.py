@@ -1,4 +1,5 @@
-"""TensorBoard's view: scalars in an event file, written with tensorboard's own record writer (no torch, no TensorFlow)."""
+"""TensorBoard's view: scalars in an event file, written with tensorboard's own record writer (no
+torch, no TensorFlow)."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from scaling.runs.files import disk_error
 
 
 class TensorBoardSink:
-    """One event file a start under `directory`. Values are float32 there, since the format holds no more.
+    """One event file a start under `directory`. Values are float32 there, since the format holds no
+    more.
 
-    TensorBoard then hides what earlier event files hold from `first_step` on: the steps that a resumed run takes again.
-    Raises RunDirError when the file cannot be written.
+    TensorBoard then hides what earlier event files hold from `first_step` on: the steps that a
+    resumed run takes again. Raises RunDirError when the file cannot be written.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
@@ -27,7 +29,9 @@ class TensorBoardSink:
 
         self._event = Event
         now_s = time.time()
-        self.path = directory / f"events.out.tfevents.{now_s:017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = (
+            directory / f"events.out.tfevents.{now_s:017.6f}.{socket.gethostname()}.{os.getpid()}"
+        )
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "xb")  # noqa: SIM115 - closed by close()
@@ -50,7 +54,11 @@ class TensorBoardSink:
 
         scalars = {name: value for name, value in record.items() if name != names.STEP}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._write(self._event(wall_time=time.time(), step=int(record[names.STEP]), summary=Summary(value=values)))
+        self._write(
+            self._event(
+                wall_time=time.time(), step=int(record[names.STEP]), summary=Summary(value=values)
+            )
+        )
 
     def close(self) -> None:
         """Close the event file; more than once does no harm."""
@@ -65,7 +73,8 @@ class TensorBoardSink:
 
 
 def last_step_of(directory: Path) -> int:
-    """The last step that TensorBoard shows of the event files there; -1 where it shows none. Raises RunDirError."""
+    """The last step that TensorBoard shows of the event files there; -1 where it shows none. Raises
+    RunDirError."""
     last_step = -1
     try:
         for path in sorted(directory.glob("events.out.tfevents.*")):
@@ -80,7 +89,8 @@ def last_step_of(directory: Path) -> int:
 
 
 def _events(content: bytes) -> Iterator[Any]:
-    """The whole events of a file: each its length in 8 bytes, a checksum in 4, itself, and a checksum in 4."""
+    """The whole events of a file: each its length in 8 bytes, a checksum in 4, itself, and a
+    checksum in 4."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 

@@ -6,14 +6,18 @@ from scaling.metrics import names
 
 
 class ThroughputMeter:
-    """Adds up steps and gives their rates; evaluation and checkpoints between steps are not counted.
+    """Adds up steps and gives their rates; evaluation and checkpoints between steps are not
+    counted.
 
-    `flops_per_token` counts forward and backward of the published formula (never recomputation), so that the
-    utilisation is MFU as in Chowdhery et al. 2022, appendix B (arXiv:2204.02311). `peak_flops_per_s` is of one
-    device in the run's dtype; None where it is unknown, and then there is no MFU.
+    `flops_per_token` counts forward and backward of the published formula (never recomputation), so
+    that the utilisation is MFU as in Chowdhery et al. 2022, appendix B (arXiv:2204.02311).
+    `peak_flops_per_s` is of one device in the run's dtype; None where it is unknown, and then there
+    is no MFU.
     """
 
-    def __init__(self, flops_per_token: float, n_devices: int, peak_flops_per_s: float | None) -> None:
+    def __init__(
+        self, flops_per_token: float, n_devices: int, peak_flops_per_s: float | None
+    ) -> None:
         assert flops_per_token > 0, flops_per_token
         assert n_devices > 0, n_devices
         assert peak_flops_per_s is None or peak_flops_per_s > 0, peak_flops_per_s
@@ -27,7 +31,8 @@ class ThroughputMeter:
         self._time_s = self._wait_s = 0.0
 
     def step(self, n_tokens: int, step_time_s: float, data_wait_s: float | None = None) -> None:
-        """Count one step of `n_tokens` over all ranks: its whole wall time, of which `data_wait_s` waited for the loader."""
+        """Count one step of `n_tokens` over all ranks: its whole wall time, of which `data_wait_s`
+        waited for the loader."""
         self._n_steps += 1
         self._n_tokens += n_tokens
         self._time_s += step_time_s
@@ -36,7 +41,8 @@ class ThroughputMeter:
             self._wait_s += data_wait_s
 
     def take(self) -> dict[str, float]:
-        """Rates since the last call, by metric name, and start anew. What was not measured is absent."""
+        """Rates since the last call, by metric name, and start anew. What was not measured is
+        absent."""
         rates: dict[str, float] = {}
         if self._n_steps and self._time_s > 0:
             tokens_per_s = self._n_tokens / self._time_s

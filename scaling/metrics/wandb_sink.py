@@ -1,8 +1,9 @@
-"""W&B's view. metrics.jsonl stays the record: what W&B lost to a crash is replayed from it when the run resumes.
+"""W&B's view. metrics.jsonl stays the record: what W&B lost to a crash is replayed from it when the
+run resumes.
 
-Only this module imports wandb, and only when a W&B sink is opened. wandb 0.31 keeps up to its flush interval in memory
-and its service ends with our process, so after a SIGKILL W&B holds fewer steps than metrics.jsonl (measured: none of
-seven steps at the default of 15 s).
+Only this module imports wandb, and only when a W&B sink is opened. wandb 0.31 keeps up to its flush
+interval in memory and its service ends with our process, so after a SIGKILL W&B holds fewer steps
+than metrics.jsonl (measured: none of seven steps at the default of 15 s).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["online", "offline", "disabled"]
 
-_CONNECT_TIMEOUT_S = 3.0  # assumption: a server that takes longer to answer is not worth a wait at every start
+# assumption: a server that takes longer to answer is not worth a wait at every start
+_CONNECT_TIMEOUT_S = 3.0
 _INIT_TIMEOUT_S = 30.0  # assumption
 _FINISH_TIMEOUT_S = 60.0  # assumption; what is not uploaded by then stays on disk for `wandb sync`
 _READ_TIMEOUT_S = 60.0  # assumption: reading back the files of earlier starts
@@ -55,11 +57,16 @@ class WandbSink:
         return self._newest_step
 
     def log(self, record: Mapping[str, float]) -> None:
-        """Log the record at its step; W&B merges the records of one step, and plots all against train/tokens."""
+        """Log the record at its step; W&B merges the records of one step, and plots all against
+        train/tokens."""
         step = int(record[names.STEP])
         if self._run is None or step <= self._last_step:
             return
-        values = {name: value for name, value in record.items() if name not in (names.STEP, names.N_TOKENS)}
+        values = {
+            name: value
+            for name, value in record.items()
+            if name not in (names.STEP, names.N_TOKENS)
+        }
         with self._ending_on_trouble():
             self._run.log(values | {names.TRAIN_TOKENS: record[names.N_TOKENS]}, step=step)
         self._newest_step = step
@@ -69,7 +76,8 @@ class WandbSink:
         self._last_step = max(self._last_step, self._newest_step)
 
     def close(self) -> None:
-        """Finish the W&B run, waiting a bounded time for its upload; more than once does no harm."""
+        """Finish the W&B run, waiting a bounded time for its upload; more than once does no
+        harm."""
         run, self._run = self._run, None
         if run is not None:
             with self._ending_on_trouble():
@@ -83,16 +91,20 @@ class WandbSink:
             yield
         except (wandb.Error, OSError) as error:
             self._run, self.sound = None, False
-            self._notice(f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, and a resumed run tries again")
+            self._notice(
+                f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, and a resumed run tries again"
+            )
 
 
 def open_wandb_sink(
     config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]
 ) -> WandbSink | None:
-    """Start, or continue under the same id, the W&B run of `run_dir`; None when WANDB_MODE=disabled.
+    """Start, or continue under the same id, the W&B run of `run_dir`; None when
+    WANDB_MODE=disabled.
 
-    Offline, said once, when WANDB_MODE says so and where there is no key or no network. Replays from metrics.jsonl the
-    steps up to `resumed_step` that W&B lacks. Raises RunDirError when `run_dir` cannot be written to.
+    Offline, said once, when WANDB_MODE says so and where there is no key or no network. Replays
+    from metrics.jsonl the steps up to `resumed_step` that W&B lacks. Raises RunDirError when
+    `run_dir` cannot be written to.
     """
     with _environment(run_dir):
         import wandb
@@ -102,8 +114,8 @@ def open_wandb_sink(
 
 @contextlib.contextmanager
 def _environment(run_dir: Path) -> Iterator[None]:
-    """What wandb and its service read when they start, unless the user has set it: no error reports of a training job to
-    their maker, and no logs in the home directory."""
+    """What wandb and its service read when they start, unless the user has set it: no error reports
+    of a training job to their maker, and no logs in the home directory."""
     wanted = {"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(run_dir / "wandb" / "cache")}
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
@@ -115,20 +127,27 @@ def _environment(run_dir: Path) -> Iterator[None]:
 
 
 def _open(
-    wandb: Any, config: RunConfig, run_dir: Path, resumed_step: int | None, notice: Callable[[str], None]
+    wandb: Any,
+    config: RunConfig,
+    run_dir: Path,
+    resumed_step: int | None,
+    notice: Callable[[str], None],
 ) -> WandbSink | None:
     mode, reason = _choose_mode(wandb)
     if mode == "disabled":
         notice("W&B: not used, since WANDB_MODE=disabled")
         return None
     run_id = _run_id(config, run_dir)
-    last_step = _last_step_on_disk(run_dir, run_id, unknown=-1 if resumed_step is None else resumed_step)
+    last_step = _last_step_on_disk(
+        run_dir, run_id, unknown=-1 if resumed_step is None else resumed_step
+    )
     arguments = _init_arguments(wandb, config, run_dir, run_id)
     run = None
     if mode == "online":
         run, reason = _try_init(wandb, run_dir, mode="online", **arguments)
         if run is None:
-            wandb.teardown()  # its service keeps the id of a run that failed to start, and refuses it again
+            # its service keeps the id of a run that failed to start, and refuses it again
+            wandb.teardown()
     if run is not None:
         last_step = run.step - 1 if run.resumed else -1
         notice(f"W&B: {run.url}")
@@ -137,7 +156,9 @@ def _open(
         if run is None:
             notice(f"W&B: not used, since {trouble}")
             return None
-        notice(f"W&B: offline, since {reason}; send it later with: wandb sync {run_dir / 'wandb'}/*run-*-{run_id}")
+        notice(
+            f"W&B: offline, since {reason}; send it later with: wandb sync {run_dir / 'wandb'}/*run-*-{run_id}"
+        )
     run.define_metric("*", step_metric=names.TRAIN_TOKENS)
     sink = WandbSink(run, last_step, notice)
     if resumed_step is not None:
@@ -147,14 +168,20 @@ def _open(
     return sink
 
 
-def back_fill_wandb(config: RunConfig, run_dir: Path, last_step: int, notice: Callable[[str], None]) -> None:
-    """Give W&B what it lacks of a finished run, once: the step up to which it has it is kept beside its files."""
+def back_fill_wandb(
+    config: RunConfig, run_dir: Path, last_step: int, notice: Callable[[str], None]
+) -> None:
+    """Give W&B what it lacks of a finished run, once: the step up to which it has it is kept beside
+    its files."""
     kept = run_dir / "wandb" / "filled_to"
     run_id_path = run_dir / "wandb_id"
     if _read_step(kept) >= last_step:
         notice("W&B: has the whole run already.")
         return
-    if run_id_path.exists() and _last_step_on_disk(run_dir, _run_id(config, run_dir), unknown=-1) >= last_step:
+    if (
+        run_id_path.exists()
+        and _last_step_on_disk(run_dir, _run_id(config, run_dir), unknown=-1) >= last_step
+    ):
         notice("W&B: has the whole run already.")
     else:
         sink = open_wandb_sink(config, run_dir, last_step, notice)
@@ -176,14 +203,21 @@ def _read_step(path: Path) -> int:
 def _init_arguments(wandb: Any, config: RunConfig, run_dir: Path, run_id: str) -> dict[str, Any]:
     logger = config.logger
     return {
-        "dir": str(run_dir), "id": run_id, "resume": "allow", "name": run_dir.name,
-        "project": logger.project, "entity": logger.entity, "group": logger.group,
-        "config": redact_tree(config.semantic()), "settings": _settings(wandb),
-    }  # fmt: skip
+        "dir": str(run_dir),
+        "id": run_id,
+        "resume": "allow",
+        "name": run_dir.name,
+        "project": logger.project,
+        "entity": logger.entity,
+        "group": logger.group,
+        "config": redact_tree(config.semantic()),
+        "settings": _settings(wandb),
+    }
 
 
 def _try_init(wandb: Any, run_dir: Path, **arguments: Any) -> tuple[Any | None, str]:
-    """A W&B run; or None, and why W&B refused. Raises RunDirError when its files cannot be written."""
+    """A W&B run; or None, and why W&B refused. Raises RunDirError when its files cannot be
+    written."""
     try:
         return wandb.init(**arguments), ""
     except (wandb.Error, ConnectionError, TimeoutError) as error:
@@ -193,18 +227,29 @@ def _try_init(wandb: Any, run_dir: Path, **arguments: Any) -> tuple[Any | None, 
 
 
 def _settings(wandb: Any) -> Any:
-    """Nothing printed, captured, sampled or collected but what is logged; nothing that waits without a bound."""
+    """Nothing printed, captured, sampled or collected but what is logged; nothing that waits
+    without a bound."""
     return wandb.Settings(
-        silent=True, console="off", symlink=False, reinit="create_new",
-        x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
-        disable_git=True, disable_code=True, save_code=False,
-        init_timeout=_INIT_TIMEOUT_S, finish_timeout=_FINISH_TIMEOUT_S,
+        silent=True,
+        console="off",
+        symlink=False,
+        reinit="create_new",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        init_timeout=_INIT_TIMEOUT_S,
+        finish_timeout=_FINISH_TIMEOUT_S,
         x_transaction_log_flush_interval=_FLUSH_INTERVAL_S,
-    )  # fmt: skip
+    )
 
 
 def _choose_mode(wandb: Any) -> tuple[Mode, str]:
-    """The mode, and for "offline" the reason. Settings files, WANDB_MODE and keys are read by wandb itself."""
+    """The mode, and for "offline" the reason. Settings files, WANDB_MODE and keys are read by wandb
+    itself."""
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import authenticate_session
 
@@ -213,7 +258,9 @@ def _choose_mode(wandb: Any) -> tuple[Mode, str]:
         mode: Mode = "disabled" if settings.mode == "disabled" else "offline"
         return mode, f"WANDB_MODE={settings.mode}"
     try:
-        key = authenticate_session(host=settings.base_url, source="scaling", prompt=False, update_session=False)
+        key = authenticate_session(
+            host=settings.base_url, source="scaling", prompt=False, update_session=False
+        )
     except AuthenticationError as error:
         return "offline", f"the API key is not usable ({redact(str(error))})"
     if key is None:
@@ -224,7 +271,8 @@ def _choose_mode(wandb: Any) -> tuple[Mode, str]:
 
 
 def reachable(url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
-    """Whether the host of `url`, or the proxy that leads to it, accepts a connection within `timeout_s` seconds."""
+    """Whether the host of `url`, or the proxy that leads to it, accepts a connection within
+    `timeout_s` seconds."""
     target = urlsplit(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
@@ -233,7 +281,10 @@ def reachable(url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
     answered = threading.Event()
 
     def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((target.hostname or "", port), timeout=timeout_s):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((target.hostname or "", port), timeout=timeout_s),
+        ):
             answered.set()
 
     # In a thread, since looking up a name has a time-out of its own that no caller can set.
@@ -244,7 +295,8 @@ def reachable(url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
 
 
 def _run_id(config: RunConfig, run_dir: Path) -> str:
-    """The W&B id kept in `run_dir`, made at the first start; never shared with an equal run in another directory."""
+    """The W&B id kept in `run_dir`, made at the first start; never shared with an equal run in
+    another directory."""
     path = run_dir / "wandb_id"
     try:
         if run_id := path.read_text(encoding="utf-8").strip():
@@ -267,11 +319,20 @@ def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
     for path in sorted((run_dir / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=_READ_TIMEOUT_S)
+            done = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=_READ_TIMEOUT_S,
+            )
             entries = [json.loads(line) for line in done.stdout.splitlines()]
         except (OSError, subprocess.SubprocessError, ValueError):
             return unknown
-        steps = [int(entry["history"]["step"]["num"]) for entry in entries if entry["type"] == "history"]
+        steps = [
+            int(entry["history"]["step"]["num"]) for entry in entries if entry["type"] == "history"
+        ]
         last_step = max([last_step, *steps])
     return last_step
 
@@ -290,10 +351,17 @@ def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> int:
     return n_filled
 
 
-def log_results(config: RunConfig, directory: Path, rows: Sequence[Mapping[str, Any]], notice: Callable[[str], None]) -> None:
-    """Send the rows of a study, all with the same keys, as the table "results" of one W&B run in the study's group.
+def log_results(
+    config: RunConfig,
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    notice: Callable[[str], None],
+) -> None:
+    """Send the rows of a study, all with the same keys, as the table "results" of one W&B run in
+    the study's group.
 
-    Its files and id lie in the study's `directory`: a later call continues the run. Trouble with W&B is told, and harms nothing.
+    Its files and id lie in the study's `directory`: a later call continues the run. Trouble with
+    W&B is told, and harms nothing.
     """
     with _environment(directory):
         import wandb
@@ -309,9 +377,18 @@ def log_results(config: RunConfig, directory: Path, rows: Sequence[Mapping[str, 
             return
         columns: list[str | int] = list(rows[0])
         try:
-            run.log({"results": wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in rows])})
+            run.log(
+                {
+                    "results": wandb.Table(
+                        columns=columns, data=[[row[str(name)] for name in columns] for row in rows]
+                    )
+                }
+            )
             run.finish()
         except (wandb.Error, OSError) as error:
             notice(f"W&B: no table of results ({redact(str(error))})")
             return
-        notice("W&B: table of results" + (f", offline, since {reason}" if mode == "offline" else f": {run.url}"))
+        notice(
+            "W&B: table of results"
+            + (f", offline, since {reason}" if mode == "offline" else f": {run.url}")
+        )

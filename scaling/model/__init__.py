@@ -19,7 +19,12 @@ from scaling.model.transformer import Transformer
 
 __all__ = ["BERT", "FAMILIES", "GenerativeModel", "LanguageModel", "build_model", "initialise"]
 
-FAMILIES: dict[str, type[LanguageModel]] = {"gpt": GPT, "bert": BERT, "t5": T5, "transformer": Transformer}
+FAMILIES: dict[str, type[LanguageModel]] = {
+    "gpt": GPT,
+    "bert": BERT,
+    "t5": T5,
+    "transformer": Transformer,
+}
 
 
 def build_model(
@@ -30,12 +35,14 @@ def build_model(
     blocks: Sequence[tuple[int, int]] | None = None,
     place: Callable[[str, nn.Module], None] | None = None,
 ) -> LanguageModel:
-    """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given: `initialise` or load them.
+    """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given:
+    `initialise` or load them.
 
-    Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at all.
-    split: how its parameters are cut among ranks. blocks: the half-open range of each pipeline stage that a rank has; null: all.
-    place: is given each module (and its name) whose own parameters have just got memory, before the next ones get theirs: so
-    a model that no device can hold is given its weights, and these dealt out among ranks, as it is built.
+    Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at
+    all. split: how its parameters are cut among ranks. blocks: the half-open range of each pipeline
+    stage that a rank has; null: all. place: is given each module (and its name) whose own
+    parameters have just got memory, before the next ones get theirs: so a model that no device can
+    hold is given its weights, and these dealt out among ranks, as it is built.
     """
     with torch.device("meta"):
         model = FAMILIES[config.model.family](config)
@@ -44,7 +51,10 @@ def build_model(
     parts = cut(model, split)
     target = torch.device(device or "cpu")
     for name, module in reversed(list(model.named_modules())):
-        own = {f"{name}.{leaf}" if name else leaf: leaf for leaf, _ in module.named_parameters(recurse=False)}
+        own = {
+            f"{name}.{leaf}" if name else leaf: leaf
+            for leaf, _ in module.named_parameters(recurse=False)
+        }
         if own and target.type != "meta":
             module.to_empty(device=target, recurse=False)
             with torch.no_grad():

@@ -23,7 +23,8 @@ from scaling.model.split import WHOLE, Split
 class Flow(NamedTuple):
     """What a batch has become between two blocks: all that one pipeline stage hands to the next.
 
-    source_BSD: what the encoder made, for a decoder beside one. balance_B: of experts, summed over the blocks so far.
+    source_BSD: what the encoder made, for a decoder beside one. balance_B: of experts, summed over
+    the blocks so far.
     """
 
     x_BTD: Tensor
@@ -34,13 +35,16 @@ class Flow(NamedTuple):
         """As one tensor, (B, T + S + 1, D) with all three: one message, and one backward."""
         parts = [self.x_BTD] if self.source_BSD is None else [self.x_BTD, self.source_BSD]
         if self.balance_B is not None:
-            row_B1D = self.balance_B.to(self.x_BTD.dtype)[:, None, None].expand(-1, 1, self.x_BTD.shape[2])
+            row_B1D = self.balance_B.to(self.x_BTD.dtype)[:, None, None].expand(
+                -1, 1, self.x_BTD.shape[2]
+            )
             parts.append(row_B1D / row_B1D.shape[2])
         return torch.cat(parts, dim=1)
 
     @staticmethod
     def unpacked(packed: Tensor, n_source: int | None, *, balanced: bool) -> Flow:
-        """n_source: positions S of a source, None without one. balanced: whether there is a balance_B."""
+        """n_source: positions S of a source, None without one. balanced: whether there is a
+        balance_B."""
         balance_B = packed[:, -1].float().sum(dim=1) if balanced else None
         packed = packed[:, :-1] if balanced else packed
         if n_source is None:
@@ -52,8 +56,9 @@ class Flow(NamedTuple):
 class LanguageModel(nn.Module, ABC):
     """A family of models. `config` is its shape; its blocks are in one or more BlockStacks.
 
-    The loss is made in three steps, so that the blocks can be shared out among pipeline stages: `begin`, `through` the blocks
-    in the order in which they run (an encoder's before its decoder's), `finish`.
+    The loss is made in three steps, so that the blocks can be shared out among pipeline stages:
+    `begin`, `through` the blocks in the order in which they run (an encoder's before its
+    decoder's), `finish`.
     """
 
     config: ModelConfig
@@ -62,7 +67,8 @@ class LanguageModel(nn.Module, ABC):
     compiled = False
 
     def loss(self, batch: Batch) -> Loss:
-        """Sums over the scored targets of a batch: with sequence parallel ranks, of the rank's own positions."""
+        """Sums over the scored targets of a batch: with sequence parallel ranks, of the rank's own
+        positions."""
         return self.finish(self.through(self.begin(batch), batch, 0, self.n_blocks), batch)
 
     @abstractmethod
@@ -79,8 +85,8 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def stage(self, first: int, last: int) -> set[str]:
-        """Names of the modules and parameters that blocks [first, last) need: theirs, those of `begin` where first is 0, and
-        those of `finish` where last is `n_blocks`."""
+        """Names of the modules and parameters that blocks [first, last) need: theirs, those of
+        `begin` where first is 0, and those of `finish` where last is `n_blocks`."""
 
     @property
     def n_blocks(self) -> int:
@@ -97,8 +103,8 @@ class LanguageModel(nn.Module, ABC):
             stack.recompute = kind
 
     def compile_blocks(self) -> None:
-        """torch.compile each block in place: equal blocks share a graph, and no parameter changes its name. So too what the
-        loss does to logits."""
+        """torch.compile each block in place: equal blocks share a graph, and no parameter changes
+        its name. So too what the loss does to logits."""
         self.compiled = True
         for stack in self._stacks():
             stack.compile_blocks()
@@ -111,8 +117,11 @@ class GenerativeModel(LanguageModel):
     """A family that predicts the next token: a decoder, or one beside an encoder."""
 
     @abstractmethod
-    def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
-        """logits_BTV; with caches, of the tokens that follow those already in them. `source` is what `encode` made.
+    def forward(
+        self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
+    ) -> Tensor:
+        """logits_BTV; with caches, of the tokens that follow those already in them. `source` is
+        what `encode` made.
 
         Of a whole model: `engine.whole_model()` puts one together.
         """
@@ -133,8 +142,11 @@ def add_balance(balance_B: Tensor | None, more_B: Tensor | None) -> Tensor | Non
     return balance_B + more_B
 
 
-def add_sequence_term(loss: Loss, term_B: Tensor | None, targets_BT: Tensor, weight: float = 1.0) -> Loss:
-    """Add a term of whole sequences to the objective, each counted once for every scored target of its sequence."""
+def add_sequence_term(
+    loss: Loss, term_B: Tensor | None, targets_BT: Tensor, weight: float = 1.0
+) -> Loss:
+    """Add a term of whole sequences to the objective, each counted once for every scored target of
+    its sequence."""
     if term_B is None:
         return loss
     n_targets_B = (targets_BT != IGNORED).sum(dim=1)

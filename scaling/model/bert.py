@@ -1,5 +1,6 @@
-"""BERT: a bidirectional encoder that fills in hidden tokens (Devlin et al. 2019). With post-norm, learned positions, layernorm,
-biases and exact GELU it is the published arrangement; with shared layers and narrow embeddings ALBERT's (Lan et al. 2020).
+"""BERT: a bidirectional encoder that fills in hidden tokens (Devlin et al. 2019). With post-norm,
+learned positions, layernorm, biases and exact GELU it is the published arrangement; with shared
+layers and narrow embeddings ALBERT's (Lan et al. 2020).
 
 Shapes: B batch, T positions, N scored positions, D d_model, E width of the embedding, V vocabulary.
 """
@@ -42,7 +43,8 @@ class MaskedHead(nn.Module):
 
 
 class BERT(LanguageModel):
-    """Token, segment and position embeddings, norm, `n_layers` blocks, and a head on the scored positions alone.
+    """Token, segment and position embeddings, norm, `n_layers` blocks, and a head on the scored
+    positions alone.
 
     With sentence order also a pooler, tanh(dense(first position)), and on it a classifier of two.
     """
@@ -61,12 +63,21 @@ class BERT(LanguageModel):
         self.blocks = BlockStack(config, causal=False)
         self.final_norm = build_final_norm(model)
         self.masked_head = MaskedHead(config)
-        self.decoder = None if model.tie_embeddings else nn.Linear(model.embedding_width, config.vocab_size, bias=False)
+        self.decoder = (
+            None
+            if model.tie_embeddings
+            else nn.Linear(model.embedding_width, config.vocab_size, bias=False)
+        )
         order = config.objective.sentence_order
         self.pooler = nn.Linear(model.d_model, model.d_model, bias=model.bias) if order else None
         self.order_head = nn.Linear(model.d_model, 2, bias=model.bias) if order else None
 
-    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """logits_BTV of every position."""
         x_BTD = self.hidden(tokens_BT, segments_BT, documents_BT)[0]
         return F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
@@ -85,15 +96,24 @@ class BERT(LanguageModel):
         x_BTD, targets_BT = self.final_norm(flow.x_BTD), self.split.positions(batch.targets_BT)
         scored_BT = targets_BT != IGNORED
         loss = head_loss(
-            self.masked_head(x_BTD[scored_BT]), self.decoder_weight, targets_BT[scored_BT],
-            bias_V=self.masked_head.bias, smoothing=self.smoothing, split=self.split, compiled=self.compiled,
-        )  # fmt: skip
+            self.masked_head(x_BTD[scored_BT]),
+            self.decoder_weight,
+            targets_BT[scored_BT],
+            bias_V=self.masked_head.bias,
+            smoothing=self.smoothing,
+            split=self.split,
+            compiled=self.compiled,
+        )
         loss = add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
         if self.order_head is None or batch.classes_B is None:
             return loss
-        order_B = F.cross_entropy(self.order(x_BTD).float(), batch.classes_B, ignore_index=IGNORED, reduction="none")
+        order_B = F.cross_entropy(
+            self.order(x_BTD).float(), batch.classes_B, ignore_index=IGNORED, reduction="none"
+        )
         # The first position is the first sequence parallel rank's: the others have no part in this.
-        return add_sequence_term(loss, order_B, batch.targets_BT, 1.0 if self.split.sp_rank == 0 else 0.0)
+        return add_sequence_term(
+            loss, order_B, batch.targets_BT, 1.0 if self.split.sp_rank == 0 else 0.0
+        )
 
     def stage(self, first: int, last: int) -> set[str]:
         needed = blocks_of("blocks", first, last) | self.position.needed("position", first == 0)
@@ -105,7 +125,10 @@ class BERT(LanguageModel):
         return needed
 
     def hidden(
-        self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """x_BTD after the last block, and the balance_B of experts."""
         x_BTD = self._embedded(tokens_BT, segments_BT, 0)

@@ -1,4 +1,5 @@
-"""The block of which the families are stacks: attention, in a decoder beside an encoder also to that, and feed-forward.
+"""The block of which the families are stacks: attention, in a decoder beside an encoder also to
+that, and feed-forward.
 
 Shapes: B batch, T positions, S positions of the encoder, D d_model.
 """
@@ -30,7 +31,8 @@ class Source(NamedTuple):
 
 
 class CrossCache(Cache):
-    """One block's memory in a decoder: of its own positions, and of the source, which is projected once."""
+    """One block's memory in a decoder: of its own positions, and of the source, which is projected
+    once."""
 
     def __init__(self, own: Cache) -> None:
         self.own = own
@@ -47,16 +49,29 @@ class CrossCache(Cache):
 
 
 class Block(nn.Module):
-    """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), or norm(x + f(x)) (Vaswani et al. 2017)."""
+    """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), or norm(x + f(x))
+    (Vaswani et al. 2017)."""
 
     split: Split = WHOLE
     partial_in_sequence = (
-        *(f"{norm}_norm.{kind}" for norm in ("attention", "cross_attention", "feed_forward") for kind in ("weight", "bias")),
+        *(
+            f"{norm}_norm.{kind}"
+            for norm in ("attention", "cross_attention", "feed_forward")
+            for kind in ("weight", "bias")
+        ),
         *("attention.o.bias", "cross_attention.o.bias", "feed_forward.down.bias"),
     )
-    """Parameters that act on the residual stream: where tp ranks share its positions, each has a part of their gradients."""
+    """Parameters that act on the residual stream: where tp ranks share its positions, each has a
+    part of their gradients."""
 
-    def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        causal: bool = True,
+        cross: bool = False,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
         model = config.model
         self.pre_norm = model.norm_position == "pre"
@@ -70,7 +85,11 @@ class Block(nn.Module):
         self.residual_scale = residual_scale(model)
 
     def forward(
-        self, x_BTD: Tensor, context: Context, cache: Cache | None = None, source: Source | None = None
+        self,
+        x_BTD: Tensor,
+        context: Context,
+        cache: Cache | None = None,
+        source: Source | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """x_BTD, and the balance_B of experts where there are any."""
         own = cache.own if isinstance(cache, CrossCache) else cache
@@ -90,12 +109,16 @@ class Block(nn.Module):
 
     def _add(self, x_BTD: Tensor, h_BTD: Tensor, norm: nn.Module) -> Tensor:
         h_BTD = h_BTD if self.residual_scale == 1 else h_BTD * self.residual_scale
-        with self.split.own_randomness(self.split.sequence and self.training and self.dropout.p > 0):
+        with self.split.own_randomness(
+            self.split.sequence and self.training and self.dropout.p > 0
+        ):
             x_BTD = x_BTD + self.dropout(h_BTD)
         return x_BTD if self.pre_norm else norm(x_BTD)
 
     @staticmethod
-    def _source_keys(cross_attention: CrossAttention, source: Source, cache: Cache | None) -> KeyValues:
+    def _source_keys(
+        cross_attention: CrossAttention, source: Source, cache: Cache | None
+    ) -> KeyValues:
         if not isinstance(cache, CrossCache):
             return cross_attention.source(source.x_BSD)
         if cache.source is None:
@@ -108,14 +131,24 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.ModuleList):
-    """`n_layers` blocks in a row, or one that is run so many times (`model.share_layers`), and how they are executed."""
+    """`n_layers` blocks in a row, or one that is run so many times (`model.share_layers`), and how
+    they are executed."""
 
     split: Split = WHOLE
 
-    def __init__(self, config: RunConfig, *, causal: bool = True, cross: bool = False, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        causal: bool = True,
+        cross: bool = False,
+        scale: float | None = None,
+    ) -> None:
         model = config.model
         n_blocks = 1 if model.share_layers else model.n_layers
-        super().__init__(Block(config, causal=causal, cross=cross, scale=scale) for _ in range(n_blocks))
+        super().__init__(
+            Block(config, causal=causal, cross=cross, scale=scale) for _ in range(n_blocks)
+        )
         self.n_layers = model.n_layers
         self.recompute: Recompute = "none"
 
@@ -129,7 +162,8 @@ class BlockStack(nn.ModuleList):
         first: int = 0,
         last: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """x_BTD after blocks [first, last) (None: all), and the balance_B of experts, summed over these blocks."""
+        """x_BTD after blocks [first, last) (None: all), and the balance_B of experts, summed over
+        these blocks."""
         total_B = None
         x_BTD = self.split.deal(x_BTD)
         kind = self.recompute if self.training else "none"

@@ -31,7 +31,8 @@ def covered(name: str, kept: set[str]) -> bool:
 
 
 def cut(model: nn.Module, split: Split) -> dict[str, Part]:
-    """Cut the parameters of a model on "meta" among tensor parallel ranks; the part of each that is cut, by name."""
+    """Cut the parameters of a model on "meta" among tensor parallel ranks; the part of each that is
+    cut, by name."""
     _tell(model, split)
     for module in model.modules():
         if isinstance(module, MixtureOfExperts):  # tokens of all positions come to an expert
@@ -39,24 +40,33 @@ def cut(model: nn.Module, split: Split) -> dict[str, Part]:
     parts = {}
     if split.tp is not None:
         for name, owner, leaf, dim in list(_to_be_cut(model)):
-            parts[name] = part = Part.share(tuple(getattr(owner, leaf).shape), dim, split.tp_rank, split.tp_size)
+            parts[name] = part = Part.share(
+                tuple(getattr(owner, leaf).shape), dim, split.tp_rank, split.tp_size
+            )
             setattr(owner, leaf, nn.Parameter(torch.empty(part.local_shape, device="meta")))
     return parts
 
 
 def mark(parameter: nn.Parameter, part: Part) -> None:
     """Say what a parameter is a part of, in our words and in DeepSpeed's."""
-    for attribute, value in (("part", part), ("model_parallel", True), ("tensor_model_parallel", True)):
+    for attribute, value in (
+        ("part", part),
+        ("model_parallel", True),
+        ("tensor_model_parallel", True),
+    ):
         setattr(parameter, attribute, value)
 
 
 def sum_partial_gradients(model: nn.Module, split: Split) -> None:
-    """Of a parameter that is whole on tensor parallel ranks which each see a part of its gradient, sum that over them."""
+    """Of a parameter that is whole on tensor parallel ranks which each see a part of its gradient,
+    sum that over them."""
     if split.tp is None:
         return
     parameters = dict(model.named_parameters())
     for prefix, module in model.named_modules():
-        partial = getattr(module, "partial", ()) + (getattr(module, "partial_in_sequence", ()) if split.sequence else ())
+        partial = getattr(module, "partial", ()) + (
+            getattr(module, "partial_in_sequence", ()) if split.sequence else ()
+        )
         for leaf in partial:
             if f"{prefix}.{leaf}" in parameters:
                 parameters[f"{prefix}.{leaf}"].register_hook(_Summed(split.tp))

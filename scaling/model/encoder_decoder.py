@@ -1,6 +1,7 @@
 """An encoder and a decoder that looks at it: what T5 and the first Transformer share.
 
-Shapes: B batch, T positions of the decoder, U of the encoder (S of either), D d_model, V vocabulary.
+Shapes: B batch, T positions of the decoder, U of the encoder (S of either), D d_model, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Side(nn.Module):
 
     split: Split = WHOLE
 
-    def __init__(self, config: RunConfig, *, causal: bool, cross: bool, scale: float | None) -> None:
+    def __init__(
+        self, config: RunConfig, *, causal: bool, cross: bool, scale: float | None
+    ) -> None:
         super().__init__()
         self.n_layers = config.model.n_layers
         self.position = POSITIONS[config.position.kind](config, causal=causal)
@@ -36,7 +39,9 @@ class Side(nn.Module):
         self.blocks = BlockStack(config, causal=causal, cross=cross, scale=scale)
         self.final_norm = build_final_norm(config.model)
 
-    def forward(self, x_BSD: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
+    ) -> Tensor:
         """From embedded tokens to what follows the last norm, of one document a row."""
         start = caches[0].length if caches else 0
         x_BSD = self.begin(x_BSD, None, start)
@@ -52,7 +57,12 @@ class Side(nn.Module):
         return self.dropout(x_BSD + table_SD[self.split.positions(places(documents_BS))])
 
     def through(
-        self, x_BSD: Tensor, documents_BS: Tensor | None, source: Source | None, first: int, last: int
+        self,
+        x_BSD: Tensor,
+        documents_BS: Tensor | None,
+        source: Source | None,
+        first: int,
+        last: int,
     ) -> tuple[Tensor, Tensor | None]:
         """x_BSD after blocks [first, last), and their balance_B."""
         context = self.position.context(0, x_BSD, documents_BS)
@@ -60,13 +70,16 @@ class Side(nn.Module):
 
 
 class EncoderDecoder(GenerativeModel):
-    """One token embedding for both sides; the head may be the embedding, and its input is multiplied by `head_scale`. Attention
-    scores are multiplied by `score_scale` (None: 1 / sqrt(d_head))."""
+    """One token embedding for both sides; the head may be the embedding, and its input is
+    multiplied by `head_scale`. Attention scores are multiplied by `score_scale` (None: 1 /
+    sqrt(d_head))."""
 
     cut: ClassVar = {"head.weight": 0}
     n_stacks = 2
 
-    def __init__(self, config: RunConfig, *, head_scale: float = 1.0, score_scale: float | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, *, head_scale: float = 1.0, score_scale: float | None = None
+    ) -> None:
         super().__init__()
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
@@ -74,13 +87,19 @@ class EncoderDecoder(GenerativeModel):
         self.embedding = TokenEmbedding(config)
         self.encoder = Side(config, causal=False, cross=False, scale=score_scale)
         self.decoder = Side(config, causal=True, cross=True, scale=score_scale)
-        self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.head = (
+            None
+            if model.tie_embeddings
+            else nn.Linear(model.d_model, config.vocab_size, bias=False)
+        )
 
     def encode(self, source_BU: Tensor, documents_BU: Tensor | None = None) -> Source:
         assert documents_BU is None, "a text is one document"
         return Source(self.encoder(self.embedding(source_BU)))
 
-    def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
+    ) -> Tensor:
         assert source is not None, "a decoder beside an encoder needs what that made of its tokens"
         x_BTD = self.decoder(self.embedding(tokens_BT), caches, source)
         return F.linear(self._head_input(x_BTD), self.head_weight)
@@ -90,10 +109,13 @@ class EncoderDecoder(GenerativeModel):
         return Flow(self._begin_side(self.encoder, batch.source_BU, batch.source_documents_BU))
 
     def through(self, flow: Flow, batch: Batch, first: int, last: int) -> Flow:
-        """Blocks of the encoder come first. Between the two stands the source, and the tokens of the target come in."""
+        """Blocks of the encoder come first. Between the two stands the source, and the tokens of
+        the target come in."""
         n = self.encoder.n_layers
         if first < n:
-            x_BUD, balance_B = self.encoder.through(flow.x_BTD, batch.source_documents_BU, None, first, min(last, n))
+            x_BUD, balance_B = self.encoder.through(
+                flow.x_BTD, batch.source_documents_BU, None, first, min(last, n)
+            )
             flow = Flow(x_BUD, None, add_balance(flow.balance_B, balance_B))
         if last <= n:
             return flow
@@ -102,20 +124,29 @@ class EncoderDecoder(GenerativeModel):
             flow = Flow(x_BTD, self.encoder.final_norm(flow.x_BTD), flow.balance_B)
         assert flow.source_BSD is not None
         source = Source(flow.source_BSD, batch.source_documents_BU)
-        x_BTD, balance_B = self.decoder.through(flow.x_BTD, batch.documents_BT, source, max(first - n, 0), last - n)
+        x_BTD, balance_B = self.decoder.through(
+            flow.x_BTD, batch.documents_BT, source, max(first - n, 0), last - n
+        )
         return Flow(x_BTD, flow.source_BSD, add_balance(flow.balance_B, balance_B))
 
     def finish(self, flow: Flow, batch: Batch) -> Loss:
         x_ND = self._head_input(self.decoder.final_norm(flow.x_BTD)).flatten(0, 1)
         targets_BT = self.split.positions(batch.targets_BT)
         loss = head_loss(
-            x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split, compiled=self.compiled
+            x_ND,
+            self.head_weight,
+            targets_BT.flatten(),
+            smoothing=self.smoothing,
+            split=self.split,
+            compiled=self.compiled,
         )
         return add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
 
     def stage(self, first: int, last: int) -> set[str]:
         n = self.encoder.n_layers
-        needed = blocks_of("encoder.blocks", first, min(last, n)) | blocks_of("decoder.blocks", max(first - n, 0), last - n)
+        needed = blocks_of("encoder.blocks", first, min(last, n)) | blocks_of(
+            "decoder.blocks", max(first - n, 0), last - n
+        )
         if first < n:
             needed |= self.encoder.position.needed("encoder.position", first == 0)
         if last > n:
@@ -125,7 +156,9 @@ class EncoderDecoder(GenerativeModel):
         if first <= n < last:
             needed |= {"encoder.final_norm", "embedding"}
         if last == self.n_blocks:
-            needed |= {"decoder.final_norm", "head"} | ({"embedding"} if self.head is None else set())
+            needed |= {"decoder.final_norm", "head"} | (
+                {"embedding"} if self.head is None else set()
+            )
         return needed
 
     def crosses(self, block: int) -> bool:
@@ -148,7 +181,8 @@ class EncoderDecoder(GenerativeModel):
 
 
 def places(documents_BS: Tensor) -> Tensor:
-    """Place of each position in its document, from 0; the positions of a document are neighbours."""
+    """Place of each position in its document, from 0; the positions of a document are
+    neighbours."""
     place_S = torch.arange(documents_BS.shape[1], device=documents_BS.device)
     begins_BS = F.pad(documents_BS[:, 1:] != documents_BS[:, :-1], (1, 0), value=True)
     return place_S - (place_S * begins_BS).cummax(dim=1).values

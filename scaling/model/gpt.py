@@ -1,5 +1,6 @@
-"""GPT: a causal decoder. By configuration GPT-2's arrangement (learned positions, layernorm, biases, tanh GELU, tied
-embeddings), Llama's (rotary positions, RMSNorm, no biases, SwiGLU, grouped queries), and GPT's first (post-norm) exactly.
+"""GPT: a causal decoder. By configuration GPT-2's arrangement (learned positions, layernorm,
+biases, tanh GELU, tied embeddings), Llama's (rotary positions, RMSNorm, no biases, SwiGLU, grouped
+queries), and GPT's first (post-norm) exactly.
 
 Shapes: B batch, T positions, D d_model, V vocabulary.
 """
@@ -37,14 +38,26 @@ class GPT(GenerativeModel):
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config)
         self.final_norm = build_final_norm(model)
-        self.head = None if model.tie_embeddings else nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.head = (
+            None
+            if model.tie_embeddings
+            else nn.Linear(model.d_model, config.vocab_size, bias=False)
+        )
         self.logit_scale = logit_scale(model)
 
-    def forward(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
+    ) -> Tensor:
         return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
 
-    def hidden(self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, documents_BT: Tensor | None = None) -> Tensor:
-        """x after the final norm, what the head multiplies: of width d_model, or of the embedding's if that is the head."""
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        caches: Sequence[Cache] | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """x after the final norm, what the head multiplies: of width d_model, or of the embedding's
+        if that is the head."""
         start = caches[0].length if caches else 0
         x_BTD = self._embedded(tokens_BT, start)
         x_BTD, _ = self.blocks(x_BTD, self.position.context(start, x_BTD, documents_BT), caches)
@@ -60,9 +73,17 @@ class GPT(GenerativeModel):
         return Flow(x_BTD, None, add_balance(flow.balance_B, balance_B))
 
     def finish(self, flow: Flow, batch: Batch) -> Loss:
-        x_ND, targets_BT = self._head_input(flow.x_BTD).flatten(0, 1), self.split.positions(batch.targets_BT)
+        x_ND, targets_BT = (
+            self._head_input(flow.x_BTD).flatten(0, 1),
+            self.split.positions(batch.targets_BT),
+        )
         loss = head_loss(
-            x_ND, self.head_weight, targets_BT.flatten(), smoothing=self.smoothing, split=self.split, compiled=self.compiled
+            x_ND,
+            self.head_weight,
+            targets_BT.flatten(),
+            smoothing=self.smoothing,
+            split=self.split,
+            compiled=self.compiled,
         )
         return add_sequence_term(loss, flow.balance_B, targets_BT, self.config.balance_loss)
 

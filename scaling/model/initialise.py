@@ -1,7 +1,8 @@
 """Initial weights, of which each depends on its own name and shape and on the seed alone.
 
-So they do not change with the order in which modules are built, the layers built beside them, the device or the rank:
-a pipeline stage that holds blocks 4 to 7 gives them the values that one process would.
+So they do not change with the order in which modules are built, the layers built beside them, the
+device or the rank: a pipeline stage that holds blocks 4 to 7 gives them the values that one process
+would.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from scaling.model.parametrization import initial_scale, residual_depth
 from scaling.parallel.part import part_of
 
 RESIDUAL_OUTPUTS = ("attention.o", ".down")
-"""The linears whose output is added to the residual stream: of attention, and of the feed-forward layer or its experts."""
+"""The linears whose output is added to the residual stream: of attention, and of the feed-forward
+layer or its experts."""
 
 
 def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
 
-    Norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by sqrt(2 n_layers), the
-    number of terms that the residual stream sums (Radford et al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head),
-    by which it does not divide scores. With mup and completep hidden matrices are narrower with the width (`parametrization.py`).
+    Norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by
+    sqrt(2 n_layers), the number of terms that the residual stream sums (Radford et al. 2019,
+    section 2.3). T5's queries are narrower by sqrt(d_head), by which it does not divide scores.
+    With mup and completep hidden matrices are narrower with the width (`parametrization.py`).
     """
     module, _, kind = name.rpartition(".")
     if kind == "bias":
@@ -44,7 +47,8 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill every parameter of `model` (which has its ModelConfig as `config`), on whatever device, in whatever dtype."""
+    """Fill every parameter of `model` (which has its ModelConfig as `config`), on whatever device,
+    in whatever dtype."""
     config = model.config
     assert isinstance(config, ModelConfig)
     fill(model.named_parameters(), config, seed)
@@ -52,7 +56,8 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def fill(named: Iterable[tuple[str, nn.Parameter]], config: ModelConfig, seed: int) -> None:
-    """Give parameters, by their names in the whole model, their initial values or the part of them that they are."""
+    """Give parameters, by their names in the whole model, their initial values or the part of them
+    that they are."""
     for name, parameter in named:
         part = part_of(parameter)
         parameter.copy_(part.of(initial_values(name, part.shape, config, seed)))

@@ -20,34 +20,52 @@ from scaling.model.split import WHOLE, Split
 from scaling.parallel.collectives import all_reduce
 
 CHUNK_ROWS = {"cpu": 256}
-"""Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see `linear_cross_entropy`."""
+"""Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see
+`linear_cross_entropy`."""
 Score = Callable[..., Tensor | None]
 DEFAULT_CHUNK_ROWS = 4096
-"""On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for 100k entries."""
+"""On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for
+100k entries."""
 
 
 def head_loss(
-    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None, smoothing: float = 0.0,
-    split: Split = WHOLE, compiled: bool = False,
-) -> Loss:  # fmt: skip
-    """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is the smoothed one.
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    smoothing: float = 0.0,
+    split: Split = WHOLE,
+    compiled: bool = False,
+) -> Loss:
+    """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is
+    the smoothed one.
 
-    Tensor parallel ranks have rows of the head (Shoeybi et al. 2019, section 3): of a token's logits each makes its own, and
-    the ranks exchange the largest, the sum of exponentials, and at the end the sums of the loss. compiled: what is done to a
-    chunk's logits is one kernel that reads them and one that writes their gradient, but where ranks exchange.
+    Tensor parallel ranks have rows of the head (Shoeybi et al. 2019, section 3): of a token's
+    logits each makes its own, and the ranks exchange the largest, the sum of exponentials, and at
+    the end the sums of the loss. compiled: what is done to a chunk's logits is one kernel that
+    reads them and one that writes their gradient, but where ranks exchange.
     """
-    x_ND, score = split.enter_whole(x_ND), _compiled_score() if compiled and split.tp is None else _score
-    nats, objective = _cross_entropies(x_ND, weight_VD, targets_N, bias_V, smoothing, None, split, score)
+    x_ND, score = (
+        split.enter_whole(x_ND),
+        _compiled_score() if compiled and split.tp is None else _score,
+    )
+    nats, objective = _cross_entropies(
+        x_ND, weight_VD, targets_N, bias_V, smoothing, None, split, score
+    )
     return Loss(nats.detach() if smoothing else nats, (targets_N != IGNORED).sum(), objective)
 
 
-def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_rows: int | None = None) -> Tensor:
+def linear_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_rows: int | None = None
+) -> Tensor:
     """Sum over the targets that are not IGNORED of -log softmax(x W^T)[target], in fp32.
 
-    Products run in the dtype of x, or autocast's where it is on; log-softmax and sums in fp32. The gradients are made
-    in the forward pass, chunk by chunk, while the logits are at hand (as in Liger-Kernel, Hsu et al. 2024,
-    arXiv:2410.10989), so they are never computed twice, and what is kept for backward is as large as x and W.
-    It can be differentiated once. Measured, forward and backward of 2048 x 384, one EPYC thread, torch 2.13, in ms:
+    Products run in the dtype of x, or autocast's where it is on; log-softmax and sums in fp32. The
+    gradients are made in the forward pass, chunk by chunk, while the logits are at hand (as in
+    Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989), so they are never computed twice, and what is
+    kept for backward is as large as x and W. It can be differentiated once. Measured, forward and
+    backward of 2048 x 384, one EPYC thread, torch 2.13, in ms:
       V      dtype  F.cross_entropy  recomputed in backward  this
       4096   fp32   254              296                     209
       4096   bf16   109              86                      63
@@ -67,22 +85,35 @@ def _cross_entropies(
     split: Split,
     score: Score,
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy, and the smoothed one, which alone can be differentiated; without smoothing they are one."""
+    """The cross-entropy, and the smoothed one, which alone can be differentiated; without smoothing
+    they are one."""
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     rows = chunk_rows or CHUNK_ROWS.get(device, DEFAULT_CHUNK_ROWS)
     first, n_vocab = split.rows(weight_VD)
     shape = (rows, smoothing, first, n_vocab)
-    objective, nats = _LinearCrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype, *shape, split, score)
+    objective, nats = _LinearCrossEntropy.apply(
+        x_ND, weight_VD, bias_V, targets_N, dtype, *shape, split, score
+    )
     return (nats if smoothing else objective), objective
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, dtype: torch.dtype, rows: int,
-        smoothing: float, first: int, n_vocab: int, split: Split, score: Score,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        rows: int,
+        smoothing: float,
+        first: int,
+        n_vocab: int,
+        split: Split,
+        score: Score,
+    ) -> tuple[Tensor, Tensor]:
         differentiate = any(ctx.needs_input_grad)
         grad_b_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         sums = x_ND.new_zeros(2, dtype=torch.float32)
@@ -92,13 +123,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(x_ND.device.type, enabled=False):
             w_VD = weight_VD.to(dtype)
             for start in range(0, len(x_ND), rows):
-                x_nD, targets_n = x_ND[start : start + rows].to(dtype), targets_N[start : start + rows]
+                x_nD, targets_n = (
+                    x_ND[start : start + rows].to(dtype),
+                    targets_N[start : start + rows],
+                )
                 valid_n1 = (targets_n != IGNORED).unsqueeze(1)
                 index_n1 = targets_n.unsqueeze(1) - first
                 here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
                 index_n1 = index_n1.where(here_n1, 0)
                 g_nV = score(
-                    _logits(x_nD, w_VD, bias_V), index_n1, here_n1, valid_n1, smoothing, n_vocab, split, sums, differentiate
+                    _logits(x_nD, w_VD, bias_V),
+                    index_n1,
+                    here_n1,
+                    valid_n1,
+                    smoothing,
+                    n_vocab,
+                    split,
+                    sums,
+                    differentiate,
                 )
                 if g_nV is not None:
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
@@ -118,7 +160,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x_ND, grad_w_VD, grad_b_V = ctx.saved_tensors
         grad_b_V = None if grad_b_V is None else grad_b_V * grad
-        return grad_x_ND * grad, grad_w_VD * grad, grad_b_V, None, None, None, None, None, None, None, None
+        return (
+            grad_x_ND * grad,
+            grad_w_VD * grad,
+            grad_b_V,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -126,11 +180,19 @@ def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
 
 
 def _score(
-    logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
-    sums: Tensor, differentiate: bool,
-) -> Tensor | None:  # fmt: skip
-    """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second. Where wanted, the gradient of the
-    logits: softmax minus one-hot, of which smoothing spreads a part, in their dtype. Where a target is not valid, anything."""
+    logits_nV: Tensor,
+    index_n1: Tensor,
+    here_n1: Tensor,
+    valid_n1: Tensor,
+    smoothing: float,
+    n_vocab: int,
+    split: Split,
+    sums: Tensor,
+    differentiate: bool,
+) -> Tensor | None:
+    """Adds a chunk's cross-entropy to the first of `sums`, its smoothed one to the second. Where
+    wanted, the gradient of the logits: softmax minus one-hot, of which smoothing spreads a part, in
+    their dtype. Where a target is not valid, anything."""
     dtype, nats, smoothed = logits_nV.dtype, sums[0], sums[1]
     log_p_nV = _log_softmax(logits_nV, split)
     del logits_nV
@@ -144,21 +206,34 @@ def _score(
 
 
 def _fusible_score(
-    logits_nV: Tensor, index_n1: Tensor, here_n1: Tensor, valid_n1: Tensor, smoothing: float, n_vocab: int, split: Split,
-    sums: Tensor, differentiate: bool,
-) -> Tensor | None:  # fmt: skip
+    logits_nV: Tensor,
+    index_n1: Tensor,
+    here_n1: Tensor,
+    valid_n1: Tensor,
+    smoothing: float,
+    n_vocab: int,
+    split: Split,
+    sums: Tensor,
+    differentiate: bool,
+) -> Tensor | None:
     """`_score` of whole rows without steps in place, as a compiler likes it."""
     x_nV = logits_nV.float()
     lse_n1 = x_nV.logsumexp(dim=1, keepdim=True)
     nats = ((lse_n1 - x_nV.gather(1, index_n1)) * here_n1).sum()
     smoothed = (
-        ((n_vocab * lse_n1 - x_nV.sum(dim=1, keepdim=True)) * valid_n1).sum() / n_vocab if smoothing else torch.zeros_like(nats)
+        ((n_vocab * lse_n1 - x_nV.sum(dim=1, keepdim=True)) * valid_n1).sum() / n_vocab
+        if smoothing
+        else torch.zeros_like(nats)
     )
     sums += torch.stack((nats, smoothed))
     if not differentiate:
         return None
     is_target_nV = torch.arange(x_nV.shape[1], device=x_nV.device) == index_n1
-    g_nV = (x_nV - lse_n1).exp() - torch.where(is_target_nV & here_n1, 1 - smoothing, 0.0) - smoothing / n_vocab
+    g_nV = (
+        (x_nV - lse_n1).exp()
+        - torch.where(is_target_nV & here_n1, 1 - smoothing, 0.0)
+        - smoothing / n_vocab
+    )
     return g_nV.to(logits_nV.dtype)
 
 

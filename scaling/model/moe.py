@@ -1,6 +1,7 @@
 """Mixture of experts in place of a feed-forward layer: each token takes some of many.
 
-Shapes: B batch, T positions, N = B T tokens, n tokens of an expert, D d_model, E experts, J experts of a token.
+Shapes: B batch, T positions, N = B T tokens, n tokens of an expert, D d_model, E experts, J experts
+of a token.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from scaling.model.split import WHOLE, Split
 
 
 class MixtureOfExperts(nn.Module):
-    """sum over the J likeliest experts i of p_i expert_i(x), with p = softmax(router(x)) (Shazeer et al. 2017, with the order
-    of softmax and choice of Fedus et al. 2021). For J > 1 the chosen p are divided by their sum (Lepikhin et al. 2021).
+    """sum over the J likeliest experts i of p_i expert_i(x), with p = softmax(router(x)) (Shazeer
+    et al. 2017, with the order of softmax and choice of Fedus et al. 2021). For J > 1 the chosen p
+    are divided by their sum (Lepikhin et al. 2021).
 
-    No expert has a limit, so no token is dropped, and what a token gets depends on the token alone. The router computes in
-    fp32, since rounding moves choices (Fedus et al. 2021, section 2.4). Every expert runs in every forward, if on nothing, so
-    that ranks which gather its weights stay in step. Tensor parallel ranks hold columns of every expert, and choose alike.
+    No expert has a limit, so no token is dropped, and what a token gets depends on the token alone.
+    The router computes in fp32, since rounding moves choices (Fedus et al. 2021, section 2.4).
+    Every expert runs in every forward, if on nothing, so that ranks which gather its weights stay
+    in step. Tensor parallel ranks hold columns of every expert, and choose alike.
     """
 
     split: Split = WHOLE
@@ -49,10 +52,12 @@ class MixtureOfExperts(nn.Module):
 
 
 def balance(p_BTE: Tensor, expert_BTJ: Tensor) -> Tensor:
-    """balance_B = E sum_i f_i P_i: f_i the part of a sequence's choices that fell on expert i, P_i its mean probability.
+    """balance_B = E sum_i f_i P_i: f_i the part of a sequence's choices that fell on expert i, P_i
+    its mean probability.
 
-    1 when the load is even, E when one expert takes all (Fedus et al. 2021, eq. 4 to 6). It is taken of each sequence by
-    itself, not of whatever batch a device holds: so it does not depend on micro-batches and ranks.
+    1 when the load is even, E when one expert takes all (Fedus et al. 2021, eq. 4 to 6). It is
+    taken of each sequence by itself, not of whatever batch a device holds: so it does not depend on
+    micro-batches and ranks.
     """
     n_experts = p_BTE.shape[-1]
     f_BE = F.one_hot(expert_BTJ, n_experts).float().mean(dim=(1, 2))

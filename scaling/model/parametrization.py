@@ -1,18 +1,22 @@
-"""How weights, updates and multipliers follow width and depth, so that learning rates found on a small model serve large ones.
+"""How weights, updates and multipliers follow width and depth, so that learning rates found on a
+small model serve large ones.
 
-With m = d_model / base_width and l = n_layers / base_layers, relative to the standard parametrization:
+With m = d_model / base_width and l = n_layers / base_layers, relative to the standard
+parametrization:
 
                         mup                  completep
-    hidden matrices     initial s.d.         m^-1/2; of residual outputs by base_layers in place of n_layers
+    hidden matrices     initial s.d.         m^-1/2; of residual outputs by base_layers in place of
+                        n_layers
                         learning rate        1/m
                         weight decay         m, so that its product with the rate stays
     eps of Adam         1/m                  1/m, in blocks 1/(m l)
     residual branches   1                    1/l
     logits              1/m                  1/m
 
-Sources: Yang et al. 2022 (arXiv:2203.03466), table 8, as laid out for AdamW by Dey et al. 2025 (arXiv:2505.01618), table 1 with
-alpha = 1 and eq. 40. At the base's width and depth all of it is the standard parametrization. Heads keep their width: models
-grow by the number of heads, so that scores need no multiplier of their own.
+Sources: Yang et al. 2022 (arXiv:2203.03466), table 8, as laid out for AdamW by Dey et al. 2025
+(arXiv:2505.01618), table 1 with alpha = 1 and eq. 40. At the base's width and depth all of it is
+the standard parametrization. Heads keep their width: models grow by the number of heads, so that
+scores need no multiplier of their own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How a model knows the order of its tokens: added to the input, or applied in every attention.
 
-Shapes: B batch, T positions, S keys, D d_model, H heads, K d_head, P = K/2 pairs, R relative positions.
+Shapes: B batch, T positions, S keys, D d_model, H heads, K d_head, P = K/2 pairs, R relative
+positions.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from scaling.model.split import WHOLE, Split
 
 
 class Rotation(NamedTuple):
-    """Of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a), T x 1 x K each, fp32."""
+    """Of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a), T x 1
+    x K each, fp32."""
 
     cos_T1K: Tensor
     sin_T1K: Tensor
 
 
 BiasAt = Callable[[Tensor], Tensor]
-"""From relative positions (key's minus query's) of any shape (...) to what every head's score gets added: (H, ...), fp32."""
+"""From relative positions (key's minus query's) of any shape (...) to what every head's score gets
+added: (H, ...), fp32."""
 
 
 class Context(NamedTuple):
@@ -32,9 +35,10 @@ class Context(NamedTuple):
 
     rotation      turns queries and keys of the T positions; None: nothing does
     bias          is added to scores; None: nothing is
-    documents_BT  number of each position's document: it looks at positions with the same number only. The positions of a
-                  document are neighbours; padding is a document of its own (PADDING in scaling/batch.py).
-                  None: a row is one document
+    documents_BT  number of each position's document: it looks at positions with the same number
+                  only. The positions of a
+                  document are neighbours; padding is a document of its own (PADDING in
+                  scaling/batch.py). None: a row is one document
     """
 
     rotation: Rotation | None = None
@@ -42,15 +46,19 @@ class Context(NamedTuple):
     documents_BT: Tensor | None = None
 
 
-def bias_grid(bias: BiasAt, q_start: int, n_q: int, k_start: int, n_k: int, device: torch.device) -> Tensor:
-    """bias_HTS of n_q queries from position q_start and n_k keys from k_start: one value a distance, laid out."""
+def bias_grid(
+    bias: BiasAt, q_start: int, n_q: int, k_start: int, n_k: int, device: torch.device
+) -> Tensor:
+    """bias_HTS of n_q queries from position q_start and n_k keys from k_start: one value a
+    distance, laid out."""
     first = k_start - (q_start + n_q - 1)
     by_distance_HR = bias(torch.arange(first, first + n_q + n_k - 1, device=device))
     return by_distance_HR.unfold(1, n_k, 1).flip(1)
 
 
 class Position(nn.Module):
-    """No position at all: only the causal mask tells the order. The others override what they add."""
+    """No position at all: only the causal mask tells the order. The others override what they
+    add."""
 
     split: Split = WHOLE
 
@@ -61,7 +69,8 @@ class Position(nn.Module):
     """Whether every block has a use for its parameters, or their input alone."""
 
     def needed(self, name: str, begins: bool) -> set[str]:
-        """`name` if its parameters are needed by blocks, of which the first is among them if it `begins`."""
+        """`name` if its parameters are needed by blocks, of which the first is among them if it
+        `begins`."""
         return {name} if begins or self.in_blocks else set()
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
@@ -78,12 +87,18 @@ class Position(nn.Module):
         return None
 
     def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
-        """For a stack of which x_BTD is the input, from position `start` on: of all positions, of which x may be a part."""
-        return Context(self.rotation(*self.split.in_attention(start, x_BTD), x_BTD.device), self.bias, documents_BT)
+        """For a stack of which x_BTD is the input, from position `start` on: of all positions, of
+        which x may be a part."""
+        return Context(
+            self.rotation(*self.split.in_attention(start, x_BTD), x_BTD.device),
+            self.bias,
+            documents_BT,
+        )
 
 
 class SinusoidalPosition(Position):
-    """sin(p theta^(-2i/D)) and its cosine at dims 2i and 2i + 1, added to the token's (Vaswani et al. 2017, section 3.5).
+    """sin(p theta^(-2i/D)) and its cosine at dims 2i and 2i + 1, added to the token's (Vaswani et
+    al. 2017, section 3.5).
 
     Unlike learned vectors they have no last position.
     """
@@ -97,11 +112,14 @@ class SinusoidalPosition(Position):
         even_P = torch.arange(0, D, 2, dtype=torch.float32, device=x_BTD.device)
         position_T = torch.arange(start, start + T, dtype=torch.float32, device=x_BTD.device)
         angle_TP = torch.outer(position_T, self.theta ** (-even_P / D))
-        return x_BTD + torch.stack((angle_TP.sin(), angle_TP.cos()), dim=-1).flatten(1).to(x_BTD.dtype)
+        return x_BTD + torch.stack((angle_TP.sin(), angle_TP.cos()), dim=-1).flatten(1).to(
+            x_BTD.dtype
+        )
 
 
 class LearnedPosition(Position):
-    """One vector a position, of train.seq_len positions, added to the token's (Radford et al. 2019)."""
+    """One vector a position, of train.seq_len positions, added to the token's (Radford et al.
+    2019)."""
 
     in_blocks = False
 
@@ -112,21 +130,29 @@ class LearnedPosition(Position):
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         length, limit = x_BTD.shape[1], self.table.num_embeddings
         if start + length > limit:
-            raise ValueError(f"position=learned knows {limit} positions, and was given {start + length}")
+            raise ValueError(
+                f"position=learned knows {limit} positions, and was given {start + length}"
+            )
         return x_BTD + self.table(torch.arange(start, start + length, device=x_BTD.device))
 
 
 class RotaryPosition(Position):
-    """Pairs (i, i + K/2) of a head turn by position * theta^(-2i/K) (Su et al. 2021; pairs as in Llama).
+    """Pairs (i, i + K/2) of a head turn by position * theta^(-2i/K) (Su et al. 2021; pairs as in
+    Llama).
 
-    The angles are computed in fp32 for each forward: a table kept as a buffer would be rounded when an engine casts
-    the module to bf16, and 16k positions take less than a block does.
+    The angles are computed in fp32 for each forward: a table kept as a buffer would be rounded when
+    an engine casts the module to bf16, and 16k positions take less than a block does.
     """
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
-        self.d_head, self.position, self.seq_len = config.model.head_width, config.position, config.train.seq_len
-        # Scores grow with their temperature, 0.1 ln(s) + 1 on queries and on keys (Peng et al. 2023, eq. 15).
+        self.d_head, self.position, self.seq_len = (
+            config.model.head_width,
+            config.position,
+            config.train.seq_len,
+        )
+        # Scores grow with their temperature, 0.1 ln(s) + 1 on queries and on keys (Peng et al.
+        # 2023, eq. 15).
         factor = self.position.scaling_factor or 1.0
         self.amplitude = 0.1 * math.log(factor) + 1.0 if self.position.scaling == "yarn" else 1.0
 
@@ -137,32 +163,47 @@ class RotaryPosition(Position):
         cos_T1P, sin_T1P = angle_T1P.cos(), angle_T1P.sin()
         if self.amplitude != 1.0:
             cos_T1P, sin_T1P = self.amplitude * cos_T1P, self.amplitude * sin_T1P
-        return Rotation(torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1))
+        return Rotation(
+            torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1)
+        )
 
 
-def rotary_frequencies(position: PositionConfig, d_head: int, seq_len: int, device: torch.device) -> Tensor:
+def rotary_frequencies(
+    position: PositionConfig, d_head: int, seq_len: int, device: torch.device
+) -> Tensor:
     """Radians a position of each pair, P of them, fp32.
 
-    linear  all divided by the factor s, so that s times the positions span the angles of training (Chen et al. 2023,
+    linear  all divided by the factor s, so that s times the positions span the angles of training
+            (Chen et al. 2023,
             arXiv:2306.15595)
-    ntk     theta grows by s^(K/(K-2)): the slowest pair is divided by s, the fastest stays ("NTK-aware", bloc97 2023;
+    ntk     theta grows by s^(K/(K-2)): the slowest pair is divided by s, the fastest stays
+            ("NTK-aware", bloc97 2023;
             Peng et al. 2023, definition 1)
-    yarn    pairs that turn less than once in the original length are divided by s, those that turn more than 32 times
-            stay, and between the two runs a line over the pairs' indices (Peng et al. 2023, arXiv:2309.00071, section
-            3.2; its released code rounds the bounds to whole pairs, and so do we)
+    yarn    pairs that turn less than once in the original length are divided by s, those that turn
+            more than 32 times
+            stay, and between the two runs a line over the pairs' indices (Peng et al. 2023,
+            arXiv:2309.00071, section 3.2; its released code rounds the bounds to whole pairs, and
+            so do we)
     """
     theta, factor = position.theta, position.scaling_factor or 1.0
     if position.scaling == "ntk":
         theta *= factor ** (d_head / (d_head - 2))
-    frequency_P = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32, device=device) / d_head)
+    frequency_P = theta ** (
+        -torch.arange(0, d_head, 2, dtype=torch.float32, device=device) / d_head
+    )
     if position.scaling == "linear":
         return frequency_P / factor
     if position.scaling != "yarn":
         return frequency_P
     original = position.original_seq_len or seq_len / factor
-    first, last = (d_head * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (32, 1))
+    first, last = (
+        d_head * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (32, 1)
+    )
     first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
-    ramp_P = (torch.arange(d_head // 2, dtype=torch.float32, device=device) - first) / max(last - first, 1e-3)
+    ramp_P = (torch.arange(d_head // 2, dtype=torch.float32, device=device) - first) / max(
+        last - first, 1e-3
+    )
     stretched_P = ramp_P.clamp(0, 1)
     return frequency_P * (1 - stretched_P) + frequency_P / factor * stretched_P
 
@@ -174,9 +215,11 @@ def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
 
 
 class AlibiPosition(Position):
-    """-m_h |distance| is added to the scores of head h, with fixed slopes m_h (Press et al. 2022, arXiv:2108.12409).
+    """-m_h |distance| is added to the scores of head h, with fixed slopes m_h (Press et al. 2022,
+    arXiv:2108.12409).
 
-    The paper is of causal models; for others, its authors' repository proposes the same slopes to both sides, as here.
+    The paper is of causal models; for others, its authors' repository proposes the same slopes to
+    both sides, as here.
     """
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
@@ -195,15 +238,16 @@ class AlibiPosition(Position):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... to 2^-8 for n heads, n a power of two; for others those of the next lower power, then every
-    other one of the next higher, as in the code of Press et al. 2022."""
+    """2^(-8/n), 2^(-16/n), ... to 2^-8 for n heads, n a power of two; for others those of the next
+    lower power, then every other one of the next higher, as in the code of Press et al. 2022."""
     lower = 2 ** int(math.log2(n_heads))
     slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
     return slopes + [2 ** (-4 * (2 * i + 1) / lower) for i in range(n_heads - lower)]
 
 
 class RelativeBiasPosition(Position):
-    """A learnt number a head and bucket of distances is added to scores, the same in all layers of a stack (Raffel et al. 2020).
+    """A learnt number a head and bucket of distances is added to scores, the same in all layers of
+    a stack (Raffel et al. 2020).
 
     The table is looked up once a distance, never once a pair of positions.
     """
@@ -219,11 +263,14 @@ class RelativeBiasPosition(Position):
 
     @property
     def bias(self) -> BiasAt:
-        return lambda relative: self.split.own_bias(self.table(self.bucket(relative)).float().movedim(-1, 0))
+        return lambda relative: self.split.own_bias(
+            self.table(self.bucket(relative)).float().movedim(-1, 0)
+        )
 
     def bucket(self, relative: Tensor) -> Tensor:
-        """0 to n_buckets - 1: causal ones of the distance to the past, else half of them for each direction. The first half
-        of a direction's buckets hold one distance each, the others grow by a constant ratio up to max_distance."""
+        """0 to n_buckets - 1: causal ones of the distance to the past, else half of them for each
+        direction. The first half of a direction's buckets hold one distance each, the others grow
+        by a constant ratio up to max_distance."""
         n, max_distance = self.table.num_embeddings, self.position.max_distance
         assert max_distance is not None
         if self.causal:

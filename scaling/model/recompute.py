@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -23,9 +27,10 @@ _KEPT = {
 
 
 def run_block(kind: Recompute, block: nn.Module, *arguments: Any) -> Any:
-    """block(*arguments). full: keep the arguments only (Chen et al. 2016, arXiv:1604.06174). selective: also what products and
-    fused attention made, so that norms, activations, gates and rotations alone are computed again, as in spirit Korthikanti
-    et al. 2022, section 5, whose attention was not fused."""
+    """block(*arguments). full: keep the arguments only (Chen et al. 2016, arXiv:1604.06174).
+    selective: also what products and fused attention made, so that norms, activations, gates and
+    rotations alone are computed again, as in spirit Korthikanti et al. 2022, section 5, whose
+    attention was not fused."""
     if kind == "none":
         return block(*arguments)
     if kind == "full":

@@ -1,12 +1,16 @@
-"""How a model's layers are shared out among ranks, and the collectives that this takes: each layer asks its `split`.
+"""How a model's layers are shared out among ranks, and the collectives that this takes: each layer
+asks its `split`.
 
-Tensor parallel (Shoeybi et al. 2019, arXiv:1909.08053): the ranks of a `tp` group hold heads, columns of the feed-forward layer
-and rows of the embedding. What all of them use they take by `enter`; what each made a part of they add up by `leave`. With
-`sequence` they also share the positions of the residual stream between (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2).
-Sequence parallel (Jacobs et al. 2023, arXiv:2309.14509, Ulysses): the ranks of an `sp` group hold positions of every layer, and
-swap them for heads around attention, or with `ring` pass keys and values round (scaling/model/attention/ring.py).
+Tensor parallel (Shoeybi et al. 2019, arXiv:1909.08053): the ranks of a `tp` group hold heads,
+columns of the feed-forward layer and rows of the embedding. What all of them use they take by
+`enter`; what each made a part of they add up by `leave`. With `sequence` they also share the
+positions of the residual stream between (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2).
+Sequence parallel (Jacobs et al. 2023, arXiv:2309.14509, Ulysses): the ranks of an `sp` group hold
+positions of every layer, and swap them for heads around attention, or with `ring` pass keys and
+values round (scaling/model/attention/ring.py).
 
-Shapes: B batch, T positions, t a rank's own positions, D d_model, H heads, h a rank's own heads, K d_head, V vocabulary.
+Shapes: B batch, T positions, t a rank's own positions, D d_model, H heads, h a rank's own heads, K
+d_head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -63,7 +67,8 @@ class Split:
         return x if self.tp is None else copy(x, self.tp)
 
     def leave(self, part_BTD: Tensor) -> Tensor:
-        """The sum of what the rows of a layer made of their columns; of the rank's own positions where those are shared."""
+        """The sum of what the rows of a layer made of their columns; of the rank's own positions
+        where those are shared."""
         if self.tp is None:
             return part_BTD
         return scatter_sum(part_BTD, 1, self.tp) if self.sequence else sum_over(part_BTD, self.tp)
@@ -77,7 +82,8 @@ class Split:
         return join(x_BTD, 1, self.tp) if self.tp is not None and self.sequence else x_BTD
 
     def embed(self, tokens_BT: Tensor, weight_VD: Tensor) -> Tensor:
-        """Rows of an embedding of which each tp rank holds some: what it does not hold is zero, and summed."""
+        """Rows of an embedding of which each tp rank holds some: what it does not hold is zero, and
+        summed."""
         if self.tp is None:
             return F.embedding(tokens_BT, weight_VD)
         row_BT = tokens_BT - self.rows(weight_VD)[0]
@@ -87,7 +93,8 @@ class Split:
 
     @staticmethod
     def rows(weight_VD: Tensor) -> tuple[int, int]:
-        """The first entry of the vocabulary that this rank holds, and how many there are on all ranks."""
+        """The first entry of the vocabulary that this rank holds, and how many there are on all
+        ranks."""
         part = part_of(weight_VD)
         return part.first, part.shape[0]
 
@@ -104,12 +111,14 @@ class Split:
         return self.sp_size * x_BtD.shape[1]
 
     def in_attention(self, start: int, x_BtD: Tensor) -> tuple[int, int]:
-        """(first, number) of the positions that queries are of, where x is of the rank's own and all begin at `start`."""
+        """(first, number) of the positions that queries are of, where x is of the rank's own and
+        all begin at `start`."""
         own = x_BtD.shape[1]
         return (start + self.sp_rank * own, own) if self.ring else (start, self.sp_size * own)
 
     def to_heads(self, x_BtHK: Tensor) -> Tensor:
-        """x_BThK: all positions of the rank's own heads; in a ring as it is. Key/value heads fewer than ranks are repeated."""
+        """x_BThK: all positions of the rank's own heads; in a ring as it is. Key/value heads fewer
+        than ranks are repeated."""
         if self.sp is None or self.ring:
             return x_BtHK
         repeats = self.sp_size // math.gcd(self.sp_size, x_BtHK.shape[2])
@@ -131,12 +140,14 @@ class Split:
         return slice(first, first + own)
 
     def own_bias(self, bias_H: Tensor) -> Tensor:
-        """Of a bias for all heads of a tp rank, that of the heads that this sp rank attends with."""
+        """Of a bias for all heads of a tp rank, that of the heads that this sp rank attends
+        with."""
         return bias_H if self.sp is None or self.ring else bias_H.chunk(self.sp_size)[self.sp_rank]
 
     @contextlib.contextmanager
     def own_randomness(self, wanted: bool) -> Iterator[None]:
-        """Random numbers of this tp rank's own, for dropout of what only it has; those of all ranks go on alike after it.
+        """Random numbers of this tp rank's own, for dropout of what only it has; those of all ranks
+        go on alike after it.
 
         They follow from the common ones, so that a recomputation draws them again.
         """
@@ -144,7 +155,9 @@ class Split:
             yield
             return
         seed = int(torch.randint(2**62, ()))
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        with torch.random.fork_rng(
+            [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        ):
             torch.manual_seed(seed + 1 + self.tp_rank)
             yield
 

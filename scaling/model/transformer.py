@@ -1,5 +1,5 @@
-"""The Transformer of Vaswani et al. 2017: sinusoidal positions, post-norm, ReLU, and one matrix for the embeddings of both sides
-and the head."""
+"""The Transformer of Vaswani et al. 2017: sinusoidal positions, post-norm, ReLU, and one matrix for
+the embeddings of both sides and the head."""
 
 from __future__ import annotations
 

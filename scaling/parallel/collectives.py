@@ -1,6 +1,8 @@
-"""Collectives with gradients, each named for what it does to the values; what it does to gradients follows.
+"""Collectives with gradients, each named for what it does to the values; what it does to gradients
+follows.
 
-Of every pair, one is the other's backward: copies become sums, parts become wholes, and the reverse.
+Of every pair, one is the other's backward: copies become sums, parts become wholes, and the
+reverse.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ def all_reduce(x: Tensor, group: Group) -> Tensor:
 
 
 def _gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+    parts = [
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for _ in range(dist.get_world_size(group))
+    ]
     dist.all_gather(parts, x.contiguous(), group=group)
     return torch.cat(parts, dim=dim)
 
@@ -53,10 +58,13 @@ def _all_to_all(x: Tensor, cut: int, join: int, group: Group) -> Tensor:
 
 
 def pass_on(x: Tensor, group: Group) -> Callable[[], Tensor]:
-    """Give x to the next rank of a ring and take the previous one's: call what is returned to wait for it. Without a gradient."""
+    """Give x to the next rank of a ring and take the previous one's: call what is returned to wait
+    for it. Without a gradient."""
     size, rank, got = dist.get_world_size(group), dist.get_rank(group), torch.empty_like(x)
     to, from_ = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
-    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, got, from_, group)])
+    works = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, got, from_, group)]
+    )
 
     def wait() -> Tensor:
         for work in works:
@@ -143,17 +151,20 @@ class _Swap(torch.autograd.Function):
 
 
 def copy(x: Tensor, group: Group) -> Tensor:
-    """x, which every rank has, where each uses it for a share of the work: its gradients are summed."""
+    """x, which every rank has, where each uses it for a share of the work: its gradients are
+    summed."""
     return _Copy.apply(x, group)
 
 
 def sum_over(x: Tensor, group: Group) -> Tensor:
-    """The sum of every rank's x, on every rank, which do the same with it: the gradient is everyone's own."""
+    """The sum of every rank's x, on every rank, which do the same with it: the gradient is
+    everyone's own."""
     return _Sum.apply(x, group)
 
 
 def gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    """Every rank's part of `dim`, of which each rank then uses the whole for a share of the work: gradients are summed."""
+    """Every rank's part of `dim`, of which each rank then uses the whole for a share of the work:
+    gradients are summed."""
     return _Gather.apply(x, dim, group)
 
 
@@ -173,5 +184,6 @@ def join(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def swap(x: Tensor, cut: int, join: int, group: Group) -> Tensor:
-    """All-to-all: each rank gives up parts of dimension `cut`, and gets the others' parts of dimension `join`."""
+    """All-to-all: each rank gives up parts of dimension `cut`, and gets the others' parts of
+    dimension `join`."""
     return _Swap.apply(x, cut, join, group)

@@ -1,4 +1,5 @@
-"""Small values between ranks as JSON: nothing that a rank sends is unpickled by another, as torch's object collectives would."""
+"""Small values between ranks as JSON: nothing that a rank sends is unpickled by another, as torch's
+object collectives would."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 class Ranks:
     """One worker's place: in the world, on its node, and on the axes of the layout.
 
-    rank = ((pp_rank dp + dp_rank) sp + sp_rank) tp + tp_rank: tensor parallel ranks, which talk most, are neighbours.
+    rank = ((pp_rank dp + dp_rank) sp + sp_rank) tp + tp_rank: tensor parallel ranks, which talk
+    most, are neighbours.
     """
 
     rank: int
@@ -22,7 +23,9 @@ class Ranks:
 
     def laid_out(self, *, tp: int, pp: int, sp: int) -> Ranks:
         """The same worker on the axes of a layout."""
-        assert self.world_size % (tp * pp * sp) == 0, f"{self.world_size} ranks are not of tp={tp} x pp={pp} x sp={sp}"
+        assert self.world_size % (tp * pp * sp) == 0, (
+            f"{self.world_size} ranks are not of tp={tp} x pp={pp} x sp={sp}"
+        )
         return replace(self, tp=tp, pp=pp, sp=sp)
 
     @property
@@ -62,7 +65,8 @@ class Ranks:
         return self.rank == 0
 
     def axis(self, name: str) -> Iterator[list[int]]:
-        """The groups of ranks that differ in "tp", "sp", "replicas" or "pp" alone, in the same order on every rank."""
+        """The groups of ranks that differ in "tp", "sp", "replicas" or "pp" alone, in the same
+        order on every rank."""
         strides = {"tp": 1, "sp": self.tp, "replicas": self.tp, "pp": self.tp * self.replicas}
         stride, size = strides[name], getattr(self, name)
         for first in range(self.world_size):

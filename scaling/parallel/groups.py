@@ -12,7 +12,8 @@ from scaling.parallel.grid import Ranks
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's groups: tp and sp are None where the axis has one rank; replicas hold the same part of the model.
+    """This rank's groups: tp and sp are None where the axis has one rank; replicas hold the same
+    part of the model.
 
     single is of this rank alone, for a library that insists on a group.
     """

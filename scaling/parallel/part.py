@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """Indices [first, first + length) of dimension `dim` of a parameter that has `shape` as a whole."""
+    """Indices [first, first + length) of dimension `dim` of a parameter that has `shape` as a
+    whole."""
 
     shape: tuple[int, ...]
     dim: int
@@ -22,7 +23,8 @@ class Part:
 
     @staticmethod
     def share(shape: tuple[int, ...], dim: int, index: int, of: int) -> Part:
-        """The part of rank `index` of `of`: as equal as they can be, the earlier ranks having the larger parts."""
+        """The part of rank `index` of `of`: as equal as they can be, the earlier ranks having the
+        larger parts."""
         size = -(-shape[dim] // of)
         first = min(index * size, shape[dim])
         return Part(shape, dim, first, min(size, shape[dim] - first))

@@ -1,8 +1,10 @@
-"""Where a run of a flattened part lies in the whole parameter: a few rectangles of a matrix. Pure arithmetic.
+"""Where a run of a flattened part lies in the whole parameter: a few rectangles of a matrix. Pure
+arithmetic.
 
-A parameter is seen as a matrix: the elements of `dim` and of the dims after it are a row, and there is a row for each index of
-the dims before it. A part along `dim` is then a range of columns, and one along dim 0 before it a range of rows. A run of a part
-has at most three rectangles: the rest of a row, full rows, the beginning of a row.
+A parameter is seen as a matrix: the elements of `dim` and of the dims after it are a row, and there
+is a row for each index of the dims before it. A part along `dim` is then a range of columns, and
+one along dim 0 before it a range of rows. A run of a part has at most three rectangles: the rest of
+a row, full rows, the beginning of a row.
 """
 
 from __future__ import annotations
@@ -48,9 +50,11 @@ class Rectangle:
 
 
 def overlaps(one: Run, other: Run) -> Iterator[tuple[Rectangle, Rectangle]]:
-    """What two runs of a parameter have in common: each rectangle with its place in `one`, and with its place in `other`.
+    """What two runs of a parameter have in common: each rectangle with its place in `one`, and with
+    its place in `other`.
 
-    The parts may be cut along different dims if one of these is 0, as both are in a matrix; ValueError if not.
+    The parts may be cut along different dims if one of these is 0, as both are in a matrix;
+    ValueError if not.
     """
     dim = max((run.part.dim for run in (one, other) if not run.part.is_whole), default=0)
     theirs = list(_rectangles(other, dim))
@@ -60,7 +64,10 @@ def overlaps(one: Run, other: Run) -> Iterator[tuple[Rectangle, Rectangle]]:
             n_rows = min(ours.row + ours.n_rows, rectangle.row + rectangle.n_rows) - row
             width = min(ours.column + ours.width, rectangle.column + rectangle.width) - column
             if n_rows > 0 and width > 0:
-                yield ours.cut(row, n_rows, column, width), rectangle.cut(row, n_rows, column, width)
+                yield (
+                    ours.cut(row, n_rows, column, width),
+                    rectangle.cut(row, n_rows, column, width),
+                )
 
 
 def _rectangles(run: Run, dim: int) -> Iterator[Rectangle]:
@@ -70,7 +77,9 @@ def _rectangles(run: Run, dim: int) -> Iterator[Rectangle]:
         row, column = divmod(run.start + position, row_width)
         left = run.numel - position
         n_rows, width = (
-            (left // row_width, row_width) if column == 0 and left >= row_width else (1, min(row_width - column, left))
+            (left // row_width, row_width)
+            if column == 0 and left >= row_width
+            else (1, min(row_width - column, left))
         )
         yield Rectangle(first_row + row, n_rows, first_column + column, width, position, row_width)
         position += n_rows * width
@@ -86,4 +95,6 @@ def _corner(part: Part, dim: int) -> tuple[int, int, int]:
         return 0, part.first * inner, part.length * inner
     if part.dim == 0:
         return part.first * prod(shape[1:dim]), 0, prod(shape[dim:])
-    raise ValueError(f"a part along dim {part.dim} of {shape} is no rectangle in the matrix of dim {dim}")
+    raise ValueError(
+        f"a part along dim {part.dim} of {shape} is no rectangle in the matrix of dim {dim}"
+    )

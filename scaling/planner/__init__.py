@@ -1,1 +1,2 @@
-"""From a configuration to a layout and its predictions: parameters, memory, time, cost. Needs no torch."""
+"""From a configuration to a layout and its predictions: parameters, memory, time, cost. Needs no
+torch."""

@@ -8,7 +8,8 @@ from scaling.planner.cost.counts import count
 from scaling.units import parse_share
 
 TOKENS_PER_PARAMETER = 20
-"""Compute-optimal ratio, embeddings included: Hoffmann et al. 2022 (arXiv:2203.15556), table 3 (20.0 at 400M, 20.2 at 1B)."""
+"""Compute-optimal ratio, embeddings included: Hoffmann et al. 2022 (arXiv:2203.15556), table 3
+(20.0 at 400M, 20.2 at 1B)."""
 
 
 def tokens_per_step(config: RunConfig) -> int:

@@ -19,52 +19,77 @@ from scaling.planner.space import Ranking, every_family, rank
 from scaling.units import format_bytes
 
 
-def ranking_of(config: RunConfig, setting: Setting | None = None, *, keep_refused: bool = False) -> Ranking:
-    """The layouts of `config.layout`, ranked: all there are, or those that leave what it fixes as it is. `setting`: another one
-    than the configuration's.
+def ranking_of(
+    config: RunConfig, setting: Setting | None = None, *, keep_refused: bool = False
+) -> Ranking:
+    """The layouts of `config.layout`, ranked: all there are, or those that leave what it fixes as
+    it is. `setting`: another one than the configuration's.
 
     Raises PlanError where something is fixed that no legal layout has.
     """
-    setting, batch, layout = setting or setting_of(config), config.train.global_batch_size, config.layout
+    setting, batch, layout = (
+        setting or setting_of(config),
+        config.train.global_batch_size,
+        config.layout,
+    )
     if layout.kind == "auto" and layout.engine == "auto":
-        return rank(setting, batch, every_family(setting, batch, keep_refused), keep_refused=keep_refused)
+        return rank(
+            setting, batch, every_family(setting, batch, keep_refused), keep_refused=keep_refused
+        )
     families = ((one,) for grid in grids(config) for one in candidates(config, grid))
     ranking = rank(setting, batch, families, keep_refused=True)
     if not ranking.n_legal:
         # Larger micro-batches break rules of accumulation besides.
         first = min(ranking.refused, key=lambda found: found[0].micro_batch_size, default=None)
-        raise PlanError(first[1] if first else "no layout is legal", where(config, "layout"), _legal_degrees(config))
+        raise PlanError(
+            first[1] if first else "no layout is legal",
+            where(config, "layout"),
+            _legal_degrees(config),
+        )
     return ranking
 
 
 def choose_layout(config: RunConfig) -> Layout:
-    """The first layout that `python -m scaling.plan` ranks, of those that the engines run. Raises PlanError when a rule is broken
-    or nothing fits.
+    """The first layout that `python -m scaling.plan` ranks, of those that the engines run. Raises
+    PlanError when a rule is broken or nothing fits.
 
-    dp is the largest number that divides the global batch and for which there are devices. Where times are not known, data
-    parallelism alone if anything fits so, without checkpointing, the lowest ZeRO stage, and with it the largest micro-batch.
+    dp is the largest number that divides the global batch and for which there are devices. Where
+    times are not known, data parallelism alone if anything fits so, without checkpointing, the
+    lowest ZeRO stage, and with it the largest micro-batch.
     """
     ranking = ranking_of(config)
-    chosen = next((found.layout for found in ranking.fitting if not_run_here(found.layout) is None), None)
+    chosen = next(
+        (found.layout for found in ranking.fitting if not_run_here(found.layout) is None), None
+    )
     if chosen is not None:
         return chosen
     if ranking.fitting:
-        raise PlanError(not_run_here(ranking.fitting[0].layout) or "", where(config, "layout"), "Use layout=auto.")
+        raise PlanError(
+            not_run_here(ranking.fitting[0].layout) or "",
+            where(config, "layout"),
+            "Use layout=auto.",
+        )
     if ranking.smallest is None:
-        raise PlanError("no layout is legal", where(config, "layout"), "python -m scaling.plan ... --refused lists the rules.")
+        raise PlanError(
+            "no layout is legal",
+            where(config, "layout"),
+            "python -m scaling.plan ... --refused lists the rules.",
+        )
     raise _nothing_fits(config, ranking.smallest)
 
 
 def _legal_degrees(config: RunConfig) -> str:
-    """What of `config.layout` would be legal with the rest: without a choice that is set, or with other tp, pp or sp, the first
-    of these that is set."""
+    """What of `config.layout` would be legal with the rest: without a choice that is set, or with
+    other tp, pp or sp, the first of these that is set."""
     for name in ("pp_schedule", "sp_attention"):
         if getattr(config.layout, name) is not None and _is_legal(config, name, None):
             return f"Leave layout.{name} null."
     for name in ("tp", "pp", "sp"):
         if (getattr(config.layout, name) or 1) == 1:
             continue
-        legal = [value for value in range(1, n_devices(config) + 1) if _is_legal(config, name, value)]
+        legal = [
+            value for value in range(1, n_devices(config) + 1) if _is_legal(config, name, value)
+        ]
         if legal:
             return f"Use {name} from {some(legal)}."
     return "Leave null what need not be fixed, or use layout=auto."
@@ -78,7 +103,9 @@ def _is_legal(config: RunConfig, name: str, value: int | None) -> bool:
         layouts = [layout for grid in grids(changed) for layout in candidates(changed, grid)]
     except PlanError:
         return False
-    return any(broken_rule(setting.work, setting.machine, layout, batch) is None for layout in layouts)
+    return any(
+        broken_rule(setting.work, setting.machine, layout, batch) is None for layout in layouts
+    )
 
 
 def _nothing_fits(config: RunConfig, least: Prediction) -> PlanError:
@@ -94,9 +121,16 @@ def _nothing_fits(config: RunConfig, least: Prediction) -> PlanError:
 
 def _remedies(config: RunConfig, least: Prediction) -> Iterator[str]:
     setting, smallest, batch = setting_of(config), least.layout, config.train.global_batch_size
-    open_layout = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None, "engine": "deepspeed"}
+    open_layout = {
+        "zero_stage": None,
+        "micro_batch_size": None,
+        "activation_checkpointing": None,
+        "engine": "deepspeed",
+    }
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
-    same = ((one,) for one in candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.sp)))
+    same = (
+        (one,) for one in candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.sp))
+    )
     if fitting := rank(setting, batch, same).fitting:
         yield f"With the same degrees this fits: {short(fitting[0].layout)}."
     else:

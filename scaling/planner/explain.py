@@ -21,16 +21,25 @@ MOST_DEVICES = 2**16
 def short(layout: Layout) -> str:
     """dp=8 tp=2 zero_stage=1 micro_batch_size=4, and what else is not usual."""
     words = [f"dp={layout.dp}"]
-    words += [f"{name}={degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1]
+    words += [
+        f"{name}={degree}"
+        for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp))
+        if degree > 1
+    ]
     words += [f"sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
     words += [f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"zero_stage={layout.zero_stage}", f"micro_batch_size={layout.micro_batch_size}"]
-    words += [f"activation_checkpointing={layout.activation_checkpointing}"] if layout.activation_checkpointing != "none" else []
+    words += (
+        [f"activation_checkpointing={layout.activation_checkpointing}"]
+        if layout.activation_checkpointing != "none"
+        else []
+    )
     return " ".join(words + ([f"offload={layout.offload}"] if layout.offload != "none" else []))
 
 
 def why_first(ranking: Ranking) -> str:
-    """One line: the first against the next that differs in more than its micro-batch, by the part of time that decides."""
+    """One line: the first against the next that differs in more than its micro-batch, by the part
+    of time that decides."""
     first = ranking.fitting[0]
     if first.time is None:
         return f"{short(first.layout)} is what the launcher prefers: speeds are unknown, as a peak or a link of the devices is."
@@ -47,20 +56,34 @@ def why_first(ranking: Ranking) -> str:
     )
 
 
-def what_would_help(setting: Setting, ranking: Ranking, batch: int, again: Callable[[Setting, int], Ranking]) -> str | None:
-    """The single change, of a few that can be bought or set, after which the best layout is fastest. again: ranks the same
-    layouts in another setting or with another global batch."""
+def what_would_help(
+    setting: Setting, ranking: Ranking, batch: int, again: Callable[[Setting, int], Ranking]
+) -> str | None:
+    """The single change, of a few that can be bought or set, after which the best layout is
+    fastest. again: ranks the same layouts in another setting or with another global batch."""
     best = _rate(ranking)
     if best is None:
         return None
-    gains = [(rate / best - 1, name) for name, other, size in _changes(setting, batch) if (rate := _rate(again(other, size)))]
+    gains = [
+        (rate / best - 1, name)
+        for name, other, size in _changes(setting, batch)
+        if (rate := _rate(again(other, size)))
+    ]
     gain, name = max(gains, default=(0.0, ""))
-    return f"Most would help: {name}, {gain:+.1%} tokens/s." if gain > 0.005 else "No single change tried would gain 0.5 %."
+    return (
+        f"Most would help: {name}, {gain:+.1%} tokens/s."
+        if gain > 0.005
+        else "No single change tried would gain 0.5 %."
+    )
 
 
 def _changes(setting: Setting, batch: int) -> Iterator[tuple[str, Setting, int]]:
     machine = setting.machine
-    yield "twice the memory a device", replace(setting, machine=replace(machine, memory_bytes=2 * machine.memory_bytes)), batch
+    yield (
+        "twice the memory a device",
+        replace(setting, machine=replace(machine, memory_bytes=2 * machine.memory_bytes)),
+        batch,
+    )
     yield "twice the global batch", setting, 2 * batch
     if machine.intra_bytes_per_s and machine.n_devices > 1:
         faster = replace(machine, intra_bytes_per_s=2 * machine.intra_bytes_per_s)
@@ -80,7 +103,10 @@ def what_would_fit(setting: Setting, batch: int) -> Iterator[str]:
         found = search(setting, batch, offload=offload)
         if found.fitting:
             first = found.fitting[0]
-            host = host_bytes_of(setting.work, first.layout, setting.engines["deepspeed"]) * machine.devices_per_node
+            host = (
+                host_bytes_of(setting.work, first.layout, setting.engines["deepspeed"])
+                * machine.devices_per_node
+            )
             own = f"if a node has {format_bytes(host)} of its own to spare"
             yield f"With layout.offload={offload} it fits, {own}: {_needs(first)}."
             break
@@ -111,7 +137,9 @@ def how_far_off(ranking: Ranking, machine: Machine) -> str:
 def _doubled(machine: Machine) -> Machine:
     """Twice the devices: a node is filled up to eight first."""
     return replace(
-        machine, n_devices=2 * machine.n_devices, devices_per_node=max(machine.devices_per_node, min(8, 2 * machine.n_devices))
+        machine,
+        n_devices=2 * machine.n_devices,
+        devices_per_node=max(machine.devices_per_node, min(8, 2 * machine.n_devices)),
     )
 
 

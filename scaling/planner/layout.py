@@ -14,16 +14,22 @@ PipelineSchedule = Literal["1f1b", "dualpipev"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x micro_batch_size x grad_accum_steps.
+    """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x
+    micro_batch_size x grad_accum_steps.
 
     zero_stage           of the model states over the replicas; engine="ddp" has none, and says 0
     sp                   ranks among which the positions of a sequence are dealt
-    sp_attention         what they do for attention: swap positions for heads (ulysses), or pass keys and values round (ring)
-    sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022, section 4.2)
-    pp_schedule          of a pipeline: 1f1b has one stage a rank; dualpipev two, the second on the way back from the last rank
+    sp_attention         what they do for attention: swap positions for heads (ulysses), or pass
+                         keys and values round (ring)
+    sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022,
+                         section 4.2)
+    pp_schedule          of a pipeline: 1f1b has one stage a rank; dualpipev two, the second on the
+                         way back from the last rank
     virtual_pp           chunks of blocks of a rank under an interleaved 1F1B; 1 is the plain one
-    shard_ranks          ranks among which ZeRO shards where that is not all that hold the same part (hybrid sharding)
-    offload              what the host's memory holds: the optimiser's states, or the weights of ZeRO-3 besides
+    shard_ranks          ranks among which ZeRO shards where that is not all that hold the same part
+                         (hybrid sharding)
+    offload              what the host's memory holds: the optimiser's states, or the weights of
+                         ZeRO-3 besides
     """
 
     dp: int
@@ -57,9 +63,14 @@ class Layout:
 
     @property
     def bubble_share(self) -> float:
-        """Part of a step in which a pipeline rank waits for others, where backward takes twice as long as forward and all stages
-        as long as each other: (p - 1) / (m + p - 1) under 1F1B; see `scaling.planner.cost.time_model` for DualPipeV."""
-        waits = (4 * self.pp - 5) / 6 if self.pp_schedule == "dualpipev" else (self.pp - 1) / self.virtual_pp
+        """Part of a step in which a pipeline rank waits for others, where backward takes twice as
+        long as forward and all stages as long as each other: (p - 1) / (m + p - 1) under 1F1B; see
+        `scaling.planner.cost.time_model` for DualPipeV."""
+        waits = (
+            (4 * self.pp - 5) / 6
+            if self.pp_schedule == "dualpipev"
+            else (self.pp - 1) / self.virtual_pp
+        )
         return waits / (self.grad_accum_steps + waits)
 
     @property

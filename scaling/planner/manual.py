@@ -1,4 +1,5 @@
-"""The layouts that `config.layout` leaves open where it fixes some of their degrees; a value that cannot be is refused."""
+"""The layouts that `config.layout` leaves open where it fixes some of their degrees; a value that
+cannot be is refused."""
 
 from __future__ import annotations
 
@@ -32,11 +33,14 @@ def where(config: RunConfig, key: str) -> str:
 
 
 def grids(config: RunConfig) -> Iterator[Grid]:
-    """Degrees to look at, data parallelism alone first; of those that `config.layout` fixes, one value."""
+    """Degrees to look at, data parallelism alone first; of those that `config.layout` fixes, one
+    value."""
     layout, devices = config.layout, n_devices(config)
     alone = layout.engine in ("reference", "ddp") or layout.zero_stage == 0
     choices = [1] if alone else [2**i for i in range(devices.bit_length())]
-    given = [(name, value) for name in ("tp", "pp", "sp") if (value := getattr(layout, name)) is not None]
+    given = [
+        (name, value) for name in ("tp", "pp", "sp") if (value := getattr(layout, name)) is not None
+    ]
     needed = prod(value for _, value in given)
     if needed > devices:
         names = " x ".join(f"layout.{name}={value}" for name, value in given)
@@ -45,9 +49,13 @@ def grids(config: RunConfig) -> Iterator[Grid]:
             where(config, "layout"),
             f"Use degrees whose product is at most {devices}, or a larger cluster.",
         )
-    grids = product(_one_or(layout.tp, choices), _one_or(layout.pp, choices), _one_or(layout.sp, choices))
+    grids = product(
+        _one_or(layout.tp, choices), _one_or(layout.pp, choices), _one_or(layout.sp, choices)
+    )
     for tp, pp, sp in sorted(grids, key=prod):
-        if tp * pp * sp <= devices and (layout.dp is None or tp * pp * sp == needed or layout.dp * tp * pp * sp <= devices):
+        if tp * pp * sp <= devices and (
+            layout.dp is None or tp * pp * sp == needed or layout.dp * tp * pp * sp <= devices
+        ):
             yield _data_parallel(config, tp * pp * sp), tp, pp, sp
 
 
@@ -82,7 +90,8 @@ def _data_parallel(config: RunConfig, model_ranks: int) -> int:
 
 
 def _engine(config: RunConfig, world_size: int) -> Engine:
-    """auto is reference on one device, where ZeRO has nothing to shard, unless what it lacks was asked for."""
+    """auto is reference on one device, where ZeRO has nothing to shard, unless what it lacks was
+    asked for."""
     layout = config.layout
     engine, stage = layout.engine, layout.zero_stage
     if engine == "auto":
@@ -100,7 +109,8 @@ def _engine(config: RunConfig, world_size: int) -> Engine:
 
 
 def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
-    """Every layout of `config.layout` with these degrees, the preferred one first; not all need be legal."""
+    """Every layout of `config.layout` with these degrees, the preferred one first; not all need be
+    legal."""
     layout, (dp, tp, pp, sp) = config.layout, grid
     share, wanted = config.train.global_batch_size // dp, config.layout.micro_batch_size
     engine = _engine(config, dp * tp * pp * sp)
@@ -113,7 +123,11 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
         )
     checkpointings = _one_or(layout.activation_checkpointing, CHECKPOINTINGS)
     least = 3 if layout.offload == "parameters" else 1
-    open_stages = [stage for stage in STAGES if stage >= least] if engine == "deepspeed" and dp * sp > 1 and pp == 1 else [least]
+    open_stages = (
+        [stage for stage in STAGES if stage >= least]
+        if engine == "deepspeed" and dp * sp > 1 and pp == 1
+        else [least]
+    )
     stages = _one_or(layout.zero_stage, [0] if engine == "ddp" else open_stages)
     micro_batches = _one_or(wanted, reversed(divisors(share)))
     shared = layout.sequence_parallel
@@ -122,10 +136,20 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     ulysses = sp == 1 or workload_of(config).n_heads // tp % sp == 0
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
         yield Layout(
-            dp, tp, pp, stage, micro, share // micro, checkpointing, engine, sp=sp, sequence_parallel=shared,
-            sp_attention=layout.sp_attention or ("ulysses" if ulysses else "ring"), pp_schedule=layout.pp_schedule or "1f1b",
+            dp,
+            tp,
+            pp,
+            stage,
+            micro,
+            share // micro,
+            checkpointing,
+            engine,
+            sp=sp,
+            sequence_parallel=shared,
+            sp_attention=layout.sp_attention or ("ulysses" if ulysses else "ring"),
+            pp_schedule=layout.pp_schedule or "1f1b",
             offload=layout.offload or "none",
-        )  # fmt: skip
+        )
 
 
 def _one_or(given: T | None, choices: Iterable[T]) -> list[T]:

@@ -1,4 +1,5 @@
-"""What to say when a device ran out of memory in spite of the plan: which part is the largest, and what would need less."""
+"""What to say when a device ran out of memory in spite of the plan: which part is the largest, and
+what would need less."""
 
 from __future__ import annotations
 
@@ -15,15 +16,17 @@ from scaling.planner.rules import broken_rule, not_run_here
 from scaling.units import format_bytes
 
 CLEARLY_LESS = 0.9
-"""A remedy's predicted need over the present one's, at most: assumption, about the median error of the memory model."""
+"""A remedy's predicted need over the present one's, at most: assumption, about the median error of
+the memory model."""
 
 
 def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanError:
-    """The error for a run of `layout` that overflowed a device. message: what the device's library said of it.
+    """The error for a run of `layout` that overflowed a device. message: what the device's library
+    said of it.
 
-    Names the largest part of the planned memory, and as overrides for the command line the first of these that is legal and
-    predicted to need clearly less: a smaller micro-batch, recomputation, a higher ZeRO stage, offload, more tensor
-    parallel ranks, more stages.
+    Names the largest part of the planned memory, and as overrides for the command line the first of
+    these that is legal and predicted to need clearly less: a smaller micro-batch, recomputation, a
+    higher ZeRO stage, offload, more tensor parallel ranks, more stages.
     """
     setting = setting_of(config)
     now = setting.predict(layout)
@@ -34,8 +37,13 @@ def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanErr
         f"{largest} are the most. The device said: {' '.join(message.split())[:300]}"
     )
     for remedy in _remedies(layout):
-        rule = broken_rule(setting.work, setting.machine, remedy, config.train.global_batch_size) or not_run_here(remedy)
-        if rule is None and (found := setting.predict(remedy)).need_bytes <= CLEARLY_LESS * now.need_bytes:
+        rule = broken_rule(
+            setting.work, setting.machine, remedy, config.train.global_batch_size
+        ) or not_run_here(remedy)
+        if (
+            rule is None
+            and (found := setting.predict(remedy)).need_bytes <= CLEARLY_LESS * now.need_bytes
+        ):
             less = 1 - found.need_bytes / now.need_bytes
             fix = f"{overrides(remedy)} is predicted to need {less:.0%} less; the same run continues from its last checkpoint."
             return PlanError(what, f"model={config.model.name}, cluster={config.cluster.name}", fix)
@@ -45,9 +53,14 @@ def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanErr
 
 def overrides(layout: Layout) -> str:
     """A layout as words for the command line."""
-    words = [f"layout.{name}={getattr(layout, name)}" for name in ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size")]
+    words = [
+        f"layout.{name}={getattr(layout, name)}"
+        for name in ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size")
+    ]
     words.append(f"layout.activation_checkpointing={layout.activation_checkpointing}")
-    words += [f"layout.sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+    words += (
+        [f"layout.sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+    )
     words += [f"layout.pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"layout.offload={layout.offload}"] if layout.offload != "none" else []
     return "layout=manual " + " ".join(words)
@@ -73,5 +86,10 @@ def _remedies(layout: Layout) -> Iterator[Layout]:
         yield cut(1, offload="optimizer", activation_checkpointing="full", engine="deepspeed")
     for axis in ("tp", "pp"):
         if layout.dp % 2 == 0:
-            doubled = {axis: 2 * getattr(layout, axis), "dp": layout.dp // 2, "zero_stage": 1, "engine": "deepspeed"}
+            doubled = {
+                axis: 2 * getattr(layout, axis),
+                "dp": layout.dp // 2,
+                "zero_stage": 1,
+                "engine": "deepspeed",
+            }
             yield cut(1, activation_checkpointing="full", **doubled)

@@ -18,18 +18,21 @@ from scaling.planner.measured.table import Case
 Verdict = Literal["fits", "borderline", "does not fit"]
 
 SURE, LIKELY = 0.9, 0.8
-"""Probability of fitting from which a layout fits, and below which it does not. 0.9: the upper end of the 80 % interval fits.
-0.8: running out of memory costs four times what a layout passed over does; a choice. Where needs of layouts that run out
-and of those that fit are up to twice, and half of, a device's memory, it finds 98 % of the former and 86 % of the latter."""
+"""Probability of fitting from which a layout fits, and below which it does not. 0.9: the upper end
+of the 80 % interval fits. 0.8: running out of memory costs four times what a layout passed over
+does; a choice. Where needs of layouts that run out and of those that fit are up to twice, and half
+of, a device's memory, it finds 98 % of the former and 86 % of the latter."""
 
 MEANT = 0.5
-"""Probability of fitting from which a row of unknown layout may mean a layout: it is known to have run."""
+"""Probability of fitting from which a row of unknown layout may mean a layout: it is known to have
+run."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one layout; `time` and `mfu` are None where a rate is unknown. need_bytes: the least with which it runs, of
-    usable_bytes that a process can have of a device; p_fits: the probability that this is enough."""
+    """Of one layout; `time` and `mfu` are None where a rate is unknown. need_bytes: the least with
+    which it runs, of usable_bytes that a process can have of a device; p_fits: the probability that
+    this is enough."""
 
     layout: Layout
     memory: MemoryEstimate
@@ -53,10 +56,20 @@ class Prediction:
     @property
     def tokens_per_s(self) -> float | None:
         """Of all devices that the layout uses."""
-        return None if self.tokens_per_s_per_device is None else self.tokens_per_s_per_device * self.layout.world_size
+        return (
+            None
+            if self.tokens_per_s_per_device is None
+            else self.tokens_per_s_per_device * self.layout.world_size
+        )
 
 
-def predict(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants = CONSTANTS) -> Prediction:
+def predict(
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    machine: Machine,
+    constants: Constants = CONSTANTS,
+) -> Prediction:
     memory = memory_of(work, layout, software, gpu=machine.kind == "gpu", constants=constants)
     time = step_time(work, layout, software, machine, constants)
     need, usable = memory.need, constants.usable * machine.memory_bytes
@@ -65,20 +78,32 @@ def predict(work: Workload, layout: Layout, software: Software, machine: Machine
         tokens = layout.dp * layout.micro_batch_size * layout.grad_accum_steps * work.seq_len
         tokens_per_s = tokens / time.step_time_s / layout.world_size
         mfu = tokens_per_s * work.flops_per_token / (machine.peak_flops_per_s or math.nan)
-    return Prediction(layout, memory, need, usable, p_fits(need, usable, constants), time, tokens_per_s, mfu)
+    return Prediction(
+        layout, memory, need, usable, p_fits(need, usable, constants), time, tokens_per_s, mfu
+    )
 
 
 def p_fits(need_bytes: float, usable_bytes: float, constants: Constants = CONSTANTS) -> float:
-    """Probability that what is needed is no more than usable, its logarithm being normal about the prediction."""
-    return 0.5 * math.erfc(math.log(need_bytes / usable_bytes) / (constants.memory_sigma * math.sqrt(2)))
+    """Probability that what is needed is no more than usable, its logarithm being normal about the
+    prediction."""
+    return 0.5 * math.erfc(
+        math.log(need_bytes / usable_bytes) / (constants.memory_sigma * math.sqrt(2))
+    )
 
 
 def predict_case(case: Case, constants: Constants = CONSTANTS) -> Prediction:
-    """Of a row: its layout. Of several that it may mean, the fastest that more likely fits than not, else the smallest; whether
-    the row fits is then whether any of them does."""
-    found = [predict(case.work, layout, case.software, case.machine, constants) for layout in case.layouts]
+    """Of a row: its layout. Of several that it may mean, the fastest that more likely fits than
+    not, else the smallest; whether the row fits is then whether any of them does."""
+    found = [
+        predict(case.work, layout, case.software, case.machine, constants)
+        for layout in case.layouts
+    ]
     if len(found) == 1:
         return found[0]
     meant = [prediction for prediction in found if prediction.p_fits >= MEANT]
-    chosen = max(meant, key=lambda one: one.mfu or 0.0) if meant else min(found, key=lambda one: one.need_bytes)
+    chosen = (
+        max(meant, key=lambda one: one.mfu or 0.0)
+        if meant
+        else min(found, key=lambda one: one.need_bytes)
+    )
     return replace(chosen, p_fits=max(prediction.p_fits for prediction in found))

@@ -1,4 +1,5 @@
-"""The planner's answer as plain values: what `python -m scaling.plan` prints, and writes with --json."""
+"""The planner's answer as plain values: what `python -m scaling.plan` prints, and writes with
+--json."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ EXAMPLES = 3
 """Refused layouts that are named for each rule, and layouts that do not fit on the screen."""
 
 
-def ranked_plan(config: RunConfig, *, time_scale: float = 1.0, refused: bool = False) -> dict[str, Any]:
-    """The layouts of a configuration whose cluster is resolved, the best first: every legal one, or with layout=manual those that
-    have what it fixes.
+def ranked_plan(
+    config: RunConfig, *, time_scale: float = 1.0, refused: bool = False
+) -> dict[str, Any]:
+    """The layouts of a configuration whose cluster is resolved, the best first: every legal one, or
+    with layout=manual those that have what it fixes.
 
-    time_scale: predicted over true rate of one's own machine (`plan.calibrate`). Nothing is raised where nothing fits: the
-    answer then says what would. Raises PlanError where something is fixed that no legal layout has.
+    time_scale: predicted over true rate of one's own machine (`plan.calibrate`). Nothing is raised
+    where nothing fits: the answer then says what would. Raises PlanError where something is fixed
+    that no legal layout has.
     """
     _check_fp8(config)
     setting, batch, counts = setting_of(config), config.train.global_batch_size, count(config)
@@ -97,8 +101,15 @@ def _words(config: RunConfig, setting: Setting, ranking: Ranking, batch: int) ->
             train = config.train.model_copy(update={"global_batch_size": size})
             return ranking_of(config.model_copy(update={"train": train}), other)
 
-        return {"why": why_first(ranking), "help": what_would_help(setting, ranking, batch, again), "would_fit": []}
-    would_fit = [how_far_off(ranking, setting.machine), *(what_would_fit(setting, batch) if ranking.smallest else ())]
+        return {
+            "why": why_first(ranking),
+            "help": what_would_help(setting, ranking, batch, again),
+            "would_fit": [],
+        }
+    would_fit = [
+        how_far_off(ranking, setting.machine),
+        *(what_would_fit(setting, batch) if ranking.smallest else ()),
+    ]
     return {"why": None, "help": None, "would_fit": would_fit}
 
 
@@ -109,7 +120,11 @@ def _refused(ranking: Ranking) -> list[dict[str, Any]]:
         by_rule[rule].append(layout)
     ordered = sorted(by_rule.items(), key=lambda item: -len(item[1]))
     return [
-        {"rule": rule, "n_layouts": len(found), "such_as": [short(layout) for layout in found[:EXAMPLES]]}
+        {
+            "rule": rule,
+            "n_layouts": len(found),
+            "such_as": [short(layout) for layout in found[:EXAMPLES]],
+        }
         for rule, found in ordered
     ]
 
@@ -124,22 +139,48 @@ def _too_large(found: Prediction) -> dict[str, Any]:
 
 
 def _layout(
-    config: RunConfig, setting: Setting, found: Prediction, scale: float, constants: Constants = CONSTANTS
+    config: RunConfig,
+    setting: Setting,
+    found: Prediction,
+    scale: float,
+    constants: Constants = CONSTANTS,
 ) -> dict[str, Any]:
-    """One layout: degrees, memory by part, verdict, time by part, rates and cost with their 80 % intervals."""
+    """One layout: degrees, memory by part, verdict, time by part, rates and cost with their 80 %
+    intervals."""
     memory, layout = found.memory, found.layout
     out: dict[str, Any] = asdict(layout) | {"world_size": layout.world_size}
-    why_not = "plan.fp8: the engines compute in fp32 and bf16" if config.plan.fp8 else not_run_here(layout)
-    out |= {"verdict": found.verdict, "p_fits": found.p_fits, "runs_here": why_not is None, "not_run_because": why_not}
+    why_not = (
+        "plan.fp8: the engines compute in fp32 and bf16"
+        if config.plan.fp8
+        else not_run_here(layout)
+    )
+    out |= {
+        "verdict": found.verdict,
+        "p_fits": found.p_fits,
+        "runs_here": why_not is None,
+        "not_run_because": why_not,
+    }
     out["memory_bytes"] = asdict(memory) | {"total": memory.total, "need": round(found.need_bytes)}
-    out["memory_interval_bytes"] = [round(end) for end in _interval(memory.total, constants.memory_spread)]
+    out["memory_interval_bytes"] = [
+        round(end) for end in _interval(memory.total, constants.memory_spread)
+    ]
     out["host_bytes_per_node"] = (
-        host_bytes_of(setting.work, layout, setting.engines[layout.engine]) * setting.machine.devices_per_node
+        host_bytes_of(setting.work, layout, setting.engines[layout.engine])
+        * setting.machine.devices_per_node
     )
     if found.time is None or found.tokens_per_s_per_device is None or found.mfu is None:
-        return out | {"step_time_s": None, "tokens_per_s_per_device": None, "mfu": None, "cost": None}
+        return out | {
+            "step_time_s": None,
+            "tokens_per_s_per_device": None,
+            "mfu": None,
+            "cost": None,
+        }
     spread = constants.time_spread if scale == 1 else constants.calibrated_spread
-    step_s, rate, mfu = found.time.step_time_s * scale, found.tokens_per_s_per_device / scale, found.mfu / scale
+    step_s, rate, mfu = (
+        found.time.step_time_s * scale,
+        found.tokens_per_s_per_device / scale,
+        found.mfu / scale,
+    )
     hours = token_budget(config) / tokens_per_step(config) * step_s / 3600
     parts = {name: seconds * scale for name, seconds in asdict(found.time).items()}
     return out | {
@@ -158,7 +199,9 @@ def _layout(
 
 def _cost(config: RunConfig, setting: Setting, hours: float) -> Cost:
     cluster, machine = config.cluster, setting.machine
-    reliability = reliability_of(cluster, n_devices=machine.n_devices, n_params=setting.work.n_params)
+    reliability = reliability_of(
+        cluster, n_devices=machine.n_devices, n_params=setting.work.n_params
+    )
     return cost_of(
         hours,
         reliability,

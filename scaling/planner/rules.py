@@ -1,4 +1,5 @@
-"""Which layouts are legal: the rules of the model, the machine and DeepSpeed 0.19.8, and what the engines here run today."""
+"""Which layouts are legal: the rules of the model, the machine and DeepSpeed 0.19.8, and what the
+engines here run today."""
 
 from __future__ import annotations
 
@@ -8,17 +9,27 @@ from scaling.planner.machines.rates import Machine
 from scaling.units import counted
 
 
-def broken_rule(work: Workload, machine: Machine, layout: Layout, global_batch_size: int) -> str | None:
+def broken_rule(
+    work: Workload, machine: Machine, layout: Layout, global_batch_size: int
+) -> str | None:
     """The first rule that a layout breaks, with its numbers; None for a legal one."""
     return (
-        _degrees(machine, layout, global_batch_size) or _tensor(work, machine, layout) or _pipeline(work, layout)
-        or _context(work, layout) or _deepspeed(layout)
-    )  # fmt: skip
+        _degrees(machine, layout, global_batch_size)
+        or _tensor(work, machine, layout)
+        or _pipeline(work, layout)
+        or _context(work, layout)
+        or _deepspeed(layout)
+    )
 
 
 def not_run_here(layout: Layout) -> str | None:
-    """Why no engine of this package runs a legal layout: the one place to change when an engine learns more."""
-    return f"virtual_pp={layout.virtual_pp}: the engines run plain 1F1B" if layout.virtual_pp > 1 else None
+    """Why no engine of this package runs a legal layout: the one place to change when an engine
+    learns more."""
+    return (
+        f"virtual_pp={layout.virtual_pp}: the engines run plain 1F1B"
+        if layout.virtual_pp > 1
+        else None
+    )
 
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
@@ -36,7 +47,11 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
         return "sequence parallel needs tp above 1" if layout.sequence_parallel else None
     if tp > machine.devices_per_node:
         return f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links its all-reduces need"
-    for name, value in (("n_heads", work.n_heads), ("n_kv_heads", work.n_kv_heads), ("d_ff", work.d_ff)):
+    for name, value in (
+        ("n_heads", work.n_heads),
+        ("n_kv_heads", work.n_kv_heads),
+        ("d_ff", work.d_ff),
+    ):
         if value % tp:
             return f"tp={tp} does not divide {name}={value}"
     if layout.sequence_parallel and any(stack.length % tp for stack in work.stacks):
@@ -51,7 +66,9 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
         return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
-    stages = f"pp={layout.pp}" + (" x 2 stages of pp_schedule=dualpipev" if layout.pp_schedule == "dualpipev" else "")
+    stages = f"pp={layout.pp}" + (
+        " x 2 stages of pp_schedule=dualpipev" if layout.pp_schedule == "dualpipev" else ""
+    )
     if layout.n_stages > work.n_blocks:
         return f"{stages} is more than the {work.n_blocks} blocks of all layers"
     if layout.grad_accum_steps < layout.n_stages:
@@ -60,8 +77,8 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
 
 
 def _context(work: Workload, layout: Layout) -> str | None:
-    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023, arXiv:2309.14509); in a ring keys
-    and values go round (Liu et al. 2023, arXiv:2310.01889)."""
+    """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023,
+    arXiv:2309.14509); in a ring keys and values go round (Liu et al. 2023, arXiv:2310.01889)."""
     sp = layout.sp
     if sp == 1:
         return "sp_attention=ring needs sp above 1" if layout.sp_attention == "ring" else None
@@ -69,25 +86,40 @@ def _context(work: Workload, layout: Layout) -> str | None:
     if layout.sp_attention == "ulysses" and heads % sp:
         return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as sp_attention=ulysses needs"
     if layout.sp_attention == "ring" and not work.full_attention:
-        return f"sp={sp} with sp_attention=ring: only attention=full, gqa and mqa can pass keys round"
+        return (
+            f"sp={sp} with sp_attention=ring: only attention=full, gqa and mqa can pass keys round"
+        )
     for stack in work.stacks:
         if stack.length % sp:
             return f"sp={sp} does not divide the {stack.length} positions of a stack"
     if work.n_experts > 1:
         return f"sp={sp} with n_experts={work.n_experts}: the term that balances experts needs whole sequences"
-    return f"sp={sp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions" if layout.pp > 1 else None
+    return (
+        f"sp={sp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions"
+        if layout.pp > 1
+        else None
+    )
 
 
 def _plain(layout: Layout) -> str | None:
-    """The reference engine, on one device, and DistributedDataParallel, where every rank holds the whole model."""
+    """The reference engine, on one device, and DistributedDataParallel, where every rank holds the
+    whole model."""
     engine = layout.engine
     if layout.tp * layout.pp * layout.sp > 1:
         return f"engine={engine} with tp={layout.tp}, pp={layout.pp}, sp={layout.sp}: only deepspeed shares a model out"
     if layout.offload != "none":
         return f"offload={layout.offload} with engine={engine}: only deepspeed keeps states in the host's memory"
     if engine == "reference":
-        return f"engine=reference with dp={layout.dp}: it runs on one device" if layout.dp > 1 else None
-    return f"engine=ddp with zero_stage={layout.zero_stage}: it has no ZeRO, which is stage 0" if layout.zero_stage else None
+        return (
+            f"engine=reference with dp={layout.dp}: it runs on one device"
+            if layout.dp > 1
+            else None
+        )
+    return (
+        f"engine=ddp with zero_stage={layout.zero_stage}: it has no ZeRO, which is stage 0"
+        if layout.zero_stage
+        else None
+    )
 
 
 def _deepspeed(layout: Layout) -> str | None:

@@ -22,13 +22,15 @@ from scaling.planner.prediction import SURE, p_fits
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that follows from a configuration. Predictions (memory, time, hours, usd, kwh) are estimates; None is unknown.
+    """All that follows from a configuration. Predictions (memory, time, hours, usd, kwh) are
+    estimates; None is unknown.
 
     n_tokens         of the whole run, n_steps x tokens_per_step
     decay_tokens     of the final decay of schedule=wsd, else 0
     time_scale       factor on predicted times (plan.calibrate), which `time` has in it
     flops            of the whole run, without recomputation
-    usd, kwh         of all devices of the cluster, used or not; kwh at the board power limit, without host or cooling
+    usd, kwh         of all devices of the cluster, used or not; kwh at the board power limit,
+                     without host or cooling
     """
 
     layout: Layout
@@ -49,7 +51,10 @@ class RunPlan:
 
     def device_holds(self, n_workers: int) -> bool:
         """Whether so many workers of such a run surely fit on one device together."""
-        return p_fits(n_workers * self.memory.need, CONSTANTS.usable * self.device_memory_bytes) >= SURE
+        return (
+            p_fits(n_workers * self.memory.need, CONSTANTS.usable * self.device_memory_bytes)
+            >= SURE
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, nested as the fields are; memory also has its total."""
@@ -61,7 +66,8 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What of a plan follows from the shape of a run alone: neither its length, its rates, its seed nor its name matter."""
+    """What of a plan follows from the shape of a run alone: neither its length, its rates, its seed
+    nor its name matter."""
 
     layout: Layout
     time: TimeEstimate | None
@@ -69,14 +75,20 @@ class _Shape:
 
 
 _UNSEEN: Any = {
-    "run": True, "logger": True, "study": True, "schedule": True, "dry_run": True,
-    "optim": {"lr", "beta1", "beta2", "eps", "weight_decay"}, "train": {"n_tokens", "seed", "parent"},
-}  # fmt: skip
+    "run": True,
+    "logger": True,
+    "study": True,
+    "schedule": True,
+    "dry_run": True,
+    "optim": {"lr", "beta1", "beta2", "eps", "weight_decay"},
+    "train": {"n_tokens", "seed", "parent"},
+}
 """Keys of a configuration that layouts, memory and times do not depend on."""
 
 
 class Shapes:
-    """The shapes that were planned already, for one who plans many runs: most trials of a study differ in a rate."""
+    """The shapes that were planned already, for one who plans many runs: most trials of a study
+    differ in a rate."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Shape | PlanError] = {}
@@ -100,15 +112,22 @@ def _shape(config: RunConfig) -> _Shape:
     return _Shape(layout, estimate_time(config, layout), estimate_memory(config, layout))
 
 
-def make_plan(config: RunConfig, *, time_scale: float = 1.0, shapes: Shapes | None = None) -> RunPlan:
-    """Plan the run of a configuration whose cluster is resolved (`machine.resolve_cluster`). Takes nothing and starts nothing.
+def make_plan(
+    config: RunConfig, *, time_scale: float = 1.0, shapes: Shapes | None = None
+) -> RunPlan:
+    """Plan the run of a configuration whose cluster is resolved (`machine.resolve_cluster`). Takes
+    nothing and starts nothing.
 
-    Raises PlanError when no legal layout fits, an explicit one breaks a rule, the schedule is longer than the run, or what is
-    planned is not what would run.
+    Raises PlanError when no legal layout fits, an explicit one breaks a rule, the schedule is
+    longer than the run, or what is planned is not what would run.
     """
     warmup, decay = schedule_tokens(config)
     if config.plan.fp8:
-        raise PlanError("plan.fp8=true plans products in 8 bits, which no engine here runs", None, "Leave plan.fp8=false to run.")
+        raise PlanError(
+            "plan.fp8=true plans products in 8 bits, which no engine here runs",
+            None,
+            "Leave plan.fp8=false to run.",
+        )
     shape, counts, n_tokens = (shapes or Shapes()).of(config), count(config), token_budget(config)
     n_steps = n_tokens // tokens_per_step(config)
     time = shape.time
@@ -142,7 +161,9 @@ def make_plan(config: RunConfig, *, time_scale: float = 1.0, shapes: Shapes | No
     )
 
 
-def _of_cluster(config: RunConfig, hours: float | None, per_device_hour: float | None, scale: float = 1.0) -> float | None:
+def _of_cluster(
+    config: RunConfig, hours: float | None, per_device_hour: float | None, scale: float = 1.0
+) -> float | None:
     """`per_device_hour` over the whole run and cluster; None where either is unknown."""
     if hours is None or per_device_hour is None:
         return None

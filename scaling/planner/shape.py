@@ -1,4 +1,5 @@
-"""The shape of a wanted size: depth and width about those of a given model, whose proportions are kept."""
+"""The shape of a wanted size: depth and width about those of a given model, whose proportions are
+kept."""
 
 from __future__ import annotations
 
@@ -9,25 +10,35 @@ from scaling.planner.cost.counts import ModelCounts, count
 
 _MAX_LAYERS = 160
 _ASPECT_WEIGHT = 0.02
-"""Weight of ln(aspect ratio / the base model's) against ln(N / wanted) when they pull apart: the loss is flat in the aspect
-ratio over a factor of several (Kaplan et al. 2020, arXiv:2001.08361, figure 5), so the size comes first."""
+"""Weight of ln(aspect ratio / the base model's) against ln(N / wanted) when they pull apart: the
+loss is flat in the aspect ratio over a factor of several (Kaplan et al. 2020, arXiv:2001.08361,
+figure 5), so the size comes first."""
 
 
-def nearest_shape(base: RunConfig, n_params: float, *, with_embeddings: bool = True) -> dict[str, int]:
-    """`n_layers`, `n_heads` and `d_model` (and `d_ff`, where base gives one) with which base's model is nearest to `n_params`.
+def nearest_shape(
+    base: RunConfig, n_params: float, *, with_embeddings: bool = True
+) -> dict[str, int]:
+    """`n_layers`, `n_heads` and `d_model` (and `d_ff`, where base gives one) with which base's
+    model is nearest to `n_params`.
 
-    Heads keep their width; the aspect ratio d_model / n_layers is base's, as far as the size allows.
+    Heads keep their width; the aspect ratio d_model / n_layers is base's, as far as the size
+    allows.
     """
     aspect = base.model.d_model / base.model.n_layers
 
     def unlike(shape: tuple[int, int]) -> float:
         layers, heads = shape
-        size = size_of(count(reshaped(base, _shape(base, layers, heads))), with_embeddings=with_embeddings)
+        size = size_of(
+            count(reshaped(base, _shape(base, layers, heads))), with_embeddings=with_embeddings
+        )
         ratio = heads * base.model.head_width / layers / aspect
         return abs(math.log(size / n_params)) + _ASPECT_WEIGHT * abs(math.log(ratio))
 
     heads_near = _heads_for(base, n_params, aspect)
-    layers, heads = min(((layers, heads) for layers in _layers_near(base, n_params) for heads in heads_near), key=unlike)
+    layers, heads = min(
+        ((layers, heads) for layers in _layers_near(base, n_params) for heads in heads_near),
+        key=unlike,
+    )
     return _shape(base, layers, heads)
 
 
@@ -48,10 +59,12 @@ def _shape(base: RunConfig, layers: int, heads: int) -> dict[str, int]:
 
 
 def _heads_for(base: RunConfig, n_params: float, aspect: float) -> range:
-    """Numbers of heads about the one at which a model of this aspect ratio has the size: N = 12 layers width^2."""
+    """Numbers of heads about the one at which a model of this aspect ratio has the size: N = 12
+    layers width^2."""
     width = (n_params * aspect / 12) ** (1 / 3)  # Kaplan et al. 2020, table 1
     middle = max(1, round(width / base.model.head_width))
-    group = base.model.kv_heads if base.model.kv_heads != base.model.n_heads else 1  # keys and values are shared in these steps
+    # keys and values are shared in these steps
+    group = base.model.kv_heads if base.model.kv_heads != base.model.n_heads else 1
     lowest, highest = max(1, middle * 2 // (3 * group)), middle * 3 // (2 * group) + 2
     return range(lowest * group, highest * group, group)
 

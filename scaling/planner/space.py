@@ -22,8 +22,8 @@ CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Ranking:
-    """fitting: legal layouts that fit, the preferred first; too_large: legal ones that do not, the one that needs least first;
-    refused: the others, with the rule that each breaks."""
+    """fitting: legal layouts that fit, the preferred first; too_large: legal ones that do not, the
+    one that needs least first; refused: the others, with the rule that each breaks."""
 
     fitting: list[Prediction]
     too_large: list[Prediction]
@@ -37,15 +37,23 @@ class Ranking:
 
 
 def search(setting: Setting, global_batch_size: int, *, offload: Offload = "none") -> Ranking:
-    """Every legal layout that uses all devices, or where none can, as many as the global batch lets it."""
-    return rank(setting, global_batch_size, every_family(setting, global_batch_size, offload=offload))
+    """Every legal layout that uses all devices, or where none can, as many as the global batch lets
+    it."""
+    return rank(
+        setting, global_batch_size, every_family(setting, global_batch_size, offload=offload)
+    )
 
 
 def rank(
-    setting: Setting, global_batch_size: int, families: Iterable[Iterable[Layout]], *, constants: Constants = CONSTANTS,
+    setting: Setting,
+    global_batch_size: int,
+    families: Iterable[Iterable[Layout]],
+    *,
+    constants: Constants = CONSTANTS,
     keep_refused: bool = False,
-) -> Ranking:  # fmt: skip
-    """Predict layouts. Those of a family need more memory from one to the next: of those that do not fit, the first is enough."""
+) -> Ranking:
+    """Predict layouts. Those of a family need more memory from one to the next: of those that do
+    not fit, the first is enough."""
     fitting: list[Prediction] = []
     too_large: list[Prediction] = []
     refused: list[tuple[Layout, str]] = []
@@ -69,30 +77,42 @@ def rank(
 
 
 def preference(found: Prediction) -> tuple[float, ...]:
-    """Of predictions that fit, as a sort key: those that surely fit first; by rate of the whole cluster; then by memory.
+    """Of predictions that fit, as a sort key: those that surely fit first; by rate of the whole
+    cluster; then by memory.
 
-    Where no rate is known: what the engines run, most dp ranks, without recomputation, DeepSpeed, the lowest ZeRO stage, the
-    largest micro-batch.
+    Where no rate is known: what the engines run, most dp ranks, without recomputation, DeepSpeed,
+    the lowest ZeRO stage, the largest micro-batch.
     """
     layout, unsure = found.layout, found.verdict != "fits"
     if found.tokens_per_s is not None:
         return (unsure, -found.tokens_per_s, found.need_bytes)
-    costs = (CHECKPOINTINGS.index(layout.activation_checkpointing), layout.engine == "ddp", layout.zero_stage)
+    costs = (
+        CHECKPOINTINGS.index(layout.activation_checkpointing),
+        layout.engine == "ddp",
+        layout.zero_stage,
+    )
     return (unsure, not_run_here(layout) is not None, -layout.dp, *costs, -layout.micro_batch_size)
 
 
 def every_family(
     setting: Setting, batch: int, everything: bool = False, *, offload: Offload = "none"
 ) -> Iterator[Iterator[Layout]]:
-    """Layouts that differ in their micro-batch alone, the smallest first. everything: kinds too that no legal layout is of, for
-    the rules to refuse."""
+    """Layouts that differ in their micro-batch alone, the smallest first. everything: kinds too
+    that no legal layout is of, for the rules to refuse."""
     for tp, pp, sp, dp in _grids(setting.work, setting.machine, batch):
         for base in _kinds(setting.work, tp, pp, sp, dp, batch, offload, everything):
             yield _micro_batches(base, batch)
 
 
 def _kinds(
-    work: Workload, tp: int, pp: int, sp: int, dp: int, batch: int, offload: Offload, everything: bool
+    work: Workload,
+    tp: int,
+    pp: int,
+    sp: int,
+    dp: int,
+    batch: int,
+    offload: Offload,
+    everything: bool,
 ) -> Iterator[Layout]:
     """Of these degrees: engines, ZeRO stages, checkpointing and schedules."""
     shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
@@ -100,12 +120,26 @@ def _kinds(
     for checkpointing in CHECKPOINTINGS:
         for stage in ZERO_STAGES:
             base = Layout(
-                dp, tp, pp, stage, 1, batch // dp, checkpointing, "deepspeed", sp=sp, sp_attention="ring" if ring else "ulysses",
-                sequence_parallel=shared, offload=offload,
-            )  # fmt: skip
+                dp,
+                tp,
+                pp,
+                stage,
+                1,
+                batch // dp,
+                checkpointing,
+                "deepspeed",
+                sp=sp,
+                sp_attention="ring" if ring else "ulysses",
+                sequence_parallel=shared,
+                offload=offload,
+            )
             if (stage > 1 and dp * sp == 1) or (stage > 1 and pp > 1 and not everything):
                 continue
-            yield replace(base, engine="reference") if base.world_size == 1 and offload == "none" else base
+            yield (
+                replace(base, engine="reference")
+                if base.world_size == 1 and offload == "none"
+                else base
+            )
             if pp > 1:
                 yield replace(base, pp_schedule="dualpipev")
             if pp > 1 and everything:
@@ -124,7 +158,8 @@ def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
 
 
 def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
-    """(tp, pp, sp, dp) with as many dp ranks as divide the batch and have devices. tp and sp are powers of two."""
+    """(tp, pp, sp, dp) with as many dp ranks as divide the batch and have devices. tp and sp are
+    powers of two."""
     for tp, pp, sp, dp in _all_grids(work, machine):
         yield tp, pp, sp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
 

@@ -1,4 +1,5 @@
-"""Where a pipeline is cut: stages of consecutive blocks, as equal in counted FLOPs as whole blocks allow."""
+"""Where a pipeline is cut: stages of consecutive blocks, as equal in counted FLOPs as whole blocks
+allow."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from scaling.planner.cost.counts import block_flops, head_flops
 
 
 def stage_bounds(config: RunConfig, n_stages: int) -> list[tuple[int, int]]:
-    """The half-open range of global block indices of each stage, an encoder's blocks before its decoder's.
+    """The half-open range of global block indices of each stage, an encoder's blocks before its
+    decoder's.
 
-    The largest stage is as small as it can be, its share of the head included, which the last one has. Raises PlanError
-    where there are fewer blocks than stages.
+    The largest stage is as small as it can be, its share of the head included, which the last one
+    has. Raises PlanError where there are fewer blocks than stages.
     """
     costs = block_flops(config)
     if not 1 <= n_stages <= len(costs):
@@ -26,11 +28,14 @@ def stage_bounds(config: RunConfig, n_stages: int) -> list[tuple[int, int]]:
     return balanced(costs, n_stages, after_last=head_flops(config))
 
 
-def balanced(costs: Sequence[float], n_parts: int, *, after_last: float = 0.0) -> list[tuple[int, int]]:
-    """Cut `costs` into consecutive parts that are not empty, `after_last` being added to the last one.
+def balanced(
+    costs: Sequence[float], n_parts: int, *, after_last: float = 0.0
+) -> list[tuple[int, int]]:
+    """Cut `costs` into consecutive parts that are not empty, `after_last` being added to the last
+    one.
 
-    Of all cuts with the least largest part, the one with the least sum of squares: the others are even too. Exact, in
-    O(n_parts x len(costs)^2).
+    Of all cuts with the least largest part, the one with the least sum of squares: the others are
+    even too. Exact, in O(n_parts x len(costs)^2).
     """
     costs = [*costs[:-1], costs[-1] + after_last]
     sums = [0.0, *accumulate(costs)]
@@ -38,9 +43,11 @@ def balanced(costs: Sequence[float], n_parts: int, *, after_last: float = 0.0) -
     return _cut(sums, n_parts, least * (1 + 1e-12), squared=True)[1]
 
 
-def _cut(sums: Sequence[float], n_parts: int, most: float, *, squared: bool) -> tuple[float, list[tuple[int, int]]]:
-    """Best value and bounds, by dynamic programming over (parts, end): of parts of at most `most`, the least sum of squares,
-    or the least largest part."""
+def _cut(
+    sums: Sequence[float], n_parts: int, most: float, *, squared: bool
+) -> tuple[float, list[tuple[int, int]]]:
+    """Best value and bounds, by dynamic programming over (parts, end): of parts of at most `most`,
+    the least sum of squares, or the least largest part."""
     n = len(sums) - 1
     best: list[float] = [0.0] + [float("inf")] * n
     starts: list[list[int]] = []

@@ -12,9 +12,10 @@ from scaling.units import counted
 def elastic_sizes(config: RunConfig) -> tuple[int, ...]:
     """World sizes that the run may have, ascending; one alone, its plan's, where it is not elastic.
 
-    Elastic is a run on a standing Ray cluster with `cluster.min_devices`, or whose machines may be taken back, if its layout
-    leaves dp open. It shrinks by whole nodes, or on a single node by devices, to as few as make a legal plan that fits.
-    Raises ConfigError or PlanError for a `cluster.min_devices` that cannot be.
+    Elastic is a run on a standing Ray cluster with `cluster.min_devices`, or whose machines may be
+    taken back, if its layout leaves dp open. It shrinks by whole nodes, or on a single node by
+    devices, to as few as make a legal plan that fits. Raises ConfigError or PlanError for a
+    `cluster.min_devices` that cannot be.
     """
     cluster, whole = config.cluster, make_plan(config).layout.world_size
     fixed = config.layout.dp is not None or config.layout.engine == "reference"
@@ -25,7 +26,9 @@ def elastic_sizes(config: RunConfig) -> tuple[int, ...]:
     per_node = cluster.devices_per_node or 1
     step = per_node if cluster.n_nodes > 1 else 1
     least = cluster.min_devices or 1
-    smaller = [size for size in range(step, whole, step) if size >= least and _is_size(config, size)]
+    smaller = [
+        size for size in range(step, whole, step) if size >= least and _is_size(config, size)
+    ]
     return (*smaller, whole)
 
 
@@ -60,10 +63,15 @@ def _is_size(config: RunConfig, size: int) -> bool:
 
 
 def with_devices(config: RunConfig, size: int) -> RunConfig:
-    """The configuration on so many devices of its cluster: whole nodes of them, or a part of one."""
+    """The configuration on so many devices of its cluster: whole nodes of them, or a part of
+    one."""
     cluster = config.cluster
     if size == n_devices(config):
         return config
     per_node = cluster.devices_per_node or 1
-    nodes = {"n_nodes": size // per_node} if size % per_node == 0 else {"n_nodes": 1, "devices_per_node": size}
+    nodes = (
+        {"n_nodes": size // per_node}
+        if size % per_node == 0
+        else {"n_nodes": 1, "devices_per_node": size}
+    )
     return config.model_copy(update={"cluster": cluster.model_copy(update=nodes)})

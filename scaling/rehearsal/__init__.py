@@ -1,1 +1,2 @@
-"""The drill behind `python -m scaling.rehearse`: a run that is killed again and again, held against one that never was."""
+"""The drill behind `python -m scaling.rehearse`: a run that is killed again and again, held against
+one that never was."""

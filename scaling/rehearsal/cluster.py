@@ -1,4 +1,5 @@
-"""Machines that come and go, imitated on one: a Ray cluster of our own, with a node of one worker for each."""
+"""Machines that come and go, imitated on one: a Ray cluster of our own, with a node of one worker
+for each."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _OBJECT_STORE_BYTES = 80 * 2**20
 class Nodes:
     """Entered, the head and `n` nodes run; left, none of them.
 
-    Ray lets no node join over loopback: these listen on the machine's own address, behind a token that only the drill knows.
+    Ray lets no node join over loopback: these listen on the machine's own address, behind a token
+    that only the drill knows.
     """
 
     def __init__(self, n: int, directory: Path, threads: int) -> None:
@@ -35,17 +37,24 @@ class Nodes:
         self._head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.environment = {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
             "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
+        }
 
     def __enter__(self) -> Nodes:
         try:
             self._head = self._start(
-                "--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._temp}"
+                "--head",
+                f"--port={self._port}",
+                "--num-cpus=0",
+                "--include-dashboard=false",
+                f"--temp-dir={self._temp}",
             )
             self._wait(self._head, 1)
-            for number in range(self._n):  # one after another: several at a time may take longer than Ray allows for
+            # one after another: several at a time may take longer than Ray allows for
+            for number in range(self._n):
                 self.add()
                 self._wait(self.nodes[-1], 2 + number)
         except BaseException:  # Ctrl-C and SIGTERM, too: nobody else knows of what has been started
@@ -58,7 +67,11 @@ class Nodes:
         deadline_s = time.monotonic() + _START_S
         while self._log.read_text(errors="replace").count(_STARTED) < n_started:
             if newest.poll() is not None or time.monotonic() > deadline_s:
-                raise LaunchError("the drill's Ray cluster does not start", f"see {self._log}", "Try nodes=0, which needs none.")
+                raise LaunchError(
+                    "the drill's Ray cluster does not start",
+                    f"see {self._log}",
+                    "Try nodes=0, which needs none.",
+                )
             time.sleep(0.2)
 
     def add(self) -> None:
@@ -67,9 +80,14 @@ class Nodes:
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
-            f"--object-store-memory={_OBJECT_STORE_BYTES}", *words,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            *words,
+        ]
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -83,7 +101,11 @@ class Nodes:
     @property
     def roots(self) -> list[int]:
         """Processes below which all of the cluster's are."""
-        return [process.pid for process in (*self.nodes, *([self._head] if self._head else [])) if process.poll() is None]
+        return [
+            process.pid
+            for process in (*self.nodes, *([self._head] if self._head else []))
+            if process.poll() is None
+        ]
 
     @property
     def living(self) -> list[int]:

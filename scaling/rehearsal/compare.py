@@ -1,4 +1,5 @@
-"""A killed run held against an unbroken one: what was read twice or not at all, and how far the losses are apart."""
+"""A killed run held against an unbroken one: what was read twice or not at all, and how far the
+losses are apart."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ COMPARED = (names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.VAL_LOSS)
 
 @dataclass(frozen=True)
 class Comparison:
-    """sequences_repeated, sequences_skipped: of those that the steps which count have read. steps_missing: of the unbroken run's
-    records. numbers_unmatched: losses and gradient norms that one run alone has. identical: bit for bit, in both. max_difference:
-    the greatest between losses; max_relative: that over the unbroken run's; max_norm_relative: the same of gradient norms. They
-    are infinite where a number is not finite and the other run's is another, and NaN where there is nothing to compare.
+    """sequences_repeated, sequences_skipped: of those that the steps which count have read.
+    steps_missing: of the unbroken run's records. numbers_unmatched: losses and gradient norms that
+    one run alone has. identical: bit for bit, in both. max_difference: the greatest between losses;
+    max_relative: that over the unbroken run's; max_norm_relative: the same of gradient norms. They
+    are infinite where a number is not finite and the other run's is another, and NaN where there is
+    nothing to compare.
     """
 
     steps: int
@@ -32,7 +35,9 @@ class Comparison:
     max_norm_relative: float
 
 
-def compare(unbroken: Sequence[Record], broken: Sequence[Record], global_batch_size: int) -> Comparison:
+def compare(
+    unbroken: Sequence[Record], broken: Sequence[Record], global_batch_size: int
+) -> Comparison:
     """Both with a record for every step."""
     theirs, ours = _by_step(unbroken), _by_step(broken)
     repeated, skipped = _reread(broken, global_batch_size)
@@ -47,7 +52,8 @@ def compare(unbroken: Sequence[Record], broken: Sequence[Record], global_batch_s
         steps_missing=len(theirs.keys() - ours.keys()),
         steps_repeated=_n_repeated(broken),
         numbers_unmatched=len(expected.keys() ^ found.keys()),
-        identical=expected.keys() == found.keys() and not any(_apart(*pair) for pair in pairs.values()),
+        identical=expected.keys() == found.keys()
+        and not any(_apart(*pair) for pair in pairs.values()),
         max_difference=max((_apart(*pair) for pair in losses), default=math.nan),
         max_relative=max((_apart_relative(*pair) for pair in losses), default=math.nan),
         max_norm_relative=max((_apart_relative(*pair) for pair in norms), default=math.nan),
@@ -56,11 +62,17 @@ def compare(unbroken: Sequence[Record], broken: Sequence[Record], global_batch_s
 
 def _numbers(records: dict[float, Record]) -> dict[tuple[float, str], float]:
     """What is compared, by step and name."""
-    return {(step, name): record[name] for step, record in records.items() for name in COMPARED if name in record}
+    return {
+        (step, name): record[name]
+        for step, record in records.items()
+        for name in COMPARED
+        if name in record
+    }
 
 
 def _apart(expected: float, found: float) -> float:
-    """Never NaN, which max() would pass over: two NaNs are alike, and one is infinitely far from everything else."""
+    """Never NaN, which max() would pass over: two NaNs are alike, and one is infinitely far from
+    everything else."""
     if expected == found or (math.isnan(expected) and math.isnan(found)):
         return 0.0
     difference = abs(expected - found)
@@ -92,7 +104,8 @@ def _n_repeated(records: Sequence[Record]) -> int:
 
 
 def _reread(records: Sequence[Record], global_batch_size: int) -> tuple[int, int]:
-    """Sequences read twice and left out, by the data position after each step: the loader's own, not the step's number."""
+    """Sequences read twice and left out, by the data position after each step: the loader's own,
+    not the step's number."""
     ends = [record[names.TRAIN_SEQUENCES] for record in _training(records)]
     repeated = skipped = 0
     position = 0.0

@@ -1,4 +1,5 @@
-"""The drill itself: train unbroken, then again with processes killed at random steps, started again as often as it takes."""
+"""The drill itself: train unbroken, then again with processes killed at random steps, started again
+as often as it takes."""
 
 from __future__ import annotations
 
@@ -30,15 +31,18 @@ _LAST = 0.95
 _STARTS = 3
 """Of the driver after one kill, before the run is taken not to go on: one is expected."""
 _LEAVE_S = 60.0
-"""Longest wait for a driver that was asked to leave where the drill ends before it, until it is killed: assumption."""
+"""Longest wait for a driver that was asked to leave where the drill ends before it, until it is
+killed: assumption."""
 RESIZE = "resize"
 
 
 @dataclass
 class Kill:
-    """What was done to the run. step: the last on record then. lost_s: without a new step; None where nobody missed it.
+    """What was done to the run. step: the last on record then. lost_s: without a new step; None
+    where nobody missed it.
 
-    A resize is no kill but a stop by SIGTERM, after which it is started with another number of workers.
+    A resize is no kill but a stop by SIGTERM, after which it is started with another number of
+    workers.
     """
 
     kind: str
@@ -51,9 +55,11 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what is pending.
+    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what
+    is pending.
 
-    furthest, furthest_s: the last step on record, of all workers so far, and when it was first seen.
+    furthest, furthest_s: the last step on record, of all workers so far, and when it was first
+    seen.
     """
 
     kills: list[Kill] = field(default_factory=list)
@@ -69,7 +75,8 @@ class Outcome:
         self.pending, self.starts_since = kill, 0
 
     def saw(self, record: Record, now_s: float) -> bool:
-        """Take note of the newest record. Whether the run has recovered: it is of a new step, by other workers."""
+        """Take note of the newest record. Whether the run has recovered: it is of a new step, by
+        other workers."""
         step, recovered = int(record[names.STEP]), False
         if step <= self.furthest:
             return False
@@ -96,22 +103,35 @@ def last_step(metrics: Path) -> Record | None:
     return None
 
 
-def schedule(options: DrillOptions, n_steps: int, n_sizes: int, rng: random.Random) -> list[tuple[int, bool]]:
-    """(step, whether it is a resize) of all that is done to the run, in order: a kill at random in each of equal parts of it."""
+def schedule(
+    options: DrillOptions, n_steps: int, n_sizes: int, rng: random.Random
+) -> list[tuple[int, bool]]:
+    """(step, whether it is a resize) of all that is done to the run, in order: a kill at random in
+    each of equal parts of it."""
     last = max(2, int(_LAST * n_steps))
     n_resizes = options.resizes if n_sizes > 1 else 0
     resizes = [(max(1, n_steps * (i + 1) // (n_resizes + 1)), True) for i in range(n_resizes)]
-    kills = [(1 + int((i + rng.random()) * last / options.kills), False) for i in range(options.kills)]
+    kills = [
+        (1 + int((i + rng.random()) * last / options.kills), False) for i in range(options.kills)
+    ]
     return sorted(kills + resizes)
 
 
 class Drill:
-    """words: of the run, as for scaling.run. sizes: numbers of workers that the run may be started with, ascending."""
+    """words: of the run, as for scaling.run. sizes: numbers of workers that the run may be started
+    with, ascending."""
 
     def __init__(
-        self, options: DrillOptions, words: Sequence[str], config: RunConfig, sizes: Sequence[int], directory: Path,
-        seed: int, nodes: Nodes | None, say: Callable[[str], None],
-    ) -> None:  # fmt: skip
+        self,
+        options: DrillOptions,
+        words: Sequence[str],
+        config: RunConfig,
+        sizes: Sequence[int],
+        directory: Path,
+        seed: int,
+        nodes: Nodes | None,
+        say: Callable[[str], None],
+    ) -> None:
         self._options, self._words, self._config, self._sizes = options, list(words), config, sizes
         self._directory, self._nodes, self._say = directory, nodes, say
         self._random = random.Random(seed)
@@ -123,11 +143,23 @@ class Drill:
     @contextlib.contextmanager
     def _started(self, name: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
         """The run's driver; it is asked to leave where the drill ends before it."""
-        command = [sys.executable, "-m", "scaling.run", *self._words, f"run.root={self._directory / name}", *more]
+        command = [
+            sys.executable,
+            "-m",
+            "scaling.run",
+            *self._words,
+            f"run.root={self._directory / name}",
+            *more,
+        ]
         environment = os.environ | (self._nodes.environment if self._nodes else {})
         with (self._directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
         try:
             yield process
@@ -146,7 +178,11 @@ class Drill:
         """Train with kills. Raises LaunchError where the run does not go on after one."""
         own = any(word.startswith("cluster.hours_between_failures=") for word in self._words)
         more = [] if own else [f"cluster.hours_between_failures={hours_between_failures}"]
-        acts, outcome, code = schedule(self._options, n_steps, len(self._sizes), self._random), Outcome(), None
+        acts, outcome, code = (
+            schedule(self._options, n_steps, len(self._sizes), self._random),
+            Outcome(),
+            None,
+        )
         while code != 0:
             size = [f"cluster.devices_per_node={self._size}"] if outcome.resizes else []
             outcome.starts, outcome.starts_since = outcome.starts + 1, outcome.starts_since + 1
@@ -154,12 +190,21 @@ class Drill:
                 code = self._watch("broken", process, acts, outcome)
             if code:
                 self._say(f"the driver ended with {code}; the same command again")
-            if code and (code == EXIT_CONFIG or not outcome.pending or outcome.starts_since > _STARTS):
+            if code and (
+                code == EXIT_CONFIG or not outcome.pending or outcome.starts_since > _STARTS
+            ):
                 raise self._failed("broken", f"ended with exit code {code}")
         return outcome
 
-    def _watch(self, name: str, process: subprocess.Popen[bytes], acts: list[tuple[int, bool]], outcome: Outcome) -> int:
-        """Do what is due until the driver ends; its exit code. Raises LaunchError where no step is made for too long."""
+    def _watch(
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        acts: list[tuple[int, bool]],
+        outcome: Outcome,
+    ) -> int:
+        """Do what is due until the driver ends; its exit code. Raises LaunchError where no step is
+        made for too long."""
         changed_s, seen, metrics = time.monotonic(), None, self.run_dir(name).metrics
         while (code := process.poll()) is None:
             record = last_step(metrics)
@@ -168,9 +213,16 @@ class Drill:
                 changed_s, seen = time.monotonic(), place
                 if outcome.saw(record, time.time()):
                     self._mend()
-            if record is not None and acts and record[names.STEP] >= acts[0][0] and not outcome.pending:
+            if (
+                record is not None
+                and acts
+                and record[names.STEP] >= acts[0][0]
+                and not outcome.pending
+            ):
                 _, resizes = acts.pop(0)
-                outcome.add(self._resize(process, record) if resizes else self._kill(process, record))
+                outcome.add(
+                    self._resize(process, record) if resizes else self._kill(process, record)
+                )
             if time.monotonic() - changed_s > self._options.timeout_s:
                 process.kill()
                 raise self._failed(name, f"made no step for {self._options.timeout_s:.0f} s")
@@ -191,15 +243,21 @@ class Drill:
             code = process.wait(self._options.timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise self._failed("broken", f"did not end for {self._options.timeout_s:.0f} s after SIGTERM") from None
+            raise self._failed(
+                "broken", f"did not end for {self._options.timeout_s:.0f} s after SIGTERM"
+            ) from None
         record = last_step(self.run_dir("broken").metrics) or record
         if code == EXIT_FINISHED:
             self._say(f"step {record[names.STEP]:.0f}: the run ended before it could be stopped")
             return _kill_at(RESIZE, record, at_s)
         if code != EXIT_STOPPED:
-            raise self._failed("broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM")
+            raise self._failed(
+                "broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM"
+            )
         self._size = after
-        self._say(f"step {record[names.STEP]:.0f}: stopped, to go on with {counted(self._size, 'worker')} instead of {before}")
+        self._say(
+            f"step {record[names.STEP]:.0f}: stopped, to go on with {counted(self._size, 'worker')} instead of {before}"
+        )
         return _kill_at(RESIZE, record, at_s)
 
     def _kill(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
@@ -220,10 +278,19 @@ class Drill:
         for kinds in below.values():
             for kind, pids in kinds.items():
                 found.setdefault(kind, []).extend(pids)
-        if self._nodes is not None:  # a machine without work is not missed, and the last one not to be done without
-            busy = [below[root][NODE] for root in self._nodes.living if {WORKER, NODE} <= below[root].keys()]
-            found[NODE] = [pid for pids in busy for pid in pids] if len(self._nodes.living) > 1 else []
-        return {kind: found[kind] for kind in self._options.kinds if found.get(kind)} or {DRIVER: found[DRIVER]}
+        # a machine without work is not missed, and the last one not to be done without
+        if self._nodes is not None:
+            busy = [
+                below[root][NODE]
+                for root in self._nodes.living
+                if {WORKER, NODE} <= below[root].keys()
+            ]
+            found[NODE] = (
+                [pid for pids in busy for pid in pids] if len(self._nodes.living) > 1 else []
+            )
+        return {kind: found[kind] for kind in self._options.kinds if found.get(kind)} or {
+            DRIVER: found[DRIVER]
+        }
 
     def _mend(self) -> None:
         """Bring machines back that were lost."""
@@ -235,12 +302,14 @@ class Drill:
         log = self._directory / f"{name}.log"
         words = log.read_text(errors="replace").splitlines()[-3:]
         return LaunchError(
-            f"the {name} run {what}; its last words: {' '.join(' '.join(words).split())!r}", fix=f"All are in {log}."
+            f"the {name} run {what}; its last words: {' '.join(' '.join(words).split())!r}",
+            fix=f"All are in {log}.",
         )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """By SIGTERM, or by SIGKILL where that does not help in time or the drill is interrupted once more."""
+    """By SIGTERM, or by SIGKILL where that does not help in time or the drill is interrupted once
+    more."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -252,4 +321,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _kill_at(kind: str, record: Record, at_s: float) -> Kill:
-    return Kill(kind, int(record[names.STEP]), at_s, int(record[names.RUN_WORLD_SIZE]), int(record[names.RUN_RESTARTS]))
+    return Kill(
+        kind,
+        int(record[names.STEP]),
+        at_s,
+        int(record[names.RUN_WORLD_SIZE]),
+        int(record[names.RUN_RESTARTS]),
+    )

@@ -18,7 +18,8 @@ class DrillOptions(Section):
 
     kills: int = Field(10, ge=0, description="processes to kill, at random steps")
     victims: str = Field(
-        ",".join(KINDS), description="kinds of processes to draw from; the driver is killed where none of them is there"
+        ",".join(KINDS),
+        description="kinds of processes to draw from; the driver is killed where none of them is there",
     )
     resizes: int = Field(
         2,
@@ -26,11 +27,19 @@ class DrillOptions(Section):
         description="times to stop it (SIGTERM) and start it with another number of workers, where there is room for several",
     )
     nodes: int = Field(
-        0, ge=0, description="machines of one worker, imitated by Ray nodes of the drill's own, that die and come back; 0: none"
+        0,
+        ge=0,
+        description="machines of one worker, imitated by Ray nodes of the drill's own, that die and come back; 0: none",
     )
-    seed: int | None = Field(None, ge=0, description="of which processes die and when; null: another each time, and told")
-    directory: str = Field("rehearsal", description="of both runs and the report; must not exist yet")
-    timeout_s: float = Field(600.0, gt=0, description="longest wait for a run to go on after a kill")
+    seed: int | None = Field(
+        None, ge=0, description="of which processes die and when; null: another each time, and told"
+    )
+    directory: str = Field(
+        "rehearsal", description="of both runs and the report; must not exist yet"
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for a run to go on after a kill"
+    )
 
     @property
     def kinds(self) -> set[str]:
@@ -40,13 +49,17 @@ class DrillOptions(Section):
     def _known(self) -> Self:
         unknown = sorted(self.kinds - set(KINDS))
         if unknown:
-            raise ValueError(f"victims={self.victims}: {unknown[0]!r} is none of {', '.join(KINDS)}")
+            raise ValueError(
+                f"victims={self.victims}: {unknown[0]!r} is none of {', '.join(KINDS)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _nodes(self) -> Self:
         if self.nodes == 1:
-            raise ValueError("nodes=1 leaves nothing when it is killed: use 2 or more, or 0 for none")
+            raise ValueError(
+                "nodes=1 leaves nothing when it is killed: use 2 or more, or 0 for none"
+            )
         return self
 
 
@@ -63,6 +76,8 @@ def new_directory(options: DrillOptions) -> Path:
         path.mkdir(parents=True)
     except FileExistsError:
         raise ConfigError(
-            f"{path} exists already", f"directory={options.directory}", "Give another with directory=DIR, or remove it."
+            f"{path} exists already",
+            f"directory={options.directory}",
+            "Give another with directory=DIR, or remove it.",
         ) from None
     return path

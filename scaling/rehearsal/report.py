@@ -21,16 +21,18 @@ from scaling.runs.goodput import Seconds
 from scaling.units import format_duration
 
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
-"""Of losses, relative, where world sizes change or the hardware does not repeat itself: sums in another order, and what training
-makes of that over the run. Assumption; short runs measured 1e-7 in fp32 (docs/reliability.md)."""
+"""Of losses, relative, where world sizes change or the hardware does not repeat itself: sums in
+another order, and what training makes of that over the run. Assumption; short runs measured 1e-7 in
+fp32 (docs/reliability.md)."""
 NORM_TOLERANCE = 5.0
-"""Of gradient norms, times that of losses: a norm follows single batches more closely than the loss does. Assumption."""
+"""Of gradient norms, times that of losses: a norm follows single batches more closely than the loss
+does. Assumption."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """command: the run's words. world_sizes: those that the killed run had. allowed, allowed_norms: relative difference of losses
-    and of gradient norms; 0 asks for equality bit for bit.
+    """command: the run's words. world_sizes: those that the killed run had. allowed, allowed_norms:
+    relative difference of losses and of gradient norms; 0 asks for equality bit for bit.
     """
 
     command: list[str]
@@ -55,11 +57,20 @@ class Report:
         found = self.comparison
         near = found.max_relative <= self.allowed and found.max_norm_relative <= self.allowed_norms
         alike = found.identical if self.allowed == 0 else near and not found.numbers_unmatched
-        whole = not (found.sequences_repeated or found.sequences_skipped or found.steps_missing or found.steps_repeated)
+        whole = not (
+            found.sequences_repeated
+            or found.sequences_skipped
+            or found.steps_missing
+            or found.steps_repeated
+        )
         return alike and whole and len(self.kills) == self.n_kills_wanted
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self) | {"allowed_norms": self.allowed_norms, "lost": lost_by_kind(self.kills), "passed": self.passed}
+        found = asdict(self) | {
+            "allowed_norms": self.allowed_norms,
+            "lost": lost_by_kind(self.kills),
+            "passed": self.passed,
+        }
         return {name: _plain(value) for name, value in found.items()}
 
 
@@ -82,7 +93,13 @@ def allowed_difference(config: RunConfig, world_sizes: Sequence[int]) -> float:
 def print_report(console: Console, report: Report, path: str) -> None:
     console.print(_kills_table(report))
     found = report.comparison
-    table = Table(box=box.HORIZONTALS, show_header=False, title="Rehearsal", title_justify="left", title_style="bold")
+    table = Table(
+        box=box.HORIZONTALS,
+        show_header=False,
+        title="Rehearsal",
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     rows = {
@@ -92,7 +109,11 @@ def print_report(console: Console, report: Report, path: str) -> None:
         **_differences(report),
         "kills": f"{len(report.kills)} of {report.n_kills_wanted}, seed {report.seed}",
         "world sizes": ", ".join(_runs(report.world_sizes)),
-        "time": ", ".join(f"{name} {format_duration(spent_s)}" for name, spent_s in report.seconds.items() if spent_s >= 0.05),
+        "time": ", ".join(
+            f"{name} {format_duration(spent_s)}"
+            for name, spent_s in report.seconds.items()
+            if spent_s >= 0.05
+        ),
         "goodput": f"{_share(report.goodput)}, unbroken {_share(report.goodput_unbroken)}",
         "report": path,
         "verdict": "passed" if report.passed else "FAILED",
@@ -108,9 +129,15 @@ def _differences(report: Report) -> dict[str, str]:
         return {"loss difference": "none: losses and gradient norms are equal bit for bit"}
     losses, norms = (
         f"{relative:.3g} relative (allowed: {f'{allowed:g}' if allowed else 'equality'})"
-        for relative, allowed in ((found.max_relative, report.allowed), (found.max_norm_relative, report.allowed_norms))
+        for relative, allowed in (
+            (found.max_relative, report.allowed),
+            (found.max_norm_relative, report.allowed_norms),
+        )
     )
-    rows = {"loss difference": f"{found.max_difference:.3g}, {losses}", "gradient norm difference": norms}
+    rows = {
+        "loss difference": f"{found.max_difference:.3g}, {losses}",
+        "gradient norm difference": norms,
+    }
     if found.numbers_unmatched:
         rows["in one run alone"] = f"{found.numbers_unmatched} losses and gradient norms"
     return rows
@@ -127,7 +154,8 @@ def _share(value: float | None) -> str:
 
 
 def lost_by_kind(kills: Sequence[Kill]) -> dict[str, dict[str, float | int | None]]:
-    """Of each kind and of all: how many, how many were never missed, and the median and most seconds that the others cost."""
+    """Of each kind and of all: how many, how many were never missed, and the median and most
+    seconds that the others cost."""
     groups: dict[str, list[Kill]] = defaultdict(list)
     for kill in sorted(kills, key=lambda kill: kill.kind):
         groups[kill.kind].append(kill)
@@ -138,17 +166,29 @@ def lost_by_kind(kills: Sequence[Kill]) -> dict[str, dict[str, float | int | Non
 def _lost(kills: Sequence[Kill]) -> dict[str, float | int | None]:
     lost = [kill.lost_s for kill in kills if kill.lost_s is not None]
     return {
-        "times": len(kills), "not_missed": len(kills) - len(lost),
-        "median_s": round(median(lost), 2) if lost else None, "max_s": max(lost, default=None),
-    }  # fmt: skip
+        "times": len(kills),
+        "not_missed": len(kills) - len(lost),
+        "median_s": round(median(lost), 2) if lost else None,
+        "max_s": max(lost, default=None),
+    }
 
 
 def _kills_table(report: Report) -> Table:
-    table = Table("killed", "times", "not missed", "lost, median", "lost, most", box=box.SIMPLE_HEAD, header_style="bold")
+    table = Table(
+        "killed",
+        "times",
+        "not missed",
+        "lost, median",
+        "lost, most",
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+    )
     rows = lost_by_kind(report.kills)
     if report.resizes:
         rows |= {"resized, by SIGTERM": _lost(report.resizes)}
     for kind, row in rows.items():
-        times = ["-" if row[name] is None else f"{row[name]:.1f} s" for name in ("median_s", "max_s")]
+        times = [
+            "-" if row[name] is None else f"{row[name]:.1f} s" for name in ("median_s", "max_s")
+        ]
         table.add_row(kind, str(row["times"]), str(row["not_missed"]), *times)
     return table

@@ -11,14 +11,20 @@ from scaling.runs.directory import RunDir
 
 
 def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
-    """The directory of a run by its path, or by its name under `root`: whole, without its id, or with the beginning of the id.
+    """The directory of a run by its path, or by its name under `root`: whole, without its id, or
+    with the beginning of the id.
 
-    The beginning of the id alone will do. Of several, the one that was at work last. Raises ConfigError.
+    The beginning of the id alone will do. Of several, the one that was at work last. Raises
+    ConfigError.
 
     notice: is told which was taken, where several were meant.
     """
     if not run.strip():
-        raise ConfigError("run is empty", "from the command line", "Give a run's directory or name; scaling.status lists them.")
+        raise ConfigError(
+            "run is empty",
+            "from the command line",
+            "Give a run's directory or name; scaling.status lists them.",
+        )
     parent = RunDir(root).path
     for path in (Path(run).expanduser().absolute(), parent / run):
         if (path / "config.yaml").is_file():
@@ -28,19 +34,28 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
     if meant:
         *others, newest = meant
         if others:
-            notice(f"run={run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
-                   f"not {', '.join(path.name for path in reversed(others))}.")  # fmt: skip
+            notice(
+                f"run={run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
+                f"not {', '.join(path.name for path in reversed(others))}."
+            )
         return newest
     names = [str(path.relative_to(parent)) for path in runs]
     if Path(run).expanduser().is_dir():
-        raise ConfigError(f"run={run} is a directory without config.yaml, so it is no run", None, _suggestion(parent, names))
+        raise ConfigError(
+            f"run={run} is a directory without config.yaml, so it is no run",
+            None,
+            _suggestion(parent, names),
+        )
     raise ConfigError(
-        f"there is no run {run!r}, neither here nor in {parent}", "from the command line", _suggestion(parent, names)
+        f"there is no run {run!r}, neither here nor in {parent}",
+        "from the command line",
+        _suggestion(parent, names),
     )
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Run directories at `root`, in it, or one level down (the runs of a study), by name. Raises RunDirError."""
+    """Run directories at `root`, in it, or one level down (the runs of a study), by name. Raises
+    RunDirError."""
     if is_run(root):
         yield root
         return
@@ -58,11 +73,19 @@ def is_run(path: Path) -> bool:
 def _means(word: str, directory: str) -> bool:
     """NAME, NAME-BEGINNING_OF_ID or BEGINNING_OF_ID, of the directory NAME-ID."""
     name, _, run_id = directory.rpartition("-")
-    return word == name or (directory.startswith(word) and len(word) > len(name) + 1) or run_id.startswith(word)
+    return (
+        word == name
+        or (directory.startswith(word) and len(word) > len(name) + 1)
+        or run_id.startswith(word)
+    )
 
 
 def _last_written_s(path: Path) -> tuple[float, str]:
-    written_s = [file.stat().st_mtime for file in (path / "metrics.jsonl", path / "events.jsonl") if file.exists()]
+    written_s = [
+        file.stat().st_mtime
+        for file in (path / "metrics.jsonl", path / "events.jsonl")
+        if file.exists()
+    ]
     return max(written_s, default=0.0), path.name
 
 
@@ -72,11 +95,16 @@ def _subdirectories(root: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunDirError(f"cannot list {root}: {error.strerror}", fix="Choose another directory with run.root=DIR.") from error
+        raise RunDirError(
+            f"cannot list {root}: {error.strerror}",
+            fix="Choose another directory with run.root=DIR.",
+        ) from error
 
 
 def _suggestion(parent: Path, runs: list[str]) -> str:
     if not runs:
         return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
-    shown = ", ".join(runs[:8]) + (f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else "")
+    shown = ", ".join(runs[:8]) + (
+        f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else ""
+    )
     return f"There are: {shown}."

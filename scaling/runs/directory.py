@@ -1,6 +1,7 @@
 """The run directory: where it is, who drives it, and its small files.
 
-    NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl tokenizer.json checkpoints/ summary.json
+    NAME-ID8/  config.yaml plan.json provenance.json events.jsonl metrics.jsonl tokenizer.json
+               checkpoints/ summary.json
                driver.lock, and while workers are at work progress.json
 
 Every JSON file is complete or absent (`runs/files.py`). Nothing here needs torch, Ray or DeepSpeed.
@@ -46,10 +47,28 @@ from scaling.runs.records import (
 )
 
 EventKind = Literal[
-    "start", "resume", "preempted", "failed", "finished", "checkpoint_committed", "checkpoint_damaged", "shard_skipped",
-    "first_step", "branched", "stopped", "pruned", "account", "step_skipped", "rolled_back", "worker_failed", "data_stalled",
-    "preemption_notice", "not_removed", "record_gap", "record_damaged",
-]  # fmt: skip
+    "start",
+    "resume",
+    "preempted",
+    "failed",
+    "finished",
+    "checkpoint_committed",
+    "checkpoint_damaged",
+    "shard_skipped",
+    "first_step",
+    "branched",
+    "stopped",
+    "pruned",
+    "account",
+    "step_skipped",
+    "rolled_back",
+    "worker_failed",
+    "data_stalled",
+    "preemption_notice",
+    "not_removed",
+    "record_gap",
+    "record_damaged",
+]
 State = Literal["new", "begun", "preempted", "failed", "stopped", "pruned", "finished"]
 
 _RECORDS = {
@@ -61,13 +80,19 @@ _RECORDS = {
 """Files that only tell of the run, and what is wrong with their content."""
 
 _STATE_AFTER: dict[str, State] = {
-    "start": "begun", "resume": "begun", "preempted": "preempted", "failed": "failed", "stopped": "stopped",
-    "pruned": "pruned", "finished": "finished",
-}  # fmt: skip
+    "start": "begun",
+    "resume": "begun",
+    "preempted": "preempted",
+    "failed": "failed",
+    "stopped": "stopped",
+    "pruned": "pruned",
+    "finished": "finished",
+}
 
 
 _CHECKS: dict[Path, Callable[[], None]] = {}
-"""Of the directories whose lock this process holds: whether it still does. A run has many RunDirs, and one lock."""
+"""Of the directories whose lock this process holds: whether it still does. A run has many RunDirs,
+and one lock."""
 
 
 class RunDir:
@@ -78,12 +103,14 @@ class RunDir:
 
     @classmethod
     def for_config(cls, config: RunConfig) -> Self:
-        """<run.root>/<name>-<run_id>. Raises ConfigError for a run.root or run.name that makes no directory here."""
+        """<run.root>/<name>-<run_id>. Raises ConfigError for a run.root or run.name that makes no
+        directory here."""
         if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name.startswith("."):
             raise ConfigError(
-                f"run.name={config.name!r} cannot be part of a directory's name", "run.name",
+                f"run.name={config.name!r} cannot be part of a directory's name",
+                "run.name",
                 "Use letters, digits, '-', '_' and '.', beginning with a letter or digit.",
-            )  # fmt: skip
+            )
         return cls(_local_path(config.run.root) / f"{config.name}-{config.run_id}")
 
     @property
@@ -99,7 +126,8 @@ class RunDir:
         return self.path / "events.jsonl"
 
     def create(self) -> Self:
-        """Make the directory and its checkpoints/, where they are not there yet. Raises RunDirError."""
+        """Make the directory and its checkpoints/, where they are not there yet. Raises
+        RunDirError."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,7 +144,8 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Be the run's one driver while the context lasts. Raises RunDirError when another is it.
 
-        From then on this process writes nothing into the directory that another driver has taken over: SupersededError.
+        From then on this process writes nothing into the directory that another driver has taken
+        over: SupersededError.
         """
         with self._lock.hold() as check:
             _CHECKS[self.path] = check
@@ -126,12 +155,14 @@ class RunDir:
                 del _CHECKS[self.path]
 
     def require(self) -> None:
-        """Raise SupersededError where this process held the run's lock and another has it by now."""
+        """Raise SupersededError where this process held the run's lock and another has it by
+        now."""
         if (check := _CHECKS.get(self.path)) is not None:
             check()
 
     def owner(self) -> Owner | None:
-        """Who drives the run, or drove it when killed: host, pid, started. Never waits; None when nobody is named."""
+        """Who drives the run, or drove it when killed: host, pid, started. Never waits; None when
+        nobody is named."""
         return self._lock.owner()
 
     def is_driven(self) -> bool | None:
@@ -141,37 +172,47 @@ class RunDir:
     # Its small files.
 
     def write_config(self, config: RunConfig) -> None:
-        """Write config.yaml once; later, check that it describes the same mathematics. Raises RunDirError when not."""
+        """Write config.yaml once; later, check that it describes the same mathematics. Raises
+        RunDirError when not."""
         path = self.path / "config.yaml"
         if not path.exists():
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(
+                config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+            )
             write_atomic(path, text.encode())
             return
         written = self.read_config()
         if written.semantic_hash != config.semantic_hash:
             changes = _differences(written.semantic(), config.semantic())
             raise RunDirError(
-                f"{self.path} holds another run: {'; '.join(changes)}", str(path),
+                f"{self.path} holds another run: {'; '.join(changes)}",
+                str(path),
                 "Give the new run its own directory with run.name=NAME, or repeat the values that this one began with.",
-            )  # fmt: skip
+            )
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run began with. Raises RunDirError when config.yaml is absent or damaged."""
+        """The configuration that the run began with. Raises RunDirError when config.yaml is absent
+        or damaged."""
         path = self.path / "config.yaml"
         try:
-            return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), context=RECORDED)
+            return RunConfig.model_validate(
+                yaml.safe_load(path.read_text(encoding="utf-8")), context=RECORDED
+            )
         except OSError as error:
             raise disk_error("read", path, error) from error
         except (yaml.YAMLError, ValueError) as error:
             fix = "Restore the file, or begin anew with run.name=NAME."
-            raise RunDirError(f"{path} is no configuration of this version: {error}", fix=fix) from error
+            raise RunDirError(
+                f"{path} is no configuration of this version: {error}", fix=fix
+            ) from error
 
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.json"
 
     def write_tokenizer(self, content: bytes) -> None:
-        """Keep the tokenizer beside the weights that were trained with it, so that they are of use without the corpus."""
+        """Keep the tokenizer beside the weights that were trained with it, so that they are of use
+        without the corpus."""
         write_atomic(self.tokenizer, content)
 
     def write_corpus(self, facts: dict[str, Any]) -> None:
@@ -179,10 +220,13 @@ class RunDir:
         write_json(self.path / "corpus.json", facts)
 
     def corpus_changes(self, facts: dict[str, Any]) -> str:
-        """What differs from the corpus that was noted; nothing where none was, for it is only a record."""
+        """What differs from the corpus that was noted; nothing where none was, for it is only a
+        record."""
         noted = read_object(self.path / "corpus.json", strict=False) or {}
         changed = [key for key in noted if noted[key] != facts.get(key)]
-        return "; ".join(f"{key} was {noted[key]} and is {facts.get(key, 'none')}" for key in changed)
+        return "; ".join(
+            f"{key} was {noted[key]} and is {facts.get(key, 'none')}" for key in changed
+        )
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_json(self.path / "plan.json", plan)
@@ -198,10 +242,15 @@ class RunDir:
         return read_object(self.path / "summary.json")
 
     def write_provenance(self, devices: Sequence[str] | None = None) -> None:
-        """Add this attempt to provenance.json: code, packages, host, command line. `devices` as the vendor names them."""
+        """Add this attempt to provenance.json: code, packages, host, command line. `devices` as the
+        vendor names them."""
         path = self.path / "provenance.json"
-        attempts = (read_object(path) or {"attempts": []})["attempts"]  # `mend` has seen to what is damaged
-        write_json(path, {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]})
+        # `mend` has seen to what is damaged
+        attempts = (read_object(path) or {"attempts": []})["attempts"]
+        write_json(
+            path,
+            {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]},
+        )
 
     # Where its time goes.
 
@@ -214,17 +263,23 @@ class RunDir:
         write_json(self._progress, {"workers": workers, "step": step, "seconds": seconds})
 
     def read_progress(self) -> dict[str, Any] | None:
-        """The account of the group that is at work, or that was killed; None where there is none."""
+        """The account of the group that is at work, or that was killed; None where there is
+        none."""
         found = read_object(self._progress, strict=False)
         return None if found is None or progress_problem(found) else found
 
     def settle_account(self) -> None:
-        """Note in events.jsonl what a group that has ended has spent its time on. Raises RunDirError."""
+        """Note in events.jsonl what a group that has ended has spent its time on. Raises
+        RunDirError."""
         self.require()
         progress = self.read_progress()
         if progress is not None:
-            rounded = {activity: round(seconds, 3) for activity, seconds in progress["seconds"].items()}
-            self.event("account", step=progress["step"], workers=progress["workers"], seconds=rounded)
+            rounded = {
+                activity: round(seconds, 3) for activity, seconds in progress["seconds"].items()
+            }
+            self.event(
+                "account", step=progress["step"], workers=progress["workers"], seconds=rounded
+            )
         with contextlib.suppress(OSError):
             remove(self._progress)
 
@@ -235,9 +290,11 @@ class RunDir:
     # Records that are damaged.
 
     def mend(self) -> list[str]:
-        """Set aside what is damaged of the files that only tell of the run, so that it goes on; says what was.
+        """Set aside what is damaged of the files that only tell of the run, so that it goes on;
+        says what was.
 
-        Of events.jsonl, the sound lines stay. Only for the driver that has the lock. Raises RunDirError.
+        Of events.jsonl, the sound lines stay. Only for the driver that has the lock. Raises
+        RunDirError.
         """
         told = [self._mend_events()]
         for name, problem in _RECORDS.items():
@@ -265,7 +322,9 @@ class RunDir:
         aside = free_name(path)
         write_atomic(aside, content)
         write_atomic(path, b"".join(line + b"\n" for line in sound))
-        return self._damaged(path, f"{len(lines) - len(sound)} of {len(lines)} lines are no events", aside)
+        return self._damaged(
+            path, f"{len(lines) - len(sound)} of {len(lines)} lines are no events", aside
+        )
 
     def _damaged(self, path: Path, reason: str, aside: Path) -> str:
         self.event("record_damaged", file=path.name, reason=reason, aside=aside.name)
@@ -273,36 +332,54 @@ class RunDir:
 
     # What happened to it.
 
-    def event(self, kind: EventKind, *, step: int | None = None, world_size: int | None = None, **fields: Any) -> None:
-        """Append to events.jsonl what happened, and when; it is on the disk when this returns. Raises RunDirError."""
+    def event(
+        self,
+        kind: EventKind,
+        *,
+        step: int | None = None,
+        world_size: int | None = None,
+        **fields: Any,
+    ) -> None:
+        """Append to events.jsonl what happened, and when; it is on the disk when this returns.
+        Raises RunDirError."""
         assert kind in get_args(EventKind), kind
         self.require()
         now_s = time.time()
         known = {"step": step, "world_size": world_size, **fields}
-        entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {k: v for k, v in known.items() if v is not None}
+        entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {
+            k: v for k, v in known.items() if v is not None
+        }
         append_line(self.events, to_json(entry), sync=True)
 
     def failed(self, error: ScalingError, **fields: Any) -> None:
-        """Note that an attempt has ended so. Raises SupersededError, where the run is another driver's and stands as it says."""
+        """Note that an attempt has ended so. Raises SupersededError, where the run is another
+        driver's and stands as it says."""
         self.settle_account()
         self.event("failed", reason=str(error), **fields)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """All events, in order; a torn last line is passed over. Raises RunDirError for a damaged one before it."""
+        """All events, in order; a torn last line is passed over. Raises RunDirError for a damaged
+        one before it."""
         try:
             lines, _ = split_lines(self.events.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise disk_error("read", self.events, error) from error
-        return [_parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)]
+        return [
+            _parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)
+        ]
 
     def condemned(self) -> list[int]:
-        """First sequences of the global batches that rollbacks have condemned, of which no checkpoint may tell yet."""
-        return [event["sequences"][0] for event in self.read_events() if event["kind"] == "rolled_back"]
+        """First sequences of the global batches that rollbacks have condemned, of which no
+        checkpoint may tell yet."""
+        return [
+            event["sequences"][0] for event in self.read_events() if event["kind"] == "rolled_back"
+        ]
 
     def state(self) -> State:
-        """How the run stands by its last event; "begun" is running or was interrupted (see `is_driven`)."""
+        """How the run stands by its last event; "begun" is running or was interrupted (see
+        `is_driven`)."""
         return state_after(self.read_events())
 
 
@@ -318,9 +395,10 @@ def _local_path(text: str) -> Path:
         raise ConfigError("run.root is empty", "run.root", "Give a directory: run.root=runs.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise ConfigError(
-            f"run.root={text} is a URL, and run directories are kept on local or shared file systems only", "run.root",
+            f"run.root={text} is a URL, and run directories are kept on local or shared file systems only",
+            "run.root",
             "Give a directory that every node mounts, such as run.root=/shared/runs.",
-        )  # fmt: skip
+        )
     return Path(text).expanduser().absolute()
 
 

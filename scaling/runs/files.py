@@ -1,6 +1,8 @@
-"""Files that are complete or absent: atomic writes, whole appended lines, and errors that name the disk's trouble.
+"""Files that are complete or absent: atomic writes, whole appended lines, and errors that name the
+disk's trouble.
 
-JSON has no NaN and no infinities. Every JSON file here holds the words "NaN", "Infinity" and "-Infinity" in their place.
+JSON has no NaN and no infinities. Every JSON file here holds the words "NaN", "Infinity" and
+"-Infinity" in their place.
 """
 
 from __future__ import annotations
@@ -36,16 +38,21 @@ _FIXES = {
 
 
 def disk_error(action: str, path: Path, error: OSError) -> RunDirError:
-    """The error to raise for an operation on `path` that the system refused: what, where, and what would work."""
+    """The error to raise for an operation on `path` that the system refused: what, where, and what
+    would work."""
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     fix = _FIXES.get(error.errno or 0, "Choose another directory with run.root=DIR")
-    return RunDirError(f"cannot {action} {path}: {error.strerror or error} ({name})", "under run.root", fix + ".")
+    return RunDirError(
+        f"cannot {action} {path}: {error.strerror or error} ({name})", "under run.root", fix + "."
+    )
 
 
 def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Put `content`, whole or in parts, at `path` so that a reader, or a crash, sees all of it or what was there before.
+    """Put `content`, whole or in parts, at `path` so that a reader, or a crash, sees all of it or
+    what was there before.
 
-    A temporary file beside it is written, synced and renamed, and the directory is synced. Raises RunDirError.
+    A temporary file beside it is written, synced and renamed, and the directory is synced. Raises
+    RunDirError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -62,7 +69,8 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def portable(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers that are not finite become WORDS, in dicts, lists and tuples too."""
+    """`value` as JSON can hold it: numbers that are not finite become WORDS, in dicts, lists and
+    tuples too."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
@@ -76,7 +84,8 @@ def to_json(value: Any, **style: Any) -> str:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Read JSON text. Raises ValueError for all that is none, text that is nested too deeply included."""
+    """Read JSON text. Raises ValueError for all that is none, text that is nested too deeply
+    included."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -110,7 +119,8 @@ def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what is at `path` to its name with .damaged behind it, and a number where that is taken. Raises RunDirError."""
+    """Rename what is at `path` to its name with .damaged behind it, and a number where that is
+    taken. Raises RunDirError."""
     aside = free_name(path)
     try:
         os.replace(path, aside)
@@ -121,14 +131,18 @@ def set_aside(path: Path) -> Path:
 
 def free_name(path: Path) -> Path:
     """A name beside `path` for a damaged file, that nothing has yet."""
-    names = (path.with_name(f"{path.name}{number}.damaged") for number in ("", *(f".{n}" for n in range(2, 10_000))))
+    names = (
+        path.with_name(f"{path.name}{number}.damaged")
+        for number in ("", *(f".{n}" for n in range(2, 10_000)))
+    )
     return next(name for name in names if not os.path.lexists(name))
 
 
 def append_line(path: Path, text: str, *, sync: bool = False) -> None:
     """Append one line to `path` in one write, after mending an end that an earlier crash tore.
 
-    On a full disk the file is cut back to what it was. `sync` waits until the line is on the disk. Raises RunDirError.
+    On a full disk the file is cut back to what it was. `sync` waits until the line is on the disk.
+    Raises RunDirError.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -147,7 +161,8 @@ def append_line(path: Path, text: str, *, sync: bool = False) -> None:
 def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
     """The whole lines of a JSON-lines file, and the torn end ("" where there is none).
 
-    A last line without its newline is whole when it parses: JSON objects have no proper prefix that does.
+    A last line without its newline is whole when it parses: JSON objects have no proper prefix that
+    does.
     """
     *lines, end = content.split(b"\n")
     if end and _parses(end):
@@ -156,7 +171,8 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """The whole lines of a JSON-lines file as in `split_lines`, one at a time: the file may be larger than memory."""
+    """The whole lines of a JSON-lines file as in `split_lines`, one at a time: the file may be
+    larger than memory."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
@@ -183,7 +199,8 @@ def _parses(line: bytes) -> bool:
 
 
 def _mend_end(fd: int) -> int:
-    """Finish or cut off a last line that lacks its newline; returns the size of the file in bytes."""
+    """Finish or cut off a last line that lacks its newline; returns the size of the file in
+    bytes."""
     size = os.fstat(fd).st_size
     if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
         return size
@@ -221,14 +238,16 @@ def locked(fd: int) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file at `path`, and its name, are on the disk; nothing where there is no file. Raises OSError."""
+    """Wait until the file at `path`, and its name, are on the disk; nothing where there is no file.
+    Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         _fsync(path)
         _fsync(path.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove what is at `path`: a folder with all in it, a file, or a link and not what it leads to. Raises OSError."""
+    """Remove what is at `path`: a folder with all in it, a file, or a link and not what it leads
+    to. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,5 @@
-"""Where the time of a run went, every second of it, out of its events; goodput is the share that steps which count took."""
+"""Where the time of a run went, every second of it, out of its events; goodput is the share that
+steps which count took."""
 
 from __future__ import annotations
 
@@ -56,11 +57,15 @@ class _Timeline:
         self.until_s = max(self.until_s or begun_s, begun_s + sum(seconds.values()))
 
 
-def account(events: Iterable[Mapping[str, Any]], progress: Mapping[str, Any] | None = None) -> Seconds:
-    """Seconds of a run by what they went to, from the first command to the last event or sign of life.
+def account(
+    events: Iterable[Mapping[str, Any]], progress: Mapping[str, Any] | None = None
+) -> Seconds:
+    """Seconds of a run by what they went to, from the first command to the last event or sign of
+    life.
 
-    progress: of the group of workers that has not ended (`RunDir.read_progress`). Ends that no event tells, as a kill's, are
-    known to the last progress before them: what is between that and the next start counts as restarting or stopped.
+    progress: of the group of workers that has not ended (`RunDir.read_progress`). Ends that no
+    event tells, as a kill's, are known to the last progress before them: what is between that and
+    the next start counts as restarting or stopped.
     """
     timeline, begun_s = _Timeline(), dict[str, float]()
     for event in events:
@@ -100,5 +105,6 @@ def n_failures(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def reached_step(events: Iterable[Mapping[str, Any]]) -> int:
-    """The last step that any event tells of: what is trained up to there again has been trained before."""
+    """The last step that any event tells of: what is trained up to there again has been trained
+    before."""
     return max((event.get("step") or 0 for event in events), default=0)

@@ -1,8 +1,10 @@
-"""One driver a run: a lock that the system frees when its holder ends, with the holder's name and a beat inside.
+"""One driver a run: a lock that the system frees when its holder ends, with the holder's name and a
+beat inside.
 
-On one machine the system alone decides. Between machines that share a disk it may not: its locks can stop at the machine, outlive
-one that has gone, or be missing. There a living holder is told by its beat, which it renews, and one whose beat has stood
-still for the length of a lease holds no longer. No clocks are compared: whoever wants the lock watches.
+On one machine the system alone decides. Between machines that share a disk it may not: its locks
+can stop at the machine, outlive one that has gone, or be missing. There a living holder is told by
+its beat, which it renews, and one whose beat has stood still for the length of a lease holds no
+longer. No clocks are compared: whoever wants the lock watches.
 """
 
 from __future__ import annotations
@@ -24,18 +26,23 @@ from typing import TypedDict, cast
 from scaling.errors import RunDirError, SupersededError
 from scaling.runs.files import NO_LOCKS, disk_error, read_object
 
-# A reader that probes the lock holds it for microseconds; five tries bridge that (assumption: 0.2 s is ample).
+# A reader that probes the lock holds it for microseconds; five tries bridge that (assumption: 0.2 s
+# is ample).
 _TRIES, _PAUSE_S = 5, 0.05
 LEASE_S, _BEAT_S = 60.0, 10.0
-"""How long a beat may stand still, and how often it is renewed. A choice: a disk that hangs for so long stops training too."""
+"""How long a beat may stand still, and how often it is renewed. A choice: a disk that hangs for so
+long stops training too."""
 _OUTWAITING = 1.25
-"""Leases for which one who was not given the lock watches, so that one who was given it and watches too comes first."""
+"""Leases for which one who was not given the lock watches, so that one who was given it and watches
+too comes first."""
 _SETTLING_S = 2.0
-"""After which, on a disk without locks, the name in the file is that of the one who wrote last: assumption."""
+"""After which, on a disk without locks, the name in the file is that of the one who wrote last:
+assumption."""
 
 
 class Owner(TypedDict):
-    """Of a lock: `started` is when it was taken, as ISO 8601 in UTC; `machine` names one start of one kernel."""
+    """Of a lock: `started` is when it was taken, as ISO 8601 in UTC; `machine` names one start of
+    one kernel."""
 
     host: str
     machine: str
@@ -53,25 +60,32 @@ def _machine() -> str:
 
 
 class DriverLock:
-    """The lock file at `path`. It stays when the lock is freed: removing it would let two drivers hold one each."""
+    """The lock file at `path`. It stays when the lock is freed: removing it would let two drivers
+    hold one each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
     def hold(self, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
-        """Be the one driver. Raises RunDirError when another, here or on a machine that shares the disk, is it.
+        """Be the one driver. Raises RunDirError when another, here or on a machine that shares the
+        disk, is it.
 
-        Gives a check that raises SupersededError once another has taken the lock over, also one that is done since.
+        Gives a check that raises SupersededError once another has taken the lock over, also one
+        that is done since.
 
-        `say` tells whoever waits why that takes up to a lease. A driver that finds its lock taken over, after having been cut off
-        for so long, sends itself SIGTERM.
+        `say` tells whoever waits why that takes up to a lease. A driver that finds its lock taken
+        over, after having been cut off for so long, sends itself SIGTERM.
         """
         fd, locked = self._take(say)
         owner = Owner(
-            host=socket.gethostname(), machine=_machine(), pid=os.getpid(), token=secrets.token_hex(8), beat=0,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            token=secrets.token_hex(8),
+            beat=0,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
-        )  # fmt: skip
+        )
         done = threading.Event()
         try:
             self._write(fd, json.dumps(owner))
@@ -79,7 +93,9 @@ class DriverLock:
                 time.sleep(_SETTLING_S)
                 if not self._is_ours(owner):
                     raise self._refusal(self.owner())
-            thread = threading.Thread(target=self._keep, args=(fd, owner, done), name="driver lock", daemon=True)
+            thread = threading.Thread(
+                target=self._keep, args=(fd, owner, done), name="driver lock", daemon=True
+            )
             thread.start()
             try:
                 yield lambda: self._require(owner)
@@ -94,7 +110,11 @@ class DriverLock:
     def owner(self) -> Owner | None:
         """Who holds the lock, or held it when killed. Never waits; None when nobody is named."""
         found = read_object(self.path, strict=False)
-        return cast(Owner, found) if found is not None and Owner.__required_keys__ <= found.keys() else None
+        return (
+            cast(Owner, found)
+            if found is not None and Owner.__required_keys__ <= found.keys()
+            else None
+        )
 
     def is_held(self) -> bool | None:
         """Whether a living driver holds the lock; None where this cannot be told. Never waits."""
@@ -122,7 +142,8 @@ class DriverLock:
         return False
 
     def _take(self, say: Callable[[str], None]) -> tuple[int, bool]:
-        """The open lock file, and whether it is locked: not where the disk has no locks. Raises RunDirError."""
+        """The open lock file, and whether it is locked: not where the disk has no locks. Raises
+        RunDirError."""
         while True:
             try:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -161,8 +182,11 @@ class DriverLock:
         return False
 
     def _watch(self, owner: Owner, say: Callable[[str], None], lease_s: float) -> None:
-        """Return when the beat of `owner` has stood still for so long. Raises RunDirError when it moves."""
-        say(f"This run was driven by pid {owner['pid']} on {owner['host']}: waiting {lease_s:.0f} s for a sign of its life.")
+        """Return when the beat of `owner` has stood still for so long. Raises RunDirError when it
+        moves."""
+        say(
+            f"This run was driven by pid {owner['pid']} on {owner['host']}: waiting {lease_s:.0f} s for a sign of its life."
+        )
         until_s = time.monotonic() + lease_s
         while time.monotonic() < until_s:
             time.sleep(min(1.0, LEASE_S / 10))
@@ -183,8 +207,16 @@ class DriverLock:
             os.replace(self.path, self.path.with_name(f".{self.path.name}.broken"))
 
     def _refusal(self, owner: Owner | None) -> RunDirError:
-        who = "pid {pid} on {host} since {started}".format_map(owner) if owner else "one that has not said who it is"
-        stop = f"stop it (kill {owner['pid']} on {owner['host']}: it checkpoints and leaves)" if owner else "stop it"
+        who = (
+            "pid {pid} on {host} since {started}".format_map(owner)
+            if owner
+            else "one that has not said who it is"
+        )
+        stop = (
+            f"stop it (kill {owner['pid']} on {owner['host']}: it checkpoints and leaves)"
+            if owner
+            else "stop it"
+        )
         return RunDirError(
             f"{self.path.parent} is in use by another driver: {who}",
             fix=f"Wait for it, {stop}, or give this run its own directory with run.root=DIR or run.name=NAME.",
@@ -197,11 +229,13 @@ class DriverLock:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             owner["beat"] += 1
-            with contextlib.suppress(RunDirError):  # a disk that refuses for a moment; for a lease, others take over
+            # a disk that refuses for a moment; for a lease, others take over
+            with contextlib.suppress(RunDirError):
                 self._write(fd, json.dumps(owner))
 
     def _is_ours(self, owner: Owner) -> bool:
-        """False only where the file names another, or another has emptied it: a holder does so when it leaves."""
+        """False only where the file names another, or another has emptied it: a holder does so when
+        it leaves."""
         now = self.owner()
         if now is not None:
             return now["token"] == owner["token"]

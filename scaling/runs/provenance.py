@@ -1,4 +1,5 @@
-"""What an attempt at a run was made with: code, packages, host, command line. Never an environment variable or a secret."""
+"""What an attempt at a run was made with: code, packages, host, command line. Never an environment
+variable or a secret."""
 
 from __future__ import annotations
 
@@ -18,14 +19,28 @@ from scaling.redaction import redact_command
 
 # Those whose versions can change a run's numbers, or its files.
 PACKAGES = (
-    "torch", "deepspeed", "ray", "hydra-core", "omegaconf", "pydantic", "numpy", "webdataset", "tokenizers",
-    "safetensors", "wandb", "tensorboard", "triton", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
-)  # fmt: skip
+    "torch",
+    "deepspeed",
+    "ray",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "numpy",
+    "webdataset",
+    "tokenizers",
+    "safetensors",
+    "wandb",
+    "tensorboard",
+    "triton",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+)
 _GIT_TIMEOUT_S = 5.0  # assumption: a status of a source tree, on a slow network disk too
 
 
 def describe_attempt(devices: Sequence[str] | None = None) -> dict[str, Any]:
-    """A JSON-ready description of this process. `devices` as the vendor names them, one entry each; absent when None."""
+    """A JSON-ready description of this process. `devices` as the vendor names them, one entry each;
+    absent when None."""
     found: dict[str, Any] = {
         "command": redact_command(sys.orig_argv),
         "directory": os.getcwd(),
@@ -34,7 +49,9 @@ def describe_attempt(devices: Sequence[str] | None = None) -> dict[str, Any]:
         "git": git_state(Path(scaling.__file__).parent),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "pid": os.getpid(),
         "user": _user(),
         "devices": None if devices is None else list(devices),
@@ -43,7 +60,8 @@ def describe_attempt(devices: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Our own, and those of PACKAGES that are installed, read from their metadata without importing them."""
+    """Our own, and those of PACKAGES that are installed, read from their metadata without importing
+    them."""
     versions = {"scaling": scaling.__version__}
     for name in PACKAGES:
         try:
@@ -54,13 +72,18 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
-    """Commit of the repository that tracks `package`, and whether its tree differs from it ("dirty").
+    """Commit of the repository that tracks `package`, and whether its tree differs from it
+    ("dirty").
 
-    None when the package is not tracked: installed, for example, in a virtual environment inside someone's repository.
+    None when the package is not tracked: installed, for example, in a virtual environment inside
+    someone's repository.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    commit, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "--porcelain", "--untracked-files=no")
+    commit, changes = (
+        _git(package, "rev-parse", "HEAD"),
+        _git(package, "status", "--porcelain", "--untracked-files=no"),
+    )
     if commit is None or changes is None:
         return None
     return {"commit": commit, "dirty": bool(changes)}
@@ -72,7 +95,11 @@ def _git(directory: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(directory), *arguments]
     try:
         done = subprocess.run(
-            command, env=environment | {"GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S
+            command,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,5 @@
-"""What a run's small records must hold to be read: each check says what is wrong, or None. Whoever wrote it may be anybody."""
+"""What a run's small records must hold to be read: each check says what is wrong, or None. Whoever
+wrote it may be anybody."""
 
 from __future__ import annotations
 
@@ -68,7 +69,11 @@ _SUMMARY: dict[str, Check] = {
 def event_problem(event: Any) -> str | None:
     if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
         return "it is no event"
-    return _problem(event, {key: _EVENT[key] for key in event.keys() & _EVENT.keys()}, _NEEDED.get(event["kind"], ()))
+    return _problem(
+        event,
+        {key: _EVENT[key] for key in event.keys() & _EVENT.keys()},
+        _NEEDED.get(event["kind"], ()),
+    )
 
 
 def progress_problem(found: Mapping[str, Any]) -> str | None:
@@ -87,7 +92,9 @@ def plan_problem(found: Mapping[str, Any]) -> str | None:
     return _problem(found, {"n_steps": _is_whole, "n_tokens": _is_whole})
 
 
-def _problem(found: Mapping[str, Any], checks: Mapping[str, Check], needed: tuple[str, ...] = ()) -> str | None:
+def _problem(
+    found: Mapping[str, Any], checks: Mapping[str, Check], needed: tuple[str, ...] = ()
+) -> str | None:
     """The first key that is missing or holds what it cannot."""
     for key in [*needed, *checks]:
         if key not in found:

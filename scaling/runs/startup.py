@@ -1,4 +1,5 @@
-"""The way from the command to the first step: which stage was reached when, across the processes it passes through."""
+"""The way from the command to the first step: which stage was reached when, across the processes it
+passes through."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ STAGES = {
 """In order: each name with what its time, since the stage before, was spent on."""
 
 Marks = dict[str, float]
-"""Stage -> seconds since the epoch; "command" is when the driver's process was started. Nodes' clocks are taken to agree."""
+"""Stage -> seconds since the epoch; "command" is when the driver's process was started. Nodes'
+clocks are taken to agree."""
 
 
 def begin() -> Marks:
@@ -37,6 +39,7 @@ def since_command(marks: Marks) -> dict[str, float]:
 
 
 def _process_age_s() -> float:
-    """By /proc/self/stat, whose 22nd field counts clock ticks from boot to the start (proc_pid_stat(5))."""
+    """By /proc/self/stat, whose 22nd field counts clock ticks from boot to the start
+    (proc_pid_stat(5))."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

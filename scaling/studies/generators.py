@@ -1,10 +1,13 @@
-"""Generators: one configuration with a study -> the configurations of its trials. Pure arithmetic, nothing is started.
+"""Generators: one configuration with a study -> the configurations of its trials. Pure arithmetic,
+nothing is started.
 
-isoflop   budgets x sizes; the tokens of a run follow from its budget (Hoffmann et al. 2022, arXiv:2203.15556, section 3.2)
+isoflop   budgets x sizes; the tokens of a run follow from its budget (Hoffmann et al. 2022,
+          arXiv:2203.15556, section 3.2)
 ladder    sizes x tokens per parameter
 lr_batch  learning rates x batches, the rates about a rule by which they follow the batch
 lr_width  learning rates x widths at one depth, to see whether the best rate moves
-wsd       for each size a trunk at a constant rate, and cool-downs that branch from its checkpoints (Hu et al. 2024,
+wsd       for each size a trunk at a constant rate, and cool-downs that branch from its checkpoints
+          (Hu et al. 2024,
           arXiv:2404.06395, section 4)
 """
 
@@ -26,14 +29,14 @@ from scaling.planner.shape import nearest_shape
 from scaling.units import format_count, parse_share
 
 BATCH_POWER = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "sde": 0.5}
-"""Power of the batch that the learning rate follows. linear: Goyal et al. 2017 (arXiv:1706.02677), of SGD; sqrt and sde: Malladi
-et al. 2022 (arXiv:2205.10287), of Adam."""
+"""Power of the batch that the learning rate follows. linear: Goyal et al. 2017 (arXiv:1706.02677),
+of SGD; sqrt and sde: Malladi et al. 2022 (arXiv:2205.10287), of Adam."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A trial before it is planned. `branch` is the place in another run from which it goes on, which is its own too: the two
-    are equal up to there."""
+    """A trial before it is planned. `branch` is the place in another run from which it goes on,
+    which is its own too: the two are equal up to there."""
 
     config: RunConfig
     branch: Branch | None = None
@@ -48,7 +51,8 @@ class Branch:
 
 
 def generate(config: RunConfig, words: tuple[str, ...] = ()) -> list[Draft]:
-    """The trials of `config.study`; of study=none the configuration itself. words: those that composed it.
+    """The trials of `config.study`; of study=none the configuration itself. words: those that
+    composed it.
 
     Raises ConfigError for a study that lacks a key or has no trials.
     """
@@ -73,7 +77,9 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise ConfigError(f"there is no key {key!r}", "in the study", "--help lists every group and key.")
+            raise ConfigError(
+                f"there is no key {key!r}", "in the study", "--help lists every group and key."
+            )
         place[last] = value
     try:
         return RunConfig.model_validate(tree)
@@ -92,7 +98,11 @@ def _isoflop(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
         counts, step = count(sized), tokens_per_step(sized)
         for budget in study.budgets:
             n_tokens = max(1, round(budget / counts.flops_per_token / step)) * step
-            if study.least_tokens_per_param <= n_tokens / counts.n_params <= study.most_tokens_per_param:
+            if (
+                study.least_tokens_per_param
+                <= n_tokens / counts.n_params
+                <= study.most_tokens_per_param
+            ):
                 yield Draft(_lasting(sized, n_tokens))
 
 
@@ -111,10 +121,15 @@ def _lr_batch(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
         scale = batch / config.train.global_batch_size
         followed = _following(config, scale)
         for factor in config.study.lr_factors:
-            values = followed | {"optim.lr": followed["optim.lr"] * factor, "train.global_batch_size": batch}
+            values = followed | {
+                "optim.lr": followed["optim.lr"] * factor,
+                "train.global_batch_size": batch,
+            }
             sized = changed(config, values)
             name = f"{_base_name(config)}-batch{batch}-lr{values['optim.lr']:.3g}"
-            yield Draft(changed(sized, {"train.n_tokens": _whole_steps(sized, n_tokens), "run.name": name}))
+            yield Draft(
+                changed(sized, {"train.n_tokens": _whole_steps(sized, n_tokens), "run.name": name})
+            )
 
 
 def _lr_width(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
@@ -123,19 +138,30 @@ def _lr_width(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
     for width in config.study.widths:
         if width % head:
             fix = f"Use multiples of {head}, or another model.n_heads."
-            raise ConfigError(f"study.widths has {width}, which is not made of heads of {head}", "study.widths", fix)
+            raise ConfigError(
+                f"study.widths has {width}, which is not made of heads of {head}",
+                "study.widths",
+                fix,
+            )
         shape: dict[str, Any] = {"model.d_model": width, "model.n_heads": width // head}
         if config.model.d_ff is not None:
             shape["model.d_ff"] = max(1, round(config.model.d_ff * width / config.model.d_model))
         for factor in config.study.lr_factors:
             lr = config.optim.lr * factor
-            yield Draft(changed(config, shape | {"optim.lr": lr, "run.name": f"{_base_name(config)}-width{width}-lr{lr:.3g}"}))
+            yield Draft(
+                changed(
+                    config,
+                    shape
+                    | {"optim.lr": lr, "run.name": f"{_base_name(config)}-width{width}-lr{lr:.3g}"},
+                )
+            )
 
 
 def _following(config: RunConfig, scale: float) -> dict[str, Any]:
     """The optimiser's values for a batch `scale` times as large.
 
-    sde: lr as its root, 1 - beta in proportion, eps as the inverse root (Malladi et al. 2022, definition 6).
+    sde: lr as its root, 1 - beta in proportion, eps as the inverse root (Malladi et al. 2022,
+    definition 6).
     """
     optim, rule = config.optim, config.study.batch_rule
     values: dict[str, Any] = {"optim.lr": optim.lr * scale ** BATCH_POWER[rule]}
@@ -143,16 +169,18 @@ def _following(config: RunConfig, scale: float) -> dict[str, Any]:
         for name, beta in (("beta1", optim.beta1), ("beta2", optim.beta2)):
             if scale * (1 - beta) >= 1:
                 raise ConfigError(
-                    f"a batch {scale:g} times as large would need optim.{name} below 0", "study.batch_rule=sde",
+                    f"a batch {scale:g} times as large would need optim.{name} below 0",
+                    "study.batch_rule=sde",
                     "Use batches nearer to train.global_batch_size, or study.batch_rule=sqrt.",
-                )  # fmt: skip
+                )
             values[f"optim.{name}"] = 1 - scale * (1 - beta)
         values["optim.eps"] = optim.eps / math.sqrt(scale)
     return values
 
 
 def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
-    """Warm-up is that of the shortest run in tokens, so that all runs of a size are one until they cool down."""
+    """Warm-up is that of the shortest run in tokens, so that all runs of a size are one until they
+    cool down."""
     _need(config, "tokens")
     for sized in _sizes(config, words):
         step = tokens_per_step(sized)
@@ -161,25 +189,42 @@ def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
         branches = []
         for n_tokens in lengths:
             decay = parse_share(sized.schedule.decay_tokens, n_tokens)
-            values = {"schedule.kind": "wsd", "schedule.warmup_tokens": warmup, "schedule.decay_tokens": decay}
-            branches.append((changed(_lasting(sized, n_tokens), values), (n_tokens - decay) // step))
-        last = 1 + max(at for _, at in branches)  # beyond the last branch: an end has records of its own
+            values = {
+                "schedule.kind": "wsd",
+                "schedule.warmup_tokens": warmup,
+                "schedule.decay_tokens": decay,
+            }
+            branches.append(
+                (changed(_lasting(sized, n_tokens), values), (n_tokens - decay) // step)
+            )
+        # beyond the last branch: an end has records of its own
+        last = 1 + max(at for _, at in branches)
         kept = tuple(sorted({at for _, at in branches if at > 0}))
         trunk = changed(
             sized,
             {
-                "schedule.kind": "constant", "schedule.warmup_tokens": warmup, "train.n_tokens": last * step,
-                "run.name": f"{_base_name(sized)}-trunk", "checkpoint.keep_steps": kept,
+                "schedule.kind": "constant",
+                "schedule.warmup_tokens": warmup,
+                "train.n_tokens": last * step,
+                "run.name": f"{_base_name(sized)}-trunk",
+                "checkpoint.keep_steps": kept,
             },
-        )  # fmt: skip
+        )
         yield Draft(trunk)
-        yield from (Draft(branch, Branch(trunk.semantic_hash, at) if at > 0 else None) for branch, at in branches)
+        yield from (
+            Draft(branch, Branch(trunk.semantic_hash, at) if at > 0 else None)
+            for branch, at in branches
+        )
 
 
 _GENERATORS: dict[str, Callable[[RunConfig, tuple[str, ...]], Iterator[Draft]]] = {
-    "none": _alone, "isoflop": _isoflop, "ladder": _ladder, "lr_batch": _lr_batch, "lr_width": _lr_width,
+    "none": _alone,
+    "isoflop": _isoflop,
+    "ladder": _ladder,
+    "lr_batch": _lr_batch,
+    "lr_width": _lr_width,
     "wsd": _wsd,
-}  # fmt: skip
+}
 """Of the other kinds, searches, the trials are drawn as they go (`studies/search_space.py`)."""
 
 
@@ -188,20 +233,29 @@ def _need(config: RunConfig, *keys: str) -> None:
         if not getattr(config.study, key):
             meaning = type(config.study).model_fields[key].description
             raise ConfigError(
-                f"study={config.study.kind} needs study.{key}", f"it has {meaning}", f"Give some: study.{key}=[...]."
+                f"study={config.study.kind} needs study.{key}",
+                f"it has {meaning}",
+                f"Give some: study.{key}=[...].",
             )
 
 
 def _sizes(config: RunConfig, words: tuple[str, ...]) -> Iterator[RunConfig]:
-    """The configuration at each of its sizes, itself where none are given: a named model composed, a count shaped."""
+    """The configuration at each of its sizes, itself where none are given: a named model composed,
+    a count shaped."""
     if not config.study.sizes:
         yield config
     for size in config.study.sizes:
         if isinstance(size, str):
-            yield compose((*(word for word in words if not word.startswith("model=")), f"model={size}"))
+            yield compose(
+                (*(word for word in words if not word.startswith("model=")), f"model={size}")
+            )
             continue
-        sized = changed(config, {f"model.{key}": value for key, value in nearest_shape(config, size).items()})
-        yield changed(sized, {"model.name": f"{config.model.family}_{_compact(count(sized).n_params)}"})
+        sized = changed(
+            config, {f"model.{key}": value for key, value in nearest_shape(config, size).items()}
+        )
+        yield changed(
+            sized, {"model.name": f"{config.model.family}_{_compact(count(sized).n_params)}"}
+        )
 
 
 def _lasting(config: RunConfig, n_tokens: int) -> RunConfig:

@@ -1,4 +1,5 @@
-"""The results of a study: one row a trial, as results.csv in its directory, on the screen, and as W&B's table."""
+"""The results of a study: one row a trial, as results.csv in its directory, on the screen, and as
+W&B's table."""
 
 from __future__ import annotations
 
@@ -21,20 +22,34 @@ from scaling.studies.table import common_name, short_names, shown, shown_keys, v
 from scaling.studies.trials import Standing, Study, Trial
 from scaling.units import format_count, format_duration, format_flops
 
-MEASURED = ("val_loss", "best_val_loss", "train_loss", "wall_s", "training_s", "device_s", "restarts")
+MEASURED = (
+    "val_loss",
+    "best_val_loss",
+    "train_loss",
+    "wall_s",
+    "training_s",
+    "device_s",
+    "restarts",
+)
 """Numbers of summary.json that a row has; empty where the trial is not finished."""
 
 Row = dict[str, Any]
 
 
 def result_rows(study: Study, standings: Mapping[str, Standing]) -> list[Row]:
-    """One row a trial, in the study's order: id, state, what it varies, N, D, C, and what came of it."""
+    """One row a trial, in the study's order: id, state, what it varies, N, D, C, and what came of
+    it."""
     return [_row(trial, standings[trial.identity]) for trial in study.trials]
 
 
 def _row(trial: Trial, standing: Standing) -> Row:
     counts = count(trial.config)
-    row: Row = {"run": trial.name, "id": trial.config.run_id, "state": standing.state, "failures": standing.failures}
+    row: Row = {
+        "run": trial.name,
+        "id": trial.config.run_id,
+        "state": standing.state,
+        "failures": standing.failures,
+    }
     row |= dict(trial.varied)
     row |= {"n_params": counts.n_params, "n_params_non_embedding": counts.n_params_non_embedding}
     row |= {"n_tokens": trial.n_tokens, "flops": trial.flops}
@@ -48,18 +63,25 @@ def _row(trial: Trial, standing: Standing) -> Row:
 
 
 def _so_far(trial: Trial) -> Row:
-    """Tokens, FLOPs and held-out loss where a trial that a search has pruned stands; nothing of others."""
+    """Tokens, FLOPs and held-out loss where a trial that a search has pruned stands; nothing of
+    others."""
     try:
         if trial.run_dir.state() != "pruned":
             return {}
         wanted = (names.N_TOKENS, names.FLOPS, names.VAL_LOSS)
-        records = [r for r in read_metrics(trial.run_dir.metrics, only=wanted) if names.VAL_LOSS in r]
+        records = [
+            r for r in read_metrics(trial.run_dir.metrics, only=wanted) if names.VAL_LOSS in r
+        ]
     except RunDirError:
         return {}
     last = records[-1] if records else None
     if last is None:
         return {}
-    return {"n_tokens": int(last[names.N_TOKENS]), "flops": last[names.FLOPS], "val_loss": last[names.VAL_LOSS]}
+    return {
+        "n_tokens": int(last[names.N_TOKENS]),
+        "flops": last[names.FLOPS],
+        "val_loss": last[names.VAL_LOSS],
+    }
 
 
 def write_results(rows: list[Row], directory: Path) -> Path:
@@ -81,17 +103,33 @@ def _is_finite(value: float | None) -> bool:
 def results_table(study: Study, rows: list[Row]) -> FittedTable:
     """Trials from the lowest loss to the highest, then those without one."""
     keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
-    curves = {trial.name: sparkline(sampled(trial.run_dir.metrics, TRAIN_LOSS)) for trial in study.trials}
+    curves = {
+        trial.name: sparkline(sampled(trial.run_dir.metrics, TRAIN_LOSS)) for trial in study.trials
+    }
     columns = (
-        *varied_columns(keys), Column("trial", wraps=True), Column("params", 2), Column("tokens", 2), Column("compute", 4),
-        Column("curve", 5, left=True), Column("val loss"), Column("time", 3), Column("state", left=True),
-    )  # fmt: skip
+        *varied_columns(keys),
+        Column("trial", wraps=True),
+        Column("params", 2),
+        Column("tokens", 2),
+        Column("compute", 4),
+        Column("curve", 5, left=True),
+        Column("val loss"),
+        Column("time", 3),
+        Column("state", left=True),
+    )
     table = FittedTable(columns, f"Results of {study.name}{common_name(names, study.trials)}")
-    for row in sorted(rows, key=lambda row: row["val_loss"] if _is_finite(row["val_loss"]) else math.inf):
+    for row in sorted(
+        rows, key=lambda row: row["val_loss"] if _is_finite(row["val_loss"]) else math.inf
+    ):
         table.add(
-            *(shown(row[key]) for key in keys), names[row["run"]], format_count(row["n_params"]),
-            format_count(row["n_tokens"]), format_flops(row["flops"]), curves[row["run"]] or "-",
+            *(shown(row[key]) for key in keys),
+            names[row["run"]],
+            format_count(row["n_params"]),
+            format_count(row["n_tokens"]),
+            format_flops(row["flops"]),
+            curves[row["run"]] or "-",
             "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
-            "-" if row["wall_s"] is None else format_duration(row["wall_s"]), row["state"],
-        )  # fmt: skip
+            "-" if row["wall_s"] is None else format_duration(row["wall_s"]),
+            row["state"],
+        )
     return table

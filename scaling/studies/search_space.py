@@ -1,7 +1,8 @@
-"""What a search draws from and how far it trains before it looks: pure arithmetic; `launch/search/tune.py` runs it through Ray Tune.
+"""What a search draws from and how far it trains before it looks: pure arithmetic;
+`launch/search/tune.py` runs it through Ray Tune.
 
-Values that were drawn are kept in search.json, in their order. The same command again begins with these, whose runs are found
-where they stand, and draws others only when they are used up.
+Values that were drawn are kept in search.json, in their order. The same command again begins with
+these, whose runs are found where they stand, and draws others only when they are used up.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ _MUTABLE = ("optim.", "schedule.", "model.dropout", "objective.label_smoothing")
 Values = dict[str, Any]
 """Dotted key -> value."""
 PARENT = "train.parent"
-"""Key of the place in another run from which one goes on; drawn with the values, as nothing or, of a begun trial, as it was."""
+"""Key of the place in another run from which one goes on; drawn with the values, as nothing or, of
+a begun trial, as it was."""
 
 
 def space_of(config: RunConfig) -> dict[str, Choices]:
-    """What is searched. Raises ConfigError for a study without a space, a key that is none, or one that may not change."""
+    """What is searched. Raises ConfigError for a study without a space, a key that is none, or one
+    that may not change."""
     study = config.study
     if not study.space:
         fix = "Give KEY: [values] or KEY: {low, high, log}: study.space={optim.lr:{low:1e-4,high:1e-2,log:true}}."
@@ -39,15 +42,25 @@ def space_of(config: RunConfig) -> dict[str, Choices]:
             changed(config, {key: value})
         if study.kind == "pbt" and not key.startswith(_MUTABLE):
             fix = f"Keys that may: {', '.join(name + '*' if name.endswith('.') else name for name in _MUTABLE)}."
-            raise ConfigError(f"{key} cannot change in the middle of a run, as study=pbt would have it", "study.space", fix)
+            raise ConfigError(
+                f"{key} cannot change in the middle of a run, as study=pbt would have it",
+                "study.space",
+                fix,
+            )
     return study.space
 
 
 def _ends(choices: Choices) -> tuple[Any, ...]:
     if isinstance(choices, Range):
-        return (int(choices.low), int(choices.high)) if choices.integer else (choices.low, choices.high)
+        return (
+            (int(choices.low), int(choices.high))
+            if choices.integer
+            else (choices.low, choices.high)
+        )
     if not choices:
-        raise ConfigError("a key of study.space has no values", "study.space", "Give it some: KEY: [a, b].")
+        raise ConfigError(
+            "a key of study.space has no values", "study.space", "Give it some: KEY: [a, b]."
+        )
     return choices
 
 
@@ -64,7 +77,8 @@ def clipped(values: Values, space: Mapping[str, Choices]) -> Values:
 def stops(config: RunConfig) -> list[int]:
     """Steps at which a trial is looked at, ascending; the last is its end.
 
-    asha: the first rung and its multiples by powers of reduction_factor; pbt: every interval; bayesian: the end alone.
+    asha: the first rung and its multiples by powers of reduction_factor; pbt: every interval;
+    bayesian: the end alone.
     """
     study, n_tokens, step = config.study, config.train.n_tokens or 0, tokens_per_step(config)
     last = -(-n_tokens // step)
@@ -90,13 +104,15 @@ def population(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def renumbered(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With members counted from 0 in the order in which a repeated command begins with them, and none for those replaced."""
+    """With members counted from 0 in the order in which a repeated command begins with them, and
+    none for those replaced."""
     members = {entry["run"]: number for number, entry in enumerate(population(drawn))}
     return [entry | {"member": members.get(entry["run"])} for entry in drawn]
 
 
 def read_drawn(directory: Path) -> list[dict[str, Any]]:
-    """Every trial so far, as it came up: {"values", "parent", "run", "member"}. Raises RunDirError for a damaged file."""
+    """Every trial so far, as it came up: {"values", "parent", "run", "member"}. Raises RunDirError
+    for a damaged file."""
     found = read_object(directory / FILE)
     return [] if found is None else list(found["trials"])
 

@@ -13,7 +13,14 @@ from scaling.screen import Column, FittedTable
 from scaling.studies.trials import Standing, Study, Trial
 from scaling.units import counted, format_count, format_duration, format_flops
 
-_SHAPE = ("model.n_layers", "model.d_model", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff")
+_SHAPE = (
+    "model.n_layers",
+    "model.d_model",
+    "model.n_heads",
+    "model.n_kv_heads",
+    "model.d_head",
+    "model.d_ff",
+)
 _TOLD = ("train.n_tokens", "train.parent")
 """What the column of tokens says already."""
 
@@ -29,7 +36,8 @@ class Remaining:
 
 
 def remaining(trial: Trial, standing: Standing, flops_per_device_s: float | None) -> Remaining:
-    """By the plan's own prediction, or, where the devices' peak is not known, at a measured rate."""
+    """By the plan's own prediction, or, where the devices' peak is not known, at a measured
+    rate."""
     plan = trial.plan
     if plan is None or standing.state in ("finished", "pruned", "given up", "damaged"):
         return Remaining(0.0, 0.0, 0.0, 0.0)
@@ -50,8 +58,15 @@ def measured_rate(study: Study, standings: Mapping[str, Standing]) -> float | No
     """FLOP/s of a device over the study's finished trials; None before there are any."""
     flops = device_s = 0.0
     for trial in study.trials:
-        if standings[trial.identity].state == "finished" and (summary := trial.run_dir.read_summary()) is not None:
-            begun = trial.branch.step / max(1, summary.get("steps", 1)) if trial.branch is not None else 0.0
+        if (
+            standings[trial.identity].state == "finished"
+            and (summary := trial.run_dir.read_summary()) is not None
+        ):
+            begun = (
+                trial.branch.step / max(1, summary.get("steps", 1))
+                if trial.branch is not None
+                else 0.0
+            )
             flops += (1 - begun) * summary.get("flops", 0.0)
             device_s += summary.get("device_s", 0.0)
     return flops / device_s if device_s > 0 else None
@@ -62,24 +77,41 @@ def total(parts: Sequence[Remaining]) -> Remaining:
         values = [getattr(part, name) for part in parts]
         return None if any(value is None for value in values) else sum(values)
 
-    return Remaining(sum(part.tokens for part in parts), sum(part.flops for part in parts), added("device_hours"), added("usd"))
+    return Remaining(
+        sum(part.tokens for part in parts),
+        sum(part.flops for part in parts),
+        added("device_hours"),
+        added("usd"),
+    )
 
 
 def study_table(study: Study, standings: Mapping[str, Standing]) -> FittedTable:
-    """One row a trial, with what it varies, its size, its devices and how it stands; totals are of what is still to be done."""
+    """One row a trial, with what it varies, its size, its devices and how it stands; totals are of
+    what is still to be done."""
     rate = measured_rate(study, standings)
     rests = [remaining(trial, standings[trial.identity], rate) for trial in study.trials]
     keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
     known = any(rest.device_hours is not None or rest.usd is not None for rest in rests)
-    costs = (Column("device time", 3), Column("USD", 6)) if known else ()  # else the note says so, once
+    # else the note says so, once
+    costs = (Column("device time", 3), Column("USD", 6)) if known else ()
     columns = (
-        *varied_columns(keys), Column("trial", wraps=True), Column("params", 2), Column("tokens", 2), Column("compute", 4),
-        Column("devices", 5), *costs, Column("state", left=True),
-    )  # fmt: skip
+        *varied_columns(keys),
+        Column("trial", wraps=True),
+        Column("params", 2),
+        Column("tokens", 2),
+        Column("compute", 4),
+        Column("devices", 5),
+        *costs,
+        Column("state", left=True),
+    )
     title = f"Study {study.name}: {counted(len(study.trials), 'trial')}{common_name(names, study.trials)}"
     table = FittedTable(columns, title, note=_still_to_do(total(rests)))
     for trial, rest in zip(study.trials, rests, strict=True):
-        table.add(*_row(trial, names[trial.name], standings[trial.identity], keys, rest if known else None))
+        table.add(
+            *_row(
+                trial, names[trial.name], standings[trial.identity], keys, rest if known else None
+            )
+        )
     return table
 
 
@@ -91,11 +123,15 @@ def _still_to_do(whole: Remaining) -> str:
     return f"Still to do: {work}, device time {_hours(whole.device_hours)}, {usd}."
 
 
-def _row(trial: Trial, name: str, standing: Standing, keys: Sequence[str], rest: Remaining | None) -> Iterator[str]:
+def _row(
+    trial: Trial, name: str, standing: Standing, keys: Sequence[str], rest: Remaining | None
+) -> Iterator[str]:
     yield from (shown(trial.varied[key]) for key in keys)
     yield name
     yield format_count(count(trial.config).n_params)
-    yield format_count(trial.n_tokens) + (f" from {format_count(_branch_tokens(trial))}" if trial.branch else "")
+    yield format_count(trial.n_tokens) + (
+        f" from {format_count(_branch_tokens(trial))}" if trial.branch else ""
+    )
     yield format_flops(trial.flops)
     if trial.plan is None:
         yield from ("-",) if rest is None else ("-", "-", "-")
@@ -121,7 +157,8 @@ def _state(standing: Standing, plan: RunPlan) -> str:
 
 
 def shown_keys(trials: Sequence[Trial]) -> list[str]:
-    """The varied keys that get a column: of the shape's, depth and width, and what these do not fix."""
+    """The varied keys that get a column: of the shape's, depth and width, and what these do not
+    fix."""
     varied = [key for key in trials[0].varied if key not in _TOLD] if trials else []
     keys = [key for key in varied if key not in _SHAPE]
     keys += [key for key in _SHAPE[:2] if key in varied]
@@ -135,7 +172,9 @@ def _fixed(key: str, by: Sequence[str], trials: Sequence[Trial]) -> bool:
     """Whether trials that agree in all of `by` agree in `key`."""
     values: dict[str, set[str]] = {}
     for trial in trials:
-        values.setdefault(repr([trial.varied[other] for other in by]), set()).add(repr(trial.varied[key]))
+        values.setdefault(repr([trial.varied[other] for other in by]), set()).add(
+            repr(trial.varied[key])
+        )
     return all(len(found) == 1 for found in values.values())
 
 
@@ -150,7 +189,8 @@ def headings(keys: Sequence[str]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Each run's name without the words that all begin with; its end is the hash of its configuration."""
+    """Each run's name without the words that all begin with; its end is the hash of its
+    configuration."""
     words = zip(*(name.split("-")[:-1] for name in names), strict=False)
     shared = list(itertools.takewhile(lambda same: len(set(same)) == 1, words))
     return {name: "-".join(name.split("-")[len(shared) :]) for name in names}

@@ -1,6 +1,8 @@
-"""The trials of a study: each an ordinary run, known by its semantic hash, with the devices that its plan needs.
+"""The trials of a study: each an ordinary run, known by its semantic hash, with the devices that
+its plan needs.
 
-Nothing numbers them. What has become of a trial is read from its run directory, wherever its name put that.
+Nothing numbers them. What has become of a trial is read from its run directory, wherever its name
+put that.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Study:
 
 
 def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
-    """The study of these configurations, each with the words that composed it. Raises ConfigError."""
+    """The study of these configurations, each with the words that composed it. Raises
+    ConfigError."""
     resolved, shapes = _Clusters(), Shapes()
     base = resolved.of(jobs[0][0])
     directory = study_directory(base)
@@ -88,11 +91,15 @@ def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
         _refuse_another(base, resolved.of(config))
     drafts = [draft for config, words in jobs for draft in generate(config, words)]
     drafts = list({draft.config.semantic_hash: draft for draft in reversed(drafts)}.values())[::-1]
-    placed = [replace(draft, config=place(resolved.of(draft.config), directory)) for draft in drafts]
+    placed = [
+        replace(draft, config=place(resolved.of(draft.config), directory)) for draft in drafts
+    ]
     varied = differences([draft.config for draft in placed])
     shares = fair_shares([draft.config for draft in placed], n_devices(base))
     trials = tuple(
-        _planned(draft, shares[number], {key: values[number] for key, values in varied.items()}, shapes)
+        _planned(
+            draft, shares[number], {key: values[number] for key, values in varied.items()}, shapes
+        )
         for number, draft in enumerate(placed)
     )
     return Study(base.study, directory, base, trials)
@@ -129,18 +136,23 @@ def _refuse_another(base: RunConfig, config: RunConfig) -> None:
     ):
         if ours != theirs:
             raise ConfigError(
-                f"a study has one {key}, and this sweeps over it", "from the command line", "Run one study for each."
+                f"a study has one {key}, and this sweeps over it",
+                "from the command line",
+                "Run one study for each.",
             )
 
 
 def place(config: RunConfig, directory: Path) -> RunConfig:
-    """`config` as an ordinary run in the study's directory, under the name that it has there already."""
+    """`config` as an ordinary run in the study's directory, under the name that it has there
+    already."""
     found = sorted(path.name for path in directory.glob(f"*-{config.run_id}") if path.is_dir())
     name = found[0].removesuffix(f"-{config.run_id}") if found else config.run.name
     logger = config.logger.model_copy(update={"group": config.logger.group or directory.name})
     run = config.run.model_copy(update={"root": str(directory), "name": name, "resume": "auto"})
     alone = StudyConfig(kind="none", max_attempts=config.study.max_attempts)
-    return config.model_copy(update={"run": run, "logger": logger, "study": alone, "dry_run": False})
+    return config.model_copy(
+        update={"run": run, "logger": logger, "study": alone, "dry_run": False}
+    )
 
 
 def _planned(draft: Draft, least: int, varied: Mapping[str, Any], shapes: Shapes) -> Trial:
@@ -153,18 +165,26 @@ def _planned(draft: Draft, least: int, varied: Mapping[str, Any], shapes: Shapes
 
 
 def fair_shares(configs: Sequence[RunConfig], devices: int) -> list[int]:
-    """Devices that each run should have at least: its part of all the FLOPs, to the nearest power of two.
+    """Devices that each run should have at least: its part of all the FLOPs, to the nearest power
+    of two.
 
-    So the largest run does not still go on, on one device, when all others are done; many equal ones get one each.
+    So the largest run does not still go on, on one device, when all others are done; many equal
+    ones get one each.
     """
     flops = [count(config).flops_per_token * (config.train.n_tokens or 0) for config in configs]
-    return [min(devices, 2 ** max(0, round(math.log2(devices * own / sum(flops))))) for own in flops]
+    return [
+        min(devices, 2 ** max(0, round(math.log2(devices * own / sum(flops))))) for own in flops
+    ]
 
 
-def on_fewest_devices(config: RunConfig, least: int = 1, shapes: Shapes | None = None) -> tuple[RunConfig, RunPlan]:
-    """The configuration on as few of its cluster's devices as it fits on, at least `least`, and its plan.
+def on_fewest_devices(
+    config: RunConfig, least: int = 1, shapes: Shapes | None = None
+) -> tuple[RunConfig, RunPlan]:
+    """The configuration on as few of its cluster's devices as it fits on, at least `least`, and its
+    plan.
 
-    Many small runs side by side waste nothing on talking to each other. Raises PlanError where the whole cluster is too little.
+    Many small runs side by side waste nothing on talking to each other. Raises PlanError where the
+    whole cluster is too little.
     """
     total, refusal, tried = n_devices(config), None, min(least, n_devices(config))
     while True:
@@ -189,11 +209,16 @@ def _narrowed(config: RunConfig, devices: int) -> RunConfig:
 
 
 def differences(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
-    """The dotted keys whose values differ between these configurations' semantics, with each one's value (None: it has none)."""
+    """The dotted keys whose values differ between these configurations' semantics, with each one's
+    value (None: it has none)."""
     flat = [dict(_leaves(config.semantic())) for config in configs]
     keys = dict.fromkeys(key for leaves in flat for key in leaves)
     columns = {key: [leaves.get(key) for leaves in flat] for key in keys}
-    return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
+    return {
+        key: values
+        for key, values in columns.items()
+        if any(value != values[0] for value in values)
+    }
 
 
 def _leaves(tree: Any, name: str = "") -> Iterable[tuple[str, Any]]:
@@ -206,10 +231,12 @@ def _leaves(tree: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of a trial: its state, how often it failed, and the step up to which nothing needs to be done again.
+    """What has become of a trial: its state, how often it failed, and the step up to which nothing
+    needs to be done again.
 
-    begun: it has a start and no end, and goes on from its last checkpoint. given up: it failed study.max_attempts times.
-    stopped: by Ctrl-C; the same command goes on. pruned: a search let it go no further.
+    begun: it has a start and no end, and goes on from its last checkpoint. given up: it failed
+    study.max_attempts times. stopped: by Ctrl-C; the same command goes on. pruned: a search let it
+    go no further.
     """
 
     state: State

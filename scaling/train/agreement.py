@@ -9,13 +9,15 @@ import torch.distributed as dist
 
 
 class Agreement:
-    """One all-reduce of a few numbers before each step. group: gloo over all ranks, or None for a single one."""
+    """One all-reduce of a few numbers before each step. group: gloo over all ranks, or None for a
+    single one."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
 
     def any(self, *seen: bool) -> Sequence[bool]:
-        """For each question, whether any rank says yes. A collective: all ranks ask the same questions in the same order."""
+        """For each question, whether any rank says yes. A collective: all ranks ask the same
+        questions in the same order."""
         if self._group is None:
             return seen
         votes = torch.tensor([float(vote) for vote in seen])

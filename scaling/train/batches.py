@@ -11,7 +11,8 @@ Step = tuple[Sequence[Batch], int]
 
 
 class Batches(Protocol):
-    """Steps of this rank: (micro-batches, data position after the step). `last_wait_s`: seconds the last one kept us waiting."""
+    """Steps of this rank: (micro-batches, data position after the step). `last_wait_s`: seconds the
+    last one kept us waiting."""
 
     last_wait_s: float
 
@@ -19,10 +20,15 @@ class Batches(Protocol):
 
 
 class Uncondemned:
-    """Steps without those whose global batch begins at a condemned sequence: they are read, and dropped."""
+    """Steps without those whose global batch begins at a condemned sequence: they are read, and
+    dropped."""
 
     def __init__(self, batches: Batches, condemned: Sequence[int], global_batch_size: int) -> None:
-        self._batches, self._condemned, self._global_batch_size = batches, frozenset(condemned), global_batch_size
+        self._batches, self._condemned, self._global_batch_size = (
+            batches,
+            frozenset(condemned),
+            global_batch_size,
+        )
         self.last_wait_s = 0.0
 
     def __iter__(self) -> Iterator[Step]:

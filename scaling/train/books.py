@@ -1,4 +1,5 @@
-"""The first rank's books, opened where a group of workers begins: the record, its views, and the account of time."""
+"""The first rank's books, opened where a group of workers begins: the record, its views, and the
+account of time."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from scaling.train.recorder import FirstRankRecorder
 
 @dataclass(frozen=True)
 class Opening:
-    """What the books need to know. workers: the group's name, as the fence gave it. processes: host and pid of every rank."""
+    """What the books need to know. workers: the group's name, as the fence gave it. processes: host
+    and pid of every rank."""
 
     config: RunConfig
     plan: RunPlan
@@ -38,9 +40,13 @@ class Opening:
     processes: list[list[str | int]]
 
     def recorder(
-        self, restored: TrainState | None, data_values: Callable[[int], dict[str, float]], cleanup: ExitStack
+        self,
+        restored: TrainState | None,
+        data_values: Callable[[int], dict[str, float]],
+        cleanup: ExitStack,
     ) -> FirstRankRecorder:
-        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position. Raises RunDirError."""
+        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position.
+        Raises RunDirError."""
         step = restored.step if restored else None
         sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
         log = MetricLog(self.run_dir.metrics, sinks, self._check)
@@ -52,30 +58,45 @@ class Opening:
         ledger = self._ledger(restored, recorded_step, cleanup)
         self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
         return FirstRankRecorder(
-            log, self._meter(), self.heartbeat, self.plan,
-            ledger=ledger, log_every=self.config.train.log_every, wall_s=wall_s, on_first_step=self._first_step,
+            log,
+            self._meter(),
+            self.heartbeat,
+            self.plan,
+            ledger=ledger,
+            log_every=self.config.train.log_every,
+            wall_s=wall_s,
+            on_first_step=self._first_step,
             data_values=data_values,
-        )  # fmt: skip
+        )
 
     def _tell_of_gap(self, recorded_step: int, restored: TrainState) -> None:
-        """Note that records before the checkpoint are missing, where they are: nobody can write them again."""
+        """Note that records before the checkpoint are missing, where they are: nobody can write
+        them again."""
         wanted = restored.step - restored.n_logged
         if recorded_step < wanted:
             gap = {"first_step": recorded_step + 1, "last_step": wanted}
             self.run_dir.event("record_gap", step=restored.step, **gap)
             self.channel.send("record_gap", gap)
 
-    def _ledger(self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack) -> Ledger:
-        """Settle the account of the workers before, note where this group begins, and keep its own from there."""
+    def _ledger(
+        self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack
+    ) -> Ledger:
+        """Settle the account of the workers before, note where this group begins, and keep its own
+        from there."""
         step = restored.step if restored else 0
         self.run_dir.settle_account()
         ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice, self._check)
         ledger.step(recorded_step)
         ledger.step(step)
         self.run_dir.event(
-            "resume" if restored else "start", step=step, world_size=self.plan.layout.world_size, workers=self.workers,
-            command_s=self.startup["command"], reached_step=ledger.reached_step, processes=self.processes,
-        )  # fmt: skip
+            "resume" if restored else "start",
+            step=step,
+            world_size=self.plan.layout.world_size,
+            workers=self.workers,
+            command_s=self.startup["command"],
+            reached_step=ledger.reached_step,
+            processes=self.processes,
+        )
         self.clock.begin(RESTARTING if ledger.restarts else STARTING)
         self.heartbeat.also(ledger.beat)
         cleanup.callback(lambda: ledger.beat(last=True))
@@ -90,7 +111,9 @@ class Opening:
 
     def _meter(self) -> ThroughputMeter:
         device = self.config.cluster.device
-        peak_tflops = device.peak_tflops_bf16 if self.config.dtype == "bf16" else device.peak_tflops_fp32
+        peak_tflops = (
+            device.peak_tflops_bf16 if self.config.dtype == "bf16" else device.peak_tflops_fp32
+        )
         return ThroughputMeter(
             self.plan.counts.flops_per_token,
             self.plan.layout.world_size,

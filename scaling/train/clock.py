@@ -1,4 +1,5 @@
-"""What a rank is doing, and since when: for the account of its time, and for whoever waits for a sign of life."""
+"""What a rank is doing, and since when: for the account of its time, and for whoever waits for a
+sign of life."""
 
 from __future__ import annotations
 
@@ -10,16 +11,24 @@ from collections.abc import Callable, Iterator
 from scaling.runs.goodput import MEANING, STARTING, Seconds
 
 STARTED, AGREEING, READING, COMPUTING, RECORDING, EVALUATED, SAVING = PLACES = (
-    "starting", "waiting for the other ranks to agree on", "reading the batch of", "computing", "recording", "evaluating after",
+    "starting",
+    "waiting for the other ranks to agree on",
+    "reading the batch of",
+    "computing",
+    "recording",
+    "evaluating after",
     "saving a checkpoint after",
-)  # fmt: skip
-"""Where in a step a rank can be, in the order of a step: who is behind the others keeps them waiting."""
+)
+"""Where in a step a rank can be, in the order of a step: who is behind the others keeps them
+waiting."""
 
 
 class Clock:
-    """Always in exactly one activity (`scaling.runs.goodput`); begins with starting, and ends with the process.
+    """Always in exactly one activity (`scaling.runs.goodput`); begins with starting, and ends with
+    the process.
 
-    step, place: where the rank is. longest_step_s: of the steps so far. Written by one thread, read by others.
+    step, place: where the rank is. longest_step_s: of the steps so far. Written by one thread, read
+    by others.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

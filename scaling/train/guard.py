@@ -1,4 +1,5 @@
-"""Steps that should not count: losses and gradients that are not finite, or that stand out of those before."""
+"""Steps that should not count: losses and gradients that are not finite, or that stand out of those
+before."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ from scaling.engine.base import Limits, StepResult
 from scaling.errors import DivergedError
 
 _LEAST_DEVIATION = 0.01
-"""Of the mean, is what the standard deviation is taken to be at least: a ripple of a calm stretch is no spike. Assumption."""
+"""Of the mean, is what the standard deviation is taken to be at least: a ripple of a calm stretch
+is no spike. Assumption."""
 
 Policy = Literal["ignore", "skip", "rollback", "fail"]
 
 
 class RollBack(Exception):
-    """The step that led to `step`, on the global batch from `first_sequence` on, is to be undone with all that followed it."""
+    """The step that led to `step`, on the global batch from `first_sequence` on, is to be undone
+    with all that followed it."""
 
     def __init__(self, step: int, first_sequence: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")
@@ -30,12 +33,14 @@ class RollBack(Exception):
 
 
 class Guard:
-    """Judges every step by `train.on_nonfinite` and `train.on_spike`: the same on every rank, as results of steps are.
+    """Judges every step by `train.on_nonfinite` and `train.on_spike`: the same on every rank, as
+    results of steps are.
 
-    A spike is a loss or a gradient norm more than `spike_sigmas` standard deviations above the mean of the last
-    `spike_window` steps that were none; those are part of the training state. on_event(kind, **fields) is told of
-    "step_skipped". Where nothing but leaving updates out is asked for, results stay on the device until `settle`. More than
-    `max_skips` updates left out in a row end the run.
+    A spike is a loss or a gradient norm more than `spike_sigmas` standard deviations above the mean
+    of the last `spike_window` steps that were none; those are part of the training state.
+    on_event(kind, **fields) is told of "step_skipped". Where nothing but leaving updates out is
+    asked for, results stay on the device until `settle`. More than `max_skips` updates left out in
+    a row end the run.
     """
 
     def __init__(self, train: TrainConfig, on_event: Callable[..., None]) -> None:
@@ -49,17 +54,22 @@ class Guard:
         return "rollback" in (self._train.on_nonfinite, self._train.on_spike)
 
     def limits(self, state: TrainState) -> Limits | None:
-        """Beyond which the engine leaves the next update out; None where spikes are not left out, or not known yet."""
+        """Beyond which the engine leaves the next update out; None where spikes are not left out,
+        or not known yet."""
         return self._limits(state) if self._train.on_spike == "skip" else None
 
     def _limits(self, state: TrainState) -> Limits | None:
         if len(state.recent_losses) < self._train.spike_window:
             return None
-        return Limits(loss=self._limit(state.recent_losses), grad_norm=self._limit(state.recent_grad_norms))
+        return Limits(
+            loss=self._limit(state.recent_losses), grad_norm=self._limit(state.recent_grad_norms)
+        )
 
     def _limit(self, recent: Sequence[float]) -> float:
         mean = statistics.fmean(recent)
-        return mean + self._train.spike_sigmas * max(statistics.pstdev(recent, mean), _LEAST_DEVIATION * abs(mean))
+        return mean + self._train.spike_sigmas * max(
+            statistics.pstdev(recent, mean), _LEAST_DEVIATION * abs(mean)
+        )
 
     def after_step(self, state: TrainState, result: StepResult) -> TrainState:
         """Judge the step that led to `state`; returns it with what the next ones are judged by.
@@ -67,7 +77,13 @@ class Guard:
         Raises RollBack or DivergedError where the policy says so.
         """
         first_sequence = state.next_sequence - self._train.global_batch_size
-        self._pending.append((state.step, first_sequence, torch.stack([result.loss, result.grad_norm, result.skipped])))
+        self._pending.append(
+            (
+                state.step,
+                first_sequence,
+                torch.stack([result.loss, result.grad_norm, result.skipped]),
+            )
+        )
         at_once = self._watches_spikes or self._train.on_nonfinite != "skip"
         wait = min(self._train.log_every, self._train.max_skips)
         return self.settle(state) if at_once or len(self._pending) >= wait else state
@@ -77,11 +93,15 @@ class Guard:
         if self._pending:
             values = torch.stack([values for _, _, values in self._pending]).tolist()
             pending, self._pending = self._pending, []
-            for (step, first_sequence, _), (loss, grad_norm, _) in zip(pending, values, strict=True):
+            for (step, first_sequence, _), (loss, grad_norm, _) in zip(
+                pending, values, strict=True
+            ):
                 state = self._judge(state, step, first_sequence, loss, grad_norm)
         return state
 
-    def _judge(self, state: TrainState, step: int, first_sequence: int, loss: float, grad_norm: float) -> TrainState:
+    def _judge(
+        self, state: TrainState, step: int, first_sequence: int, loss: float, grad_norm: float
+    ) -> TrainState:
         policy, reason = self._verdict(state, loss, grad_norm)
         if reason is None:
             return self._remember(state, loss, grad_norm)
@@ -96,16 +116,24 @@ class Guard:
             raise _too_many_skips(step, state.skipped_in_a_row, self._train.max_skips, reason)
         return state
 
-    def _verdict(self, state: TrainState, loss: float, grad_norm: float) -> tuple[Policy, str | None]:
+    def _verdict(
+        self, state: TrainState, loss: float, grad_norm: float
+    ) -> tuple[Policy, str | None]:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 return self._train.on_nonfinite, f"its {name} is {value}"
         limits = self._limits(state) if self._watches_spikes else None
         if limits is not None:
-            for name, value, limit in (("loss", loss, limits.loss), ("gradient norm", grad_norm, limits.grad_norm)):
+            for name, value, limit in (
+                ("loss", loss, limits.loss),
+                ("gradient norm", grad_norm, limits.grad_norm),
+            ):
                 if value > limit:
                     usual = f"{self._train.spike_sigmas:g} standard deviations above the {self._train.spike_window} steps before"
-                    return self._train.on_spike, f"its {name} of {value:.6g} is beyond {limit:.6g}, {usual}"
+                    return (
+                        self._train.on_spike,
+                        f"its {name} of {value:.6g} is beyond {limit:.6g}, {usual}",
+                    )
         return "ignore", None
 
     def _remember(self, state: TrainState, loss: float, grad_norm: float) -> TrainState:
@@ -114,7 +142,10 @@ class Guard:
         if not self._watches_spikes:
             return state
         keep = self._train.spike_window
-        losses, norms = (*state.recent_losses, loss)[-keep:], (*state.recent_grad_norms, grad_norm)[-keep:]
+        losses, norms = (
+            (*state.recent_losses, loss)[-keep:],
+            (*state.recent_grad_norms, grad_norm)[-keep:],
+        )
         return replace(state, recent_losses=losses, recent_grad_norms=norms)
 
 
@@ -138,7 +169,8 @@ def _too_many_skips(step: int, n_skips: int, most: int, reason: str) -> Diverged
 
 
 def check_end(step: int, val_loss: float) -> None:
-    """Raise DivergedError where a run has come to its end with a held-out loss that is not finite."""
+    """Raise DivergedError where a run has come to its end with a held-out loss that is not
+    finite."""
     if not math.isfinite(val_loss):
         raise DivergedError(
             f"the held-out loss after the last step, {step}, is {val_loss}: the weights are of no use",

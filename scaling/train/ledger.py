@@ -1,4 +1,5 @@
-"""The first rank's account of the group's time, kept where the next group and the driver find it."""
+"""The first rank's account of the group's time, kept where the next group and the driver find
+it."""
 
 from __future__ import annotations
 
@@ -21,9 +22,20 @@ class Ledger:
     """
 
     def __init__(
-        self, run_dir: RunDir, workers: str, clock: Clock, notice: Callable[[str], None], check: Callable[[], None]
+        self,
+        run_dir: RunDir,
+        workers: str,
+        clock: Clock,
+        notice: Callable[[str], None],
+        check: Callable[[], None],
     ) -> None:
-        self._run_dir, self._workers, self._clock, self._notice, self._check = run_dir, workers, clock, notice, check
+        self._run_dir, self._workers, self._clock, self._notice, self._check = (
+            run_dir,
+            workers,
+            clock,
+            notice,
+            check,
+        )
         events = run_dir.read_events()
         self._before = account(events)
         self.reached_step = reached_step(events)
@@ -38,7 +50,8 @@ class Ledger:
         self.reached_step = max(self.reached_step, step)
 
     def beat(self, *, last: bool = False) -> None:
-        """Write the account where it is due; called by another thread. A disk that refuses is told once, and no end."""
+        """Write the account where it is due; called by another thread. A disk that refuses is told
+        once, and no end."""
         now_s = time.monotonic()
         if last or now_s - self._written_s >= _INTERVAL_S:
             self._written_s = now_s

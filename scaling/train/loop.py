@@ -35,11 +35,13 @@ def train(
     preemption: Preemption,
     stop_requested: Callable[[], bool],
 ) -> TrainState:
-    """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint of where it stands.
+    """Minimise the loss for `n_steps` steps in all, or until asked to stop; ends with a checkpoint
+    of where it stands.
 
-    lr_after: tokens seen after a step -> its learning rate. begin_step: seeds the random generators of a step.
-    stop_requested: as this rank sees it. Raises CheckpointError at the step after a checkpoint could not be written, and
-    RollBack or DivergedError where the guard says so, before anything of that step is recorded or saved.
+    lr_after: tokens seen after a step -> its learning rate. begin_step: seeds the random generators
+    of a step. stop_requested: as this rank sees it. Raises CheckpointError at the step after a
+    checkpoint could not be written, and RollBack or DivergedError where the guard says so, before
+    anything of that step is recorded or saved.
     """
 
     def save(state: TrainState) -> TrainState:
@@ -54,7 +56,9 @@ def train(
     while state.step < n_steps:
         clock.at(AGREEING, state.step)
         timely = checkpoints.timely or preemption.save_wanted
-        stop, failed, timely, look = agreement.any(stop_requested(), checkpoints.failed, timely, preemption.look_wanted)
+        stop, failed, timely, look = agreement.any(
+            stop_requested(), checkpoints.failed, timely, preemption.look_wanted
+        )
         if failed:
             checkpoints.wait()
         if look:
@@ -76,7 +80,9 @@ def train(
         clock.stepped(step_time_s)
         clock.at(RECORDING, state.step)
         state = guard.after_step(state, result)
-        state = recorder.step(state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s)
+        state = recorder.step(
+            state, result, lr=lr, step_time_s=step_time_s, data_wait_s=batches.last_wait_s
+        )
         clock.at(EVALUATED, state.step)
         evaluate(state)
     clock.enter(CHECKPOINTING)

@@ -1,4 +1,5 @@
-"""Notices that machines will be taken back: a checkpoint at once, another just before, and an end where too few would stay."""
+"""Notices that machines will be taken back: a checkpoint at once, another just before, and an end
+where too few would stay."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from scaling.train.clock import Clock
 POLL_S = 5.0
 """Between two looks, each a collective through Ray: as often as Ray Train's own watcher looks."""
 _SAFETY_S = 5.0
-"""Of the last checkpoint before the deadline, beside twice what a step and a write have taken at most: assumption."""
+"""Of the last checkpoint before the deadline, beside twice what a step and a write have taken at
+most: assumption."""
 
 
 class Preemption:
     """What is known of notices, the same on every rank.
 
-    sizes: world sizes that the run may have. grace_s: from a notice without a deadline to the end of its machines. write_s:
-    the longest a checkpoint has taken to be on the disk. on_event(kind, **fields) is told of "preemption_notice".
+    sizes: world sizes that the run may have. grace_s: from a notice without a deadline to the end
+    of its machines. write_s: the longest a checkpoint has taken to be on the disk. on_event(kind,
+    **fields) is told of "preemption_notice".
     """
 
     def __init__(
@@ -52,18 +55,24 @@ class Preemption:
         if notice is None or notice == self._notice:
             return
         self._notice = notice
-        deadline_s = notice.deadline_s if notice.deadline_s is not None else time.time() + self._grace_s
+        deadline_s = (
+            notice.deadline_s if notice.deadline_s is not None else time.time() + self._grace_s
+        )
         staying = self._world_size - len(notice.ranks)
         self.ends_run = not any(size <= staying for size in self._sizes)
         margin_s = 2 * (self._write_s() + self._clock.longest_step_s) + _SAFETY_S
         self._saves_at_s = [0.0, deadline_s - margin_s]
         self._on_event(
-            "preemption_notice", ranks=list(notice.ranks), left_s=round(deadline_s - time.time(), 1), ends_run=self.ends_run
+            "preemption_notice",
+            ranks=list(notice.ranks),
+            left_s=round(deadline_s - time.time(), 1),
+            ends_run=self.ends_run,
         )
 
     @property
     def save_wanted(self) -> bool:
-        """Whether it is time for a checkpoint, by this rank's clock; each time is wanted once (`saved`)."""
+        """Whether it is time for a checkpoint, by this rank's clock; each time is wanted once
+        (`saved`)."""
         return bool(self._saves_at_s) and time.time() >= self._saves_at_s[0]
 
     def saved(self) -> None:

@@ -1,4 +1,5 @@
-"""From steps to records: means over an interval, throughput, and progress for the person waiting."""
+"""From steps to records: means over an interval, throughput, and progress for the person
+waiting."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ class Recorder:
 
     reached_step = 0
 
-    def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
+    def step(
+        self,
+        state: TrainState,
+        result: StepResult,
+        *,
+        lr: float,
+        step_time_s: float,
+        data_wait_s: float,
+    ) -> TrainState:
         """Take note of a step that led to `state`; returns the state with the interval's sums."""
         return state
 
@@ -35,14 +44,16 @@ class Recorder:
         """Take note of an evaluation of `n_bytes` bytes of held-out text."""
 
     def val_loss_at(self, step: int) -> float | None:
-        """The held-out loss that is recorded of `step`, where the record ends; None where there is none."""
+        """The held-out loss that is recorded of `step`, where the record ends; None where there is
+        none."""
         return None
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
 
     def rewind(self, state: TrainState, reached_step: int) -> None:
-        """Forget what was recorded after `state`, which a rollback from `reached_step` went back to."""
+        """Forget what was recorded after `state`, which a rollback from `reached_step` went back
+        to."""
 
     def settle(self, state: TrainState) -> TrainState:
         """`state` with what is still on the device written into it, as a checkpoint needs it."""
@@ -50,7 +61,8 @@ class Recorder:
 
 
 class FirstRankRecorder(Recorder):
-    """Writes metrics.jsonl and feeds the heartbeat. Losses stay on the device until a record or a checkpoint wants them."""
+    """Writes metrics.jsonl and feeds the heartbeat. Losses stay on the device until a record or a
+    checkpoint wants them."""
 
     def __init__(
         self,
@@ -81,7 +93,15 @@ class FirstRankRecorder(Recorder):
         flops = self._plan.counts.flops_per_token * state.n_tokens
         return state.step, state.n_tokens, flops, time.monotonic() - self._started_s
 
-    def step(self, state: TrainState, result: StepResult, *, lr: float, step_time_s: float, data_wait_s: float) -> TrainState:
+    def step(
+        self,
+        state: TrainState,
+        result: StepResult,
+        *,
+        lr: float,
+        step_time_s: float,
+        data_wait_s: float,
+    ) -> TrainState:
         part = torch.stack([result.loss, result.grad_norm, result.skipped]).double()
         self._sums = part if self._sums is None else self._sums + part
         if self._on_first_step is not None:
@@ -94,7 +114,12 @@ class FirstRankRecorder(Recorder):
         if state.step % self._log_every == 0 or state.step == self._plan.n_steps:
             state = self._record(self.settle(state), lr)
         plan = self._plan
-        where = {"step": state.step, "n_steps": plan.n_steps, "n_tokens": state.n_tokens, "n_tokens_total": plan.n_tokens}
+        where = {
+            "step": state.step,
+            "n_steps": plan.n_steps,
+            "n_tokens": state.n_tokens,
+            "n_tokens_total": plan.n_tokens,
+        }
         self._heartbeat.progress(**where, lr=lr, **self._shown)
         return state
 
@@ -131,7 +156,10 @@ class FirstRankRecorder(Recorder):
         if self._stall_s:
             values[names.CHECKPOINT_STALL_S], self._stall_s = self._stall_s, 0.0
         self._log.record(*self._position(state), values)
-        self._shown = {"loss": loss, **{k: v for k, v in rates.items() if k in (names.TOKENS_PER_S, names.DEVICE_MFU)}}
+        self._shown = {
+            "loss": loss,
+            **{k: v for k, v in rates.items() if k in (names.TOKENS_PER_S, names.DEVICE_MFU)},
+        }
         return replace(state, loss_sum=0.0, grad_norm_sum=0.0, n_logged=0)
 
     def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
@@ -141,7 +169,9 @@ class FirstRankRecorder(Recorder):
         self._log.record(*self._position(state), values)
 
     def val_loss_at(self, step: int) -> float | None:
-        return self._log.last_values.get(names.VAL_LOSS) if step == self._log.recorded_step else None
+        return (
+            self._log.last_values.get(names.VAL_LOSS) if step == self._log.recorded_step else None
+        )
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
         self._stall_s += stall_s
@@ -155,7 +185,8 @@ class FirstRankRecorder(Recorder):
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held: of the GPU's allocator where there is one, else resident."""
+    """Most memory that this process has held: of the GPU's allocator where there is one, else
+    resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

@@ -1,4 +1,5 @@
-"""Going back to the last good checkpoint, and on from there without the sequences that did the harm."""
+"""Going back to the last good checkpoint, and on from there without the sequences that did the
+harm."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from scaling.train.recorder import Recorder
 
 @dataclass
 class Recovery:
-    """Trains, and as often as the guard wants it goes back. Every method is collective over the ranks.
+    """Trains, and as often as the guard wants it goes back. Every method is collective over the
+    ranks.
 
     on_event(kind, **fields) is told of "rolled_back", on the first rank.
     """
@@ -41,7 +43,8 @@ class Recovery:
                 state = self._go_back(bad).without([*state.condemned, bad.first_sequence])
 
     def _go_back(self, bad: RollBack) -> TrainState:
-        """The last checkpoint's state, which the engine is given too. Raises DivergedError if that has been tried too often."""
+        """The last checkpoint's state, which the engine is given too. Raises DivergedError if that
+        has been tried too often."""
         self.checkpoints.wait()
         restored = self.checkpoints.restore(self.engine)
         assert restored is not None, "there was a checkpoint to begin with"
@@ -55,7 +58,11 @@ class Recovery:
                 f"Remove the checkpoint of step {restored.step} to go back further, or begin a run with a smaller optim.lr.",
             )
         self.on_event(
-            "rolled_back", step=restored.step, from_step=bad.step, sequences=[bad.first_sequence, end], reason=bad.reason
+            "rolled_back",
+            step=restored.step,
+            from_step=bad.step,
+            sequences=[bad.first_sequence, end],
+            reason=bad.reason,
         )
         self.recorder.rewind(restored, reached_step=bad.step)
         return restored

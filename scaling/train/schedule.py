@@ -8,21 +8,37 @@ from scaling.config.run_config import ScheduleConfig
 
 
 def lr_at(
-    schedule: ScheduleConfig, *, peak_lr: float, n_tokens_seen: int, n_tokens: int, warmup_tokens: int, decay_tokens: int
+    schedule: ScheduleConfig,
+    *,
+    peak_lr: float,
+    n_tokens_seen: int,
+    n_tokens: int,
+    warmup_tokens: int,
+    decay_tokens: int,
 ) -> float:
     """Learning rate of the step after which `n_tokens_seen` tokens have been seen.
 
-    So the first step has n_tokens_seen = tokens per step, and its rate is not zero; the last has n_tokens, and its rate
-    is the schedule's end value (also where it overshoots the budget by a part of a step). All rise linearly from 0 to
-    the peak at warmup_tokens. Then
+    So the first step has n_tokens_seen = tokens per step, and its rate is not zero; the last has
+    n_tokens, and its rate is the schedule's end value (also where it overshoots the budget by a
+    part of a step). All rise linearly from 0 to the peak at warmup_tokens. Then
       constant: peak;
-      cosine:   peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and Hutter 2017);
-      inverse_sqrt: peak * sqrt(warmup_tokens / n_tokens_seen) (Vaswani et al. 2017, section 5.3, where
+      cosine:   peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and Hutter
+                2017);
+      inverse_sqrt: peak * sqrt(warmup_tokens / n_tokens_seen) (Vaswani et al. 2017, section 5.3,
+      where
                 the peak follows from d_model);
-      wsd:      peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al. 2024).
+      wsd:      peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al.
+                2024).
     """
-    decaying = {"constant": 0, "cosine": n_tokens - warmup_tokens, "wsd": decay_tokens, "inverse_sqrt": 0}[schedule.kind]
-    assert 0 <= decaying <= n_tokens - warmup_tokens, "the plan refuses a schedule longer than its run"
+    decaying = {
+        "constant": 0,
+        "cosine": n_tokens - warmup_tokens,
+        "wsd": decay_tokens,
+        "inverse_sqrt": 0,
+    }[schedule.kind]
+    assert 0 <= decaying <= n_tokens - warmup_tokens, (
+        "the plan refuses a schedule longer than its run"
+    )
     if n_tokens_seen < warmup_tokens:
         return peak_lr * n_tokens_seen / warmup_tokens
     if schedule.kind == "inverse_sqrt":

@@ -1,4 +1,5 @@
-"""A rank that makes no step within a bound says so, leaves its stacks and gives its process up: the group is restarted."""
+"""A rank that makes no step within a bound says so, leaves its stacks and gives its process up: the
+group is restarted."""
 
 from __future__ import annotations
 
@@ -16,13 +17,16 @@ from scaling.runs.goodput import PRODUCTIVE, RECOMPUTING
 from scaling.train.clock import PLACES, Clock
 
 _PATIENCE = 3.0
-"""Times the bound for what is no step: a start, an evaluation, a checkpoint that is waited for. Assumption."""
+"""Times the bound for what is no step: a start, an evaluation, a checkpoint that is waited for.
+Assumption."""
 _SLOW_STEPS = 10.0
-"""Times the longest step so far, that a step may take whatever the bound is: a run of long steps does not hang. Assumption."""
+"""Times the longest step so far, that a step may take whatever the bound is: a run of long steps
+does not hang. Assumption."""
 _GRACE_S = 3.0
 """For the other ranks' reports, before a process that gives up tears the rest down. Assumption."""
 _WAITING_IN = ("torch/distributed", "torch/autograd")
-"""Places of a stack that waits for other ranks: collectives, and a backward that overlaps with them."""
+"""Places of a stack that waits for other ranks: collectives, and a backward that overlaps with
+them."""
 
 
 def limit_s(clock: Clock, bound_s: float) -> float:
@@ -33,10 +37,19 @@ def limit_s(clock: Clock, bound_s: float) -> float:
 
 
 class Watchdog:
-    """A thread of each rank. bound_s: longest time without a finished step. The thread that makes it is the one watched."""
+    """A thread of each rank. bound_s: longest time without a finished step. The thread that makes
+    it is the one watched."""
 
-    def __init__(self, clock: Clock, channel: Channel, run_dir: Path | str, rank: int, bound_s: float) -> None:
-        self._clock, self._channel, self._run_dir, self._rank, self._bound_s = clock, channel, run_dir, rank, bound_s
+    def __init__(
+        self, clock: Clock, channel: Channel, run_dir: Path | str, rank: int, bound_s: float
+    ) -> None:
+        self._clock, self._channel, self._run_dir, self._rank, self._bound_s = (
+            clock,
+            channel,
+            run_dir,
+            rank,
+            bound_s,
+        )
         self._watched = threading.get_ident()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -66,9 +79,15 @@ class Watchdog:
         waiting = any(place in name for name, _ in frames[:8] for place in _WAITING_IN)
         clock = self._clock
         return {
-            "rank": self._rank, "step": clock.step, "place": PLACES.index(clock.place), "doing": clock.place,
-            "still_s": round(still_s, 1), "where": _own(frames), "waiting": waiting, "stacks": str(stacks),
-        }  # fmt: skip
+            "rank": self._rank,
+            "step": clock.step,
+            "place": PLACES.index(clock.place),
+            "doing": clock.place,
+            "still_s": round(still_s, 1),
+            "where": _own(frames),
+            "waiting": waiting,
+            "stacks": str(stacks),
+        }
 
 
 def _frames(frame: FrameType | None) -> list[tuple[str, int]]:
@@ -83,5 +102,8 @@ def _frames(frame: FrameType | None) -> list[tuple[str, int]]:
 def _own(frames: list[tuple[str, int]]) -> str:
     """The innermost place in this package, or the innermost of all."""
     root = str(Path(__file__).parent.parent.parent)
-    name, line = next(((name, line) for name, line in frames if "/scaling/" in name), frames[0] if frames else ("unknown", 0))
+    name, line = next(
+        ((name, line) for name, line in frames if "/scaling/" in name),
+        frames[0] if frames else ("unknown", 0),
+    )
     return f"{name.removeprefix(root).lstrip('/')}:{line}"

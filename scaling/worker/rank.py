@@ -1,4 +1,5 @@
-"""What one rank does: assemble stream, engine, checkpoints and records, and hand them to the loop."""
+"""What one rank does: assemble stream, engine, checkpoints and records, and hand them to the
+loop."""
 
 from __future__ import annotations
 
@@ -57,15 +58,17 @@ from scaling.train.schedule import lr_at
 from scaling.train.watchdog import Watchdog
 
 _WRITING_PATIENCE = 6
-"""How much longer a rank that has written its part of a checkpoint waits for the others than in training: assumption."""
+"""How much longer a rank that has written its part of a checkpoint waits for the others than in
+training: assumption."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the driver hands to every rank. All paths are absolute; config is complete, with its cluster resolved.
+    """What the driver hands to every rank. All paths are absolute; config is complete, with its
+    cluster resolved.
 
-    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere. sizes: world sizes that the run
-    may have, ascending; none or one where it has its plan's.
+    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere. sizes:
+    world sizes that the run may have, ascending; none or one where it has its plan's.
     """
 
     config: RunConfig
@@ -83,19 +86,31 @@ class WorkerSpec:
     def from_dict(spec: dict[str, Any]) -> WorkerSpec:
         config = RunConfig.model_validate(spec["config"])
         skipped, sizes = tuple(spec["skipped_shards"]), tuple(spec.get("sizes", ()))
-        return WorkerSpec(config, spec["run_dir"], spec["corpus_dir"], skipped, spec.get("until_step"), spec["startup"], sizes)
+        return WorkerSpec(
+            config,
+            spec["run_dir"],
+            spec["corpus_dir"],
+            skipped,
+            spec.get("until_step"),
+            spec["startup"],
+            sizes,
+        )
 
     def config_for(self, world_size: int) -> RunConfig:
-        """The configuration on the devices that there are: the same run, whose layout is planned anew."""
+        """The configuration on the devices that there are: the same run, whose layout is planned
+        anew."""
         return with_devices(self.config, world_size) if len(self.sizes) > 1 else self.config
 
 
-def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str) -> dict[str, Any]:
-    """Train this rank's part of the run until its end or until asked to stop; collective over all ranks.
+def run_worker(
+    spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str
+) -> dict[str, Any]:
+    """Train this rank's part of the run until its end or until asked to stop; collective over all
+    ranks.
 
-    rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank. Returns what the driver
-    reports: {"finished", "step", "sample", "reason"}, the same on every rank but for the sample, the first's only.
-    Raises ScalingError for what a user can mend.
+    rendezvous: init_method of torch.distributed (file:// or env://), unused by a single rank.
+    Returns what the driver reports: {"finished", "step", "sample", "reason"}, the same on every
+    rank but for the sample, the first's only. Raises ScalingError for what a user can mend.
     """
     config = spec.config_for(ranks.world_size)
     plan = make_plan(config)
@@ -103,13 +118,17 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with ExitStack() as cleanup, _explained(config, layout):
         clock = Clock()
-        cleanup.callback(Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close)
+        cleanup.callback(
+            Watchdog(clock, channel, spec.run_dir, ranks.rank, config.cluster.hang_s).close
+        )
         device = _prepare_device(config, ranks)
         groups = cleanup.enter_context(_process_groups(config, layout, ranks, device, rendezvous))
         corpus = Corpus.open(spec.corpus_dir, spec.skipped_shards)
         engine = cleanup.enter_context(closing(build_engine(config, layout, ranks, device)))
         mark(spec.startup, "engine_ready")
-        training = _Training.begin(spec, config, plan, ranks, channel, clock, groups, corpus, engine, cleanup)
+        training = _Training.begin(
+            spec, config, plan, ranks, channel, clock, groups, corpus, engine, cleanup
+        )
         state = training.run()
         finished = state.step >= plan.n_steps
         clock.enter(EVALUATING)
@@ -121,7 +140,8 @@ def run_worker(spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: 
 
 @dataclass(frozen=True)
 class _Training:
-    """The parts of one rank's training, and how they are handed to the loop. state: from which it begins."""
+    """The parts of one rank's training, and how they are handed to the loop. state: from which it
+    begins."""
 
     state: TrainState
     config: RunConfig
@@ -143,18 +163,34 @@ class _Training:
 
     @staticmethod
     def begin(
-        spec: WorkerSpec, config: RunConfig, plan: RunPlan, ranks: Ranks, channel: Channel, clock: Clock,
-        groups: tuple[Group, Group], corpus: Corpus, engine: Engine, cleanup: ExitStack,
-    ) -> _Training:  # fmt: skip
+        spec: WorkerSpec,
+        config: RunConfig,
+        plan: RunPlan,
+        ranks: Ranks,
+        channel: Channel,
+        clock: Clock,
+        groups: tuple[Group, Group],
+        corpus: Corpus,
+        engine: Engine,
+        cleanup: ExitStack,
+    ) -> _Training:
         """Take up the newest checkpoint, and open the books. Collective over the ranks."""
         run_dir, tokenizer = RunDir(spec.run_dir), corpus.load_tokenizer()
         report = _event_reporter(run_dir, channel, ranks)
         checkpoints = Checkpointer(
-            run_dir.checkpoints, config, plan.layout,
-            corpus_fingerprint=corpus.fingerprint, ranks=ranks, group=groups[0], writing_group=groups[1], on_event=report,
-            pace=_pace(config, plan, run_dir) if ranks.is_first else None, record=run_dir.metrics,
-            content_fingerprint=corpus.content_fingerprint, corpus_changes=lambda: run_dir.corpus_changes(corpus.facts()),
-        )  # fmt: skip
+            run_dir.checkpoints,
+            config,
+            plan.layout,
+            corpus_fingerprint=corpus.fingerprint,
+            ranks=ranks,
+            group=groups[0],
+            writing_group=groups[1],
+            on_event=report,
+            pace=_pace(config, plan, run_dir) if ranks.is_first else None,
+            record=run_dir.metrics,
+            content_fingerprint=corpus.content_fingerprint,
+            corpus_changes=lambda: run_dir.corpus_changes(corpus.facts()),
+        )
         cleanup.callback(checkpoints.close)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         condemned = share_json(run_dir.condemned() if ranks.is_first else [], groups[0])
@@ -163,30 +199,65 @@ class _Training:
         if heartbeat is not None:
             run_dir.write_tokenizer(tokenizer.to_bytes())
             run_dir.write_corpus(corpus.facts())
-            opening = Opening(config, plan, run_dir, channel, heartbeat, spec.startup, clock, checkpoints.workers, processes)
+            opening = Opening(
+                config,
+                plan,
+                run_dir,
+                channel,
+                heartbeat,
+                spec.startup,
+                clock,
+                checkpoints.workers,
+                processes,
+            )
             recorder = opening.recorder(restored, corpus.mixing(config), cleanup)
         preemption = Preemption(
-            channel, clock, world_size=ranks.world_size, sizes=spec.sizes, grace_s=config.cluster.grace_s,
-            write_s=lambda: checkpoints.longest_write_s, on_event=report,
-        )  # fmt: skip
+            channel,
+            clock,
+            world_size=ranks.world_size,
+            sizes=spec.sizes,
+            grace_s=config.cluster.grace_s,
+            write_s=lambda: checkpoints.longest_write_s,
+            on_event=report,
+        )
         stream = cleanup.enter_context(corpus.stream(config, "train"))
-        cleanup.push(lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None)  # first of all
+        # first of all
+        cleanup.push(
+            lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None
+        )
         return _Training(
-            (restored or TrainState()).without(condemned), config, plan, min(plan.n_steps, spec.until_step or plan.n_steps),
-            ranks, corpus, tokenizer, stream, engine,
-            Guard(config.train, report), checkpoints, recorder, clock, Agreement(groups[0]), preemption, heartbeat, report,
-        )  # fmt: skip
+            (restored or TrainState()).without(condemned),
+            config,
+            plan,
+            min(plan.n_steps, spec.until_step or plan.n_steps),
+            ranks,
+            corpus,
+            tokenizer,
+            stream,
+            engine,
+            Guard(config.train, report),
+            checkpoints,
+            recorder,
+            clock,
+            Agreement(groups[0]),
+            preemption,
+            heartbeat,
+            report,
+        )
 
     def run(self) -> TrainState:
         """Train to the end, or until asked to stop, going back where the guard wants it."""
-        recovery = Recovery(self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report)
+        recovery = Recovery(
+            self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report
+        )
         state = recovery.run(self.run_from, self.state)
         if state.step >= self.plan.n_steps:
             self._check_end(state)
         return state
 
     def _check_end(self, state: TrainState) -> None:
-        """Evaluate a finished run of which no evaluation is recorded. Raises DivergedError for a loss that is not finite."""
+        """Evaluate a finished run of which no evaluation is recorded. Raises DivergedError for a
+        loss that is not finite."""
         recorded = self.recorder.val_loss_at(state.step)
         if self.agreement.any(self.ranks.is_first and recorded is None)[0]:
             self._evaluator()(state)
@@ -195,14 +266,23 @@ class _Training:
 
     def _evaluator(self) -> Callable[[TrainState], None]:
         return _evaluator(
-            self.config, self.plan, self.corpus, self.tokenizer, self.engine, self.ranks, self.recorder, self.clock,
+            self.config,
+            self.plan,
+            self.corpus,
+            self.tokenizer,
+            self.engine,
+            self.ranks,
+            self.recorder,
+            self.clock,
             self.last_step,
-        )  # fmt: skip
+        )
 
     def run_from(self, state: TrainState) -> TrainState:
         """Train from `state` to the end, or until asked to stop. Raises RollBack."""
         config, plan, ranks = self.config, self.plan, self.ranks
-        with _open_loader(config, plan, self.tokenizer, self.stream, ranks, state, self.report) as loader:
+        with _open_loader(
+            config, plan, self.tokenizer, self.stream, ranks, state, self.report
+        ) as loader:
             return train(
                 self.engine,
                 Uncondemned(loader, state.condemned, config.train.global_batch_size),
@@ -245,7 +325,8 @@ def _prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
 def _process_groups(
     config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device, rendezvous: str
 ) -> Iterator[tuple[Group, Group]]:
-    """Starts the default process group; gives gloo groups for small things: one for training, one for who writes checkpoints."""
+    """Starts the default process group; gives gloo groups for small things: one for training, one
+    for who writes checkpoints."""
     if ranks.world_size == 1 and layout.engine != "deepspeed":
         yield None, None
         return
@@ -262,7 +343,11 @@ def _process_groups(
         if alone:
             yield None, None
         else:
-            group = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD
+            group = (
+                dist.new_group(backend="gloo", timeout=timeout)
+                if device.type == "cuda"
+                else dist.group.WORLD
+            )
             yield group, dist.new_group(backend="gloo", timeout=_WRITING_PATIENCE * timeout)
     finally:
         dist.destroy_process_group()
@@ -352,12 +437,15 @@ def _evaluator(
     clock: Clock,
     last_step: int,
 ) -> Callable[[TrainState], None]:
-    """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for every layout."""
+    """Evaluate where it is due: the first `train.eval_sequences` held-out sequences, the same for
+    every layout."""
     with corpus.stream(config, EVAL_SPLIT) as stream:
         n_sequences = min(config.train.eval_sequences, stream.n_sequences)
         ks_N = np.arange(n_sequences)
         whole = make_batch_for(config, tokenizer)(stream.read(ks_N), ks_N)
-    n_bytes = int(tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum())
+    n_bytes = int(
+        tokenizer.token_bytes[whole.targets_BT[whole.targets_BT != IGNORED].numpy()].sum()
+    )
     batches = _eval_batches(whole, ranks, plan.layout.micro_batch_size)
     every = config.train.eval_every
 
@@ -373,7 +461,8 @@ def _evaluator(
 
 
 def _eval_batches(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Batch]:
-    """This rank's batches, as many and as large as every other rank's: rows that fill up the last ones have no targets."""
+    """This rank's batches, as many and as large as every other rank's: rows that fill up the last
+    ones have no targets."""
     n_sequences = len(whole.tokens_BT)
     micro_batch_size = min(micro_batch_size, -(-n_sequences // ranks.dp))
     per_rank = -(-n_sequences // (ranks.dp * micro_batch_size)) * micro_batch_size
@@ -387,11 +476,13 @@ def _eval_batches(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Bat
 
 
 _SAMPLE_MEMORY = 0.1
-"""Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no limit."""
+"""Part of a device that gathered weights may take for a sample: assumption. scaling.generate has no
+limit."""
 
 
 def _sample(config: RunConfig, plan: RunPlan, tokenizer: Tokenizer, engine: Engine) -> str | None:
-    """What the model makes of the prompt; every rank generates the same tokens. None of a sharded model that is too large."""
+    """What the model makes of the prompt; every rank generates the same tokens. None of a sharded
+    model that is too large."""
     train, memory_gb = config.train, config.cluster.device.memory_gb
     if not train.sample_tokens or (config.objective.kind == "seq2seq" and not train.sample_prompt):
         return None
@@ -400,10 +491,17 @@ def _sample(config: RunConfig, plan: RunPlan, tokenizer: Tokenizer, engine: Engi
     if gathered and memory_gb and 4 * plan.counts.n_params > _SAMPLE_MEMORY * memory_gb * 1e9:
         return None
 
-    def sampled(model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None) -> list[int]:
+    def sampled(
+        model: GenerativeModel, prompt: Sequence[int], source: Sequence[int] | None
+    ) -> list[int]:
         return generate(
-            model, prompt, train.sample_tokens, source_ids=source,
-            seed=train.seed, context_limit=train.seq_len, eos_id=tokenizer.eot_id,
-        )  # fmt: skip
+            model,
+            prompt,
+            train.sample_tokens,
+            source_ids=source,
+            seed=train.seed,
+            context_limit=train.seq_len,
+            eos_id=tokenizer.eot_id,
+        )
 
     return complete(config, engine.whole_model().eval(), tokenizer, train.sample_prompt, sampled)

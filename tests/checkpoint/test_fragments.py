@@ -1,4 +1,5 @@
-"""A checkpoint of any layout is read under any other: parts of any tensor degree, any runs of them over data-parallel ranks."""
+"""A checkpoint of any layout is read under any other: parts of any tensor degree, any runs of them
+over data-parallel ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
 
 
 def layouts(shape: tuple[int, ...]) -> st.SearchStrategy[Cuts]:
-    """Parts along any dim over one to four tensor-parallel ranks, each cut into runs over one to four data-parallel ones."""
+    """Parts along any dim over one to four tensor-parallel ranks, each cut into runs over one to
+    four data-parallel ones."""
 
     @st.composite
     def made(draw: st.DrawFn) -> Cuts:
@@ -45,7 +47,11 @@ def layouts(shape: tuple[int, ...]) -> st.SearchStrategy[Cuts]:
             parts = [Part.share(shape, dim, index, tp) for index in range(tp)]
         ranks = []
         for part in parts:
-            bounds = [0, *sorted(draw(st.lists(st.integers(0, part.numel), max_size=3))), part.numel]
+            bounds = [
+                0,
+                *sorted(draw(st.lists(st.integers(0, part.numel), max_size=3))),
+                part.numel,
+            ]
             ranks += [(part, low, high) for low, high in pairwise(bounds)]
         return draw(st.permutations(ranks))
 
@@ -88,8 +94,16 @@ def test_what_one_layout_wrote_another_reads(data: st.DataObject) -> None:
 def test_every_pair_of_layouts_of_a_matrix(tmp_path: Path) -> None:
     shape = (5, 7)
     cuts = [
-        [(part, part.numel * r // dp, part.numel * (r + 1) // dp) for part in parts for r in range(dp)]
-        for parts in ([Part.share(shape, dim, r, tp) for r in range(tp)] for dim in range(2) for tp in (1, 2, 3))
+        [
+            (part, part.numel * r // dp, part.numel * (r + 1) // dp)
+            for part in parts
+            for r in range(dp)
+        ]
+        for parts in (
+            [Part.share(shape, dim, r, tp) for r in range(tp)]
+            for dim in range(2)
+            for tp in (1, 2, 3)
+        )
         for dp in (1, 3)
     ]
     for number, saved in enumerate(cuts):
@@ -114,10 +128,15 @@ def test_every_dim_of_larger_tensors_and_at_most_three_rectangles(data: st.DataO
     def content(run: Run) -> torch.Tensor:
         return run.part.of(elements).reshape(-1)[run.start : run.start + run.numel]
 
-    one, other = (run(Part.share(shape, dim, data.draw(st.integers(0, of - 1)), of)) for of in (2, 3))
+    one, other = (
+        run(Part.share(shape, dim, data.draw(st.integers(0, of - 1)), of)) for of in (2, 3)
+    )
     shared = set()
     for a, b in overlaps(one, other):
-        of_one, of_other = fragments._view(content(one).clone(), a), fragments._view(content(other).clone(), b)
+        of_one, of_other = (
+            fragments._view(content(one).clone(), a),
+            fragments._view(content(other).clone(), b),
+        )
         assert torch.equal(of_one, of_other)
         shared |= set(of_one.reshape(-1).tolist())
     assert shared == set(content(one).tolist()) & set(content(other).tolist())
@@ -134,7 +153,9 @@ def test_what_two_ranks_saved_is_told_even_where_something_else_is_missing(tmp_p
     shape = (4, 6)
     halves = [Part.share(shape, 1, index, 2) for index in range(2)]
     write(tmp_path, shape, [(halves[0], 0, 12), (halves[0], 0, 12)])
-    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors are in another rank's file too"):
+    with pytest.raises(
+        CheckpointError, match=r"rank-00001\.safetensors are in another rank's file too"
+    ):
         FragmentReader(tmp_path).read("param", "weight", Part.whole(shape), 0, 24)
 
 
@@ -154,13 +175,19 @@ def test_ranks_that_disagree_and_other_models_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"start": 20}, {"numel": -1}, {"start": -1}, {"length": 3}, {"shape": 7}, {"start": None}], ids=json.dumps
+    "wrong",
+    [{"start": 20}, {"numel": -1}, {"start": -1}, {"length": 3}, {"shape": 7}, {"start": None}],
+    ids=json.dumps,
 )
 def test_a_header_that_cannot_be_is_no_fragment_file(
     tmp_path: Path, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dumps = json.dumps
-    monkeypatch.setattr(fragments.json, "dumps", lambda places: dumps({name: place | wrong for name, place in places.items()}))
+    monkeypatch.setattr(
+        fragments.json,
+        "dumps",
+        lambda places: dumps({name: place | wrong for name, place in places.items()}),
+    )
     write(tmp_path, (4, 6), [(Part.whole((4, 6)), 0, 24)])
     with pytest.raises(CheckpointError, match="is not a fragment file"):
         FragmentReader(tmp_path)
@@ -168,7 +195,8 @@ def test_a_header_that_cannot_be_is_no_fragment_file(
 
 @pytest.fixture
 def lengths_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many elements each read took from a file; a reader that wants a tensor in one piece finds no way to."""
+    """How many elements each read took from a file; a reader that wants a tensor in one piece finds
+    no way to."""
     lengths: list[int] = []
     opened = fragments.safe_open
 
@@ -191,7 +219,9 @@ def lengths_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path, lengths_read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_asked_for_is_read(
+    tmp_path: Path, lengths_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = (64, 48)
     write(tmp_path, shape, [(Part.share(shape, 1, index, 2), 0, 64 * 24) for index in range(2)])
     reader = FragmentReader(tmp_path)
@@ -207,7 +237,9 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, lengths_read: list[int],
 
     monkeypatch.setattr(fragments, "_READ_AT_ONCE", 10 * 24)
     reader.read("param", "weight", Part.share(shape, 1, 0, 8), 0, 64 * 6)
-    assert max(lengths_read) <= 10 * 24, "a few columns of longer rows: never more than a strip at once"
+    assert max(lengths_read) <= 10 * 24, (
+        "a few columns of longer rows: never more than a strip at once"
+    )
     monkeypatch.setattr(fragments, "_READ_AT_ONCE", 1)
     lengths_read.clear()
     reader.read("param", "weight", Part.share(shape, 1, 0, 8), 0, 64 * 6)

@@ -1,4 +1,5 @@
-"""How often training is saved: where the least is lost, by what saves cost and how often the cluster fails."""
+"""How often training is saved: where the least is lost, by what saves cost and how often the
+cluster fails."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def test_a_cluster_fails_as_often_as_its_parts_and_its_people() -> None:
     assert hours("4x8xA100-spot", 32) == pytest.approx(5.0, rel=0.01)
     assert hours("local", 2) == pytest.approx(8.0, rel=0.01)
     assert with_experience(5.0, hours=0.0, n_failures=0) == 5.0
-    assert with_experience(5.0, hours=95.0, n_failures=0) == 100.0, "a cluster that does not fail is better than was feared"
+    assert with_experience(5.0, hours=95.0, n_failures=0) == 100.0, (
+        "a cluster that does not fail is better than was feared"
+    )
     assert with_experience(5000.0, hours=10.0, n_failures=100) == pytest.approx(50, rel=0.01)
 
 
@@ -70,7 +73,9 @@ class Hand:
 def test_the_interval_follows_what_saves_cost() -> None:
     hand = Hand()
     pace = Pace(None, 1.0, 2e9, hand)
-    assert pace.interval_s == pytest.approx((2 * 2 * 3600) ** 0.5), "two seconds for two gigabytes, until one is measured"
+    assert pace.interval_s == pytest.approx((2 * 2 * 3600) ** 0.5), (
+        "two seconds for two gigabytes, until one is measured"
+    )
     hand.now_s += 119.0
     assert not pace.wanted
     hand.now_s += 2.0
@@ -95,9 +100,14 @@ def test_fixed_minutes_are_fixed() -> None:
 def test_steps_and_minutes_are_not_both_given() -> None:
     assert compose(["checkpoint.every_minutes=5"]).checkpoint.every_minutes == 5
     assert compose().checkpoint.every == "auto"
-    with pytest.raises(ConfigError, match=r"checkpoint\.every_steps and checkpoint\.every_minutes are both set; give one"):
+    with pytest.raises(
+        ConfigError,
+        match=r"checkpoint\.every_steps and checkpoint\.every_minutes are both set; give one",
+    ):
         compose(["checkpoint.every_steps=5", "checkpoint.every_minutes=5"])
-    with pytest.raises(ConfigError, match=r"checkpoint\.every=end leaves no room for checkpoint\.every_steps"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.every=end leaves no room for checkpoint\.every_steps"
+    ):
         compose(["checkpoint.every=end", "checkpoint.every_steps=5"])
 
 
@@ -123,7 +133,10 @@ def _agreed(ranks: Ranks) -> list[list[bool]]:
     import torch.distributed as dist
 
     agreement = Agreement(dist.group.WORLD)
-    return [list(agreement.any(ranks.rank == 1, False, ranks.rank == 0)), list(agreement.any(False))]
+    return [
+        list(agreement.any(ranks.rank == 1, False, ranks.rank == 0)),
+        list(agreement.any(False)),
+    ]
 
 
 def test_what_one_rank_sees_all_act_on() -> None:

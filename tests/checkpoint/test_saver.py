@@ -1,4 +1,5 @@
-"""Checkpoints are written behind training: what is saved is what was, errors are told and lose nothing, one group commits."""
+"""Checkpoints are written behind training: what is saved is what was, errors are told and lose
+nothing, one group commits."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def saved(path: Path, engine: ReferenceEngine) -> dict[str, torch.Tensor]:
 
     shapes = {name: tuple(parameter.shape) for name, parameter in engine.model.named_parameters()}
     return {
-        name: reader.read("param", name, Part.whole(shape), 0, int(np.prod(shape))).view(shape) for name, shape in shapes.items()
+        name: reader.read("param", name, Part.whole(shape), 0, int(np.prod(shape))).view(shape)
+        for name, shape in shapes.items()
     }
 
 
@@ -101,7 +103,9 @@ def test_the_next_checkpoint_waits_for_the_one_on_its_way_and_takes_over_its_mem
         f.tensors["param"].data_ptr() for f in ours._memory.fragments
     ]
     (one, two) = (saved(path, engine) for _, path in committed(tmp_path))
-    assert any(not torch.equal(one[name], two[name]) for name in one), "the second holds the numbers of the first"
+    assert any(not torch.equal(one[name], two[name]) for name in one), (
+        "the second holds the numbers of the first"
+    )
 
 
 def test_what_cannot_be_written_is_told_at_the_next_step_and_loses_nothing(
@@ -120,7 +124,9 @@ def test_what_cannot_be_written_is_told_at_the_next_step_and_loses_nothing(
         ours.save(engine, TrainState(step=2))
         ours.close()
     assert ours.failed
-    with pytest.raises(CheckpointError, match=r"step 2 cannot be written .* No space left on device") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"step 2 cannot be written .* No space left on device"
+    ) as caught:
         ours.wait()
     assert "The previous checkpoint is untouched" in (caught.value.fix or "")
     assert not ours.failed
@@ -137,9 +143,15 @@ def _save_on_ranks(ranks: Ranks, directory: Path, failing: int | None) -> str:
 
     one, engine = checkpointer(directory / f"alone-{ranks.rank}")
     ours = Checkpointer(
-        directory, one._config, one._writer.layout, corpus_fingerprint="f" * 64, ranks=ranks, group=dist.group.WORLD,
-        writing_group=dist.new_group(backend="gloo"), on_event=lambda *_, **__: None,
-    )  # fmt: skip
+        directory,
+        one._config,
+        one._writer.layout,
+        corpus_fingerprint="f" * 64,
+        ranks=ranks,
+        group=dist.group.WORLD,
+        writing_group=dist.new_group(backend="gloo"),
+        on_event=lambda *_, **__: None,
+    )
     if ranks.rank == failing:
         ours._writer.__class__._write_own, before = _no_space, ours._writer.__class__._write_own
     try:
@@ -165,14 +177,20 @@ def test_every_rank_is_told_of_the_one_that_could_not_write(tmp_path: Path) -> N
     assert told == [expected] * 2
     assert committed(tmp_path) == []
     assert run_ranks(_save_on_ranks, 2, tmp_path, None) == ["committed"] * 2
-    assert sorted(verify(tmp_path / "step-00000007").files) == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    assert sorted(verify(tmp_path / "step-00000007").files) == [
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+    ]
 
 
 def _exchange(ranks: Ranks) -> list[Any]:
     import torch.distributed as dist
 
     value = {"rank": ranks.rank, "text": "ä" * (1 + 3 * ranks.rank), "x": 0.1 + 0.2}
-    return [gather_json(value, dist.group.WORLD), share_json(value if ranks.rank == 0 else None, dist.group.WORLD)]
+    return [
+        gather_json(value, dist.group.WORLD),
+        share_json(value if ranks.rank == 0 else None, dist.group.WORLD),
+    ]
 
 
 def test_small_values_pass_between_ranks_as_they_are() -> None:
@@ -215,7 +233,9 @@ def test_a_commit_under_way_is_not_overtaken(tmp_path: Path) -> None:
 
 def test_a_newer_step_is_never_followed_by_an_older_one(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    with pytest.raises(CheckpointError, match=r"holds step 10 already, which is newer than this of step 9"):
+    with pytest.raises(
+        CheckpointError, match=r"holds step 10 already, which is newer than this of step 9"
+    ):
         write(tmp_path, 9)
     assert [step for step, _ in committed(tmp_path)] == [10]
 
@@ -236,7 +256,9 @@ def test_damaged_ones_are_put_aside_and_do_not_count(tmp_path: Path) -> None:
     assert (tmp_path / ".step-00000020.damaged").is_dir()
     again.save(engine, TrainState(step=18))
     again.wait()
-    assert [step for step, _ in committed(tmp_path)] == [18], "the only sound one went, and the damaged one stayed"
+    assert [step for step, _ in committed(tmp_path)] == [18], (
+        "the only sound one went, and the damaged one stayed"
+    )
     assert (tmp_path / ".step-00000020.damaged").is_dir()
     again.save(engine, TrainState(step=20))
     again.wait()
@@ -259,7 +281,9 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path) -> No
     (path / ".nfs0000").touch()
     verify(path)
     (path / "rank-00002.safetensors").write_bytes((path / "rank-00001.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"rank-00002\.safetensors is not named by the manifest"):
+    with pytest.raises(
+        CheckpointError, match=r"rank-00002\.safetensors is not named by the manifest"
+    ):
         newest_valid(tmp_path)
 
 
@@ -270,6 +294,8 @@ def test_retention_of_nothing_is_nothing(tmp_path: Path) -> None:
 def test_a_state_of_another_version_is_refused() -> None:
     state = TrainState(step=3, loss_sum=0.5)
     assert TrainState.from_dict(state.to_dict()) == state
-    assert TrainState.from_dict({"step": 3}) == TrainState(step=3), "keys that came later have their defaults"
+    assert TrainState.from_dict({"step": 3}) == TrainState(step=3), (
+        "keys that came later have their defaults"
+    )
     with pytest.raises(CheckpointError, match="'epoch', which this version does not know"):
         TrainState.from_dict({"step": 3, "epoch": 1})

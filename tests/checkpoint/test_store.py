@@ -1,4 +1,5 @@
-"""Checkpoints are complete or absent: every damage is found, the newest sound one is used, and nothing is unpickled."""
+"""Checkpoints are complete or absent: every damage is found, the newest sound one is used, and
+nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -68,14 +69,21 @@ def content(path: Path) -> tuple[Manifest, list[float]]:
     """All that a run would take from a checkpoint: its manifest and its numbers."""
     found = verify(path)
     reader = FragmentReader(path)
-    numbers = [reader.read(kind, "weight", Part.whole((2, 6)), 0, 12) for kind in ("param", "exp_avg", "exp_avg_sq")]
+    numbers = [
+        reader.read(kind, "weight", Part.whole((2, 6)), 0, 12)
+        for kind in ("param", "exp_avg", "exp_avg_sq")
+    ]
     return found, [*torch.cat(numbers).tolist(), reader.optimizer_step]
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, 7)
     assert path == tmp_path / "step-00000007"
-    assert sorted(p.name for p in path.iterdir()) == [MANIFEST, "rank-00000.safetensors", "rank-00001.safetensors"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        MANIFEST,
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+    ]
     found, numbers = content(path)
     assert found.step == found.state["step"] == numbers[-1] == 7
     assert numbers[:12] == [*(torch.arange(6.0) + 7).tolist(), *(torch.arange(6.0) + 17).tolist()]
@@ -98,7 +106,9 @@ def test_every_change_of_a_byte_of_the_manifest_is_found_or_harmless(tmp_path: P
                 found = content(path)
             except CheckpointError:
                 continue
-            assert found == before, f"bit {bit} of byte {position} passes, and changes what is loaded"
+            assert found == before, (
+                f"bit {bit} of byte {position} passes, and changes what is loaded"
+            )
             unnoticed += 1
     assert unnoticed < 0.2 * len(sound), "white space is harmless, not much else"
 
@@ -128,8 +138,13 @@ def test_every_change_and_truncation_of_a_file_is_found(tmp_path: Path) -> None:
         verify(path)
 
 
-@given(position=st.integers(min_value=0, max_value=10**6), replacement=st.binary(min_size=1, max_size=64))
-def test_any_replaced_run_of_bytes_is_found(tmp_path_factory: pytest.TempPathFactory, position: int, replacement: bytes) -> None:
+@given(
+    position=st.integers(min_value=0, max_value=10**6),
+    replacement=st.binary(min_size=1, max_size=64),
+)
+def test_any_replaced_run_of_bytes_is_found(
+    tmp_path_factory: pytest.TempPathFactory, position: int, replacement: bytes
+) -> None:
     path = write(tmp_path_factory.mktemp("c"), 3)
     file = path / "rank-00000.safetensors"
     sound = file.read_bytes()
@@ -191,7 +206,9 @@ for _ in range(20):
     NESTED = [NESTED]
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(NESTED),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -210,7 +227,11 @@ def test_a_manifest_of_any_content_is_damage_or_what_was_written(
     older, path = write(directory, 3, n_ranks=1), write(directory, 7, n_ranks=1)
     written = verify(path)
     fields = json.loads(json.dumps(asdict(written)))
-    keys = data.draw(st.sampled_from([(), *((key,) for key in fields), *(("state", key) for key in fields["state"])]))
+    keys = data.draw(
+        st.sampled_from(
+            [(), *((key,) for key in fields), *(("state", key) for key in fields["state"])]
+        )
+    )
     value = data.draw(JSON_VALUES)
     if len(keys) == 2:
         fields["state"][keys[1]] = value
@@ -224,12 +245,20 @@ def test_a_manifest_of_any_content_is_damage_or_what_was_written(
     if found[0] != older:
         assert (found[0], found[1].files, found[1].step) == (path, written.files, 7)
         json.dumps(asdict(found[1]))
-        assert set(TrainState.__dataclass_fields__) - {"step"} >= set(keys[1:]), "whatever stands there can be trained from"
+        assert set(TrainState.__dataclass_fields__) - {"step"} >= set(keys[1:]), (
+            "whatever stands there can be trained from"
+        )
 
 
 @pytest.mark.parametrize(
     "content",
-    ["[" * 100_000, "null", '{"format_version": 1, "sha256": "0"}', "\udcff", '{"format_version": ' + "9" * 5000 + "}"],
+    [
+        "[" * 100_000,
+        "null",
+        '{"format_version": 1, "sha256": "0"}',
+        "\udcff",
+        '{"format_version": ' + "9" * 5000 + "}",
+    ],
 )
 def test_text_that_is_no_manifest_is_damage(tmp_path: Path, content: str) -> None:
     older, path = write(tmp_path, 3), write(tmp_path, 7)
@@ -239,7 +268,10 @@ def test_text_that_is_no_manifest_is_damage(tmp_path: Path, content: str) -> Non
     assert found[0] == older
 
 
-@pytest.mark.parametrize("changes", [{"files": ["rank-00000.safetensors"]}, {"state": None}, {"files": {}}, {"step": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"files": ["rank-00000.safetensors"]}, {"state": None}, {"files": {}}, {"step": True}],
+)
 def test_fields_of_another_type_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
     older, path = write(tmp_path, 3), write(tmp_path, 7)
     resealed(path, asdict(verify(path)) | changes)
@@ -250,7 +282,9 @@ def test_fields_of_another_type_are_damage(tmp_path: Path, changes: dict[str, An
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("name", ["rank-00001.safetensors", MANIFEST])
-def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+def test_a_file_that_cannot_be_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
     older, path = write(tmp_path, 3), write(tmp_path, 7)
     opened = Path.open
 
@@ -260,7 +294,9 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
         return opened(file, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CheckpointError, match=f"{re.escape(name)} cannot be read: .*{os.strerror(code)}"):
+    with pytest.raises(
+        CheckpointError, match=f"{re.escape(name)} cannot be read: .*{os.strerror(code)}"
+    ):
         verify(path)
     found = newest_valid(tmp_path)
     assert found is not None
@@ -278,7 +314,10 @@ def damage(path: Path) -> None:
 def test_the_newest_sound_one_is_used_and_damaged_ones_are_told(tmp_path: Path) -> None:
     paths = [write(tmp_path, step) for step in (10, 20, 100)]
     told: list[Path] = []
-    assert newest_valid(tmp_path, on_damaged=lambda path, _: told.append(path)) == (paths[2], verify(paths[2]))
+    assert newest_valid(tmp_path, on_damaged=lambda path, _: told.append(path)) == (
+        paths[2],
+        verify(paths[2]),
+    )
     assert told == []
     damage(paths[2])
     found = newest_valid(tmp_path, on_damaged=lambda path, _: told.append(path))
@@ -315,8 +354,11 @@ def test_partial_and_foreign_directories_are_no_checkpoints(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("failing", ["_fsync", "os.replace"])
-def test_an_interrupted_commit_leaves_nothing_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    """The commit is stopped at every call of `failing` in turn: each time the older checkpoint is what is found."""
+def test_an_interrupted_commit_leaves_nothing_or_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The commit is stopped at every call of `failing` in turn: each time the older checkpoint is
+    what is found."""
     older = write(tmp_path, 10)
     owner, name = (os, "replace") if failing == "os.replace" else (checkpoint, "_fsync")
     original = getattr(owner, name)
@@ -366,7 +408,9 @@ def test_retention_keeps_the_last_and_every_nth(tmp_path: Path) -> None:
         write(tmp_path, step)
     gone = prune(tmp_path, keep_last=2, keep_every_steps=30)
     assert [step for step, _ in committed(tmp_path)] == [30, 60, 70]
-    assert sorted(path.name for path in gone) == [checkpoint_name(step) for step in (10, 20, 40, 50)]
+    assert sorted(path.name for path in gone) == [
+        checkpoint_name(step) for step in (10, 20, 40, 50)
+    ]
     assert prune(tmp_path, keep_last=1, keep_every_steps=None)
     assert [step for step, _ in committed(tmp_path)] == [70]
 
@@ -389,7 +433,10 @@ def test_links_and_files_named_like_a_step_are_unlinked(tmp_path: Path) -> None:
         write(directory, step)
     assert verify(directory / checkpoint_name(10)).step == 10, "a link to a checkpoint is one"
     prune(directory, keep_last=2, keep_every_steps=None)
-    assert sorted(path.name for path in directory.iterdir()) == [checkpoint_name(20), checkpoint_name(30)]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        checkpoint_name(20),
+        checkpoint_name(30),
+    ]
     assert (elsewhere / MANIFEST).is_file(), "only the link is removed"
 
 
@@ -429,7 +476,9 @@ def test_what_resists_removal_is_told_and_what_is_put_aside_beside_it_gets_anoth
 
     monkeypatch.setattr(checkpoint, "remove", refuse)
     told: list[Path] = []
-    prune(tmp_path, keep_last=1, keep_every_steps=None, on_trouble=lambda path, _: told.append(path))
+    prune(
+        tmp_path, keep_last=1, keep_every_steps=None, on_trouble=lambda path, _: told.append(path)
+    )
     assert told == [*paths[:2], tmp_path / ".step-00000030.damaged"]
     checkpoint.set_aside(paths[2])
     assert [step for step, _ in committed(tmp_path)] == [10, 20]
@@ -445,13 +494,26 @@ def checkpointer(
     config = resolve_cluster(
         compose(
             [
-                "model.n_layers=1", "model.d_model=16", "model.n_heads=2", "tokenizer=byte", "train.seq_len=16",
-                "train.n_tokens=100_000", "layout=manual", "layout.dp=1", "layout.engine=reference", *overrides,
+                "model.n_layers=1",
+                "model.d_model=16",
+                "model.n_heads=2",
+                "tokenizer=byte",
+                "train.seq_len=16",
+                "train.n_tokens=100_000",
+                "layout=manual",
+                "layout.dp=1",
+                "layout.engine=reference",
+                *overrides,
             ]
         )
-    )  # fmt: skip
+    )
     layout = make_plan(config).layout
-    place = {"ranks": Ranks(0, 1, 0), "group": None, "writing_group": None, "on_event": lambda *_, **__: None}
+    place = {
+        "ranks": Ranks(0, 1, 0),
+        "group": None,
+        "writing_group": None,
+        "on_event": lambda *_, **__: None,
+    }
     found = Checkpointer(directory, config, layout, corpus_fingerprint=fingerprint, **place, **more)
     return found, ReferenceEngine(config, layout, torch.device("cpu"))
 
@@ -469,11 +531,17 @@ def test_another_run_or_corpus_is_refused(tmp_path: Path) -> None:
     moved, engine = checkpointer(tmp_path, fingerprint="e" * 64)
     with pytest.raises(CheckpointError, match="its data position would point at other text"):
         moved.restore(engine)
-    told, engine = checkpointer(tmp_path, fingerprint="e" * 64, corpus_changes=lambda: "train.n_tokens was 9 and is 0")
-    with pytest.raises(CheckpointError, match=r"\(train.n_tokens was 9 and is 0\): its data position"):
+    told, engine = checkpointer(
+        tmp_path, fingerprint="e" * 64, corpus_changes=lambda: "train.n_tokens was 9 and is 0"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"\(train.n_tokens was 9 and is 0\): its data position"
+    ):
         told.restore(engine)
     sealed, engine = checkpointer(tmp_path, fingerprint="e" * 64, content_fingerprint="f" * 64)
-    assert sealed.restore(engine) == restored, "a checkpoint from before counts were part of the fingerprint"
+    assert sealed.restore(engine) == restored, (
+        "a checkpoint from before counts were part of the fingerprint"
+    )
     again, engine = checkpointer(tmp_path, "checkpoint.every_steps=3", "train.log_every=7")
     assert again.restore(engine) == restored, "how a run is executed is no part of it"
 
@@ -489,7 +557,14 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_the_training_state_survives_exactly(tmp_path: Path) -> None:
     ours, engine = checkpointer(tmp_path)
-    state = TrainState(step=5, n_tokens=10**13 + 1, next_sequence=2**40 + 1, loss_sum=0.1 + 0.2, grad_norm_sum=1 / 3, n_logged=2)
+    state = TrainState(
+        step=5,
+        n_tokens=10**13 + 1,
+        next_sequence=2**40 + 1,
+        loss_sum=0.1 + 0.2,
+        grad_norm_sum=1 / 3,
+        n_logged=2,
+    )
     ours.save(engine, state)
     ours.wait()
     assert ours.restore(engine) == state
@@ -498,18 +573,32 @@ def test_the_training_state_survives_exactly(tmp_path: Path) -> None:
 
 def test_sums_that_are_not_finite_are_words_in_the_manifest(tmp_path: Path) -> None:
     ours, engine = checkpointer(tmp_path)
-    state = TrainState(step=5, loss_sum=math.nan, grad_norm_sum=math.inf, n_logged=2, recent_losses=(1.0, -math.inf))
+    state = TrainState(
+        step=5,
+        loss_sum=math.nan,
+        grad_norm_sum=math.inf,
+        n_logged=2,
+        recent_losses=(1.0, -math.inf),
+    )
     ours.save(engine, state)
     ours.wait()
-    found = json.loads((tmp_path / checkpoint_name(5) / MANIFEST).read_text(), parse_constant=pytest.fail)["state"]
-    assert (found["loss_sum"], found["grad_norm_sum"], found["recent_losses"]) == ("NaN", "Infinity", [1.0, "-Infinity"])
+    found = json.loads(
+        (tmp_path / checkpoint_name(5) / MANIFEST).read_text(), parse_constant=pytest.fail
+    )["state"]
+    assert (found["loss_sum"], found["grad_norm_sum"], found["recent_losses"]) == (
+        "NaN",
+        "Infinity",
+        [1.0, "-Infinity"],
+    )
     restored = ours.restore(engine)
     assert restored is not None
     assert math.isnan(restored.loss_sum)
     assert replace(restored, loss_sum=0.0) == replace(state, loss_sum=0.0)
 
 
-def test_a_state_that_none_can_be_trained_from_is_damage_and_one_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_state_that_none_can_be_trained_from_is_damage_and_one_of_another_version_is_refused(
+    tmp_path: Path,
+) -> None:
     ours, engine = checkpointer(tmp_path)
     for step in (5, 6):
         ours.save(engine, TrainState(step=step, next_sequence=8 * step))

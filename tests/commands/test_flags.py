@@ -19,13 +19,29 @@ from scaling.laws.options import FitOptions, parse
 from scaling.predict import PredictOptions
 
 Command = Callable[..., tuple[int, str, str]]
-NEEDED = {"prepare": "inputs", "generate": "run", "fill": "run", "convert": "run", "fit": "give one of table", "predict": "fit"}
+NEEDED = {
+    "prepare": "inputs",
+    "generate": "run",
+    "fill": "run",
+    "convert": "run",
+    "fit": "give one of table",
+    "predict": "fit",
+}
 """Commands that do nothing without words, and what they say is missing."""
-KEY_OF = {"run": "model", "plan": "model", "rehearse": "model", "status": "run.root", "prepare": "out", "fit": "table"}
+KEY_OF = {
+    "run": "model",
+    "plan": "model",
+    "rehearse": "model",
+    "status": "run.root",
+    "prepare": "out",
+    "fit": "table",
+}
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
     """Run a command by its name in an empty directory: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
 
@@ -51,7 +67,9 @@ def test_every_command_tells_its_version_and_its_help(command: Command, name: st
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_flag_that_was_meant_for_a_key_is_answered_with_the_key(command: Command, name: str) -> None:
+def test_a_flag_that_was_meant_for_a_key_is_answered_with_the_key(
+    command: Command, name: str
+) -> None:
     key = KEY_OF.get(name, "run")
     key = "fit" if name == "predict" else key
     for words in ([f"--{key}=abc"], [f"--{key}", "abc"]):
@@ -78,7 +96,12 @@ def test_the_program_itself_lists_its_commands(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("rnu", "Did you mean run?"), ("train", "There are: run, plan"), ("lr=1", "python -m scaling run lr=1")]
+    ("word", "said"),
+    [
+        ("rnu", "Did you mean run?"),
+        ("train", "There are: run, plan"),
+        ("lr=1", "python -m scaling run lr=1"),
+    ],
 )
 def test_a_command_that_is_none_is_refused(command: Command, word: str, said: str) -> None:
     code, _, err = command(word)
@@ -90,13 +113,19 @@ def test_a_command_that_is_none_is_refused(command: Command, word: str, said: st
 def test_every_command_has_a_module() -> None:
     package = Path(scaling.__file__).parent
     others = {"__init__", "__main__"}
-    mains = {path.stem for path in package.glob("*.py") if "\ndef main(" in path.read_text()} - others
+    mains = {
+        path.stem for path in package.glob("*.py") if "\ndef main(" in path.read_text()
+    } - others
     assert {"planning" if name == "plan" else name for name in COMMANDS} == mains
     assert all(importlib.util.find_spec(f"scaling.{name}") for name in COMMANDS)
 
 
 def test_flags_of_hydra_that_lack_something_are_our_errors(command: Command) -> None:
-    for flag, said in (("--config", "ambiguous"), ("--config-dir", "expected one argument"), ("--cfg=x", "invalid choice")):
+    for flag, said in (
+        ("--config", "ambiguous"),
+        ("--config-dir", "expected one argument"),
+        ("--cfg=x", "invalid choice"),
+    ):
         code, _, err = command("run", flag)
         assert code == 2
         assert err.startswith("ConfigError: ")
@@ -120,13 +149,20 @@ def test_a_part_of_a_key_offers_the_whole(key: str, full: str) -> None:
     assert full in near_keys(key, list(keys()))
 
 
-def test_every_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:
+def test_every_path_may_begin_at_home(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse(FitOptions, ["study=~/runs", "out=~/laws"], "").out == f"{tmp_path}/laws"
     assert parse(PredictOptions, ["fit=~/laws", "c=1"], "").fit == f"{tmp_path}/laws"
-    assert command("plan", "model=gpt_1b", "cluster=8xH100", "plan.output=~/p.json", "plan.top=1")[0] == 0
+    assert (
+        command("plan", "model=gpt_1b", "cluster=8xH100", "plan.output=~/p.json", "plan.top=1")[0]
+        == 0
+    )
     assert (tmp_path / "p.json").is_file()
-    assert f"{tmp_path}/none.csv" in command("plan", "cluster=8xH100", "plan.calibrate=~/none.csv")[2]
+    assert (
+        f"{tmp_path}/none.csv" in command("plan", "cluster=8xH100", "plan.calibrate=~/none.csv")[2]
+    )
 
 
 def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> None:
@@ -145,5 +181,7 @@ for words in (["run", "lr=1"], ["run", "--lr=1"], ["run", "model=x"], ["run", "r
     assert code == 2, words
 print(sorted({"torch", "ray", "deepspeed", "wandb", "matplotlib", "tokenizers", "scipy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr

@@ -27,7 +27,13 @@ def make_run(path: Path, *kinds: str, n_steps: int = 20, **fields: str) -> RunDi
         run_dir.event(kind, **(fields if kind == kinds[-1] else {}))
     log = MetricLog(run_dir.metrics)
     for step in range(1, n_steps + 1):
-        log.record(step, 1000 * step, 1e9, step / 10, {names.TRAIN_LOSS: 10 / step, names.TOKENS_PER_S: 10_000.0})
+        log.record(
+            step,
+            1000 * step,
+            1e9,
+            step / 10,
+            {names.TRAIN_LOSS: 10 / step, names.TOKENS_PER_S: 10_000.0},
+        )
         if step == n_steps // 2:
             log.record(step, 1000 * step, 1e9, step / 10, {names.VAL_LOSS: 1.25})
     return run_dir
@@ -47,10 +53,20 @@ def test_a_row_says_how_the_run_stands(tmp_path, capsys):
     assert row.pop("goodput") == pytest.approx(0.0, abs=1e-9)
     assert row.pop("seconds").keys() == MEANING.keys()
     assert row == {
-        "name": "a", "path": str(tmp_path / "a"), "state": "running", "step": 20, "n_steps": 40, "loss": 0.5,
-        "val_loss": 1.25, "tokens_per_s": 10_000.0, "restarts": 2, "eta_s": 2.0, "checkpoint_step": None,
-        "curve": "█▃▂▂▁▁▁▁▁▁▁▁", "trouble": None,
-    }  # fmt: skip
+        "name": "a",
+        "path": str(tmp_path / "a"),
+        "state": "running",
+        "step": 20,
+        "n_steps": 40,
+        "loss": 0.5,
+        "val_loss": 1.25,
+        "tokens_per_s": 10_000.0,
+        "restarts": 2,
+        "eta_s": 2.0,
+        "checkpoint_step": None,
+        "curve": "█▃▂▂▁▁▁▁▁▁▁▁",
+        "trouble": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,7 +126,9 @@ def test_where_the_time_goes_is_shown_while_a_run_goes_on(tmp_path, capsys):
 def test_what_was_not_measured_is_null(tmp_path, capsys):
     RunDir(tmp_path / "a").create().event("start")
     row = rows(capsys, str(tmp_path))["a"]
-    assert [row[k] for k in ("step", "n_steps", "loss", "val_loss", "tokens_per_s", "eta_s")] == [None] * 6
+    assert [row[k] for k in ("step", "n_steps", "loss", "val_loss", "tokens_per_s", "eta_s")] == [
+        None
+    ] * 6
     assert status.main([str(tmp_path)]) == 0
     assert "0.000" not in capsys.readouterr().out
 
@@ -128,8 +146,10 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path, capsys):
     make_run(tmp_path / "bad", "start").metrics.write_text("?\n{}\n")
     make_run(tmp_path / "sad", "start", "failed", reason="worker 1 died [of hunger]")
     assert {name: row["state"] for name, row in rows(capsys, str(tmp_path)).items()} == {
-        "bad": "damaged", "good": "interrupted", "sad": "failed"
-    }  # fmt: skip
+        "bad": "damaged",
+        "good": "interrupted",
+        "sad": "failed",
+    }
     assert status.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "metrics.jsonl is damaged" in out
@@ -152,7 +172,10 @@ def test_only_the_end_of_a_long_record_is_read(tmp_path, monkeypatch):
     assert names.VAL_LOSS not in newest
 
 
-@pytest.mark.parametrize("word", ["--bogus", "run.rot=a", "run.root=s3://bucket", "run.root=/no/such/place", "/no/such/place"])
+@pytest.mark.parametrize(
+    "word",
+    ["--bogus", "run.rot=a", "run.root=s3://bucket", "run.root=/no/such/place", "/no/such/place"],
+)
 def test_a_wrong_argument_is_a_configuration_error(word, capsys):
     assert status.main([word]) == 2
     out, err = capsys.readouterr()
@@ -183,12 +206,24 @@ def test_the_command_is_quick_and_light(tmp_path):
     seconds = []
     for _ in range(2):
         begun = os.times()
-        done = subprocess.run([sys.executable, "-c", program, f"run.root={tmp_path}"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", program, f"run.root={tmp_path}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         ended = os.times()
-        seconds.append(ended.children_user + ended.children_system - begun.children_user - begun.children_system)
+        seconds.append(
+            ended.children_user
+            + ended.children_system
+            - begun.children_user
+            - begun.children_system
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.count("interrupted") == 20
-    assert min(seconds) < 1.0, "CPU time, since the wall clock depends on what else the machine does: about 0.3 s"
+    assert min(seconds) < 1.0, (
+        "CPU time, since the wall clock depends on what else the machine does: about 0.3 s"
+    )
 
 
 def test_the_curve_is_a_complete_png(tmp_path):
@@ -196,7 +231,10 @@ def test_the_curve_is_a_complete_png(tmp_path):
     MetricLog(run_dir.metrics).record(201, 201_000, 1e9, 3.0, {names.TRAIN_LOSS: math.inf})
     png = tmp_path / "curve.png"
     plot_loss_curve(
-        run_dir.metrics, png, baselines={"unigram": 6.0, "bigram": 4.0}, title=r"a run called $\frac$, which is no formula"
+        run_dir.metrics,
+        png,
+        baselines={"unigram": 6.0, "bigram": 4.0},
+        title=r"a run called $\frac$, which is no formula",
     )
     from PIL import Image
 
@@ -220,8 +258,15 @@ def test_no_name_of_a_level_is_covered(tmp_path, monkeypatch, level):
         return placed[-1][0]
 
     monkeypatch.setattr(curve, "_covered", noted)
-    plot_loss_curve(run_dir.metrics, tmp_path / "curve.png", baselines={"unigram": level, "bigram": level * 0.99}, title="a")
-    first, second = (min(found) for found in (placed[: len(placed) // 2], placed[len(placed) // 2 :]))
+    plot_loss_curve(
+        run_dir.metrics,
+        tmp_path / "curve.png",
+        baselines={"unigram": level, "bigram": level * 0.99},
+        title="a",
+    )
+    first, second = (
+        min(found) for found in (placed[: len(placed) // 2], placed[len(placed) // 2 :])
+    )
     assert first[0] == second[0] == 0, "neither covers a point, a level or another name"
 
 
@@ -240,7 +285,8 @@ def test_the_running_mean_keeps_a_straight_line():
 
 
 def test_of_a_long_record_a_few_lines_are_decoded(tmp_path, capsys, monkeypatch):
-    """500 runs took 5.6 s: up to 4000 lines of each were decoded, and every list of events was read twice."""
+    """500 runs took 5.6 s: up to 4000 lines of each were decoded, and every list of events was read
+    twice."""
     make_run(tmp_path / "a", "start", n_steps=2000)
     decoded, reads = [], []
     decode, read_events = status.decode_record, RunDir.read_events

@@ -16,48 +16,140 @@ from scaling.errors import ConfigError
 
 TYPED = "from the command line: "
 MISTAKES = {
-    "an option that is not there": ("model=gpt_nanoo", "model=gpt_nanoo is not an option of model", "Did you mean gpt_nano or"),
+    "an option that is not there": (
+        "model=gpt_nanoo",
+        "model=gpt_nanoo is not an option of model",
+        "Did you mean gpt_nano or",
+    ),
     "a number for an option": ("optim=3", "optim=3 is not an option of optim", "There are: adamw."),
-    "an option of a nested group": ("cluster/device=H100", "cluster/device=H100 is not an option", "Did you mean H100-80GB?"),
-    "a group that is not there": ("modle=gpt_nano", "there is no key 'modle'", "Did you mean model?"),
-    "a key that is not there": ("train.ntokens=3", "there is no key 'train.ntokens'", "Did you mean train.n_tokens"),
-    "a key that is not there, added": ("+optim.lrr=1", "there is no key 'optim.lrr'", "Did you mean optim.lr"),
-    "a wrong type": ("optim.lr=fast", "optim.lr=fast: input should be a valid number", "optim.lr is: peak learning rate."),
-    "a fraction for a whole number": ("model.n_layers=2.5", "model.n_layers=2.5: input should be a valid integer", "blocks"),
-    "a list for a number": ("train.seq_len=[1,2]", "train.seq_len=[1, 2]: [1, 2] is not a count", "tokens per sequence"),
-    "a mapping for a text": ("data.path={a:1}", "data.path={'a': 1}: input should be a valid string", "data.path is: "),
-    "a count that is none": ("train.n_tokens=many", "'many' is not a count such as 200_000, 2M or 1.5B", "token budget"),
-    "a share that is none": ("schedule.warmup_tokens=x%", "schedule.warmup_tokens=x%", "linear warm-up"),
+    "an option of a nested group": (
+        "cluster/device=H100",
+        "cluster/device=H100 is not an option",
+        "Did you mean H100-80GB?",
+    ),
+    "a group that is not there": (
+        "modle=gpt_nano",
+        "there is no key 'modle'",
+        "Did you mean model?",
+    ),
+    "a key that is not there": (
+        "train.ntokens=3",
+        "there is no key 'train.ntokens'",
+        "Did you mean train.n_tokens",
+    ),
+    "a key that is not there, added": (
+        "+optim.lrr=1",
+        "there is no key 'optim.lrr'",
+        "Did you mean optim.lr",
+    ),
+    "a wrong type": (
+        "optim.lr=fast",
+        "optim.lr=fast: input should be a valid number",
+        "optim.lr is: peak learning rate.",
+    ),
+    "a fraction for a whole number": (
+        "model.n_layers=2.5",
+        "model.n_layers=2.5: input should be a valid integer",
+        "blocks",
+    ),
+    "a list for a number": (
+        "train.seq_len=[1,2]",
+        "train.seq_len=[1, 2]: [1, 2] is not a count",
+        "tokens per sequence",
+    ),
+    "a mapping for a text": (
+        "data.path={a:1}",
+        "data.path={'a': 1}: input should be a valid string",
+        "data.path is: ",
+    ),
+    "a count that is none": (
+        "train.n_tokens=many",
+        "'many' is not a count such as 200_000, 2M or 1.5B",
+        "token budget",
+    ),
+    "a share that is none": (
+        "schedule.warmup_tokens=x%",
+        "schedule.warmup_tokens=x%",
+        "linear warm-up",
+    ),
     "too small": ("optim.lr=-1", "optim.lr=-1: input should be greater than 0", "optim.lr is: "),
-    "too large": ("model.dropout=1", "model.dropout=1: input should be less than 1", "model.dropout is: "),
+    "too large": (
+        "model.dropout=1",
+        "model.dropout=1: input should be less than 1",
+        "model.dropout is: ",
+    ),
     "infinite": ("optim.lr=inf", "optim.lr=inf: input should be a finite number", "optim.lr is: "),
-    "a seed beyond 63 bits": ("train.seed=9223372036854775808", "it is over 9223372036854775807", "train.seed is: "),
-    "a choice that is not there": ("logger.kind=mlflow", "input should be 'none', 'wandb' or 'tensorboard'", "logger.kind is: "),
+    "a seed beyond 63 bits": (
+        "train.seed=9223372036854775808",
+        "it is over 9223372036854775807",
+        "train.seed is: ",
+    ),
+    "a choice that is not there": (
+        "logger.kind=mlflow",
+        "input should be 'none', 'wandb' or 'tensorboard'",
+        "logger.kind is: ",
+    ),
     "no value": ("optim.lr=???", "optim.lr has no value", "Give one: optim.lr=..."),
     "no equals sign": ("optim.lr", "'optim.lr' cannot be read", "Write GROUP=OPTION or KEY=VALUE"),
     "a key alone, without its group": ("lr=3e-4", "there is no key 'lr'", "Did you mean optim.lr?"),
-    "an option alone": ("gpt_nano", "'gpt_nano' cannot be read", "Write GROUP=OPTION or KEY=VALUE, as model=gpt_nano."),
+    "an option alone": (
+        "gpt_nano",
+        "'gpt_nano' cannot be read",
+        "Write GROUP=OPTION or KEY=VALUE, as model=gpt_nano.",
+    ),
     "an open quote": ("optim.lr='1", "cannot be read", "Put the value in quotes"),
     "an equals sign": ("run.name=a=b", "'run.name=a=b' cannot be read", """'run.name="a=b"'"""),
     "a hash": ("run.name=#1", "'run.name=#1' cannot be read", """'run.name="#1"'"""),
     "a tilde inside": ("run.name=a~b", "'run.name=a~b' cannot be read", """'run.name="a~b"'"""),
-    "letters beyond ASCII": ("run.name=été", "'run.name=été' cannot be read", """'run.name="été"'"""),
-    "an apostrophe": ("run.name=it's", "cannot be read", "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond"),
+    "letters beyond ASCII": (
+        "run.name=été",
+        "'run.name=été' cannot be read",
+        """'run.name="été"'""",
+    ),
+    "an apostrophe": (
+        "run.name=it's",
+        "cannot be read",
+        "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond",
+    ),
     "a double quote": ('run.name=5"', "cannot be read", "run.name="),
     "a brace": ("run.name=a}b", "cannot be read", """'run.name="a}b"'"""),
-    "several values": ("run.name=a,b", "'run.name=a,b' gives several values to one run", """'run.name="a,b"'. As several"""),
+    "several values": (
+        "run.name=a,b",
+        "'run.name=a,b' gives several values to one run",
+        """'run.name="a,b"'. As several""",
+    ),
     "a key that is none": ("run.näme=a", "'run.näme=a' cannot be read", "a KEY is made of letters"),
     "an unknown reference": ("optim.lr=${foo}", "optim.lr: Interpolation key 'foo' not found", ""),
 }
 CROSS = {
-    "heads": (["model.n_heads=3"], "n_heads=3 does not divide d_model=128", f"{TYPED}model.n_heads=3"),
-    "data without a path": (["data=text_files"], "data=text_files needs data.path", f"{TYPED}data=text_files"),
-    "bytes with a vocabulary": (["tokenizer=byte", "tokenizer.vocab_size=300"], "exactly 257", "tokenizer.vocab_size=300"),
-    "auto with a value": (["layout.dp=2"], "layout.dp is set, but layout=auto leaves it to the planner", f"{TYPED}layout.dp=2"),
-    "vocabulary": (["model.vocab_size=100"], "model.vocab_size=100 is smaller than tokenizer", "model.vocab_size=100"),
+    "heads": (
+        ["model.n_heads=3"],
+        "n_heads=3 does not divide d_model=128",
+        f"{TYPED}model.n_heads=3",
+    ),
+    "data without a path": (
+        ["data=text_files"],
+        "data=text_files needs data.path",
+        f"{TYPED}data=text_files",
+    ),
+    "bytes with a vocabulary": (
+        ["tokenizer=byte", "tokenizer.vocab_size=300"],
+        "exactly 257",
+        "tokenizer.vocab_size=300",
+    ),
+    "auto with a value": (
+        ["layout.dp=2"],
+        "layout.dp is set, but layout=auto leaves it to the planner",
+        f"{TYPED}layout.dp=2",
+    ),
+    "vocabulary": (
+        ["model.vocab_size=100"],
+        "model.vocab_size=100 is smaller than tokenizer",
+        "model.vocab_size=100",
+    ),
     "odd heads": (["model.d_head=33"], "position=rope rotates pairs", ""),
     "objective": (["objective=masked_lm"], "objective=masked_lm does not fit model.family=gpt", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -77,7 +169,9 @@ def test_a_path_at_home_needs_no_quotes(path: str) -> None:
     assert compose([f"data.cache_dir={path}"]).data.cache_dir == path
 
 
-@pytest.mark.parametrize("override", ["optim.lr=-1", "train.ntokens=3", "train.seq_len=abc", "optim.lr=${foo}"])
+@pytest.mark.parametrize(
+    "override", ["optim.lr=-1", "train.ntokens=3", "train.seq_len=abc", "optim.lr=${foo}"]
+)
 def test_the_origin_is_named(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["model=gpt_tiny", override, "train.seed=3"])
@@ -104,7 +198,9 @@ def environment(place: Path) -> dict[str, str]:
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "scaling.run", *words]
-    return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=environment(cwd), timeout=60)
+    return subprocess.run(
+        argv, capture_output=True, text=True, cwd=cwd, env=environment(cwd), timeout=60
+    )
 
 
 BATCH = """
@@ -126,13 +222,25 @@ print(json.dumps([told(words) for words in json.loads(sys.stdin.read())]))
 
 
 def test_the_command_says_one_thing_and_touches_nothing(tmp_path: Path) -> None:
-    cases = [[override] for override, _, _ in MISTAKES.values()] + [overrides for overrides, _, _ in CROSS.values()]
-    cases += [["cluster=8xA100"], ["run.name=a/b"], ["run.root=s3://bucket/runs"], ["layout=manual", "layout.dp=7"]]
+    cases = [[override] for override, _, _ in MISTAKES.values()] + [
+        overrides for overrides, _, _ in CROSS.values()
+    ]
+    cases += [
+        ["cluster=8xA100"],
+        ["run.name=a/b"],
+        ["run.root=s3://bucket/runs"],
+        ["layout=manual", "layout.dp=7"],
+    ]
     # All in one process that the interpreter starts once: most of a start is imports.
     done = subprocess.run(
-        [sys.executable, "-c", BATCH], input=json.dumps(cases), env=environment(tmp_path), cwd=tmp_path,
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [sys.executable, "-c", BATCH],
+        input=json.dumps(cases),
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words, (code, error) in zip(cases, json.loads(done.stdout), strict=True):
@@ -167,7 +275,9 @@ def test_help_lists_every_group_and_key(tmp_path: Path) -> None:
     for name, field in RunConfig.model_fields.items():
         for key, inner in getattr(field.annotation, "model_fields", {}).items():
             if not hasattr(inner.annotation, "model_fields"):
-                (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {name}.{key}=")]
+                (line,) = [
+                    line for line in done.stdout.splitlines() if line.startswith(f"  {name}.{key}=")
+                ]
                 assert inner.description, f"{name}.{key} is not explained"
                 assert line.endswith(inner.description)
     assert list(tmp_path.iterdir()) == []

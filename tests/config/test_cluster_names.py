@@ -38,11 +38,15 @@ def test_a_name_of_unknown_parts_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "device", "spot"),
     [
-        ("8xA100-SPOT", "A100-80GB", True), ("2x8xA100-40GB-Spot", "A100-40GB", True), ("4x8xh100-sxm5", "H100-80GB", False),
-        ("8xA100-80G", "A100-80GB", False), ("8xNVIDIA H100 80GB HBM3", "H100-80GB", False), ("4xT4-PCIe", "T4-16GB", False),
+        ("8xA100-SPOT", "A100-80GB", True),
+        ("2x8xA100-40GB-Spot", "A100-40GB", True),
+        ("4x8xh100-sxm5", "H100-80GB", False),
+        ("8xA100-80G", "A100-80GB", False),
+        ("8xNVIDIA H100 80GB HBM3", "H100-80GB", False),
+        ("4xT4-PCIe", "T4-16GB", False),
         ("8xRTX-4090", "RTX4090-24GB", False),
     ],
-)  # fmt: skip
+)
 def test_a_name_is_known_however_it_is_written(name: str, device: str, spot: bool) -> None:
     words = with_named_clusters([f"cluster={name}"])
     assert f"cluster/device={device}" in words
@@ -51,7 +55,12 @@ def test_a_name_is_known_however_it_is_written(name: str, device: str, spot: boo
 
 def test_a_name_composes() -> None:
     cluster = compose(["cluster=2x8xA100-SPOT", "model=gpt_1b"]).cluster
-    assert (cluster.name, cluster.n_nodes, cluster.devices_per_node, cluster.preemptible) == ("2x8xA100-SPOT", 2, 8, True)
+    assert (cluster.name, cluster.n_nodes, cluster.devices_per_node, cluster.preemptible) == (
+        "2x8xA100-SPOT",
+        2,
+        8,
+        True,
+    )
 
 
 def test_a_cluster_larger_than_any_is_refused() -> None:
@@ -62,5 +71,8 @@ def test_a_cluster_larger_than_any_is_refused() -> None:
 
 
 def test_a_table_of_measurements_may_say_another_memory() -> None:
-    named = {words: _sheet(*words)["name"] for words in (("A100-PCIe", 40.0), ("H100 NVL", 94.0), ("A100-SXM4", 64.0))}
+    named = {
+        words: _sheet(*words)["name"]
+        for words in (("A100-PCIe", 40.0), ("H100 NVL", 94.0), ("A100-SXM4", 64.0))
+    }
     assert list(named.values()) == ["A100-40GB", "H100-80GB", "A100-80GB"]

@@ -37,11 +37,28 @@ REFUSED = {
 }
 """Options that do not go with the default of every other group, and what their error must name."""
 
-SEMANTIC_SECTIONS = {"model", "attention", "position", "objective", "data", "tokenizer", "optim", "schedule", "precision"}
-SEMANTIC_TRAIN = {"train.n_tokens", "train.global_batch_size", "train.seq_len", "train.seed", "train.parent"}
+SEMANTIC_SECTIONS = {
+    "model",
+    "attention",
+    "position",
+    "objective",
+    "data",
+    "tokenizer",
+    "optim",
+    "schedule",
+    "precision",
+}
+SEMANTIC_TRAIN = {
+    "train.n_tokens",
+    "train.global_batch_size",
+    "train.seq_len",
+    "train.seed",
+    "train.parent",
+}
 EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
-"""precision=auto is fp32 on CPUs and bf16 on GPUs: through it, and only then, the kind of device is in the mathematics."""
+"""precision=auto is fp32 on CPUs and bf16 on GPUs: through it, and only then, the kind of device is
+in the mathematics."""
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in REFUSED])
@@ -70,7 +87,9 @@ def leaves(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]
             yield prefix + name, value, field.annotation
 
 
-def test_the_default_configuration_is_that_of_the_golden_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_configuration_is_that_of_the_golden_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("SCALING_CACHE", raising=False)
     config = compose()
     lines = [f"{key} = {value!r}" for key, value, _ in leaves(config)]
@@ -85,7 +104,12 @@ def test_the_default_configuration_is_that_of_the_golden_file(monkeypatch: pytes
 
 def another(key: str, value: Any, annotation: Any) -> Any:
     """A value of the same type that is not `value`; the models do not check it."""
-    choices = [choice for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal for choice in get_args(part)]
+    choices = [
+        choice
+        for part in (annotation, *get_args(annotation))
+        if get_origin(part) is Literal
+        for choice in get_args(part)
+    ]
     if key == "data.components":
         return (ComponentConfig(name="part", weight=1.0, kind="python_stdlib"),)
     if key == "precision.kind":
@@ -105,7 +129,9 @@ def another(key: str, value: Any, annotation: Any) -> Any:
 
 def changed(config: Any, key: str, value: Any) -> Any:
     name, _, rest = key.partition(".")
-    return config.model_copy(update={name: changed(getattr(config, name), rest, value) if rest else value})
+    return config.model_copy(
+        update={name: changed(getattr(config, name), rest, value) if rest else value}
+    )
 
 
 DEFAULT = compose(["cluster.devices_per_node=2"])
@@ -113,7 +139,9 @@ KEYS = {key: (value, annotation) for key, value, annotation in leaves(DEFAULT)}
 
 
 def is_semantic(key: str) -> bool:
-    return key in SEMANTIC_TRAIN or (key.split(".")[0] in SEMANTIC_SECTIONS and key not in EXECUTION_ANYWHERE)
+    return key in SEMANTIC_TRAIN or (
+        key.split(".")[0] in SEMANTIC_SECTIONS and key not in EXECUTION_ANYWHERE
+    )
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if is_semantic(key)])
@@ -121,7 +149,9 @@ def test_a_key_of_the_mathematics_changes_the_identity(key: str) -> None:
     assert changed(DEFAULT, key, another(key, *KEYS[key])).semantic_hash != DEFAULT.semantic_hash
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if not is_semantic(key) and key not in BY_PRECISION])
+@pytest.mark.parametrize(
+    "key", [key for key in KEYS if not is_semantic(key) and key not in BY_PRECISION]
+)
 def test_a_key_of_the_execution_leaves_the_identity(key: str) -> None:
     assert changed(DEFAULT, key, another(key, *KEYS[key])).semantic_hash == DEFAULT.semantic_hash
 
@@ -131,12 +161,21 @@ def test_the_kind_of_device_counts_through_precision_only() -> None:
     assert gpu.semantic_hash != DEFAULT.semantic_hash
     assert gpu.semantic_hash == changed(DEFAULT, "precision.kind", "bf16").semantic_hash
     fp32 = changed(DEFAULT, "precision.kind", "fp32")
-    assert fp32.semantic_hash == DEFAULT.semantic_hash == changed(fp32, "cluster.device.kind", "gpu").semantic_hash
+    assert (
+        fp32.semantic_hash
+        == DEFAULT.semantic_hash
+        == changed(fp32, "cluster.device.kind", "gpu").semantic_hash
+    )
 
 
 def test_spelling_out_what_null_stands_for_leaves_the_identity() -> None:
     model = DEFAULT.model
-    spelt = {"n_kv_heads": model.kv_heads, "d_head": model.head_width, "d_ff": model.ff_width, "vocab_size": DEFAULT.vocab_size}
+    spelt = {
+        "n_kv_heads": model.kv_heads,
+        "d_head": model.head_width,
+        "d_ff": model.ff_width,
+        "vocab_size": DEFAULT.vocab_size,
+    }
     assert all(getattr(model, key) is None for key in spelt)
     overrides = [f"model.{key}={value}" for key, value in spelt.items()]
     assert compose(overrides).semantic_hash == compose().semantic_hash
@@ -146,7 +185,9 @@ def test_spelling_out_what_null_stands_for_leaves_the_identity() -> None:
 def test_a_budget_that_is_null_is_resolved_before_the_identity() -> None:
     config = compose(["train.n_tokens=null"])
     assert config.train.n_tokens == token_budget(config)
-    assert compose([f"train.n_tokens={config.train.n_tokens}"]).semantic_hash == config.semantic_hash
+    assert (
+        compose([f"train.n_tokens={config.train.n_tokens}"]).semantic_hash == config.semantic_hash
+    )
 
 
 def test_a_saved_configuration_reads_back_as_the_same(tmp_path: Path) -> None:

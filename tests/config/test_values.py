@@ -1,4 +1,5 @@
-"""No field of the configuration takes a value of another kind, or a number without sense, and none ends in a traceback."""
+"""No field of the configuration takes a value of another kind, or a number without sense, and none
+ends in a traceback."""
 
 from __future__ import annotations
 
@@ -18,16 +19,45 @@ from scaling.laws.options import FitOptions, parse
 from scaling.units import parse_share
 
 NONSENSE: dict[str, Any] = {
-    "true": True, "nan": math.nan, "inf": math.inf, "-1": -1, "1e30": 1e30, "2**70": 2**70, "empty": "", "quoted": "1",
-    "list": [], "pair": [1, 2], "mapping": {"a": 1},
-}  # fmt: skip
+    "true": True,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-1": -1,
+    "1e30": 1e30,
+    "2**70": 2**70,
+    "empty": "",
+    "quoted": "1",
+    "list": [],
+    "pair": [1, 2],
+    "mapping": {"a": 1},
+}
 MAY_BE_MINUS_ONE = {"cluster.max_preemptions"}
 MAY_BE_LARGE = {  # a rate or a weight without a natural end; a run that diverges says so
-    "optim.lr", "optim.eps", "optim.weight_decay", "optim.grad_clip", "model.norm_eps", "model.init_std", "model.balance_loss",
-    "position.theta", "position.scaling_factor", "objective.mean_span", "train.spike_sigmas", "cluster.device.memory_gb",
-    "study.least_tokens_per_param", "study.most_tokens_per_param",
-}  # fmt: skip
-PHYSICAL = ("_gb", "_gb_per_s", "_tflops_bf16", "_tflops_fp32", "_w", "_hours", "_hour", "_between_failures")
+    "optim.lr",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "model.norm_eps",
+    "model.init_std",
+    "model.balance_loss",
+    "position.theta",
+    "position.scaling_factor",
+    "objective.mean_span",
+    "train.spike_sigmas",
+    "cluster.device.memory_gb",
+    "study.least_tokens_per_param",
+    "study.most_tokens_per_param",
+}
+PHYSICAL = (
+    "_gb",
+    "_gb_per_s",
+    "_tflops_bf16",
+    "_tflops_fp32",
+    "_w",
+    "_hours",
+    "_hour",
+    "_between_failures",
+)
 
 
 @cache
@@ -35,8 +65,11 @@ def tree() -> dict[str, Any]:
     return compose().model_dump(mode="json")
 
 
-def numeric_fields(model: type[Section] = RunConfig, prefix: str = "") -> list[tuple[str, bool, bool]]:
-    """(key, whether it is of one number and no list, whether it reads text) of every number of the configuration."""
+def numeric_fields(
+    model: type[Section] = RunConfig, prefix: str = ""
+) -> list[tuple[str, bool, bool]]:
+    """(key, whether it is of one number and no list, whether it reads text) of every number of the
+    configuration."""
     found = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -96,7 +129,7 @@ def test_every_number_refuses_what_is_none() -> None:
         ("run.root", "", "at least 1 character"),
         ("logger.project", "a\tb", "control character"),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_is_refused_says_why(key: str, value: Any, message: str) -> None:
     section, name = key.split(".")
     with pytest.raises(ValidationError, match=message):
@@ -105,14 +138,32 @@ def test_a_value_that_is_refused_says_why(key: str, value: Any, message: str) ->
 
 @pytest.mark.parametrize("key", ["run.name", "study.name", "model.name"])
 @pytest.mark.parametrize(
-    "name", ["", "  ", " a", "a ", "-a", ".a", "..", "a/b", "a\\b", "a\nb", "a\x1b[31mb", "a\x00b", "a" * 101, "é" * 101]
+    "name",
+    [
+        "",
+        "  ",
+        " a",
+        "a ",
+        "-a",
+        ".a",
+        "..",
+        "a/b",
+        "a\\b",
+        "a\nb",
+        "a\x1b[31mb",
+        "a\x00b",
+        "a" * 101,
+        "é" * 101,
+    ],
 )
 def test_a_name_makes_a_directory_or_is_refused(key: str, name: str) -> None:
     assert not accepted(key, name)
 
 
 def test_names_that_are_fine() -> None:
-    assert all(accepted("run.name", name) for name in ("a", "a b", "run-1.2_x", "naïve", "試驗", "a" * 100))
+    assert all(
+        accepted("run.name", name) for name in ("a", "a b", "run-1.2_x", "naïve", "試驗", "a" * 100)
+    )
 
 
 def test_what_is_text_may_have_lines_where_it_is_prose() -> None:
@@ -126,7 +177,9 @@ def test_a_share_is_finite(text: str) -> None:
 
 
 def test_a_list_of_options_is_refused_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"model=\[a,b\] is a list of options.*\n.*Give one option"):
+    with pytest.raises(
+        ConfigError, match=r"model=\[a,b\] is a list of options.*\n.*Give one option"
+    ):
         compose(["model=[a,b]"])
 
 
@@ -137,7 +190,9 @@ def test_a_command_prints_no_control_characters() -> None:
     assert "a\\x1b[31mb" in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["draws=true", "draws=1e9", "seed=-1", "delta=nan", "cuts=-1", "budgets=0", "noise=3:0"])
+@pytest.mark.parametrize(
+    "word", ["draws=true", "draws=1e9", "seed=-1", "delta=nan", "cuts=-1", "budgets=0", "noise=3:0"]
+)
 def test_options_of_a_fit_refuse_it_too(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
         parse(FitOptions, ["table=t.csv", word], "scaling.fit")

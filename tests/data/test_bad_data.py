@@ -21,10 +21,16 @@ def table() -> dict[str, str]:
 
 def plain(text: str, place: Place) -> str:
     """On one line, without what differs from one machine or moment to the next."""
-    for old, new in ((place.web.url, "URL"), (str(place.shards), "DIR"), (str(place.root), "PLACE")):
+    for old, new in (
+        (place.web.url, "URL"),
+        (str(place.shards), "DIR"),
+        (str(place.root), "PLACE"),
+    ):
         text = text.replace(old, new)
     text = re.sub(r"the last of \d+ attempts in \d+ s", "the last of N attempts in S s", text)
-    return re.sub(r"only \d+ bytes came in \d+ s", "only N bytes came in S s", " ".join(text.split()))
+    return re.sub(
+        r"only \d+ bytes came in \d+ s", "only N bytes came in S s", " ".join(text.split())
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The baseline of an objective is the unigram entropy of the tokens it scores, with markers at none."""
+"""The baseline of an objective is the unigram entropy of the tokens it scores, with markers at
+none."""
 
 from __future__ import annotations
 

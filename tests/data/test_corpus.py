@@ -1,4 +1,5 @@
-"""Preparing a corpus: the same bytes every time, no leak, safe against rivals, kills and full disks."""
+"""Preparing a corpus: the same bytes every time, no leak, safe against rivals, kills and full
+disks."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ from scaling.data.read.stream import check_shards
 from scaling.data.shards import CorpusIndex
 from scaling.data.tokenizer.byte_level import load_tokenizer
 from scaling.errors import ConfigError, DataError
-from tests.support.corpora import BPE, BYTE, random_documents, text_config, write_corpus, write_texts
+from tests.support.corpora import (
+    BPE,
+    BYTE,
+    random_documents,
+    text_config,
+    write_corpus,
+    write_texts,
+)
 
 
 @pytest.fixture
@@ -38,19 +46,26 @@ def documents_of(directory: Path, split: str) -> list[str]:
     tokenizer = load_tokenizer(directory, index)
     tokens = np.concatenate([read_shard(directory, index, shard) for shard in index.split(split)])
     ends = np.flatnonzero(tokens == index.tokenizer.eot_id)
-    return [tokenizer.decode(tokens[begin:end]) for begin, end in zip([0, *(ends[:-1] + 1)], ends, strict=True)]
+    return [
+        tokenizer.decode(tokens[begin:end])
+        for begin, end in zip([0, *(ends[:-1] + 1)], ends, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTE], ids=["bpe", "byte"])
 def test_every_document_is_kept_once_and_exactly(tmp_path, texts, tokenizer):
     directory = ensure_corpus(text_config(texts, tmp_path / "cache"), tokenizer)
     train, val = documents_of(directory, "train"), documents_of(directory, "val")
-    originals = [path.read_bytes().decode() for path in find_source(text_config(texts, tmp_path)).files]
+    originals = [
+        path.read_bytes().decode() for path in find_source(text_config(texts, tmp_path)).files
+    ]
     assert sorted(train + val) == sorted(originals)
     assert len(val) > 1
     index = CorpusIndex.load(directory)
     assert len(index.split("train")) > 1
-    assert sum(shard.n_bytes for split in index.splits.values() for shard in split) == sum(len(t.encode()) for t in originals)
+    assert sum(shard.n_bytes for split in index.splits.values() for shard in split) == sum(
+        len(t.encode()) for t in originals
+    )
     assert all(check_shards(directory, index, split, full=True) == [] for split in index.splits)
 
 
@@ -96,7 +111,10 @@ def test_cached_corpus_is_found_again_and_a_changed_source_is_not_mistaken(tmp_p
 
 def test_what_is_left_in_the_cache_is_the_corpus_and_an_empty_lock(tmp_path, texts):
     directory = ensure_corpus(text_config(texts, tmp_path / "cache"), BYTE)
-    assert {path.name for path in directory.parent.iterdir()} == {directory.name, f".{directory.name}.lock"}
+    assert {path.name for path in directory.parent.iterdir()} == {
+        directory.name,
+        f".{directory.name}.lock",
+    }
 
 
 BUILD = """
@@ -115,14 +133,11 @@ print(ensure_corpus(text_config(sys.argv[1], Path(sys.argv[2])), BPE, report), f
 
 
 def start_build(pattern: str, cache: Path, pause_at: str = "") -> subprocess.Popen[str]:
-    """A process that builds a corpus, reports line by line, and at one message waits for a line from us."""
+    """A process that builds a corpus, reports line by line, and at one message waits for a line
+    from us."""
     command = [sys.executable, "-c", BUILD, pattern, str(cache), *([pause_at] if pause_at else [])]
     return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
     )
 
 
@@ -139,7 +154,9 @@ def test_two_builds_at_once_make_one(tmp_path, texts):
         with start_build(texts, tmp_path / "cache") as second:
             wait_for(second, "waiting for another process")
             first.stdin.write("\n" * 100)
-            outputs = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
+            outputs = [
+                process.communicate(timeout=60)[0].splitlines() for process in (first, second)
+            ]
     assert first.returncode == second.returncode == 0
     assert outputs[0][-1] == outputs[1][-1]
     assert len(outputs[1]) == 1  # the second built nothing
@@ -175,7 +192,10 @@ def test_full_disk(tmp_path, texts):
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
     try:
-        with pytest.raises(DataError, match=r"the corpus cannot be built in .*: File too large(.|\n)*Set data.cache_dir"):
+        with pytest.raises(
+            DataError,
+            match=r"the corpus cannot be built in .*: File too large(.|\n)*Set data.cache_dir",
+        ):
             ensure_corpus(text_config(texts, tmp_path / "cache"), BYTE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -184,7 +204,9 @@ def test_full_disk(tmp_path, texts):
 
 def test_cache_that_cannot_be_written(tmp_path, texts):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot be built in .*: Not a directory(.|\n)*Set data.cache_dir"):
+    with pytest.raises(
+        DataError, match=r"cannot be built in .*: Not a directory(.|\n)*Set data.cache_dir"
+    ):
         ensure_corpus(text_config(texts, tmp_path / "file" / "cache"), BYTE)
 
 
@@ -214,14 +236,23 @@ def test_standard_library_leaves_tests_and_installed_packages_out(tmp_path):
     names = {str(path) for path in files}
     assert len(files) > 300
     assert any(name.endswith("/json/decoder.py") for name in names)
-    for part in ("/site-packages/", "/dist-packages/", "/test/", "/tests/", "/idle_test/", "/__pycache__/"):
+    for part in (
+        "/site-packages/",
+        "/dist-packages/",
+        "/test/",
+        "/tests/",
+        "/idle_test/",
+        "/__pycache__/",
+    ):
         assert not any(part in name for name in names)
 
 
 def test_default_corpus_is_looked_up_without_opening_its_files(tmp_path, monkeypatch):
     stats = []
     stat = Path.stat
-    monkeypatch.setattr(Path, "stat", lambda path, **options: stats.append(path) or stat(path, **options))
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **options: stats.append(path) or stat(path, **options)
+    )
     for owner, name in ((io, "open"), (builtins, "open"), (os, "open")):
         monkeypatch.setattr(owner, name, None)
     source = find_source(DataConfig(kind="python_stdlib", cache_dir=str(tmp_path)))
@@ -234,7 +265,9 @@ def test_prepared_shards_must_fit_the_tokenizer(tmp_path):
     write_corpus(tmp_path, random_documents(0))
     data = DataConfig(kind="shards", path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     assert ensure_corpus(data, TokenizerConfig(kind="bpe", vocab_size=1000)) == tmp_path
-    with pytest.raises(ConfigError, match=r"bpe with 1000 entries, and the configuration has bpe with 4096"):
+    with pytest.raises(
+        ConfigError, match=r"bpe with 1000 entries, and the configuration has bpe with 4096"
+    ):
         ensure_corpus(data, TokenizerConfig(kind="bpe", vocab_size=4096))
     with pytest.raises(DataError, match="no such file"):
         ensure_corpus(data.model_copy(update={"path": str(tmp_path / "nowhere")}), BYTE)
@@ -247,11 +280,13 @@ def test_golden_corpus(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name * 50)
     directory = ensure_corpus(text_config(pattern, tmp_path / "cache"), BYTE)
     index = CorpusIndex.load(directory)
-    assert hashlib.sha256((directory / "train-000000.tar").read_bytes()).hexdigest()[:16] == "fe0162ebd20b09ba"
-    assert [(len(shards), shards[0].n_documents, shards[0].n_tokens) for shards in index.splits.values()] == [
-        (1, 4, 204),
-        (1, 2, 102),
-    ]
+    assert (
+        hashlib.sha256((directory / "train-000000.tar").read_bytes()).hexdigest()[:16]
+        == "fe0162ebd20b09ba"
+    )
+    assert [
+        (len(shards), shards[0].n_documents, shards[0].n_tokens) for shards in index.splits.values()
+    ] == [(1, 4, 204), (1, 2, 102)]
 
 
 def test_named_files_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
@@ -263,11 +298,16 @@ def test_named_files_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_text(text)
     data = DataConfig(
-        kind="text_files", path=f"{tmp_path}/[abc]*.txt", val_path=f"{tmp_path}/held.txt", cache_dir=str(tmp_path / "cache")
+        kind="text_files",
+        path=f"{tmp_path}/[abc]*.txt",
+        val_path=f"{tmp_path}/held.txt",
+        cache_dir=str(tmp_path / "cache"),
     )
     directory = ensure_corpus(data, BYTE)
     index = CorpusIndex.load(directory)
-    assert {split: sum(s.n_documents for s in index.split(split)) for split in ("train", "val")} == {"train": 2, "val": 1}
+    assert {
+        split: sum(s.n_documents for s in index.split(split)) for split in ("train", "val")
+    } == {"train": 2, "val": 1}
     assert sum(s.n_bytes for s in index.split("val")) == len("gamma " * 50)
     with pytest.raises(ConfigError, match=r"val_path='[^']*none' matches no file"):
         ensure_corpus(data.model_copy(update={"val_path": f"{tmp_path}/none"}), BYTE)

@@ -1,4 +1,5 @@
-"""data=documents, and tokenizers that exist: what a run prepares for itself from anything that scaling.prepare reads."""
+"""data=documents, and tokenizers that exist: what a run prepares for itself from anything that
+scaling.prepare reads."""
 
 from __future__ import annotations
 
@@ -40,7 +41,12 @@ def one_process(monkeypatch):
 
 
 def documents(tmp_path: Path, path: str, **changes: object) -> DataConfig:
-    values = {"kind": "documents", "path": path, "cache_dir": str(tmp_path / "cache"), "shard_tokens": 5000}
+    values = {
+        "kind": "documents",
+        "path": path,
+        "cache_dir": str(tmp_path / "cache"),
+        "shard_tokens": 5000,
+    }
     return DataConfig.model_validate(values | changes)
 
 
@@ -84,7 +90,11 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, monkeypatch):
     data = documents(tmp_path, f"{tmp_path}/a.jsonl")
     whole = ensure_corpus(data.model_copy(update={"cache_dir": str(tmp_path / "other")}), BYTE)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "encode_bucket", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            prepare,
+            "encode_bucket",
+            lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(DataError, match="No space left on device"):
             ensure_corpus(data, BYTE)
     monkeypatch.setattr(prepare, "sort_piece", lambda *_: pytest.fail("read again"))
@@ -93,13 +103,17 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, monkeypatch):
 
 def test_a_document_that_is_none_is_told_with_its_place(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
-    with pytest.raises(DataError, match=r"line at byte 14 of .*a.jsonl has no text in 'text', but: txt"):
+    with pytest.raises(
+        DataError, match=r"line at byte 14 of .*a.jsonl has no text in 'text', but: txt"
+    ):
         ensure_corpus(documents(tmp_path, f"{tmp_path}/a.jsonl"), BYTE)
 
 
 def own_tokenizer(tmp_path: Path) -> Path:
     """A tokenizer.json as another maker writes it, of 301 entries with our end of text."""
-    trained = json.loads(train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), texts(50)).to_bytes())
+    trained = json.loads(
+        train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), texts(50)).to_bytes()
+    )
     trained["added_tokens"] = []
     trained["model"]["vocab"]["</s>"] = trained["model"]["vocab"].pop("<|endoftext|>")
     (tmp_path / "tok").mkdir()
@@ -110,16 +124,29 @@ def own_tokenizer(tmp_path: Path) -> Path:
 def test_a_tokenizer_that_exists(tmp_path):
     folder = own_tokenizer(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts(40)))
-    config = compose(["data=documents", f"data.path={tmp_path}/a.jsonl", f"data.cache_dir={tmp_path / 'cache'}",
-                      f"tokenizer=hf:{folder}", "tokenizer.vocab_size=301"])  # fmt: skip
-    assert (config.tokenizer.kind, config.tokenizer.name, config.vocab_size) == ("hf", str(folder), 301)
+    config = compose(
+        [
+            "data=documents",
+            f"data.path={tmp_path}/a.jsonl",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            f"tokenizer=hf:{folder}",
+            "tokenizer.vocab_size=301",
+        ]
+    )
+    assert (config.tokenizer.kind, config.tokenizer.name, config.vocab_size) == (
+        "hf",
+        str(folder),
+        301,
+    )
     directory = ensure_corpus(config.data, config.tokenizer)
     assert CorpusIndex.load(directory).tokenizer.vocab_size == 301
     assert kept(directory) == sorted(texts(40))
     as_shards = DataConfig(kind="shards", path=str(directory), cache_dir=str(tmp_path / "cache"))
     assert ensure_corpus(as_shards, config.tokenizer) == directory
     other = shutil.copytree(folder, tmp_path / "tok2")
-    (other / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("</s>", "<eos>"))
+    (other / "tokenizer.json").write_text(
+        (folder / "tokenizer.json").read_text().replace("</s>", "<eos>")
+    )
     renamed = config.tokenizer.model_copy(update={"name": str(other)})
     assert ensure_corpus(config.data, renamed) != directory
 
@@ -128,19 +155,37 @@ def test_the_size_of_a_tokenizer_that_exists_is_checked(tmp_path):
     folder = own_tokenizer(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts(40)))
     tokenizer = TokenizerConfig(kind="hf", name=str(folder), vocab_size=300)
-    with pytest.raises(ConfigError, match=r"has 301 entries with its special tokens(.|\n)*Set tokenizer.vocab_size=301"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has 301 entries with its special tokens(.|\n)*Set tokenizer.vocab_size=301",
+    ):
         ensure_corpus(documents(tmp_path, f"{tmp_path}/a.jsonl"), tokenizer)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["tokenizer=hf:gpt2"], "tokenizer.vocab_size has no value"),
-    (["tokenizer=hf", "tokenizer.vocab_size=300"], "tokenizer.name has no value"),
-    (["tokenizer=bpe", "tokenizer.name=gpt2"], "tokenizer=bpe has no use for tokenizer.name"),
-    (["data=shards", "data.path=https://me:s3cret@host/dir"], "data.path holds a password or a key"),
-    (["data=shards", "data.path='https://host/dir?X-Amz-Signature=abc'"], "data.path holds a password or a key"),
-    (["data.components=[{name: a, weight: 1, kind: python_stdlib}]"], "only data=mixture reads"),
-    (["model=t5_tiny", "data.attend_across_documents=false"], "is for objective=causal_lm and masked_lm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tokenizer=hf:gpt2"], "tokenizer.vocab_size has no value"),
+        (["tokenizer=hf", "tokenizer.vocab_size=300"], "tokenizer.name has no value"),
+        (["tokenizer=bpe", "tokenizer.name=gpt2"], "tokenizer=bpe has no use for tokenizer.name"),
+        (
+            ["data=shards", "data.path=https://me:s3cret@host/dir"],
+            "data.path holds a password or a key",
+        ),
+        (
+            ["data=shards", "data.path='https://host/dir?X-Amz-Signature=abc'"],
+            "data.path holds a password or a key",
+        ),
+        (
+            ["data.components=[{name: a, weight: 1, kind: python_stdlib}]"],
+            "only data=mixture reads",
+        ),
+        (
+            ["model=t5_tiny", "data.attend_across_documents=false"],
+            "is for objective=causal_lm and masked_lm",
+        ),
+    ],
+)
 def test_configurations_that_cannot_be(overrides, message):
     with pytest.raises(ConfigError) as caught:
         compose(overrides)

@@ -1,6 +1,8 @@
-"""Whatever the ranks, threads, micro-batches and restarts: every step has its sequences in their order, every epoch each once.
+"""Whatever the ranks, threads, micro-batches and restarts: every step has its sequences in their
+order, every epoch each once.
 
-Real shards, streams and loaders; a run is played from checkpoint to checkpoint, with kills between them.
+Real shards, streams and loaders; a run is played from checkpoint to checkpoint, with kills between
+them.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ Row = tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, CorpusIndex, list[np.ndarray]]]:
-    """Two corpora in which every token but end-of-text occurs once, so that a row says where it is from; and their streams."""
+def corpora(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[tuple[Path, CorpusIndex, list[np.ndarray]]]:
+    """Two corpora in which every token but end-of-text occurs once, so that a row says where it is
+    from; and their streams."""
     made, counter = [], 0
     for number, n_shards in enumerate((37, 5)):
         directory = tmp_path_factory.mktemp(f"corpus{number}")
@@ -40,9 +45,16 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Corpus
         shards = []
         for _ in range(n_shards):
             lengths = rng.integers(1, 30, 6)
-            shards.append([np.arange(counter + 1 + sum(lengths[:i]), counter + 1 + sum(lengths[: i + 1])) for i in range(6)])
+            shards.append(
+                [
+                    np.arange(counter + 1 + sum(lengths[:i]), counter + 1 + sum(lengths[: i + 1]))
+                    for i in range(6)
+                ]
+            )
             counter += int(lengths.sum())
-        streams = [np.concatenate([np.append(document, EOT) for document in shard]) for shard in shards]
+        streams = [
+            np.concatenate([np.append(document, EOT) for document in shard]) for shard in shards
+        ]
         made.append((directory, write_corpus(directory, shards, vocab_size=1 << 16), streams))
     return made
 
@@ -58,7 +70,9 @@ def sequences_of(streams: list[np.ndarray]) -> Counter[Row]:
 
 def open_stream(corpora, weights: list[int] | None) -> Sequences:
     streams = [
-        SequenceStream(directory, index, "train", SEQ_LEN, SEED, max_resident_shards=7, read_ahead=True)
+        SequenceStream(
+            directory, index, "train", SEQ_LEN, SEED, max_resident_shards=7, read_ahead=True
+        )
         for directory, index, _ in corpora
     ]
     return streams[0] if weights is None else MixtureStream(streams, Mixture(weights, SEED))
@@ -66,7 +80,8 @@ def open_stream(corpora, weights: list[int] | None) -> Sequences:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one start of a run does: `n_steps` steps, then it is killed; the last `n_lost` of them were not checkpointed."""
+    """What one start of a run does: `n_steps` steps, then it is killed; the last `n_lost` of them
+    were not checkpointed."""
 
     n_steps: int
     n_lost: int
@@ -80,8 +95,12 @@ def stretches(draw, global_batch_size: int) -> Stretch:
     dp = draw(st.sampled_from([d for d in (1, 2, 3, 4) if global_batch_size % d == 0]))
     per_rank = global_batch_size // dp
     n_steps = draw(st.integers(1, 6))
-    micro_batch_size = draw(st.sampled_from([m for m in range(1, per_rank + 1) if per_rank % m == 0]))
-    return Stretch(n_steps, draw(st.integers(0, n_steps)), dp, micro_batch_size, draw(st.integers(1, 4)))
+    micro_batch_size = draw(
+        st.sampled_from([m for m in range(1, per_rank + 1) if per_rank % m == 0])
+    )
+    return Stretch(
+        n_steps, draw(st.integers(0, n_steps)), dp, micro_batch_size, draw(st.integers(1, 4))
+    )
 
 
 def rows_of(batches: list[Batch]) -> list[Row]:
@@ -93,19 +112,29 @@ def rows_of(batches: list[Batch]) -> list[Row]:
     ]
 
 
-def play(corpora, weights, stretch: Stretch, global_batch_size: int, position: int) -> Iterator[tuple[int, list[Row]]]:
+def play(
+    corpora, weights, stretch: Stretch, global_batch_size: int, position: int
+) -> Iterator[tuple[int, list[Row]]]:
     """(data position after it, rows of all ranks in order) of each step of one start."""
     with ExitStack() as opened:
         loaders = []
         for dp_rank in range(stretch.dp):
             stream = opened.enter_context(open_stream(corpora, weights))
             loader = Loader(
-                stream, make_batch=causal_lm, global_batch_size=global_batch_size, dp_rank=dp_rank, dp=stretch.dp,
-                micro_batch_size=stretch.micro_batch_size, start_sequence=position, workers=stretch.workers,
-            )  # fmt: skip
+                stream,
+                make_batch=causal_lm,
+                global_batch_size=global_batch_size,
+                dp_rank=dp_rank,
+                dp=stretch.dp,
+                micro_batch_size=stretch.micro_batch_size,
+                start_sequence=position,
+                workers=stretch.workers,
+            )
             loaders.append(opened.enter_context(loader))
         for step in zip(*(islice(loader, stretch.n_steps) for loader in loaders), strict=True):
-            assert {len(batch.tokens_BT) for batches, _ in step for batch in batches} == {stretch.micro_batch_size}
+            assert {len(batch.tokens_BT) for batches, _ in step for batch in batches} == {
+                stretch.micro_batch_size
+            }
             (after,) = {next_sequence for _, next_sequence in step}
             yield after, [row for batches, _ in step for row in rows_of(batches)]
 
@@ -125,7 +154,9 @@ def test_every_step_has_its_sequences_whatever_happens_in_between(corpora, data)
             ends.append(after)
         position = ends[-1 - stretch.n_lost]
     with open_stream(corpora, weights) as stream:
-        expected = list(map(tuple, stream.read(np.arange(first, max(seen) + global_batch_size)).tolist()))
+        expected = list(
+            map(tuple, stream.read(np.arange(first, max(seen) + global_batch_size)).tolist())
+        )
     assert [row for begin in sorted(seen) for row in seen[begin]] == expected
 
 
@@ -139,7 +170,9 @@ def test_an_epoch_reads_every_sequence_once(corpora, data):
     rows: list[Row] = []
     while len(rows) < n:
         stretch = data.draw(stretches(global_batch_size))
-        stretch = Stretch(20 * stretch.n_steps, 0, stretch.dp, stretch.micro_batch_size, stretch.workers)
+        stretch = Stretch(
+            20 * stretch.n_steps, 0, stretch.dp, stretch.micro_batch_size, stretch.workers
+        )
         for _, of_step in play(corpora, None, stretch, global_batch_size, len(rows)):
             rows += of_step
     assert max(expected.values()) == 1

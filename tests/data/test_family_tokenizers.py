@@ -1,4 +1,5 @@
-"""WordPiece and Unigram over bytes: text is restored exactly, the vocabulary has its layout, special tokens stay out of text."""
+"""WordPiece and Unigram over bytes: text is restored exactly, the vocabulary has its layout,
+special tokens stay out of text."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def corpus() -> list[str]:
 
 @cache
 def trained(kind: str) -> Tokenizer:
-    config = TokenizerConfig.model_validate({"kind": kind, "vocab_size": SIZES[kind], "special_tokens": "all", "n_sentinels": 3})
+    config = TokenizerConfig.model_validate(
+        {"kind": kind, "vocab_size": SIZES[kind], "special_tokens": "all", "n_sentinels": 3}
+    )
     return train_tokenizer(config, corpus())
 
 
@@ -43,8 +46,14 @@ def test_any_text_is_restored_and_its_bytes_are_counted(kind: str, text: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "text", ["a" * (3 * LONGEST_WORD + 1), "<|mask|> <|span_0|><|endoftext|>", f"{INSIDE}a {INSIDE} ##b", "\0\x1e\r\n \x85"]
-)  # fmt: skip
+    "text",
+    [
+        "a" * (3 * LONGEST_WORD + 1),
+        "<|mask|> <|span_0|><|endoftext|>",
+        f"{INSIDE}a {INSIDE} ##b",
+        "\0\x1e\r\n \x85",
+    ],
+)
 def test_hard_texts_are_restored_without_special_tokens(kind: str, text: str) -> None:
     tokenizer = trained(kind)
     ids = tokenizer.encode_batch([text])[0]
@@ -56,16 +65,19 @@ def test_hard_texts_are_restored_without_special_tokens(kind: str, text: str) ->
 def test_special_tokens_have_their_places(kind: str) -> None:
     tokenizer, first = trained(kind), 256 if kind == "byte" else 0
     assert tokenizer.vocab_size == SIZES[kind]
-    assert [tokenizer.eot_id, *(tokenizer.special(name) for name in ("pad", "cls", "sep", "mask"))] == list(
-        range(first, first + 5)
-    )
+    assert [
+        tokenizer.eot_id,
+        *(tokenizer.special(name) for name in ("pad", "cls", "sep", "mask")),
+    ] == list(range(first, first + 5))
     assert tokenizer.sentinel_ids == list(range(first + 5, first + 8))
     assert len(tokenizer.ordinary_ids) == SIZES[kind] - 8
     assert not tokenizer.token_bytes[[*range(first, first + 8)]].any()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unigram"])
-def test_the_same_texts_give_the_same_tokenizer_which_can_be_saved(kind: str, tmp_path: Path) -> None:
+def test_the_same_texts_give_the_same_tokenizer_which_can_be_saved(
+    kind: str, tmp_path: Path
+) -> None:
     one, path = trained(kind), tmp_path / "tokenizer.json"
     trained.cache_clear()
     trained(kind).save(tmp_path / "again.json")
@@ -105,4 +117,6 @@ def test_a_missing_special_token_is_named() -> None:
 )
 def test_sizes_that_cannot_be_are_refused(kind: str, size: int, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        TokenizerConfig.model_validate({"kind": kind, "vocab_size": size, "special_tokens": "all", "n_sentinels": 3})
+        TokenizerConfig.model_validate(
+            {"kind": kind, "vocab_size": size, "special_tokens": "all", "n_sentinels": 3}
+        )

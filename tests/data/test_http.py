@@ -1,4 +1,5 @@
-"""Files behind http: the same bytes through every fault that passes, and one message for those that stay."""
+"""Files behind http: the same bytes through every fault that passes, and one message for those that
+stay."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ CONTENT = random.Random(0).randbytes(5000)
 def waits(monkeypatch):
     """The waits between attempts, none of which is made."""
     seconds: list[float] = []
-    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=time.monotonic, sleep=seconds.append))
+    monkeypatch.setattr(
+        http, "time", SimpleNamespace(monotonic=time.monotonic, sleep=seconds.append)
+    )
     return seconds
 
 
@@ -35,7 +38,9 @@ def web(monkeypatch):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("faults", [[], [500], [503, 429, 408], ["cut"], ["cut", 502, "cut"]], ids=str)
+@pytest.mark.parametrize(
+    "faults", [[], [500], [503, 429, 408], ["cut"], ["cut", 502, "cut"]], ids=str
+)
 def test_faults_that_pass_are_overcome(web: Web, waits, faults, ranges):
     web.ranges, web.faults["/a"] = ranges, list(faults)
     assert fetch(f"{web.url}/a") == CONTENT
@@ -70,7 +75,10 @@ def test_sizes(web: Web):
     assert HttpFile(f"{web.url}/empty").size == 0
 
 
-@pytest.mark.parametrize(("status", "reason"), [(404, "HTTP 404 Not Found"), (403, "HTTP 403 Forbidden"), (400, "HTTP 400")])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(404, "HTTP 404 Not Found"), (403, "HTTP 403 Forbidden"), (400, "HTTP 400")],
+)
 def test_what_the_server_calls_wrong_is_not_asked_again(web: Web, waits, status, reason):
     web.faults["/a"] = [status]
     with pytest.raises(DataError, match=f"{web.url}/a cannot be read: {reason}"):
@@ -82,7 +90,9 @@ def test_patience_ends_with_the_last_cause_and_the_number_of_attempts(web: Web, 
     web.faults["/a"] = [500] * 1000
     monkeypatch.setattr(http, "_FIRST_DELAY_S", 0.01)
     begun_s = time.monotonic()
-    with pytest.raises(DataError, match=r"HTTP 500 Internal Server Error \(the last of \d+ attempts in \d+ s\)"):
+    with pytest.raises(
+        DataError, match=r"HTTP 500 Internal Server Error \(the last of \d+ attempts in \d+ s\)"
+    ):
         fetch(f"{web.url}/a", patience=Patience(give_up_s=0.3))
     assert 0.25 < time.monotonic() - begun_s < 3
 
@@ -121,6 +131,8 @@ def test_an_unknown_host_is_told_at_once(waits, monkeypatch):
         raise http.socket.gaierror(http.socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(http.socket, "getaddrinfo", resolve)
-    with pytest.raises(DataError, match=r"http://nowhere.invalid/a cannot be read: Name or service not known"):
+    with pytest.raises(
+        DataError, match=r"http://nowhere.invalid/a cannot be read: Name or service not known"
+    ):
         fetch("http://nowhere.invalid/a")
     assert waits == []

@@ -1,4 +1,5 @@
-"""The loader: whose rows are whose, across ranks, micro-batches and restarts; and a thread that comes and goes."""
+"""The loader: whose rows are whose, across ranks, micro-batches and restarts; and a thread that
+comes and goes."""
 
 from __future__ import annotations
 
@@ -33,7 +34,13 @@ class Numbers:
 
 
 def open_loader(stream=None, **changes):
-    options = {"global_batch_size": 8, "dp_rank": 0, "dp": 1, "micro_batch_size": 4, "start_sequence": 0}
+    options = {
+        "global_batch_size": 8,
+        "dp_rank": 0,
+        "dp": 1,
+        "micro_batch_size": 4,
+        "start_sequence": 0,
+    }
     return Loader(stream or Numbers(), make_batch=causal_lm, **(options | changes))
 
 
@@ -51,18 +58,28 @@ def test_ranks_together_read_each_step_in_order_across_restarts(data):
     global_batch_size = data.draw(st.sampled_from([4, 8, 12, 24]))
     position = start = data.draw(st.integers(0, 10**12))
     seen: list[int] = []
-    for _ in range(data.draw(st.integers(1, 3))):  # restarts, each with another dp and micro_batch_size
+    # restarts, each with another dp and micro_batch_size
+    for _ in range(data.draw(st.integers(1, 3))):
         dp = data.draw(st.sampled_from([d for d in (1, 2, 4) if global_batch_size % d == 0]))
         per_rank = global_batch_size // dp
-        micro_batch_size = data.draw(st.sampled_from([m for m in range(1, per_rank + 1) if per_rank % m == 0]))
+        micro_batch_size = data.draw(
+            st.sampled_from([m for m in range(1, per_rank + 1) if per_rank % m == 0])
+        )
         n_steps = data.draw(st.integers(1, 3))
         ranks = []
         for dp_rank in range(dp):
-            options = {"dp": dp, "dp_rank": dp_rank, "micro_batch_size": micro_batch_size, "start_sequence": position}
+            options = {
+                "dp": dp,
+                "dp_rank": dp_rank,
+                "micro_batch_size": micro_batch_size,
+                "start_sequence": position,
+            }
             with open_loader(global_batch_size=global_batch_size, **options) as loader:
                 ranks.append(list(islice(loader, n_steps)))
         for step in zip(*ranks, strict=True):
-            assert {len(batch.tokens_BT) for batches, _ in step for batch in batches} == {micro_batch_size}
+            assert {len(batch.tokens_BT) for batches, _ in step for batch in batches} == {
+                micro_batch_size
+            }
             assert {next_sequence for _, next_sequence in step} == {position + global_batch_size}
             position += global_batch_size
             seen += [k for batches, _ in step for k in rows(batches)]
@@ -72,15 +89,23 @@ def test_ranks_together_read_each_step_in_order_across_restarts(data):
 def test_batches_hold_the_sequences_of_the_corpus(tmp_path):
     index = write_corpus(tmp_path, random_documents(0))
     stream = SequenceStream(tmp_path, index, "train", 16, seed=3)
-    expected = SequenceStream(tmp_path, index, "train", 16, seed=3).read(np.arange(10, 18)).astype(np.int64)
+    expected = (
+        SequenceStream(tmp_path, index, "train", 16, seed=3)
+        .read(np.arange(10, 18))
+        .astype(np.int64)
+    )
     with open_loader(stream, dp_rank=1, dp=2, micro_batch_size=2, start_sequence=10) as loader:
         (first, second), _ = next(loader)
     tokens = torch.cat([first.tokens_BT, second.tokens_BT])
     assert torch.equal(tokens, torch.from_numpy(expected[4:, :-1]))
-    assert torch.equal(torch.cat([first.targets_BT, second.targets_BT]), torch.from_numpy(expected[4:, 1:]))
+    assert torch.equal(
+        torch.cat([first.targets_BT, second.targets_BT]), torch.from_numpy(expected[4:, 1:])
+    )
 
 
-@pytest.mark.parametrize("changes", [{"dp": 3}, {"micro_batch_size": 3}, {"dp": 2, "micro_batch_size": 8}])
+@pytest.mark.parametrize(
+    "changes", [{"dp": 3}, {"micro_batch_size": 3}, {"dp": 2, "micro_batch_size": 8}]
+)
 def test_batches_that_cannot_be_cut_are_refused(changes):
     with pytest.raises(PlanError, match=r"train\.global_batch_size=8 is not a multiple of dp="):
         open_loader(**changes)
@@ -160,7 +185,9 @@ loader = Loader(
 next(loader)
 print("end")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    )
     assert (done.stdout, done.stderr) == ("end\n", "")
 
 

@@ -1,4 +1,5 @@
-"""Tokenizers of others: any text comes back, each of its bytes is counted, and what loses text is refused by name."""
+"""Tokenizers of others: any text comes back, each of its bytes is counted, and what loses text is
+refused by name."""
 
 from __future__ import annotations
 
@@ -22,11 +23,16 @@ from scaling.data.tokenizer.byte_level import EOT, Tokenizer, train_tokenizer
 from scaling.data.tokenizer.existing import hub_tokenizer
 from scaling.errors import ConfigError
 
-CORPUS = ["def function(self, value):\n        return self.value\n" * 5, "naïve café at the mailbox — ✓ " * 9]
+CORPUS = [
+    "def function(self, value):\n        return self.value\n" * 5,
+    "naïve café at the mailbox — ✓ " * 9,
+]
 BYTE = TokenizerConfig(kind="byte", vocab_size=257)
 MARKERS = ("    ", "  ", "|||EMAIL|||", "naïve café", "<tool call>", "ab", "日本", "▁")
 _CHARACTERS = st.characters(exclude_categories=["Cs"])
-ODD = st.lists(_CHARACTERS | st.sampled_from([*MARKERS, EOT, " ", "\n", "e\u0301", "\x1e"]), max_size=12).map("".join)
+ODD = st.lists(
+    _CHARACTERS | st.sampled_from([*MARKERS, EOT, " ", "\n", "e\u0301", "\x1e"]), max_size=12
+).map("".join)
 
 
 @cache
@@ -36,7 +42,13 @@ def learnt(kind: str) -> bytes:
 
 
 def added(content: str, number: int, **flags: bool) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    plain = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": True,
+        "special": False,
+    }
     return {"id": number, "content": content, **plain, **flags}
 
 
@@ -47,7 +59,9 @@ def raw_bpe(*tokens: dict[str, Any], **sections: Any) -> dict[str, Any]:
 
 
 def with_markers() -> dict[str, Any]:
-    return raw_bpe(*(added(text, 300 + i, single_word=text == "ab") for i, text in enumerate(MARKERS)))
+    return raw_bpe(
+        *(added(text, 300 + i, single_word=text == "ab") for i, text in enumerate(MARKERS))
+    )
 
 
 def opened(folder: Path, raw: dict[str, Any], **options: Any) -> Tokenizer:
@@ -95,13 +109,24 @@ def test_added_tokens_are_text_unless_they_are_special(tokenizers):
 
 def test_masked_tokens_are_replaced_by_added_ones_too(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(with_markers()))
-    tokenizer = hub_tokenizer(str(tmp_path), TokenizerConfig(kind="byte", vocab_size=261, special_tokens="all"))
+    tokenizer = hub_tokenizer(
+        str(tmp_path), TokenizerConfig(kind="byte", vocab_size=261, special_tokens="all")
+    )
     objective = SimpleNamespace(whole_words=False, mask_fraction=1.0, sentence_order=False)
     config = SimpleNamespace(
-        train=SimpleNamespace(seed=0), objective=objective, data=SimpleNamespace(attend_across_documents=True)
+        train=SimpleNamespace(seed=0),
+        objective=objective,
+        data=SimpleNamespace(attend_across_documents=True),
     )
-    (tokens_T,) = MaskedLM(config, tokenizer)(np.full((1, 100_000), 65), np.arange(1)).tokens_BT.numpy()
-    replaced = set(tokens_T.tolist()) - {65, tokenizer.special("mask"), tokenizer.special("cls"), tokenizer.special("sep")}
+    (tokens_T,) = MaskedLM(config, tokenizer)(
+        np.full((1, 100_000), 65), np.arange(1)
+    ).tokens_BT.numpy()
+    replaced = set(tokens_T.tolist()) - {
+        65,
+        tokenizer.special("mask"),
+        tokenizer.special("cls"),
+        tokenizer.special("sep"),
+    }
     assert replaced == set(tokenizer.ordinary_ids.tolist()) - {65}
 
 
@@ -112,7 +137,8 @@ def test_a_text_is_not_cut_where_an_added_token_may_lie(tokenizers, text, length
     (whole,) = tokenizer.encode_batch([text])
     parts = [token for ids in tokenizer.encode_batch(list(cut(text, length))) for token in ids]
     assert tokenizer.decode(parts) == text
-    if "<tool call>" not in text:  # the one marker with a letter before a blank, for which no text is cut
+    # the one marker with a letter before a blank, for which no text is cut
+    if "<tool call>" not in text:
         assert parts == whole.tolist() or "naïve café" in text
     assert tokenizer.text_entries == MARKERS
 
@@ -120,17 +146,35 @@ def test_a_text_is_not_cut_where_an_added_token_may_lie(tokenizers, text, length
 LOSSY = {
     "NFKC": ({"normalizer": {"type": "NFKC"}}, "its normaliser NFKC changes text"),
     "lower": (
-        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}],
+            }
+        },
         "its normaliser NFC|its normaliser Lowercase",
     ),
-    "accents": ({"normalizer": {"type": "StripAccents"}}, "its normaliser StripAccents changes text"),
-    "strip": ({"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}, "its normaliser Strip changes text"),
+    "accents": (
+        {"normalizer": {"type": "StripAccents"}},
+        "its normaliser StripAccents changes text",
+    ),
+    "strip": (
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        "its normaliser Strip changes text",
+    ),
     "replace": (
         {"normalizer": {"type": "Replace", "pattern": {"String": "qqq"}, "content": "q"}},
         "its normaliser Replace changes text",
     ),
     "prefix": (
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
         "puts a space before every text",
     ),
     "blanks": (
@@ -139,14 +183,26 @@ LOSSY = {
                 "type": "Sequence",
                 "pretokenizers": [
                     {"type": "WhitespaceSplit"},
-                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                    {
+                        "type": "ByteLevel",
+                        "add_prefix_space": False,
+                        "trim_offsets": True,
+                        "use_regex": True,
+                    },
                 ],
             }
         },
         "its pre-tokenizer WhitespaceSplit removes",
     ),
     "metaspace": (
-        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
+        {
+            "pre_tokenizer": {
+                "type": "Metaspace",
+                "replacement": "▁",
+                "prepend_scheme": "always",
+                "split": True,
+            }
+        },
         "its pre-tokenizer Metaspace removes or replaces",
     ),
     "no bytes": ({"pre_tokenizer": None}, "does not give every text back"),
@@ -161,17 +217,31 @@ def test_what_loses_text_is_refused_by_name(tmp_path, name):
 
 
 TOKENS = {
-    "lstrip": ("<x>", {"lstrip": True}, "'<x>' swallows the blanks around it (.|\n)*\"lstrip\": false"),
+    "lstrip": (
+        "<x>",
+        {"lstrip": True},
+        "'<x>' swallows the blanks around it (.|\n)*\"lstrip\": false",
+    ),
     "a byte's letter": ("é", {}, "does not give every text back: .* comes back as 'é"),
-    "special word": ("def", {"special": True}, "does not give every text back: 'def' comes back as ''"),
-    "special word after a blank": ("Ġself", {"special": True}, "does not give every text back: ' self' comes back as ''"),
+    "special word": (
+        "def",
+        {"special": True},
+        "does not give every text back: 'def' comes back as ''",
+    ),
+    "special word after a blank": (
+        "Ġself",
+        {"special": True},
+        "does not give every text back: ' self' comes back as ''",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_added_tokens_that_lose_text_are_refused(tmp_path, name):
     content, flags, message = TOKENS[name]
-    raw = json.loads(train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=316), CORPUS).to_bytes())
+    raw = json.loads(
+        train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=316), CORPUS).to_bytes()
+    )
     raw["added_tokens"].append(added(content, raw["model"]["vocab"].get(content, 316), **flags))
     with pytest.raises(ConfigError, match=message):
         opened(tmp_path, raw)
@@ -179,7 +249,8 @@ def test_added_tokens_that_lose_text_are_refused(tmp_path, name):
 
 def test_models_that_lose_text_are_refused(tmp_path):
     raw = raw_bpe()
-    raw["model"]["vocab"]["unused"] = raw["model"]["vocab"].pop("Ď")  # byte 0x0f, which no merge has
+    # byte 0x0f, which no merge has
+    raw["model"]["vocab"]["unused"] = raw["model"]["vocab"].pop("Ď")
     with pytest.raises(ConfigError, match="comes back as"):
         opened(tmp_path, raw)
     raw = raw_bpe()

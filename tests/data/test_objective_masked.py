@@ -21,8 +21,12 @@ MLM = ("objective=masked_lm",)
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(8, 200), st.floats(0.05, 0.5), st.integers(0, 2**40))
-def test_exactly_the_fraction_is_predicted_and_the_rest_is_untouched(seq_len: int, fraction: float, k: int) -> None:
-    config, make_batch = objective(*MLM, f"train.seq_len={seq_len}", f"objective.mask_fraction={fraction}")
+def test_exactly_the_fraction_is_predicted_and_the_rest_is_untouched(
+    seq_len: int, fraction: float, k: int
+) -> None:
+    config, make_batch = objective(
+        *MLM, f"train.seq_len={seq_len}", f"objective.mask_fraction={fraction}"
+    )
     text = texts(config, 3)
     text[0, ::4] = EOT
     batch = make_batch(text, np.arange(k, k + 3))
@@ -65,11 +69,20 @@ def test_masks_change_with_the_number_and_the_seed() -> None:
 
 
 def test_whole_words_are_hidden_together() -> None:
-    words = [f"{a}{b}{a}" for a in ("foo", "ba", "quux", "zy") for b in ("lish", "tion", "er", "wards")]
+    words = [
+        f"{a}{b}{a}" for a in ("foo", "ba", "quux", "zy") for b in ("lish", "tion", "er", "wards")
+    ]
     rng = np.random.default_rng(0)
     corpus = [" ".join(rng.choice(words, 50)) for _ in range(40)]
-    tokenizer = train_tokenizer(TokenizerConfig(kind="wordpiece", vocab_size=540, special_tokens="all"), corpus)
-    whole = ("model=bert_tiny", "tokenizer.vocab_size=540", "train.seq_len=66", "objective.whole_words=true")
+    tokenizer = train_tokenizer(
+        TokenizerConfig(kind="wordpiece", vocab_size=540, special_tokens="all"), corpus
+    )
+    whole = (
+        "model=bert_tiny",
+        "tokenizer.vocab_size=540",
+        "train.seq_len=66",
+        "objective.whole_words=true",
+    )
     make_batch = make_batch_for(composed(*whole), tokenizer)
     stream = np.concatenate(tokenizer.encode_batch(corpus))
     text = np.stack([stream[64 * i : 64 * i + 64] for i in range(40)])
@@ -83,7 +96,12 @@ def test_whole_words_are_hidden_together() -> None:
     assert max(n_pieces) > 1
     assert 0.1 < scored.mean() <= 10 / 64
     with pytest.raises(ConfigError, match="needs tokenizer=wordpiece"):
-        composed("model=bert_tiny", "tokenizer=bpe", "tokenizer.special_tokens=all", "objective.whole_words=true")
+        composed(
+            "model=bert_tiny",
+            "tokenizer=bpe",
+            "tokenizer.special_tokens=all",
+            "objective.whole_words=true",
+        )
 
 
 def test_sentence_order_swaps_every_second_and_restores() -> None:
@@ -111,7 +129,9 @@ def test_documents_are_numbered_where_they_are_kept_apart() -> None:
     documents = make_batch(np.array([[5, 6, EOT, 7, 8, 9]]), np.arange(1)).documents_BT
     assert documents is not None
     assert documents.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    _, causal = objective("objective=causal_lm", "data.attend_across_documents=false", "train.seq_len=5")
+    _, causal = objective(
+        "objective=causal_lm", "data.attend_across_documents=false", "train.seq_len=5"
+    )
     documents = causal(np.array([[5, EOT, 7, EOT, 9, 9]]), np.arange(1)).documents_BT
     assert documents is not None
     assert documents.tolist() == [[0, 1, 1, 2, 2]]

@@ -31,11 +31,16 @@ def unpacked(batch: Batch, row: int) -> list[tuple[list[int], list[int]]]:
     for number in sorted(set(batch.documents_BT[row].tolist()) - {PADDING}):
         source = batch.source_BU[row][batch.source_documents_BU[row] == number].tolist()
         place = batch.documents_BT[row] == number
-        tokens, targets = batch.tokens_BT[row][place].tolist(), batch.targets_BT[row][place].tolist()
+        tokens, targets = (
+            batch.tokens_BT[row][place].tolist(),
+            batch.targets_BT[row][place].tolist(),
+        )
         assert source[-1] == targets[-1] == EOT
         assert tokens == [PAD, *targets[:-1]]
         pairs.append((source[:-1], targets[:-1]))
-    assert (batch.targets_BT[row] != IGNORED).tolist() == (batch.documents_BT[row] != PADDING).tolist()
+    assert (batch.targets_BT[row] != IGNORED).tolist() == (
+        batch.documents_BT[row] != PADDING
+    ).tolist()
     return pairs
 
 
@@ -44,10 +49,15 @@ def unpacked(batch: Batch, row: int) -> list[tuple[list[int], list[int]]]:
 def test_windows_hold_every_pair_once(seed: int, seq_len: int) -> None:
     config, make_batch = objective("objective=seq2seq", f"train.seq_len={seq_len}")
     shape, rng = lengths(config), np.random.default_rng(seed)
-    pairs = [tuple(rng.integers(0, 256, rng.integers(1, 9)).tolist() for _ in range(2)) for _ in range(200)]
+    pairs = [
+        tuple(rng.integers(0, 256, rng.integers(1, 9)).tolist() for _ in range(2))
+        for _ in range(200)
+    ]
     stream = np.array([t for source, target in pairs for t in (*source, SEP, *target, EOT)])
     n = (len(stream) - shape.overlap) // shape.stride
-    rows = np.stack([stream[i * shape.stride : (i + 1) * shape.stride + shape.overlap] for i in range(n)])
+    rows = np.stack(
+        [stream[i * shape.stride : (i + 1) * shape.stride + shape.overlap] for i in range(n)]
+    )
     batch = make_batch(rows, np.arange(n))
     assert batch.source_BU.shape == (n, shape.inputs)
     assert batch.tokens_BT.shape == batch.targets_BT.shape == (n, shape.targets)
@@ -75,20 +85,33 @@ def test_what_is_too_long_is_left_out_and_the_rest_stays() -> None:
 
 def pair_config(path: Path, cache: Path, **more: object):
     return composed(
-        "model=transformer_base", "tokenizer=byte", "tokenizer.special_tokens=all", "tokenizer.vocab_size=261", "data=text_pairs",
-        f"data.path={path}", f"data.cache_dir={cache}", "data.val_fraction=0.2", "train.seq_len=64",
+        "model=transformer_base",
+        "tokenizer=byte",
+        "tokenizer.special_tokens=all",
+        "tokenizer.vocab_size=261",
+        "data=text_pairs",
+        f"data.path={path}",
+        f"data.cache_dir={cache}",
+        "data.val_fraction=0.2",
+        "train.seq_len=64",
         *(f"data.{key}={value}" for key, value in more.items()),
-    )  # fmt: skip
+    )
 
 
 def decoded(config, split: str) -> set[tuple[str, str]]:
     directory = ensure_corpus(config.data, config.tokenizer)
     index = CorpusIndex.load(directory)
     tokenizer, shape = load_tokenizer(directory, index), lengths(config)
-    with SequenceStream(directory, index, split, seq_len=shape.stride, overlap=shape.overlap, seed=0, shuffle=False) as stream:
+    with SequenceStream(
+        directory, index, split, seq_len=shape.stride, overlap=shape.overlap, seed=0, shuffle=False
+    ) as stream:
         ks = np.arange(stream.n_sequences)
         batch = make_batch_for(config, tokenizer)(stream.read(ks), ks)
-    return {(tokenizer.decode(a), tokenizer.decode(b)) for row in range(len(ks)) for a, b in unpacked(batch, row)}
+    return {
+        (tokenizer.decode(a), tokenizer.decode(b))
+        for row in range(len(ks))
+        for a, b in unpacked(batch, row)
+    }
 
 
 def test_files_of_lines_and_parallel_files_give_pairs(tmp_path: Path) -> None:
@@ -110,7 +133,8 @@ def test_files_of_lines_and_parallel_files_give_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a\tb\nno tab\n", "line 2 of .*pairs.tsv has 0 TABs"), ("a\tb\tc\n", "has 2 TABs")]
+    ("content", "message"),
+    [("a\tb\nno tab\n", "line 2 of .*pairs.tsv has 0 TABs"), ("a\tb\tc\n", "has 2 TABs")],
 )
 def test_lines_that_are_no_pairs_are_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text(content)
@@ -130,19 +154,45 @@ def test_parallel_files_of_unequal_length_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model=bert_tiny", "objective=causal_lm"), "objective=causal_lm does not fit model.family=bert, which sees the tokens"),
-        (("model=gpt_nano", "objective=masked_lm"), "objective=masked_lm does not fit model.family=gpt"),
-        (("model=t5_tiny", "objective=causal_lm"), "has an encoder that needs an input of its own; use span_corruption"),
-        (("model=transformer_base", "data=python_stdlib"), "objective=seq2seq needs data=text_pairs"),
-        (("model=gpt_nano", "data=text_pairs", "data.path=x"), "objective=causal_lm has no use for data=text_pairs"),
+        (
+            ("model=bert_tiny", "objective=causal_lm"),
+            "objective=causal_lm does not fit model.family=bert, which sees the tokens",
+        ),
+        (
+            ("model=gpt_nano", "objective=masked_lm"),
+            "objective=masked_lm does not fit model.family=gpt",
+        ),
+        (
+            ("model=t5_tiny", "objective=causal_lm"),
+            "has an encoder that needs an input of its own; use span_corruption",
+        ),
+        (
+            ("model=transformer_base", "data=python_stdlib"),
+            "objective=seq2seq needs data=text_pairs",
+        ),
+        (
+            ("model=gpt_nano", "data=text_pairs", "data.path=x"),
+            "objective=causal_lm has no use for data=text_pairs",
+        ),
         (("model=bert_tiny", "tokenizer=bpe"), "set tokenizer.special_tokens=all"),
-        (("model=bert_tiny", "model.vocab_size=4000"), "model.vocab_size=4000 is smaller than tokenizer.vocab_size=4096"),
-        (("model=t5_tiny", "tokenizer.n_sentinels=3"), "hides 7 spans a sequence, and tokenizer.n_sentinels=3"),
+        (
+            ("model=bert_tiny", "model.vocab_size=4000"),
+            "model.vocab_size=4000 is smaller than tokenizer.vocab_size=4096",
+        ),
+        (
+            ("model=t5_tiny", "tokenizer.n_sentinels=3"),
+            "hides 7 spans a sequence, and tokenizer.n_sentinels=3",
+        ),
         (("model.n_experts=2", "model.experts_per_token=3"), "only n_experts=2"),
-        (("schedule=inverse_sqrt", "schedule.warmup_tokens=0"), "schedule.warmup_tokens, so that cannot be 0"),
+        (
+            ("schedule=inverse_sqrt", "schedule.warmup_tokens=0"),
+            "schedule.warmup_tokens, so that cannot be 0",
+        ),
     ],
-)  # fmt: skip
-def test_contradictions_are_refused_with_the_reason(overrides: tuple[str, ...], message: str) -> None:
+)
+def test_contradictions_are_refused_with_the_reason(
+    overrides: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         composed(*overrides)
 

@@ -1,4 +1,5 @@
-"""Span corruption and prefix LM: nothing is lost, lengths are those of the plan, and (seed, k) alone decides."""
+"""Span corruption and prefix LM: nothing is lost, lengths are those of the plan, and (seed, k)
+alone decides."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def restored(source: list[int], target: list[int]) -> list[int]:
             assert not current
         else:
             current.append(token)
-    return [t for token in source[:-1] for t in (spans.pop(token) if token in SENTINELS else [token])]
+    return [
+        t for token in source[:-1] for t in (spans.pop(token) if token in SENTINELS else [token])
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,7 +41,10 @@ def test_spans_and_the_rest_make_the_text(seq_len: int, k: int, seed: int) -> No
     assert batch.source_BU.shape == (3, shape.inputs)
     assert batch.targets_BT.shape == batch.tokens_BT.shape == (3, shape.targets)
     for row in range(3):
-        assert restored(batch.source_BU[row].tolist(), batch.targets_BT[row].tolist()) == text[row].tolist()
+        assert (
+            restored(batch.source_BU[row].tolist(), batch.targets_BT[row].tolist())
+            == text[row].tolist()
+        )
         assert batch.tokens_BT[row].tolist() == [PAD, *batch.targets_BT[row, :-1].tolist()]
 
 
@@ -68,9 +74,12 @@ def test_spans_are_three_tokens_and_hide_fifteen_percent_everywhere() -> None:
     assert hidden.sum(axis=1).min() == hidden.sum(axis=1).max()
     n_spans = (np.diff(hidden.astype(int), axis=1, prepend=0) == 1).sum(axis=1)
     assert set(n_spans) == {round(hidden[0].sum() / 3)}
-    lengths_seen = {len(run) for row in hidden for run in "".join("x" if h else " " for h in row).split()}
+    lengths_seen = {
+        len(run) for row in hidden for run in "".join("x" if h else " " for h in row).split()
+    }
     assert {1, 2, 3, 4, 5, 8} <= lengths_seen
-    # Visible comes first, so the beginning is hidden less often; four standard errors of the shares of 400 sequences.
+    # Visible comes first, so the beginning is hidden less often; four standard errors of the shares
+    # of 400 sequences.
     middle = hidden[:, 30:-30].mean(axis=0)
     assert abs(middle - middle.mean()).max() < 4 * (0.15 * 0.85 / 400) ** 0.5 + 0.01
 
@@ -101,7 +110,12 @@ def test_seed_and_number_decide_alone(kind: str) -> None:
     for part, k in zip(parts, (5, 2), strict=True):
         for one, all_of_them in zip(part, whole, strict=True):
             assert (one is None and all_of_them is None) or torch.equal(one[0], all_of_them[k])
-    first = [tuple(row.tolist()) for row in (whole.source_BU if whole.source_BU is not None else whole.tokens_BT)]
+    first = [
+        tuple(row.tolist())
+        for row in (whole.source_BU if whole.source_BU is not None else whole.tokens_BT)
+    ]
     assert len(set(first)) > 3
-    other = objective(f"objective={kind}", "train.seq_len=32", "train.seed=7")[1](text, np.arange(6))
+    other = objective(f"objective={kind}", "train.seq_len=32", "train.seed=7")[1](
+        text, np.arange(6)
+    )
     assert not torch.equal(other.targets_BT, whole.targets_BT)

@@ -19,13 +19,29 @@ lengths_lists = st.lists(st.integers(0, 400), min_size=1, max_size=12)
 
 
 def expected_sequences(lengths: list[int], seq_len: int) -> set[tuple[int, int]]:
-    """By the definition: every (shard, offset) from which seq_len + 1 tokens can be read, with stride seq_len."""
-    return {(s, o) for s, length in enumerate(lengths) for o in range(0, max(length - seq_len, 0), seq_len)}
+    """By the definition: every (shard, offset) from which seq_len + 1 tokens can be read, with
+    stride seq_len."""
+    return {
+        (s, o)
+        for s, length in enumerate(lengths)
+        for o in range(0, max(length - seq_len, 0), seq_len)
+    }
 
 
-@given(lengths_lists, st.integers(1, 50), st.integers(0, 2**40), st.integers(1, 5), st.integers(0, 10**6), st.booleans())
-def test_every_epoch_takes_every_sequence_once(lengths, seq_len, seed, window_shards, epoch, shuffle):
-    order = SequenceOrder(shard_infos(lengths), seq_len, seed, window_shards=window_shards, shuffle=shuffle)
+@given(
+    lengths_lists,
+    st.integers(1, 50),
+    st.integers(0, 2**40),
+    st.integers(1, 5),
+    st.integers(0, 10**6),
+    st.booleans(),
+)
+def test_every_epoch_takes_every_sequence_once(
+    lengths, seq_len, seed, window_shards, epoch, shuffle
+):
+    order = SequenceOrder(
+        shard_infos(lengths), seq_len, seed, window_shards=window_shards, shuffle=shuffle
+    )
     expected = expected_sequences(lengths, seq_len)
     assert order.n_sequences == len(expected)
     if expected:
@@ -38,17 +54,24 @@ def test_every_epoch_takes_every_sequence_once(lengths, seq_len, seed, window_sh
 @given(lengths_lists, st.integers(1, 50))
 def test_packing_conserves_tokens(lengths, seq_len):
     order = SequenceOrder(shard_infos(lengths), seq_len, 0)
-    covered = {(s, o + t) for s, o in expected_sequences(lengths, seq_len) for t in range(seq_len + 1)}
+    covered = {
+        (s, o + t) for s, o in expected_sequences(lengths, seq_len) for t in range(seq_len + 1)
+    }
     assert order.n_tokens_kept == len(covered)
     assert order.n_tokens_kept + order.n_tokens_dropped == sum(lengths)
 
 
-@given(st.lists(st.integers(30, 400), min_size=1, max_size=8), st.lists(st.integers(0, 10**12), min_size=1, max_size=30))
+@given(
+    st.lists(st.integers(30, 400), min_size=1, max_size=8),
+    st.lists(st.integers(0, 10**12), min_size=1, max_size=30),
+)
 def test_locate_is_the_same_one_by_one_and_together(lengths, ks):
     order = SequenceOrder(shard_infos(lengths), 10, 1, window_shards=2)
     shards, offsets = order.locate(np.array(ks))
     fresh = SequenceOrder(shard_infos(lengths), 10, 1, window_shards=2)
-    assert [tuple(map(int, fresh.locate(k))) for k in ks] == list(zip(shards.tolist(), offsets.tolist(), strict=True))
+    assert [tuple(map(int, fresh.locate(k))) for k in ks] == list(
+        zip(shards.tolist(), offsets.tolist(), strict=True)
+    )
 
 
 @given(st.integers(2, 6), st.integers(1, 4))
@@ -72,8 +95,10 @@ def test_golden_places():
 def test_seeds_and_epochs_differ():
     orders = [SequenceOrder(shard_infos([5000, 4000]), 10, seed) for seed in (0, 1)]
     n = orders[0].n_sequences
-    first, other_seed, second = (order.locate(np.arange(n) + start) for order, start in zip(
-        [orders[0], orders[1], orders[0]], [0, 0, n], strict=True))  # fmt: skip
+    first, other_seed, second = (
+        order.locate(np.arange(n) + start)
+        for order, start in zip([orders[0], orders[1], orders[0]], [0, 0, n], strict=True)
+    )
     for other in (other_seed, second):
         same = (first[0] == other[0]) & (first[1] == other[1])
         assert same.mean() < 0.02  # 1/n on average
@@ -89,11 +114,14 @@ def test_unshuffled_order_is_that_of_the_index():
 @pytest.mark.parametrize("length", [2, 3, 4])
 def test_small_permutations_are_all_equally_likely(length):
     n = 3000
-    counts = Counter(tuple(permute(np.arange(length), length, str(key)).tolist()) for key in range(n))
+    counts = Counter(
+        tuple(permute(np.arange(length), length, str(key)).tolist()) for key in range(n)
+    )
     images = list(itertools.permutations(range(length)))
     expected = n / len(images)
     chi2 = sum((counts[image] - expected) ** 2 / expected for image in images)
-    assert chi2 < 50  # 23 degrees of freedom at most: exceeded with probability 1e-3; the keys are fixed
+    # 23 degrees of freedom at most: exceeded with probability 1e-3; the keys are fixed
+    assert chi2 < 50
 
 
 def test_a_far_position_costs_no_replay(monkeypatch):
@@ -102,7 +130,9 @@ def test_a_far_position_costs_no_replay(monkeypatch):
     for first in (0, 10**15):
         permuted = []
         monkeypatch.setattr(
-            sequence_order, "permute", lambda x, n, key, into=permuted: into.append(np.size(x)) or permute(x, n, key)
+            sequence_order,
+            "permute",
+            lambda x, n, key, into=permuted: into.append(np.size(x)) or permute(x, n, key),
         )
         order = SequenceOrder(shard_infos([10**9] * 1000), 1024, 0)
         order.locate(np.arange(first, first + 64))
@@ -112,5 +142,8 @@ def test_a_far_position_costs_no_replay(monkeypatch):
 
 def test_shards_too_short_for_one_sequence():
     order = SequenceOrder(shard_infos([10, 64]), 64, 0)
-    with pytest.raises(DataError, match=r"no shard holds a sequence of 65 tokens: the longest of 2 has 64 \(train.seq_len=64\)"):
+    with pytest.raises(
+        DataError,
+        match=r"no shard holds a sequence of 65 tokens: the longest of 2 has 64 \(train.seq_len=64\)",
+    ):
         order.locate(0)

@@ -1,4 +1,5 @@
-"""data.path alone chooses the kind of data; what nothing reads, what is not there and what is too short is told at once."""
+"""data.path alone chooses the kind of data; what nothing reads, what is not there and what is too
+short is told at once."""
 
 from __future__ import annotations
 
@@ -26,15 +27,27 @@ from scaling.runs.directory import RunDir
 from tests.support.corpora import BYTE, random_documents, text_config, write_corpus
 
 PAIRS = ("model=t5_tiny", "objective=seq2seq", "tokenizer=bpe_pairs")
-SMALL = ("tokenizer=byte", "layout=single", "cluster.devices_per_node=1", "train.n_tokens=16k", "train.seq_len=64")
+SMALL = (
+    "tokenizer=byte",
+    "layout=single",
+    "cluster.devices_per_node=1",
+    "train.n_tokens=16k",
+    "train.seq_len=64",
+)
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     for name, text in {
-        "plain": "no ending\n", "a.txt": "text\n", "books/b.txt": "text\n", "a.jsonl": '{"text": "a"}\n', "pairs/p.tsv": "a\tb\n",
-        "odd [1], x.txt": "text\n", "Big.JSONL.GZ": "", "a.parquet": "",
-    }.items():  # fmt: skip
+        "plain": "no ending\n",
+        "a.txt": "text\n",
+        "books/b.txt": "text\n",
+        "a.jsonl": '{"text": "a"}\n',
+        "pairs/p.tsv": "a\tb\n",
+        "odd [1], x.txt": "text\n",
+        "Big.JSONL.GZ": "",
+        "a.parquet": "",
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "shards").mkdir()
@@ -44,51 +57,92 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("shards", "shards"), ("books", "documents"), ("a.txt", "documents"), ("*.jsonl", "documents"), ("a.parquet", "documents"),
-    ("Big.JSONL.GZ", "documents"), ("odd [1], x.txt", "documents"), ("plain", "text_files"), ("pairs", "text_pairs"),
-    ("pairs/*.tsv", "text_pairs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("shards", "shards"),
+        ("books", "documents"),
+        ("a.txt", "documents"),
+        ("*.jsonl", "documents"),
+        ("a.parquet", "documents"),
+        ("Big.JSONL.GZ", "documents"),
+        ("odd [1], x.txt", "documents"),
+        ("plain", "text_files"),
+        ("pairs", "text_pairs"),
+        ("pairs/*.tsv", "text_pairs"),
+    ],
+)
 def test_a_path_chooses_the_kind(place: Path, name: str, kind: str) -> None:
     assert kind_of(str(place / name)) == kind
 
 
-@pytest.mark.parametrize(("path", "kind"), [
-    ("hf:owner/name", "documents"), ("https://host/a.jsonl.zst", "documents"), ("https://host/shards", "shards"),
-    ("gs://bucket/shards", "shards"), ("https://host/{00..09}.parquet,hf:owner/name", "documents"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("hf:owner/name", "documents"),
+        ("https://host/a.jsonl.zst", "documents"),
+        ("https://host/shards", "shards"),
+        ("gs://bucket/shards", "shards"),
+        ("https://host/{00..09}.parquet,hf:owner/name", "documents"),
+    ],
+)
 def test_a_url_chooses_the_kind_without_a_request(path: str, kind: str) -> None:
     assert kind_of(path) == kind
 
 
 def test_the_path_alone_is_as_the_kind_and_the_path(place: Path) -> None:
     words = [f"data.path={place}/books"]
-    chosen, said, short = compose(words), compose(["data=documents", *words]), compose([f"data={place}/books"])
+    chosen, said, short = (
+        compose(words),
+        compose(["data=documents", *words]),
+        compose([f"data={place}/books"]),
+    )
     assert chosen == said == short
     assert chosen.data.kind == "documents"
     pairs = compose([*PAIRS, f"data.path={place}/a.txt"])
     assert pairs.data.kind == "text_pairs", "the objective wants pairs"
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["data=python_stdlib", "data.path=PLACE/books"], "data.path=.*/books is set, but only .* read it, and this is"),
-    (["data.path=PLACE/nothing"], "data.path='.*/nothing' names no file or folder"),
-    (["data=PLACE/nothing"], "data.path='.*/nothing' names no file or folder"),
-    (["data.path=PLACE/shards/index.json"], "is an index"),
-    (["data.path=PLACE/unfinished"], "holds shards and no index.json"),
-    (["data.path=PLACE/pairs"], "pairs are for objective=seq2seq"),
-    (["data=shards", "data.path=PLACE/shards", "data.val_fraction=0.1"], "data.val_fraction=0.1 is set, but only"),
-    (["data=shards", "data.path=PLACE/shards", "data.val_path=PLACE/a.txt"], "data.val_path=.* is set, but only"),
-    (["data.field=body"], "data.field=body is set, but only data=documents and data=mixture read it"),
-    (["data.max_files=2"], "data.max_files=2 is set, but only data=documents reads it"),
-    (["data.val_path=x", "data.val_fraction=0.2"], "nothing reads it where data.val_path"),
-    (["data=mixture", "data.components=[{name: a, weight: 1, kind: python_stdlib, path: x}]"], "component a of .*: data.path"),
-    (["data.cache_dir=''"], "it is blank"),
-    (["data.cache_dir=' '"], "it is blank"),
-    (["train.parent=foo"], "it is not HASH@STEP"),
-    (["model=/a/b"], "model=/a/b is not an option of model"),
-    (["tokenizer=/a/t.json"], "tokenizer=hf:/a/t.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data=python_stdlib", "data.path=PLACE/books"],
+            "data.path=.*/books is set, but only .* read it, and this is",
+        ),
+        (["data.path=PLACE/nothing"], "data.path='.*/nothing' names no file or folder"),
+        (["data=PLACE/nothing"], "data.path='.*/nothing' names no file or folder"),
+        (["data.path=PLACE/shards/index.json"], "is an index"),
+        (["data.path=PLACE/unfinished"], "holds shards and no index.json"),
+        (["data.path=PLACE/pairs"], "pairs are for objective=seq2seq"),
+        (
+            ["data=shards", "data.path=PLACE/shards", "data.val_fraction=0.1"],
+            "data.val_fraction=0.1 is set, but only",
+        ),
+        (
+            ["data=shards", "data.path=PLACE/shards", "data.val_path=PLACE/a.txt"],
+            "data.val_path=.* is set, but only",
+        ),
+        (
+            ["data.field=body"],
+            "data.field=body is set, but only data=documents and data=mixture read it",
+        ),
+        (["data.max_files=2"], "data.max_files=2 is set, but only data=documents reads it"),
+        (["data.val_path=x", "data.val_fraction=0.2"], "nothing reads it where data.val_path"),
+        (
+            [
+                "data=mixture",
+                "data.components=[{name: a, weight: 1, kind: python_stdlib, path: x}]",
+            ],
+            "component a of .*: data.path",
+        ),
+        (["data.cache_dir=''"], "it is blank"),
+        (["data.cache_dir=' '"], "it is blank"),
+        (["train.parent=foo"], "it is not HASH@STEP"),
+        (["model=/a/b"], "model=/a/b is not an option of model"),
+        (["tokenizer=/a/t.json"], "tokenizer=hf:/a/t.json"),
+    ],
+)
 def test_what_nothing_reads_or_finds_is_refused(place: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         compose([word.replace("PLACE", str(place)) for word in words])
@@ -97,7 +151,12 @@ def test_what_nothing_reads_or_finds_is_refused(place: Path, words: list[str], s
 def test_a_mixture_hands_each_component_what_it_reads(place: Path) -> None:
     components = f"[{{name: a, weight: 1, kind: python_stdlib}}, {{name: b, weight: 1, kind: shards, path: {place}/shards}}]"
     parts = compose(
-        ["data=mixture", f"data.components={components}", "data.val_fraction=0.1", "data.shard_tokens=5000"]
+        [
+            "data=mixture",
+            f"data.components={components}",
+            "data.val_fraction=0.1",
+            "data.shard_tokens=5000",
+        ]
     ).data.parts()
     assert (parts["a"].val_fraction, parts["a"].shard_tokens) == (0.1, 5000)
     assert parts["b"].val_fraction == 0.05, "held out when it was prepared"
@@ -106,7 +165,9 @@ def test_a_mixture_hands_each_component_what_it_reads(place: Path) -> None:
 def test_a_run_that_noted_an_unread_key_still_opens(tmp_path: Path) -> None:
     config = compose([])
     run_dir = RunDir(tmp_path).create()
-    noted = config.model_copy(update={"data": config.data.model_copy(update={"path": "/ignored/then"})})
+    noted = config.model_copy(
+        update={"data": config.data.model_copy(update={"path": "/ignored/then"})}
+    )
     run_dir.write_config(noted)
     assert run_dir.read_config() == noted
 
@@ -115,7 +176,9 @@ def test_new_keys_leave_hashes_as_they_were() -> None:
     data = compose([]).semantic()["data"]
     assert not {"val_target_path"} & data.keys()
     components = "[{name: a, weight: 1, kind: python_stdlib}]"
-    (part,) = compose(["data=mixture", f"data.components={components}"]).semantic()["data"]["components"]
+    (part,) = compose(["data=mixture", f"data.components={components}"]).semantic()["data"][
+        "components"
+    ]
     assert part.keys() == {"name", "weight", "kind", "path", "field", "max_files"}
 
 
@@ -125,7 +188,10 @@ def small() -> RunConfig:
 
 
 def with_data(config: RunConfig, place: Path, **data: object) -> RunConfig:
-    own = {key: value.replace("PLACE", str(place)) if isinstance(value, str) else value for key, value in data.items()}
+    own = {
+        key: value.replace("PLACE", str(place)) if isinstance(value, str) else value
+        for key, value in data.items()
+    }
     changed = DataConfig.model_validate({"cache_dir": f"{place}/cache"} | own)
     run = config.run.model_copy(update={"root": f"{place}/runs"})
     return config.model_copy(update={"data": changed, "run": run})
@@ -134,16 +200,31 @@ def with_data(config: RunConfig, place: Path, **data: object) -> RunConfig:
 NONE = {"name": "a", "weight": 1, "kind": "documents", "path": "/nowhere/none"}
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    ({"kind": "documents", "path": "PLACE/none.jsonl"}, "data.path='.*none.jsonl' matches nothing"),
-    ({"kind": "documents", "path": "PLACE/a.jsonl", "val_path": "PLACE/none.txt"}, "data.val_path='.*none.txt' matches nothing"),
-    ({"kind": "text_files", "path": "PLACE/*.none"}, "data.path='.*none' matches no file"),
-    ({"kind": "shards", "path": "PLACE/none"}, "none/index.json cannot be read"),
-    ({"kind": "shards", "path": "PLACE/shards"}, "the corpus was tokenised by bpe with 1000"),
-    ({"kind": "python_stdlib", "val_path": "PLACE/none"}, "data.val_path='.*none' matches no file"),
-    ({"kind": "text_pairs", "path": "PLACE/a.txt", "target_path": "PLACE/none"}, "data.target_path='.*none' is no file"),
-    ({"kind": "mixture", "components": [NONE]}, "none' matches nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            {"kind": "documents", "path": "PLACE/none.jsonl"},
+            "data.path='.*none.jsonl' matches nothing",
+        ),
+        (
+            {"kind": "documents", "path": "PLACE/a.jsonl", "val_path": "PLACE/none.txt"},
+            "data.val_path='.*none.txt' matches nothing",
+        ),
+        ({"kind": "text_files", "path": "PLACE/*.none"}, "data.path='.*none' matches no file"),
+        ({"kind": "shards", "path": "PLACE/none"}, "none/index.json cannot be read"),
+        ({"kind": "shards", "path": "PLACE/shards"}, "the corpus was tokenised by bpe with 1000"),
+        (
+            {"kind": "python_stdlib", "val_path": "PLACE/none"},
+            "data.val_path='.*none' matches no file",
+        ),
+        (
+            {"kind": "text_pairs", "path": "PLACE/a.txt", "target_path": "PLACE/none"},
+            "data.target_path='.*none' is no file",
+        ),
+        ({"kind": "mixture", "components": [NONE]}, "none' matches nothing"),
+    ],
+)
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_path_that_is_not_there_leaves_no_directory(
     place: Path, small: RunConfig, data: dict[str, object], said: str, dry_run: bool
@@ -169,7 +250,9 @@ def test_a_folder_of_nothing_but_records_is_read(tmp_path: Path) -> None:
     (tmp_path / "b.JSON").write_text('{"text": "two"}\n')
     assert [path.name for path in local_files([str(tmp_path)])] == ["a.jsonl", "b.JSON"]
     (tmp_path / "a.py").write_text("x = 1\n")
-    assert [path.name for path in local_files([str(tmp_path)])] == ["a.py"], "beside sources such files are no documents"
+    assert [path.name for path in local_files([str(tmp_path)])] == ["a.py"], (
+        "beside sources such files are no documents"
+    )
 
 
 # One document, and own files to hold out.
@@ -179,7 +262,9 @@ def texts_of(directory: Path | str) -> dict[str, bytes]:
     """The text of each split, of a corpus of bytes."""
     index = CorpusIndex.load(directory)
     return {
-        split: b"\0".join(bytes(read_shard(directory, index, shard)[:-1].astype("uint8")) for shard in shards)
+        split: b"\0".join(
+            bytes(read_shard(directory, index, shard)[:-1].astype("uint8")) for shard in shards
+        )
         for split, shards in index.splits.items()
     }
 
@@ -208,24 +293,38 @@ def test_a_cut_is_between_characters(text: str, at: int) -> None:
 def own_files(place: Path, kind: str) -> DataConfig:
     files = {
         "text_files": ("t/a.txt", "training text", "v/b.txt", "held-out text"),
-        "documents": ("t/a.jsonl", json.dumps({"text": "training text"}), "v/b.jsonl", json.dumps({"text": "held-out text"})),
+        "documents": (
+            "t/a.jsonl",
+            json.dumps({"text": "training text"}),
+            "v/b.jsonl",
+            json.dumps({"text": "held-out text"}),
+        ),
         "text_pairs": ("t/a.tsv", "training\ttext", "v/b.tsv", "held-out\ttext"),
         "python_stdlib": ("t/a.txt", "", "v/b.txt", "held-out text"),
-    }  # fmt: skip
+    }
     path, text, val_path, val_text = files[kind]
     for name, content in ((path, text), (val_path, val_text)):
         (place / name).parent.mkdir(parents=True)
         (place / name).write_text(content + "\n")
     glob = "/*" if kind == "documents" else ""  # the others take a folder
-    own = {"path": None if kind == "python_stdlib" else f"{place}/t{glob}", "val_path": f"{place}/v{glob}"}
+    own = {
+        "path": None if kind == "python_stdlib" else f"{place}/t{glob}",
+        "val_path": f"{place}/v{glob}",
+    }
     return text_config("", place / "cache", kind=kind, val_fraction=0.05, **own)
 
 
 @pytest.mark.parametrize("kind", ["text_files", "documents", "text_pairs", "python_stdlib"])
-def test_own_files_are_held_out_of_every_kind(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_files_are_held_out_of_every_kind(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "few.py").write_text("x = 1\n")
     monkeypatch.setattr("scaling.data.sources.python_files", lambda *_: iter([tmp_path / "few.py"]))
-    tokenizer = BYTE.model_copy(update={"special_tokens": "all", "vocab_size": 261}) if kind == "text_pairs" else BYTE
+    tokenizer = (
+        BYTE.model_copy(update={"special_tokens": "all", "vocab_size": 261})
+        if kind == "text_pairs"
+        else BYTE
+    )
     directory = ensure_corpus(own_files(tmp_path, kind), tokenizer)
     index = CorpusIndex.load(directory)
     assert [shard.n_documents for shards in index.splits.values() for shard in shards] == [1, 1]
@@ -233,22 +332,39 @@ def test_own_files_are_held_out_of_every_kind(tmp_path: Path, kind: str, monkeyp
 
 
 def test_targets_in_files_of_their_own_can_be_held_out(tmp_path: Path) -> None:
-    for name, text in {"a.de": "eins\nzwei\n", "a.en": "one\ntwo\n", "b.de": "drei\n", "b.en": "three\n"}.items():
+    for name, text in {
+        "a.de": "eins\nzwei\n",
+        "a.en": "one\ntwo\n",
+        "b.de": "drei\n",
+        "b.en": "three\n",
+    }.items():
         (tmp_path / name).write_text(text)
     own = {"target_path": f"{tmp_path}/a.en", "val_path": f"{tmp_path}/b.de", "val_fraction": 0.05}
-    with pytest.raises(ValueError, match=r"data.target_path is set and data.val_target_path is not"):
+    with pytest.raises(
+        ValueError, match=r"data.target_path is set and data.val_target_path is not"
+    ):
         text_config(f"{tmp_path}/a.de", tmp_path / "cache", kind="text_pairs", **own)
-    data = text_config(f"{tmp_path}/a.de", tmp_path / "cache", kind="text_pairs", **own, val_target_path=f"{tmp_path}/b.en")
+    data = text_config(
+        f"{tmp_path}/a.de",
+        tmp_path / "cache",
+        kind="text_pairs",
+        **own,
+        val_target_path=f"{tmp_path}/b.en",
+    )
     tokenizer = BYTE.model_copy(update={"special_tokens": "all", "vocab_size": 261})
     index = CorpusIndex.load(ensure_corpus(data, tokenizer))
-    assert {split: sum(s.n_documents for s in shards) for split, shards in index.splits.items()} == {"train": 2, "val": 1}
+    assert {
+        split: sum(s.n_documents for s in shards) for split, shards in index.splits.items()
+    } == {"train": 2, "val": 1}
 
 
 # Long enough.
 
 
 def too_short(small: RunConfig, data: DataConfig, seq_len: int) -> str:
-    config = small.model_copy(update={"data": data, "train": small.train.model_copy(update={"seq_len": seq_len})})
+    config = small.model_copy(
+        update={"data": data, "train": small.train.model_copy(update={"seq_len": seq_len})}
+    )
     with pytest.raises(ConfigError) as caught:
         check_lengths(config, Corpus.open(ensure_corpus(data, config.tokenizer)))
     return str(caught.value)
@@ -260,8 +376,12 @@ def short_texts(place: Path, n: int, length: int) -> str:
     return f"{place}/0*.txt"
 
 
-def test_a_held_out_part_that_is_too_short_is_blamed_on_its_fraction(tmp_path: Path, small: RunConfig) -> None:
-    said = too_short(small, text_config(short_texts(tmp_path, 40, 99), tmp_path / "c", val_fraction=0.05), 500)
+def test_a_held_out_part_that_is_too_short_is_blamed_on_its_fraction(
+    tmp_path: Path, small: RunConfig
+) -> None:
+    said = too_short(
+        small, text_config(short_texts(tmp_path, 40, 99), tmp_path / "c", val_fraction=0.05), 500
+    )
     assert "the held-out part has" in said
     assert "one sequence takes 501 (train.seq_len=500)" in said
     assert "data.val_fraction=0.05 of documents with 4000 tokens in all" in said
@@ -269,16 +389,26 @@ def test_a_held_out_part_that_is_too_short_is_blamed_on_its_fraction(tmp_path: P
     assert "data.val_path" in said
 
 
-def test_other_parts_that_are_too_short_are_blamed_on_what_made_them(tmp_path: Path, small: RunConfig) -> None:
+def test_other_parts_that_are_too_short_are_blamed_on_what_made_them(
+    tmp_path: Path, small: RunConfig
+) -> None:
     pattern = short_texts(tmp_path, 40, 99)
     assert "data.shard_tokens=100, the longest shard has 100" in too_short(
         small, text_config(pattern, tmp_path / "c", val_fraction=0.2, shard_tokens=100), 150
     )
     assert "the training part has 4000 tokens in 40 documents" in too_short(
-        small, text_config(pattern, tmp_path / "c", val_fraction=0.05, val_path=short_texts_beside(tmp_path)), 5000
+        small,
+        text_config(
+            pattern, tmp_path / "c", val_fraction=0.05, val_path=short_texts_beside(tmp_path)
+        ),
+        5000,
     )
     assert "(data.val_path=" in too_short(
-        small, text_config(pattern, tmp_path / "c", val_fraction=0.05, val_path=short_texts_beside(tmp_path)), 1000
+        small,
+        text_config(
+            pattern, tmp_path / "c", val_fraction=0.05, val_path=short_texts_beside(tmp_path)
+        ),
+        1000,
     )
 
 
@@ -287,11 +417,16 @@ def short_texts_beside(place: Path) -> str:
     return f"{place}/held.txt"
 
 
-def test_shards_that_are_too_short_are_found_before_the_run_has_a_directory(place: Path, small: RunConfig) -> None:
+def test_shards_that_are_too_short_are_found_before_the_run_has_a_directory(
+    place: Path, small: RunConfig
+) -> None:
     held_out = write_corpus(place / "shards", random_documents(9, n_shards=1), split="val")
     train = write_corpus(place / "shards", random_documents(0))
     replace(train, splits={**train.splits, **held_out.splits}).save(place / "shards")
-    sizes = {"tokenizer": TokenizerConfig(kind="bpe", vocab_size=1000), "train": small.train.model_copy(update={"seq_len": 300})}
+    sizes = {
+        "tokenizer": TokenizerConfig(kind="bpe", vocab_size=1000),
+        "train": small.train.model_copy(update={"seq_len": 300}),
+    }
     config = with_data(small, place, kind="shards", path="PLACE/shards").model_copy(update=sizes)
     with pytest.raises(ConfigError, match=rf"one sequence takes 301 .*data.path={place}/shards"):
         drive(config)

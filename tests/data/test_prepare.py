@@ -1,4 +1,5 @@
-"""scaling.prepare: every document of every format once, the same bytes however it is done, and errors that say what to do."""
+"""scaling.prepare: every document of every format once, the same bytes however it is done, and
+errors that say what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from scaling.data.prepare import inputs, ordering, pieces
 from scaling.data.read.stream import check_shards
 from scaling.data.shards import CorpusIndex
 from scaling.errors import ConfigError
-from tests.support.prepare_inputs import contents, documents_of, json_lines, tar_of, texts, write_inputs
+from tests.support.prepare_inputs import (
+    contents,
+    documents_of,
+    json_lines,
+    tar_of,
+    texts,
+    write_inputs,
+)
 
 BYTE = ("tokenizer=byte", "shard_tokens=5000")
 
@@ -31,13 +39,24 @@ def test_every_document_of_every_format_is_kept_once(tmp_path, capsys, tokenizer
     documents = texts(150)
     pattern = write_inputs(tmp_path / "in", [*documents, *documents[:20], "", ""])
     size = {"byte": (), "bpe": ("vocab_size=450",), "wordpiece": ("vocab_size=600",)}[tokenizer]
-    assert run(f"inputs={pattern}", f"out={tmp_path / 'out'}", f"tokenizer={tokenizer}", "shard_tokens=3000", *size) == 0
+    assert (
+        run(
+            f"inputs={pattern}",
+            f"out={tmp_path / 'out'}",
+            f"tokenizer={tokenizer}",
+            "shard_tokens=3000",
+            *size,
+        )
+        == 0
+    )
     train, val = (documents_of(tmp_path / "out", split) for split in ("train", "val"))
     assert sorted(train + val) == sorted(documents)
     assert len(val) > 1
     index = CorpusIndex.load(tmp_path / "out")
     assert len(index.split("train")) > 1
-    assert all(check_shards(tmp_path / "out", index, split, full=True) == [] for split in index.splits)
+    assert all(
+        check_shards(tmp_path / "out", index, split, full=True) == [] for split in index.splits
+    )
     out, err = capsys.readouterr()
     assert "150 documents, without 20 exact duplicates and 2 empty ones" in err
     assert "tokens/s" in out
@@ -68,7 +87,11 @@ def test_ranges_of_a_file_hold_each_line_once(tmp_path, monkeypatch, size):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(documents).rstrip(b"\n"))
     monkeypatch.setattr(inputs, "PIECE_BYTES", size)
-    found = [text for piece in inputs.find_pieces([str(path)]) for text in pieces.read_piece(piece, pieces.Reading())]
+    found = [
+        text
+        for piece in inputs.find_pieces([str(path)])
+        for text in pieces.read_piece(piece, pieces.Reading())
+    ]
     assert found == documents
 
 
@@ -84,12 +107,27 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "stage", ["reading", "merging", "ordering", "training the tokenizer", "tokenising", "writing the train", "wrote"]
+    "stage",
+    [
+        "reading",
+        "merging",
+        "ordering",
+        "training the tokenizer",
+        "tokenising",
+        "writing the train",
+        "wrote",
+    ],
 )
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path, stage, capsys, monkeypatch):
     monkeypatch.setattr(ordering, "FAN_IN", 2)
     pattern = write_inputs(tmp_path / "in", texts(100))
-    words = (f"inputs={pattern}", "tokenizer=bpe", "vocab_size=400", "shard_tokens=2000", "processes=1")
+    words = (
+        f"inputs={pattern}",
+        "tokenizer=bpe",
+        "vocab_size=400",
+        "shard_tokens=2000",
+        "processes=1",
+    )
     assert run(*words, f"out={tmp_path / 'whole'}") == 0
     out = tmp_path / "killed"
     with start(*words, f"out={out}") as process:
@@ -97,7 +135,11 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(tmp_path, stage, capsys,
             if line.startswith(stage):
                 break
         process.send_signal(signal.SIGKILL)
-    kept = {path.name: path.stat().st_mtime_ns for path in (out / ".work").glob("*.json")} if (out / ".work").exists() else {}
+    kept = (
+        {path.name: path.stat().st_mtime_ns for path in (out / ".work").glob("*.json")}
+        if (out / ".work").exists()
+        else {}
+    )
     capsys.readouterr()
     assert run(*words, f"out={out}") == 0
     assert contents(out) == contents(tmp_path / "whole")
@@ -177,7 +219,10 @@ BAD = {
     "field.jsonl": (b'{"content": "a"}\n', "has no text in 'text', but: content"),
     "half.jsonl": (b'{"text": "\\ud83d"}\n', "half of a surrogate pair"),
     "long.txt": (b"x" * 5000, "is longer than max_document=4000 bytes"),
-    "long.jsonl": (b'{"text": "' + b"x" * 40000 + b'"}\n{"text": "short"}\n', "is longer than max_document=4000 bytes"),
+    "long.jsonl": (
+        b'{"text": "' + b"x" * 40000 + b'"}\n{"text": "short"}\n',
+        "is longer than max_document=4000 bytes",
+    ),
 }
 
 
@@ -211,7 +256,9 @@ BROKEN = {
 def test_broken_files_are_named(tmp_path, capsys, name):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    assert run(f"inputs={tmp_path}/*", f"out={tmp_path / 'out'}", *BYTE, "on_bad=skip", "processes=1") in (1, 2)
+    assert run(
+        f"inputs={tmp_path}/*", f"out={tmp_path / 'out'}", *BYTE, "on_bad=skip", "processes=1"
+    ) in (1, 2)
     assert message in capsys.readouterr().err
 
 
@@ -222,8 +269,15 @@ def test_parquet_and_zstd(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
     lines = json_lines(documents[40:], field="content")
     (tmp_path / "b.jsonl.zst").write_bytes(pyarrow.compress(lines, codec="zstd", asbytes=True))
-    assert run(f"inputs={tmp_path}/*", f"out={tmp_path / 'out'}", *BYTE, "field=content", "processes=1") == 0
-    assert sorted(documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "val")) == sorted(documents)
+    assert (
+        run(
+            f"inputs={tmp_path}/*", f"out={tmp_path / 'out'}", *BYTE, "field=content", "processes=1"
+        )
+        == 0
+    )
+    assert sorted(
+        documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "val")
+    ) == sorted(documents)
 
 
 def test_folders_lines_and_objects_in_tars(tmp_path):
@@ -235,14 +289,28 @@ def test_folders_lines_and_objects_in_tars(tmp_path):
     (source / "image.png").write_bytes(b"\x89PNG")
     (source / ".git" / "c.py").write_text("hidden")
     assert run(f"inputs={source}", f"out={tmp_path / 'folder'}", *BYTE) == 0
-    assert sorted(documents_of(tmp_path / "folder", "train") + documents_of(tmp_path / "folder", "val")) == ["a = 1\n", "b = 2\n"]
+    assert sorted(
+        documents_of(tmp_path / "folder", "train") + documents_of(tmp_path / "folder", "val")
+    ) == ["a = 1\n", "b = 2\n"]
     (tmp_path / "lines.txt").write_text("one\ntwo\r\n\nthree")
-    assert run(f"inputs={tmp_path}/lines.txt", f"out={tmp_path / 'lines'}", *BYTE, "document=line") == 0
+    assert (
+        run(f"inputs={tmp_path}/lines.txt", f"out={tmp_path / 'lines'}", *BYTE, "document=line")
+        == 0
+    )
     found = documents_of(tmp_path / "lines", "train") + documents_of(tmp_path / "lines", "val")
     assert sorted(found) == ["one", "three", "two"]
     members = {f"{i}.json": json.dumps({"body": f"text {i}"}).encode() for i in range(3)}
     (tmp_path / "objects.tar").write_bytes(tar_of(members))
-    assert run(f"inputs={tmp_path}/objects.tar", f"out={tmp_path / 'tar'}", *BYTE, "member=json", "field=body") == 0
+    assert (
+        run(
+            f"inputs={tmp_path}/objects.tar",
+            f"out={tmp_path / 'tar'}",
+            *BYTE,
+            "member=json",
+            "field=body",
+        )
+        == 0
+    )
     found = documents_of(tmp_path / "tar", "train") + documents_of(tmp_path / "tar", "val")
     assert sorted(found) == ["text 0", "text 1", "text 2"]
 
@@ -264,6 +332,8 @@ def test_wrong_options(tmp_path, capsys, words, message):
 
 def test_one_character_is_too_little(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    recipe = prepare.PrepareOptions(inputs=f"{tmp_path}/a.txt", out=str(tmp_path / "out"), tokenizer="byte")
+    recipe = prepare.PrepareOptions(
+        inputs=f"{tmp_path}/a.txt", out=str(tmp_path / "out"), tokenizer="byte"
+    )
     with pytest.raises(ConfigError, match="1 distinct non-empty document"):
         prepare.prepare(recipe)

@@ -1,4 +1,5 @@
-"""What inputs name is read, whatever it is called and however it is linked; what is not read is counted and named."""
+"""What inputs name is read, whatever it is called and however it is linked; what is not read is
+counted and named."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ MARK = codecs.BOM_UTF8
 DOCUMENTS = texts(6)
 
 
-def read(*inputs: str, field: str = "text", member: str = "txt", **options) -> tuple[list[str], list[str]]:
+def read(
+    *inputs: str, field: str = "text", member: str = "txt", **options
+) -> tuple[list[str], list[str]]:
     """The documents, sorted, and what was reported. What is unfit is raised."""
     told: list[str] = []
     pieces = find_pieces(inputs, report=lambda message, part: told.append(message), **options)
@@ -55,8 +58,16 @@ def table(documents: list[str], path: Path) -> None:
         ("joined.jsonl", MARK + json_lines(DOCUMENTS[:3]) + MARK + json_lines(DOCUMENTS[3:]), {}),
         ("a.jsonl.gz", gzip.compress(MARK + json_lines(DOCUMENTS)), {}),
         ("a.JSONL.ZST", zstd.compress(MARK + json_lines(DOCUMENTS)), {}),
-        ("a.tar", tar_of({f"{i}.txt": MARK + text.encode() for i, text in enumerate(DOCUMENTS)}), {}),
-        ("b.tar", tar_of({f"{i}.json": MARK + json_lines([text]) for i, text in enumerate(DOCUMENTS)}), {"member": "json"}),
+        (
+            "a.tar",
+            tar_of({f"{i}.txt": MARK + text.encode() for i, text in enumerate(DOCUMENTS)}),
+            {},
+        ),
+        (
+            "b.tar",
+            tar_of({f"{i}.json": MARK + json_lines([text]) for i, text in enumerate(DOCUMENTS)}),
+            {"member": "json"},
+        ),
     ],
 )
 def test_a_byte_order_mark_is_no_text(tmp_path, name, content, options):
@@ -73,7 +84,9 @@ def test_a_mark_begins_a_file_and_is_text_elsewhere(tmp_path, by_line):
 
 def test_a_mark_before_pairs_is_no_text(tmp_path):
     (tmp_path / "a.tsv").write_bytes(MARK + b"one\teins\n")
-    source = find_source(DataConfig(kind="text_pairs", path=str(tmp_path / "a.tsv"), cache_dir="unused"))
+    source = find_source(
+        DataConfig(kind="text_pairs", path=str(tmp_path / "a.tsv"), cache_dir="unused")
+    )
     assert [text for _, text in read_pairs(source)] == ["one\x1eeins"]
 
 
@@ -81,7 +94,9 @@ def test_a_mark_before_pairs_is_no_text(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_other_encodings_are_named_by_their_mark(tmp_path, name, encoding):
     (tmp_path / name).write_bytes(json_lines(["text"]).decode().encode(encoding))
-    with pytest.raises(DataError, match=rf"{name} is not UTF-8 (.|\n)*iconv -f {encoding.upper()} "):
+    with pytest.raises(
+        DataError, match=rf"{name} is not UTF-8 (.|\n)*iconv -f {encoding.upper()} "
+    ):
         read(str(tmp_path / name))
 
 
@@ -135,7 +150,9 @@ def test_all_that_a_folder_holds_is_read_or_named(tmp_path):
 
 def test_a_folder_of_other_files_says_which(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS))
-    with pytest.raises(ConfigError, match=r"left out 1 file of another ending: \.jsonl (.|\n)*suffixes=\.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"left out 1 file of another ending: \.jsonl (.|\n)*suffixes=\.jsonl"
+    ):
         read(str(tmp_path))
 
 
@@ -175,8 +192,12 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
 def test_empty_files_are_named(tmp_path, name):
     (tmp_path / name).touch()
     if name == "a.parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / name)
-    with pytest.raises(ConfigError, match=rf"nothing to read; left out 1 file that is empty: .*{name}"):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / name
+        )
+    with pytest.raises(
+        ConfigError, match=rf"nothing to read; left out 1 file that is empty: .*{name}"
+    ):
         read(str(tmp_path / name))
     (tmp_path / "b.txt").write_text("b")
     assert read(f"{tmp_path}/*") == (["b"], [f"left out 1 file that is empty: {tmp_path / name}"])
@@ -186,17 +207,31 @@ def test_empty_files_are_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["weird [x] a.jsonl", "with,comma.jsonl", "*.jsonl", "{1,2}.jsonl", "a%20b#c?.jsonl", "hf:x.jsonl"]
+    "name",
+    [
+        "weird [x] a.jsonl",
+        "with,comma.jsonl",
+        "*.jsonl",
+        "{1,2}.jsonl",
+        "a%20b#c?.jsonl",
+        "hf:x.jsonl",
+    ],
 )
 def test_a_path_comes_before_a_pattern(tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(json_lines(DOCUMENTS[:3]))
     (tmp_path / "other.jsonl").write_bytes(json_lines(DOCUMENTS[3:]))
     monkeypatch.chdir(tmp_path)
     for text in (name, str(tmp_path / name)):
-        assert split_paths(f"other.jsonl,{text},other.jsonl") == ("other.jsonl", text, "other.jsonl")
+        assert split_paths(f"other.jsonl,{text},other.jsonl") == (
+            "other.jsonl",
+            text,
+            "other.jsonl",
+        )
         assert inputs_of(DataConfig(kind="documents", path=text, cache_dir="unused")) == (text,)
         assert read(text)[0] == sorted(DOCUMENTS[:3])
-        assert find_source(DataConfig(kind="text_files", path=text, cache_dir="unused")).files == (tmp_path / name,)
+        assert find_source(DataConfig(kind="text_files", path=text, cache_dir="unused")).files == (
+            tmp_path / name,
+        )
         assert Path(local_path(text)).absolute() == tmp_path / name
 
 
@@ -206,7 +241,9 @@ def test_file_urls_are_paths(tmp_path, form):
     folder.mkdir()
     (folder / "c#1.jsonl").write_bytes(json_lines(DOCUMENTS))
     for end in ("c%231.jsonl", "c?1.jsonl", "*.jsonl"):
-        assert read(form.format(str(folder).replace(" ", "%20")) + f"/{end}")[0] == sorted(DOCUMENTS)
+        assert read(form.format(str(folder).replace(" ", "%20")) + f"/{end}")[0] == sorted(
+            DOCUMENTS
+        )
 
 
 def test_home_is_understood(tmp_path, monkeypatch):
@@ -234,7 +271,10 @@ def test_endings_may_be_in_either_case(tmp_path):
 
 @pytest.mark.parametrize("window_log", [27, 28, 31])
 def test_long_windows_of_zstd_are_read(tmp_path, window_log):
-    options = {zstd.CompressionParameter.window_log: window_log, zstd.CompressionParameter.content_size_flag: 0}
+    options = {
+        zstd.CompressionParameter.window_log: window_log,
+        zstd.CompressionParameter.content_size_flag: 0,
+    }
     compressor = zstd.ZstdCompressor(options=options)
     frame = compressor.compress(json_lines(DOCUMENTS[:3])) + compressor.flush()
     assert _window_bytes(frame[:18]) == 1 << window_log
@@ -257,11 +297,19 @@ def test_the_window_of_a_single_segment_is_its_content():
 
 @pytest.mark.parametrize(
     ("value", "what"),
-    [(None, "null"), (["a"], "an array"), ({"a": 1}, "an object"), (3, "a number"), (True, "a boolean")],
+    [
+        (None, "null"),
+        (["a"], "an array"),
+        ({"a": 1}, "an object"),
+        (3, "a number"),
+        (True, "a boolean"),
+    ],
 )
 def test_values_that_are_no_text_are_named(tmp_path, value, what):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}))
-    with pytest.raises(DataError, match=rf"has {what} in 'text', and no text(.|\n)*on_bad=skip") as raised:
+    with pytest.raises(
+        DataError, match=rf"has {what} in 'text', and no text(.|\n)*on_bad=skip"
+    ) as raised:
         read(str(tmp_path / "a.jsonl"))
     assert "field=" not in str(raised.value)
 
@@ -284,22 +332,39 @@ def test_columns_of_tables_are_texts_or_bytes_of_texts(tmp_path):
     assert read(path, field="bytes")[0] == read(path, field="words")[0] == ["a", "b"]
     with pytest.raises(DataError, match="has null in 'text', and no text"):
         read(path)
-    with pytest.raises(DataError, match=r"has list<.*> in column 'list', and no text(.|\n)*are: text, bytes, words;"):
+    with pytest.raises(
+        DataError,
+        match=r"has list<.*> in column 'list', and no text(.|\n)*are: text, bytes, words;",
+    ):
         read(path, field="list")
 
 
 @pytest.mark.parametrize(
-    "wrong", ["field=content", "max_document=10", "tokenizer=bpe", "member=json", "inputs={}/a.jsonl"], ids=lambda word: word[:5]
+    "wrong",
+    ["field=content", "max_document=10", "tokenizer=bpe", "member=json", "inputs={}/a.jsonl"],
+    ids=lambda word: word[:5],
 )
 def test_a_command_that_comes_to_nothing_leaves_the_directory_to_another(tmp_path, capsys, wrong):
     (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS[:1]))
     (tmp_path / "b.jsonl").write_bytes(json_lines(DOCUMENTS))
     (tmp_path / "c.tar").write_bytes(tar_of({"1.txt": b"one"}))
-    right = {"inputs": f"{tmp_path}/*", "out": str(tmp_path / "out"), "tokenizer": "byte", "processes": "1"}
+    right = {
+        "inputs": f"{tmp_path}/*",
+        "out": str(tmp_path / "out"),
+        "tokenizer": "byte",
+        "processes": "1",
+    }
     key, _, value = wrong.format(tmp_path).partition("=")
-    assert prepare.main([f"{name}={text}" for name, text in (right | {key: value}).items()]) in (1, 2)
+    assert prepare.main([f"{name}={text}" for name, text in (right | {key: value}).items()]) in (
+        1,
+        2,
+    )
     assert not (tmp_path / "out" / ".work").exists()
     assert (
-        prepare.main([f"{name}={text}" for name, text in right.items() if name != "inputs"] + [f"inputs={tmp_path}/[abc]*"]) == 0
+        prepare.main(
+            [f"{name}={text}" for name, text in right.items() if name != "inputs"]
+            + [f"inputs={tmp_path}/[abc]*"]
+        )
+        == 0
     )
     assert "7 documents" in capsys.readouterr().err

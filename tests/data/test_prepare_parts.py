@@ -45,22 +45,35 @@ from tests.support.prepare_inputs import documents_of, texts
     st.integers(1, 2000),
     st.integers(1, 4),
 )
-def test_buckets_are_the_sorted_distinct_documents(tmp_path_factory, pairs, n_buckets, run_bytes, fan_in):
+def test_buckets_are_the_sorted_distinct_documents(
+    tmp_path_factory, pairs, n_buckets, run_bytes, fan_in
+):
     directory = tmp_path_factory.mktemp("order")
     documents = [document_of(text, held_out) for text, held_out in pairs if text.isprintable()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ordering, "RUN_BYTES", run_bytes)
         runs = write_runs(documents, directory, "run")
     low = 1 << 62
-    runs = [merge_runs(directory, runs[i : i + fan_in], f"m{i}") for i in range(0, len(runs), fan_in)]
-    buckets = [write_bucket(directory, runs, f"b{i}", bucket_bounds(i, n_buckets), low) for i in range(n_buckets)]
+    runs = [
+        merge_runs(directory, runs[i : i + fan_in], f"m{i}") for i in range(0, len(runs), fan_in)
+    ]
+    buckets = [
+        write_bucket(directory, runs, f"b{i}", bucket_bounds(i, n_buckets), low)
+        for i in range(n_buckets)
+    ]
     held_out = {document.digest for document in documents if document.held_out}
     for side in (True, False):
-        expected = sorted({d.digest: d.content for d in documents if (d.digest in held_out) == side}.items())
+        expected = sorted(
+            {d.digest: d.content for d in documents if (d.digest in held_out) == side}.items()
+        )
         found = []
         for bucket in buckets:
             all_of_it = list(read_documents(directory, bucket.name))
-            found += all_of_it[: bucket.n_held_out] if side else list(read_documents(directory, bucket.name, bucket.n_held_out))
+            found += (
+                all_of_it[: bucket.n_held_out]
+                if side
+                else list(read_documents(directory, bucket.name, bucket.n_held_out))
+            )
         assert found == [content for _, content in expected]
     distinct = {document.digest: document.content for document in documents}
     assert sum(bucket.n_documents for bucket in buckets) == len(distinct)
@@ -69,12 +82,15 @@ def test_buckets_are_the_sorted_distinct_documents(tmp_path_factory, pairs, n_bu
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
-    """Eight times as much text, all in one run and one bucket each time or in many: less than twice the peak."""
+    """Eight times as much text, all in one run and one bucket each time or in many: less than twice
+    the peak."""
     monkeypatch.setattr(ordering, "RUN_BYTES", 1 << 20)
     peaks = []
     for n in (1_000, 8_000):
         tracemalloc.start()
-        runs = write_runs((document_of(f"{i} " * 200, False) for i in range(n)), tmp_path, f"run{n}")
+        runs = write_runs(
+            (document_of(f"{i} " * 200, False) for i in range(n)), tmp_path, f"run{n}"
+        )
         for number in range(len(runs)):
             write_bucket(tmp_path, runs, "bucket", bucket_bounds(number, len(runs)), 0)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -88,7 +104,10 @@ def tokenizers():
     words = ["".join(rng.choice(list("abé1_.'s🙂"), rng.integers(1, 8))) for _ in range(500)]
     corpus = [" ".join(rng.choice(words, 50)) + "\n\t" for _ in range(50)]
     sizes = {"bpe": 400, "wordpiece": 560, "unigram": 300}
-    return {kind: train_tokenizer(TokenizerConfig(kind=kind, vocab_size=size), corpus) for kind, size in sizes.items()}
+    return {
+        kind: train_tokenizer(TokenizerConfig(kind=kind, vocab_size=size), corpus)
+        for kind, size in sizes.items()
+    }
 
 
 @settings(max_examples=60)
@@ -124,7 +143,12 @@ def test_a_tokenizer_that_exists(tmp_path, tokenizers, capsys):
     raw = json.loads(tokenizers["bpe"].to_bytes())
     raw["added_tokens"] = []  # as one of another maker, with another end of text
     raw["model"]["vocab"]["</s>"] = raw["model"]["vocab"].pop("<|endoftext|>")
-    raw["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    raw["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     for i, text in enumerate(texts(20)):
         (tmp_path / f"{i}.txt").write_text(text)
@@ -132,7 +156,9 @@ def test_a_tokenizer_that_exists(tmp_path, tokenizers, capsys):
     assert prepare.main([*words, f"tokenizer=hf:{tmp_path}"]) == 0
     info = CorpusIndex.load(tmp_path / "out").tokenizer
     assert (info.kind, info.vocab_size, info.eot_id) == ("bpe", 401, 400)
-    assert sorted(documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "val")) == sorted(texts(20))
+    assert sorted(
+        documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "val")
+    ) == sorted(texts(20))
     assert "tokenizer=bpe tokenizer.vocab_size=401" in capsys.readouterr().out
 
 
@@ -143,7 +169,9 @@ def test_tokenizers_that_cannot_be_had(tmp_path, monkeypatch):
         hub_tokenizer(str(tmp_path), byte)
     from tokenizers import Tokenizer, models
 
-    Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     with pytest.raises(ConfigError, match="are not of bytes"):
         hub_tokenizer(str(tmp_path), byte)
     import huggingface_hub
@@ -152,7 +180,9 @@ def test_tokenizers_that_cannot_be_had(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(ConfigError, match=r"no file nobody/nothing, and the hub gives .* no route to host"):
+    with pytest.raises(
+        ConfigError, match=r"no file nobody/nothing, and the hub gives .* no route to host"
+    ):
         hub_tokenizer("nobody/nothing", byte)
 
 
@@ -163,7 +193,11 @@ def test_installed_packages_are_found_with_their_tests(tmp_path, monkeypatch):
         (site / name).write_text(name)
     monkeypatch.setattr("scaling.data.prepare.sources.sysconfig.get_path", lambda name: str(site))
     files = find_source(DataConfig(kind="python_packages", cache_dir=str(tmp_path))).files
-    assert [str(path.relative_to(site)) for path in files] == ["two.py", "one/a.py", "one/tests/b.py"]
+    assert [str(path.relative_to(site)) for path in files] == [
+        "two.py",
+        "one/a.py",
+        "one/tests/b.py",
+    ]
 
 
 def test_the_real_packages_are_many():
@@ -197,13 +231,19 @@ def test_the_tokenizer_learns_from_a_sample_of_bounded_size(tmp_path, monkeypatc
     seen: list[str] = []
     train = prepare_module.train_tokenizer
     monkeypatch.setattr(
-        prepare_module, "train_tokenizer", lambda config, sample: train(config, [seen.append(t) or t for t in sample])
+        prepare_module,
+        "train_tokenizer",
+        lambda config, sample: train(config, [seen.append(t) or t for t in sample]),
     )
     words = ["tokenizer=byte", "processes=1", "tokenizer_sample=2000"]
     assert prepare.main([f"inputs={tmp_path}/*.txt", f"out={tmp_path / 'out'}", *words]) == 0
     train_texts = documents_of(tmp_path / "out", "train")
     assert seen == train_texts[: len(seen)]
-    assert 2000 <= sum(len(text.encode()) for text in seen) < 2000 + max(len(text.encode()) for text in train_texts)
+    assert (
+        2000
+        <= sum(len(text.encode()) for text in seen)
+        < 2000 + max(len(text.encode()) for text in train_texts)
+    )
 
 
 def test_a_shard_ends_with_the_document_that_fills_it(tmp_path, monkeypatch):

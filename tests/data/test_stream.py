@@ -1,4 +1,5 @@
-"""Reading shards: what is read is what was written, and every disagreement with the index names the shard."""
+"""Reading shards: what is read is what was written, and every disagreement with the index names the
+shard."""
 
 from __future__ import annotations
 
@@ -76,11 +77,15 @@ def read_all(directory, index, **options):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), max_resident_shards=st.integers(1, 4), shuffle=st.booleans())
-def test_reads_the_documents_joined_by_end_of_text(tmp_path_factory, seed, max_resident_shards, shuffle):
+def test_reads_the_documents_joined_by_end_of_text(
+    tmp_path_factory, seed, max_resident_shards, shuffle
+):
     directory = tmp_path_factory.mktemp("corpus")
     documents = random_documents(seed)
     index = write_corpus(directory, documents)
-    streams = [np.concatenate([np.append(document, EOT) for document in shard]) for shard in documents]
+    streams = [
+        np.concatenate([np.append(document, EOT) for document in shard]) for shard in documents
+    ]
     stream = open_stream(directory, index, max_resident_shards=max_resident_shards, shuffle=shuffle)
     ks = np.random.default_rng(seed).integers(0, 3 * stream.n_sequences, 40)
     rows = stream.read(ks)
@@ -213,7 +218,10 @@ def test_a_bit_that_falls_over_between_two_uses_is_refused(tmp_path_factory, pla
         first = epoch(stream, 0)
         bit = int(place * 8 * index.split("train")[1].size_bytes)
         flip(directory / SHARD, bit)
-        with pytest.raises(DataError, match=f"shard {SHARD} is missing.*: it has changed since it was verified: its crc32"):
+        with pytest.raises(
+            DataError,
+            match=f"shard {SHARD} is missing.*: it has changed since it was verified: its crc32",
+        ):
             epoch(stream, 1)
         flip(directory / SHARD, bit)
         np.testing.assert_array_equal(epoch(stream, 1), first)
@@ -231,7 +239,9 @@ def test_what_was_verified_is_neither_hashed_nor_walked_again(corpus, monkeypatc
 
 def test_a_tar_of_another_layout_comes_again_too(corpus):
     directory, index = corpus
-    index = replace_shard(directory, index, {f"{i}.u16": bytes(2 * n) for i, n in enumerate([30, 40])})
+    index = replace_shard(
+        directory, index, {f"{i}.u16": bytes(2 * n) for i, n in enumerate([30, 40])}
+    )
     index = with_shard(index, replace(index.split("train")[1], n_documents=2, n_tokens=72))
     with one_at_a_time(directory, index) as stream:
         np.testing.assert_array_equal(epoch(stream, 0), epoch(stream, 1))
@@ -240,7 +250,9 @@ def test_a_tar_of_another_layout_comes_again_too(corpus):
             epoch(stream, 2)
 
 
-@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1024), lambda path: path.unlink()])
+@pytest.mark.parametrize(
+    "damage", [lambda path: os.truncate(path, 1024), lambda path: path.unlink()]
+)
 def test_a_shard_that_is_cut_off_or_gone_between_two_uses_is_refused(corpus, damage):
     directory, index = corpus
     with one_at_a_time(directory, index) as stream:
@@ -272,7 +284,8 @@ def test_no_more_is_remembered_than_was_asked_for(corpus):
 
 
 def test_threads_do_not_remember_more_than_was_asked_for(corpus):
-    """Each that finds the room there waits for another to find it too, which one that is alone with it waits for in vain."""
+    """Each that finds the room there waits for another to find it too, which one that is alone with
+    it waits for in vain."""
     _, index = corpus
     shards = index.split("train")[:2]
     both = threading.Barrier(2)
@@ -287,7 +300,9 @@ def test_threads_do_not_remember_more_than_was_asked_for(corpus):
             return Room(int(self) - size)
 
     known = VerifiedShards(max_remembered=Room(1))
-    threads = [threading.Thread(target=known.add, args=(shard, Verified(7, None))) for shard in shards]
+    threads = [
+        threading.Thread(target=known.add, args=(shard, Verified(7, None))) for shard in shards
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -295,8 +310,11 @@ def test_threads_do_not_remember_more_than_was_asked_for(corpus):
     assert len([shard for shard in shards if known.get(shard)]) == 1
 
 
-def replace_shard(directory: Path, index: CorpusIndex, members: dict[str, bytes] | bytes) -> CorpusIndex:
-    """Another tar in the shard's place, with size and checksum that agree with the index: only its inside is wrong."""
+def replace_shard(
+    directory: Path, index: CorpusIndex, members: dict[str, bytes] | bytes
+) -> CorpusIndex:
+    """Another tar in the shard's place, with size and checksum that agree with the index: only its
+    inside is wrong."""
     old = index.split("train")[1]
     content = members if isinstance(members, bytes) else tar_bytes(members)
     return with_shard(index, write_shard(directory, SHARD, content, old.n_documents, old.n_tokens))
@@ -304,7 +322,11 @@ def replace_shard(directory: Path, index: CorpusIndex, members: dict[str, bytes]
 
 def test_empty_tar(corpus):
     directory, index = corpus
-    refused(directory, replace_shard(directory, index, {}), "it holds 0 documents of 0 tokens, and the index says 5 of")
+    refused(
+        directory,
+        replace_shard(directory, index, {}),
+        "it holds 0 documents of 0 tokens, and the index says 5 of",
+    )
     refused(directory, replace_shard(directory, index, b""), "damaged")
 
 
@@ -312,9 +334,15 @@ def test_wrong_counts(corpus):
     directory, index = corpus
     old = index.split("train")[1]
     refused(
-        directory, with_shard(index, replace(old, n_documents=6)), r"it holds 5 documents of \d+ tokens, and the index says 6"
+        directory,
+        with_shard(index, replace(old, n_documents=6)),
+        r"it holds 5 documents of \d+ tokens, and the index says 6",
     )
-    refused(directory, with_shard(index, replace(old, n_tokens=old.n_tokens + 1)), f"says 5 of {old.n_tokens + 1}")
+    refused(
+        directory,
+        with_shard(index, replace(old, n_tokens=old.n_tokens + 1)),
+        f"says 5 of {old.n_tokens + 1}",
+    )
 
 
 def test_token_beyond_the_vocabulary(corpus):
@@ -322,7 +350,11 @@ def test_token_beyond_the_vocabulary(corpus):
     documents = [np.full(20, 7)] * 4 + [np.full(20, VOCAB_SIZE)]
     index = replace_shard(directory, index, document_members(documents))
     index = with_shard(index, replace(index.split("train")[1], n_documents=5, n_tokens=105))
-    refused(directory, index, f"it holds token id {VOCAB_SIZE}, and the vocabulary has {VOCAB_SIZE} entries")
+    refused(
+        directory,
+        index,
+        f"it holds token id {VOCAB_SIZE}, and the vocabulary has {VOCAB_SIZE} entries",
+    )
 
 
 class _Bomb:
@@ -337,7 +369,16 @@ class _Bomb:
 
 @pytest.mark.parametrize(
     "member",
-    ["000000000.pickle", "000000000.pyd", "000000000.u32", "../../etc/1.u16", "/tmp/1.u16", "..u16", "name.u16", "1.tar.u16"],
+    [
+        "000000000.pickle",
+        "000000000.pyd",
+        "000000000.u32",
+        "../../etc/1.u16",
+        "/tmp/1.u16",
+        "..u16",
+        "name.u16",
+        "1.tar.u16",
+    ],
 )
 def test_only_numbered_raw_members_are_read(corpus, member):
     directory, index = corpus
@@ -350,15 +391,25 @@ def test_only_numbered_raw_members_are_read(corpus, member):
 def test_member_beside_the_tokens(corpus):
     directory, index = corpus
     index = replace_shard(directory, index, {"000000000.u16": b"\1\0", "000000000.pth": b"x"})
-    refused(directory, index, "it holds '000000000.pth, 000000000.u16'; a document is one member NUMBER.u16")
+    refused(
+        directory,
+        index,
+        "it holds '000000000.pth, 000000000.u16'; a document is one member NUMBER.u16",
+    )
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    (b"\x1f\x8b" + b"x" * 600, "not an uncompressed tar"),
-    (b"x" * 600, "not an uncompressed tar"),
-    (tar_bytes({"000000000.u16": bytes(2000)})[:1000], "not a readable tar file: unexpected end of data"),
-    (tar_bytes({"000000000.u16": b"odd"}), "document 0 has 3 bytes, not a multiple of 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x1f\x8b" + b"x" * 600, "not an uncompressed tar"),
+        (b"x" * 600, "not an uncompressed tar"),
+        (
+            tar_bytes({"000000000.u16": bytes(2000)})[:1000],
+            "not a readable tar file: unexpected end of data",
+        ),
+        (tar_bytes({"000000000.u16": b"odd"}), "document 0 has 3 bytes, not a multiple of 2"),
+    ],
+)
 def test_malformed_tars_whose_checksum_agrees(corpus, content, reason):
     directory, index = corpus
     refused(directory, replace_shard(directory, index, content), reason)
@@ -384,21 +435,32 @@ def test_other_schemes_go_to_webdataset_without_a_shell(corpus, monkeypatch):
         return (directory / url.removeprefix("gs://bucket/")).open(mode)
 
     monkeypatch.setitem(gopen_schemes, "gs", open_bucket)
-    np.testing.assert_array_equal(read_all("gs://bucket", CorpusIndex.load("gs://bucket")), read_all(directory, index))
+    np.testing.assert_array_equal(
+        read_all("gs://bucket", CorpusIndex.load("gs://bucket")), read_all(directory, index)
+    )
     assert opened[0] == "gs://bucket/index.json"
 
 
-@pytest.mark.parametrize(("edit", "reason"), [
-    (("train-000001.tar", "../train-000001.tar"), "'../train-000001.tar' is not the plain name"),
-    (("train-000001.tar", "pipe:id"), "'pipe:id' is not the plain name"),
-    (('"dtype": "uint16"', '"dtype": "object"'), "dtype is 'object'"),
-    (('"format_version": 1', '"format_version": 99'), "format_version is 99, this version reads 1"),
-    (('"eot_id"', '"eot"'), "key 'eot_id' is missing"),
-    (('"nsamples": 5', '"nsamples": -5'), "nsamples=-5 is no count"),
-    (('"sha256": "0', '"sha256": "1'), "its fingerprint is"),
-    (('"splits"', '"parts"'), "key 'splits' is missing"),
-    (("{", ""), "is not a corpus index"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (
+            ("train-000001.tar", "../train-000001.tar"),
+            "'../train-000001.tar' is not the plain name",
+        ),
+        (("train-000001.tar", "pipe:id"), "'pipe:id' is not the plain name"),
+        (('"dtype": "uint16"', '"dtype": "object"'), "dtype is 'object'"),
+        (
+            ('"format_version": 1', '"format_version": 99'),
+            "format_version is 99, this version reads 1",
+        ),
+        (('"eot_id"', '"eot"'), "key 'eot_id' is missing"),
+        (('"nsamples": 5', '"nsamples": -5'), "nsamples=-5 is no count"),
+        (('"sha256": "0', '"sha256": "1'), "its fingerprint is"),
+        (('"splits"', '"parts"'), "key 'splits' is missing"),
+        (("{", ""), "is not a corpus index"),
+    ],
+)
 def test_index_that_is_not_one(corpus, edit, reason):
     directory, _ = corpus
     path = directory / "index.json"
@@ -431,23 +493,43 @@ def test_fingerprint_depends_on_content_alone(corpus, tmp_path_factory):
     _, index = corpus
     elsewhere = write_corpus(tmp_path_factory.mktemp("elsewhere"), random_documents(0))
     assert replace(elsewhere, name="other name").fingerprint == index.fingerprint
-    assert write_corpus(tmp_path_factory.mktemp("other"), random_documents(1)).fingerprint != index.fingerprint
+    assert (
+        write_corpus(tmp_path_factory.mktemp("other"), random_documents(1)).fingerprint
+        != index.fingerprint
+    )
 
 
 def test_importing_the_stream_imports_nothing_heavy():
     heavy = "torch webdataset tokenizers ray"
     code = f"import sys, scaling.data.read.stream, scaling.data.prepare.cached; print(set('{heavy}'.split()) & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 700), max_size=5), st.integers(0, 4000), st.integers(0, 255), st.integers(0, 3000))
-def test_the_short_walk_finds_what_webdataset_finds_or_leaves_it_to_it(tmp_path_factory, lengths, place, byte, cut):
+@given(
+    st.lists(st.integers(0, 700), max_size=5),
+    st.integers(0, 4000),
+    st.integers(0, 255),
+    st.integers(0, 3000),
+)
+def test_the_short_walk_finds_what_webdataset_finds_or_leaves_it_to_it(
+    tmp_path_factory, lengths, place, byte, cut
+):
     """On tars as they are written here, and on those with any byte changed or any end cut off."""
     directory = tmp_path_factory.mktemp("walk")
-    np.save(directory / "tokens-000000.npy", np.array([(n, n) for n in lengths], dtype=np.int64).reshape(-1, 2))
+    np.save(
+        directory / "tokens-000000.npy",
+        np.array([(n, n) for n in lengths], dtype=np.int64).reshape(-1, 2),
+    )
     (directory / "tokens-000000.ids").write_bytes(os.urandom(2 * sum(lengths)))
-    write_shards.write_shard(directory, "shard", str(directory), "a.tar", "uint16", [(0, 0, len(lengths))])
+    write_shards.write_shard(
+        directory, "shard", str(directory), "a.tar", "uint16", [(0, 0, len(lengths))]
+    )
     content = (directory / "a.tar").read_bytes()
     spans = reader._own_spans(content, "u16")
     assert [content[begin:end] for begin, end in spans] == list(reader._documents(content, "u16"))
@@ -460,4 +542,5 @@ def test_the_short_walk_finds_what_webdataset_finds_or_leaves_it_to_it(tmp_path_
         with contextlib.suppress(reader._Damaged):
             theirs.extend(reader._documents(bytes(damaged), "u16"))
         found = [bytes(damaged[begin:end]) for begin, end in spans]
-        assert found[: len(theirs)] == theirs  # at a header whose sum is wrong tarfile ends, or complains
+        # at a header whose sum is wrong tarfile ends, or complains
+        assert found[: len(theirs)] == theirs

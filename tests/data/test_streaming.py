@@ -1,4 +1,5 @@
-"""Shards from a server: fetched ahead, kept within a bound, shared by processes, and named when they keep a run waiting."""
+"""Shards from a server: fetched ahead, kept within a bound, shared by processes, and named when
+they keep a run waiting."""
 
 from __future__ import annotations
 
@@ -67,14 +68,18 @@ def test_a_server_gives_the_same_sequences_whatever_is_kept(corpus, web, tmp_pat
         open_stream(web.url, index, streaming=streaming(tmp_path, cache_bytes)) as remote,
     ):
         for begin in range(0, 200, 8):
-            np.testing.assert_array_equal(local.read(ks[begin : begin + 8]), remote.read(ks[begin : begin + 8]))
+            np.testing.assert_array_equal(
+                local.read(ks[begin : begin + 8]), remote.read(ks[begin : begin + 8])
+            )
 
 
 def test_the_next_window_is_fetched_while_this_one_is_read(corpus, web, tmp_path):
     _, index = corpus
     with open_stream(web.url, index, streaming=streaming(tmp_path)) as stream:
         window = stream.order.window_of(0)
-        here, ahead = (set(stream.order.shards_of(w)) for w in (window, stream.order.window_after(window)))
+        here, ahead = (
+            set(stream.order.shards_of(w)) for w in (window, stream.order.window_after(window))
+        )
         stream.read(np.arange(1))
         wait_until(lambda: len(shards_asked(web)) >= 1 + len(ahead))
         asked = {int(path[-10:-4]) for path in shards_asked(web)}
@@ -162,7 +167,9 @@ def test_the_cache_stays_within_its_bound_and_keeps_what_was_used_last(corpus, w
 def test_no_more_is_fetched_ahead_than_the_cache_holds_beside_what_is_used(corpus, web, tmp_path):
     _, index = corpus
     shards = index.split("train")
-    source = ShardSource(web.url, streaming(tmp_path, sum(shard.size_bytes for shard in shards[:5])))
+    source = ShardSource(
+        web.url, streaming(tmp_path, sum(shard.size_bytes for shard in shards[:5]))
+    )
     source.ahead(shards[2:10], beside=shards[:2])
     wait_until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 3)
     time.sleep(0.05)
@@ -196,7 +203,9 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_keys_that_move_it(corp
     _, index = corpus
     (tmp_path / "cache").touch()
     source = ShardSource(web.url, streaming(tmp_path))
-    with pytest.raises(DataError, match=r"cannot be kept in .*/cache: (.|\n)*data.stream_cache_bytes=0 keeps none"):
+    with pytest.raises(
+        DataError, match=r"cannot be kept in .*/cache: (.|\n)*data.stream_cache_bytes=0 keeps none"
+    ):
         source.read(index.split("train")[0])
 
 
@@ -206,9 +215,19 @@ def test_a_wait_for_a_shard_is_told_with_its_name(corpus, web, tmp_path):
         first = index.split("train")[int(stream.order.locate(0)[0])].name
         web.faults[f"/{first}"] = [503, 503, 503]
         told: list[tuple[float, list[str]]] = []
-        options = {"global_batch_size": 1, "dp_rank": 0, "dp": 1, "micro_batch_size": 1, "start_sequence": 0}
+        options = {
+            "global_batch_size": 1,
+            "dp_rank": 0,
+            "dp": 1,
+            "micro_batch_size": 1,
+            "start_sequence": 0,
+        }
         with Loader(
-            stream, make_batch=causal_lm, on_stall=lambda s, what: told.append((s, what)), stall_after_s=0.1, **options
+            stream,
+            make_batch=causal_lm,
+            on_stall=lambda s, what: told.append((s, what)),
+            stall_after_s=0.1,
+            **options,
         ) as loader:
             next(loader)
             assert loader.last_wait_s > 0.5
@@ -225,7 +244,10 @@ def test_a_server_that_stays_away_ends_the_run_with_the_shards_name(corpus, web,
         web.faults[f"/{shard.name}"] = [500] * 100
     with (
         open_stream(web.url, index, streaming=streaming(tmp_path, give_up_s=0.2)) as stream,
-        pytest.raises(DataError, match=r"shard train-\d{6}.tar is missing or damaged: .*HTTP 500 .* \(the last of \d+ attempts"),
+        pytest.raises(
+            DataError,
+            match=r"shard train-\d{6}.tar is missing or damaged: .*HTTP 500 .* \(the last of \d+ attempts",
+        ),
     ):
         stream.read(np.arange(1))
 

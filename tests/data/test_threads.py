@@ -18,7 +18,8 @@ ZERO_1 = Layout(2, 1, 1, 1, 4, 1, "none", "deepspeed")
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The workers that were ended, where none is more than a name; runs are told to be over by what `launch` returns."""
+    """The workers that were ended, where none is more than a name; runs are told to be over by what
+    `launch` returns."""
     import ray
 
     gone: list[Any] = []
@@ -38,12 +39,18 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (replace(ZERO_1, zero_stage=0, engine="ddp"), True, False),
     ],
 )
-def test_a_worker_serves_again_where_nothing_is_left_in_it(layout: Layout, sound: bool, replaced: bool, ended: list[Any]) -> None:
+def test_a_worker_serves_again_where_nothing_is_left_in_it(
+    layout: Layout, sound: bool, replaced: bool, ended: list[Any]
+) -> None:
     pool = WorkerPool(compose(["train.n_tokens=1M"]).cluster, 2)
-    slots = [Slot(name, None, Place("node", "here", ""), device=name) for name in ("first", "second")]
+    slots = [
+        Slot(name, None, Place("node", "here", ""), device=name) for name in ("first", "second")
+    ]
     over: Callable[[bool], None] = pool.launch(lambda *_: {}, {}, layout, slots)  # type: ignore[assignment]
     assert all(slot.busy for slot in slots)
     over(sound)
     assert not any(slot.busy for slot in slots)
     assert ended == (["first", "second"] if replaced else [])
-    assert [slot.actor for slot in slots] == (["fresh", "fresh"] if replaced else ["first", "second"])
+    assert [slot.actor for slot in slots] == (
+        ["fresh", "fresh"] if replaced else ["first", "second"]
+    )

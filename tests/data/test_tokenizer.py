@@ -16,10 +16,16 @@ from scaling.data.tokenizer.byte_level import EOT, load_tokenizer, train_tokeniz
 from scaling.errors import ConfigError, DataError
 from tests.support.corpora import BPE, BYTE
 
-TEXTS = ["def function(self, value):\n    return self.value + value\n" * 5, "the quick brown fox — jumps ✓ " * 9, "été\r\n" * 9]
+TEXTS = [
+    "def function(self, value):\n    return self.value + value\n" * 5,
+    "the quick brown fox — jumps ✓ " * 9,
+    "été\r\n" * 9,
+]
 SMALL = TokenizerConfig(kind="bpe", vocab_size=300)
 TOKENIZERS = {"bpe": train_tokenizer(SMALL, TEXTS), "byte": train_tokenizer(BYTE, TEXTS)}
-texts = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([EOT, f"a{EOT}b", "\r\n \t\x00", "  def"])
+texts = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+    [EOT, f"a{EOT}b", "\r\n \t\x00", "  def"]
+)
 both = pytest.mark.parametrize("kind", list(TOKENIZERS))
 
 
@@ -63,7 +69,10 @@ def test_same_texts_same_tokenizer(tmp_path):
 
 
 def test_too_little_text():
-    with pytest.raises(ConfigError, match=r"too short for tokenizer.vocab_size=400: merging all of it gives 25\d entries"):
+    with pytest.raises(
+        ConfigError,
+        match=r"too short for tokenizer.vocab_size=400: merging all of it gives 25\d entries",
+    ):
         train_tokenizer(BPE, ["a b"])
 
 
@@ -72,7 +81,9 @@ def saved(tmp_path):
     """A directory with a tokenizer, and the index that describes it."""
     TOKENIZERS["bpe"].save(tmp_path / "tokenizer.json")
     digest = hashlib.sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
-    return tmp_path, CorpusIndex("c", "uint16", TokenizerInfo("tokenizer.json", digest, 300, 0, "bpe"), {})
+    return tmp_path, CorpusIndex(
+        "c", "uint16", TokenizerInfo("tokenizer.json", digest, 300, 0, "bpe"), {}
+    )
 
 
 def test_saved_tokenizer_is_the_same(saved):
@@ -84,8 +95,12 @@ def test_saved_tokenizer_is_the_same(saved):
 
 def test_tokenizer_file_that_is_not_the_one_of_the_index(saved):
     directory, index = saved
-    with pytest.raises(DataError, match="has 300 entries and end-of-text 0, and the index says 301 and 0"):
-        load_tokenizer(directory, replace(index, tokenizer=replace(index.tokenizer, vocab_size=301)))
+    with pytest.raises(
+        DataError, match="has 300 entries and end-of-text 0, and the index says 301 and 0"
+    ):
+        load_tokenizer(
+            directory, replace(index, tokenizer=replace(index.tokenizer, vocab_size=301))
+        )
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"has sha256 .*, and the index says"):
         load_tokenizer(directory, index)

@@ -1,4 +1,5 @@
-"""Every command that the pages show is taken by the command it calls. The slow test runs them in `test_documented_runs.py`."""
+"""Every command that the pages show is taken by the command it calls. The slow test runs them in
+`test_documented_runs.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,16 @@ from scaling.status import USAGE
 from tests.support.documented import ROOT, Shown, commands_of, shown_commands
 
 COMMANDS = shown_commands()
-OTHERS_OWN = ("pip", "python3 -m venv", ".", "export", "chmod", "echo", "python -c", "python -m json.tool")
+OTHERS_OWN = (
+    "pip",
+    "python3 -m venv",
+    ".",
+    "export",
+    "chmod",
+    "echo",
+    "python -c",
+    "python -m json.tool",
+)
 """Commands of the shell and of other programs, which say nothing of ours."""
 PLACEHOLDERS = {"...", "GROUP=OPTION", "KEY=VALUE", "COMMAND"}
 """Words that stand for others in a pattern of a command; what else it has is checked."""
@@ -92,7 +102,11 @@ def check(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) 
     """Whether there is a rule for this command; what it says is checked."""
     text = " ".join(words)
     kept = [word for word in words if word not in PLACEHOLDERS]
-    if any(text == own or text.startswith(f"{own} ") for own in OTHERS_OWN) or text in ("python", "python -m", "make"):
+    if any(text == own or text.startswith(f"{own} ") for own in OTHERS_OWN) or text in (
+        "python",
+        "python -m",
+        "make",
+    ):
         return True
     if "COMMAND" in text:  # of any of ours
         return True
@@ -103,19 +117,27 @@ def check(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) 
     if words[0].startswith(("tools/", "cluster/")):
         file_of(words[0])
         return True
-    if words[0] in ("python", "python3") and len(words) > 1 and words[1].startswith(("tools/", "cluster/")):
+    if (
+        words[0] in ("python", "python3")
+        and len(words) > 1
+        and words[1].startswith(("tools/", "cluster/"))
+    ):
         file_of(words[1])
         return True
     if words[:3] == ("python", "-m", "pytest"):
         assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
         return True
     if words[:2] == ("python", "-m") and words[2].startswith("scaling"):
-        name, rest = (kept[2].removeprefix("scaling."), kept[3:]) if "." in words[2] else (kept[3], kept[4:])
+        name, rest = (
+            (kept[2].removeprefix("scaling."), kept[3:]) if "." in words[2] else (kept[3], kept[4:])
+        )
     elif words[0] == "scaling":
         name, rest = kept[1], kept[2:]
     else:
         return False
-    assert name in __main__.COMMANDS or name in OURS or name == "help", f"there is no command {name}"
+    assert name in __main__.COMMANDS or name in OURS or name == "help", (
+        f"there is no command {name}"
+    )
     incomplete = len(kept) < len(words)
     if name == "run" and rest[:1] != ["--help"]:
         compose(rest) if incomplete else dry_run(rest, place, monkeypatch)
@@ -125,15 +147,19 @@ def check(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("shown", COMMANDS, ids=lambda shown: f"{shown.page}: {shown.text}")
-def test_a_documented_command_is_taken(shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(shown.words, tmp_path, monkeypatch), f"no rule of this file says what is to be checked of: {shown.text}"
+def test_a_documented_command_is_taken(
+    shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(shown.words, tmp_path, monkeypatch), (
+        f"no rule of this file says what is to be checked of: {shown.text}"
+    )
 
 
 def test_commands_are_found_in_fences_and_prose() -> None:
-    text = (
-        "See `python -m scaling.run x=1`.\n```bash\nA=1 make run   # why\nscaling fit a='b c' \\\n    d=2 && echo 1 | cat\n```\n"
+    text = "See `python -m scaling.run x=1`.\n```bash\nA=1 make run   # why\nscaling fit a='b c' \\\n    d=2 && echo 1 | cat\n```\n"
+    text += (
+        "```\npython tools/x.py 3\n```\n```text\npython -m none\n```\n```\nmake x\nnot one\n```\n"
     )
-    text += "```\npython tools/x.py 3\n```\n```text\npython -m none\n```\n```\nmake x\nnot one\n```\n"
     assert list(commands_of(text)) == [
         ("make", "run"),
         ("scaling", "fit", "a=b c", "d=2"),
@@ -144,7 +170,9 @@ def test_commands_are_found_in_fences_and_prose() -> None:
     ]
 
 
-def test_a_command_without_a_rule_or_with_a_wrong_word_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_without_a_rule_or_with_a_wrong_word_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not check(("sbatch", "x"), tmp_path, monkeypatch)
     wrong = (
         "python -m scaling.fitt a=b",
@@ -161,6 +189,10 @@ def test_a_command_without_a_rule_or_with_a_wrong_word_fails(tmp_path: Path, mon
 
 
 def test_every_page_is_read() -> None:
-    assert {"README.md", "docs/studies.md", "docs/data.md", "docs/planner.md", "docs/studies/isoflop_cpu/README.md"} <= {
-        shown.page for shown in COMMANDS
-    }
+    assert {
+        "README.md",
+        "docs/studies.md",
+        "docs/data.md",
+        "docs/planner.md",
+        "docs/studies/isoflop_cpu/README.md",
+    } <= {shown.page for shown in COMMANDS}

@@ -1,6 +1,8 @@
-"""Every command that the pages show is really run, page by page and in order, in one directory, with small sizes.
+"""Every command that the pages show is really run, page by page and in order, in one directory,
+with small sizes.
 
-Words are appended, never taken away, but for those of REPLACED; a plan for machines that are not here stays a dry run.
+Words are appended, never taken away, but for those of REPLACED; a plan for machines that are not
+here stays a dry run.
 """
 
 from __future__ import annotations
@@ -20,27 +22,48 @@ from tests.support.documented import ROOT, shown_commands
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SMALL = (
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "train.seq_len=32", "train.global_batch_size=4",
-    "train.n_tokens=2k", "train.eval_sequences=4", "train.sample_tokens=0", "checkpoint.every_steps=4", "train.log_every=1",
-)  # fmt: skip
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.d_ff=64",
+    "train.seq_len=32",
+    "train.global_batch_size=4",
+    "train.n_tokens=2k",
+    "train.eval_sequences=4",
+    "train.sample_tokens=0",
+    "checkpoint.every_steps=4",
+    "train.log_every=1",
+)
 ALONE = "cluster.devices_per_node=1"
 """Starts no Ray but for studies and layouts of several workers."""
 SMALL_STUDIES = {
-    "study=isoflop": ("study.budgets=[1e9,3e9,1e10]", "study.sizes=[10k,20k]", "study.least_tokens_per_param=0.001",
-                      "study.most_tokens_per_param=1000"),
-    "+experiment=isoflop_cpu": ("study.budgets=[3e9,1e10,3e10]", "study.sizes=[10k,20k,40k,80k]",
-                                "study.least_tokens_per_param=0.001", "study.most_tokens_per_param=100000"),
+    "study=isoflop": (
+        "study.budgets=[1e9,3e9,1e10]",
+        "study.sizes=[10k,20k]",
+        "study.least_tokens_per_param=0.001",
+        "study.most_tokens_per_param=1000",
+    ),
+    "+experiment=isoflop_cpu": (
+        "study.budgets=[3e9,1e10,3e10]",
+        "study.sizes=[10k,20k,40k,80k]",
+        "study.least_tokens_per_param=0.001",
+        "study.most_tokens_per_param=100000",
+    ),
     "study=wsd": ("study.tokens=[1k,2k]",),
     "study=asha": ("study.n_trials=2",),
     "+experiment=lr_width_cpu": ("study.widths=[32,64]", "study.lr_factors=[1]"),
-}  # fmt: skip
+}
 VOCABULARIES = ("32000", "8192")
 REPLACED = {
-    "step=1000": "step=4", "kills=20": "kills=1", "kills=50": "kills=1", "study=DIR": "study=runs/isoflop_cpu",
-    "TABLE.csv": "scored.csv", "launch=true": "launch=false",
+    "step=1000": "step=4",
+    "kills=20": "kills=1",
+    "kills=50": "kills=1",
+    "study=DIR": "study=runs/isoflop_cpu",
+    "TABLE.csv": "scored.csv",
+    "launch=true": "launch=false",
     **{f"vocab_size={size}": "vocab_size=300" for size in VOCABULARIES},
     **{f"tokenizer.vocab_size={size}": "tokenizer.vocab_size=300" for size in VOCABULARIES},
-}  # fmt: skip
+}
 """Names that a reader replaces too, and counts that only take long."""
 NOT_RUN = {
     "python -m scaling.run plan.calibrate_from_run": "needs a device whose speed is known",
@@ -61,8 +84,15 @@ NOT_RUN = {
     "python -m scaling.fit table=isoflop_runs.csv": "needs a table of others",
     "python -m scaling.predict fit=docs/": "needs the report of the study that was run for days",
 }
-"""Beginnings of commands that need what is not here, each with what that is; the quick test checks their words."""
-MODELS = {"gpt_nano": (), "gpt_1b": (), "gpt_10m": (), "t5_tiny": (), "bert_tiny": ("model.vocab_size=null",)}
+"""Beginnings of commands that need what is not here, each with what that is; the quick test checks
+their words."""
+MODELS = {
+    "gpt_nano": (),
+    "gpt_1b": (),
+    "gpt_10m": (),
+    "t5_tiny": (),
+    "bert_tiny": ("model.vocab_size=null",),
+}
 """Runs that pages use and which one has had to train, with the words for a small one."""
 
 
@@ -85,18 +115,46 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.writerow([*columns, "loss"])
             for n in (1e6, 3e6, 1e7, 3e7):
                 for d in (2e7, 1e8, 5e8, 2e9):
-                    rows.writerow([n, d if columns[1] == "tokens" else 6 * n * d, 1.7 + 400 / n**0.34 + 410 / d**0.28])
-    done = call(place, ["python", "-m", "scaling.fit", "table=losses.csv", "n=params", "d=tokens", "out=DIR/laws", "draws=50"])
+                    rows.writerow(
+                        [
+                            n,
+                            d if columns[1] == "tokens" else 6 * n * d,
+                            1.7 + 400 / n**0.34 + 410 / d**0.28,
+                        ]
+                    )
+    done = call(
+        place,
+        [
+            "python",
+            "-m",
+            "scaling.fit",
+            "table=losses.csv",
+            "n=params",
+            "d=tokens",
+            "out=DIR/laws",
+            "draws=50",
+        ],
+    )
     assert done.returncode == 0, done.stderr
     return place
 
 
 def call(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SCALING_CACHE": str(place / "cache"), "WANDB_MODE": "offline"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "SCALING_CACHE": str(place / "cache"),
+        "WANDB_MODE": "offline",
+    }
     words = [sys.executable if word in ("python", "python3") else word for word in words]
     words = [str(ROOT / word) if word.startswith("tools/") else word for word in words]
     return subprocess.run(
-        words, capture_output=True, text=True, cwd=place, env=environment, timeout=900, input="Ein Hund läuft.\n"
+        words,
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment,
+        timeout=900,
+        input="Ein Hund läuft.\n",
     )
 
 
@@ -137,8 +195,15 @@ def test_the_commands_of_a_page_run_in_order(page: str, place: Path) -> None:
         if shown.page != page or not is_run(" ".join(words)) or len(words) < 3:
             continue
         for model in MODELS:
-            if f"run={model}" in words and not list((place / "runs").glob(f"{model}-*/checkpoints/step-*")):
-                train = ["python", "-m", "scaling.run", f"model={model}" if model != "gpt_1b" else "model=gpt_nano"]
+            if f"run={model}" in words and not list(
+                (place / "runs").glob(f"{model}-*/checkpoints/step-*")
+            ):
+                train = [
+                    "python",
+                    "-m",
+                    "scaling.run",
+                    f"model={model}" if model != "gpt_1b" else "model=gpt_nano",
+                ]
                 done = call(place, [*train, f"run.name={model}", *SMALL, ALONE, *MODELS[model]])
                 assert done.returncode == 0, done.stderr
         done = call(place, words)
@@ -149,4 +214,6 @@ def test_the_commands_of_a_page_run_in_order(page: str, place: Path) -> None:
 
 def test_every_reason_not_to_run_is_of_a_command() -> None:
     texts = [" ".join(small(shown.words)) for shown in shown_commands()]
-    assert [beginning for beginning in NOT_RUN if not any(text.startswith(beginning) for text in texts)] == []
+    assert [
+        beginning for beginning in NOT_RUN if not any(text.startswith(beginning) for text in texts)
+    ] == []

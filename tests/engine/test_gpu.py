@@ -1,4 +1,5 @@
-"""On one GPU: the mathematics is the CPU's, NCCL and DeepSpeed serve one rank, and a run that is stopped goes on as it was."""
+"""On one GPU: the mathematics is the CPU's, NCCL and DeepSpeed serve one rank, and a run that is
+stopped goes on as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from tests.support.runs import Run, Workplace
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU, or SCALING_TEST_GPU is not set"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="there is no GPU, or SCALING_TEST_GPU is not set"
+    ),
 ]
 
 N_STEPS = 10
@@ -41,7 +44,9 @@ def _curve(overrides: tuple[str, ...], layout: Layout, device: str) -> list[floa
     return train(Ranks(0, 1, 0), overrides, layout, 0, N_STEPS, device=device)
 
 
-def assert_close(found: list[float], expected: list[float], loss_rtol: float, norm_rtol: float) -> None:
+def assert_close(
+    found: list[float], expected: list[float], loss_rtol: float, norm_rtol: float
+) -> None:
     losses, norms = [*range(0, 2 * N_STEPS, 2), 2 * N_STEPS], range(1, 2 * N_STEPS, 2)
     np.testing.assert_allclose(np.array(found)[losses], np.array(expected)[losses], rtol=loss_rtol)
     np.testing.assert_allclose(np.array(found)[norms], np.array(expected)[norms], rtol=norm_rtol)
@@ -56,7 +61,12 @@ def test_fp32_is_that_of_the_cpu(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_is_that_of_the_cpu(family: str) -> None:
     overrides = (*FAMILIES[family], "precision=bf16")
-    assert_close(curve(overrides, REFERENCE, "cuda:0"), curve(overrides, REFERENCE, "cpu"), BF16_LOSS_RTOL, BF16_NORM_RTOL)
+    assert_close(
+        curve(overrides, REFERENCE, "cuda:0"),
+        curve(overrides, REFERENCE, "cpu"),
+        BF16_LOSS_RTOL,
+        BF16_NORM_RTOL,
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -65,15 +75,26 @@ def test_deepspeed_of_one_rank_over_nccl(stage: int) -> None:
     assert_close(found, curve(FAMILIES["gpt"], REFERENCE, "cpu"), FP32_RTOL, 10 * FP32_RTOL)
 
 
-GPU = ("cluster=local", "cluster.devices_per_node=1", "precision=bf16", "layout=manual", "layout.dp=1", "train.n_tokens=204800")
+GPU = (
+    "cluster=local",
+    "cluster.devices_per_node=1",
+    "precision=bf16",
+    "layout=manual",
+    "layout.dp=1",
+    "train.n_tokens=204800",
+)
 
 
 def losses(run: Run) -> dict[int, Any]:
-    return {record["step"]: record["train/loss"] for record in run.records() if "train/loss" in record}
+    return {
+        record["step"]: record["train/loss"] for record in run.records() if "train/loss" in record
+    }
 
 
 @pytest.mark.parametrize("engine", ["reference", "deepspeed"])
-def test_a_run_that_is_stopped_goes_on_as_it_was(workplace: Workplace, engine: str, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_goes_on_as_it_was(
+    workplace: Workplace, engine: str, tmp_path: Path
+) -> None:
     words = (*GPU, f"layout.engine={engine}")
     whole = workplace.finish(*words, root=tmp_path / "whole")
     begun = workplace.start(*words, root=tmp_path / "parts")

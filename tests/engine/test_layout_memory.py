@@ -17,7 +17,8 @@ from tests.support.ranks import run_ranks
 
 
 def most_held(ranks: Ranks, layout: Layout) -> tuple[int, int, int]:
-    """Elements of whole parameters at once while an engine is built, of the largest module's own, and of all."""
+    """Elements of whole parameters at once while an engine is built, of the largest module's own,
+    and of all."""
     given: list[nn.Module] = []
     held, largest, total = [0], [0], [0]
     to_empty = nn.Module.to_empty
@@ -33,7 +34,9 @@ def most_held(ranks: Ranks, layout: Layout) -> tuple[int, int, int]:
     config, _ = objective(*SHAPE, *FAMILIES["gpt"])
     nn.Module.to_empty = counting  # type: ignore[method-assign]
     try:
-        build_engine(config, layout, ranks.laid_out(tp=layout.tp, pp=1, sp=1), torch.device("cpu")).close()
+        build_engine(
+            config, layout, ranks.laid_out(tp=layout.tp, pp=1, sp=1), torch.device("cpu")
+        ).close()
     finally:
         nn.Module.to_empty = to_empty  # type: ignore[method-assign]
     return held[0], largest[0], total[0]
@@ -41,7 +44,9 @@ def most_held(ranks: Ranks, layout: Layout) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("degrees", [{"dp": 2}, {"dp": 2, "tp": 2}])
 def test_parameters_are_dealt_out_as_they_are_made(degrees: dict[str, int]) -> None:
-    for held, largest, total in run_ranks(most_held, 2 * degrees.get("tp", 1), layout(zero_stage=3, **degrees)):
+    for held, largest, total in run_ranks(
+        most_held, 2 * degrees.get("tp", 1), layout(zero_stage=3, **degrees)
+    ):
         assert held == largest < total / 3
     for held, _, total in run_ranks(most_held, 2, layout(dp=2, zero_stage=2)):
         assert held == total

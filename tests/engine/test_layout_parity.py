@@ -1,6 +1,7 @@
 """Any layout is the same mathematics: its losses and gradient norms are those of one plain process.
 
-Shown in float64, where a mistake is not taken for a rounding, and in fp32 for one layout of each kind.
+Shown in float64, where a mistake is not taken for a rounding, and in fp32 for one layout of each
+kind.
 """
 
 from __future__ import annotations
@@ -20,13 +21,23 @@ from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 from tests.model.test_family_models import sequences
 from tests.support.exact import assert_same, in_double, rounding_bound
-from tests.support.layout_runs import FAMILIES, SHAPE, G, layout, reference, rule_against, run, train_exactly
+from tests.support.layout_runs import (
+    FAMILIES,
+    SHAPE,
+    G,
+    layout,
+    reference,
+    rule_against,
+    run,
+    train_exactly,
+)
 from tests.support.objectives import objective
 from tests.support.ranks import run_ranks
 
 N_STEPS = 6
 GOLDEN = Path(__file__).parents[1] / "golden" / "exact_curves.json"
-BF16_LOSS_RTOL, BF16_NORM_RTOL = 1e-3, 3e-2  # roundings of 2^-9 in weights, activations and what ranks add up
+# roundings of 2^-9 in weights, activations and what ranks add up
+BF16_LOSS_RTOL, BF16_NORM_RTOL = 1e-3, 3e-2
 
 LAYOUTS = {
     "ddp": layout(dp=2, zero_stage=0, engine="ddp"),
@@ -52,7 +63,10 @@ LAYOUTS = {
 }
 
 
-PLACES: dict[str, Layout] = LAYOUTS | {"reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"), "dp4": layout(dp=4)}
+PLACES: dict[str, Layout] = LAYOUTS | {
+    "reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"),
+    "dp4": layout(dp=4),
+}
 
 
 def more_blocks(family: str, name: str) -> tuple[str, ...]:
@@ -61,8 +75,8 @@ def more_blocks(family: str, name: str) -> tuple[str, ...]:
 
 
 def assert_follows_in_fp32(curves: list[list[float]], expected: list[float], n_steps: int) -> None:
-    # Forwards and backwards chain, in each of two layers, sums of D, T and d_ff terms; a gradient sums over G T positions. A
-    # step begins where the one before it ended.
+    # Forwards and backwards chain, in each of two layers, sums of D, T and d_ff terms; a gradient
+    # sums over G T positions. A step begins where the one before it ended.
     bound = rounding_bound(n_terms=2 * (4 * 32 + 16 + 4 * 32) + G * 16, n_layers=2 * n_steps)
     for curve in curves:
         np.testing.assert_allclose(curve, expected, rtol=bound)
@@ -80,7 +94,9 @@ def test_a_layout_follows_the_reference(family: str, name: str) -> None:
     assert_follows(run(overrides, LAYOUTS[name], 0, N_STEPS), reference(N_STEPS, *overrides))
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero1", "zero3", "tp2-sequence", "pp2", "sp2", "sp2-ring"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "zero1", "zero3", "tp2-sequence", "pp2", "sp2", "sp2-ring"]
+)
 def test_fp32_stays_within_its_roundings(name: str) -> None:
     found = run(FAMILIES["gpt"], LAYOUTS[name], 0, N_STEPS, exact=False)
     assert_follows_in_fp32(found, reference(N_STEPS, *FAMILIES["gpt"], exact=False), N_STEPS)
@@ -119,22 +135,38 @@ def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
     overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
     if (rule := rule_against(overrides, LAYOUTS[name])) is not None:
         pytest.skip(rule)
-    # In float64 two steps show all that twenty would: the second's gradients are those of the first's weights.
+    # In float64 two steps show all that twenty would: the second's gradients are those of the
+    # first's weights.
     assert_follows(run(overrides, LAYOUTS[name], 0, 2), reference(2, *overrides))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["ddp", "zero1", "zero2", "zero3", "tp2", "tp2-sequence", "pp2", "sp2", "dp2-tp2-zero3", "dp2-pp2", "tp2-pp2",
-     "tp2-pp2-dualpipev", "sp2-ring"],
-)  # fmt: skip
+    [
+        "ddp",
+        "zero1",
+        "zero2",
+        "zero3",
+        "tp2",
+        "tp2-sequence",
+        "pp2",
+        "sp2",
+        "dp2-tp2-zero3",
+        "dp2-pp2",
+        "tp2-pp2",
+        "tp2-pp2-dualpipev",
+        "sp2-ring",
+    ],
+)
 def test_bf16_stays_within_its_roundings(name: str) -> None:
     overrides = (*FAMILIES["gpt"], *more_blocks("gpt", name))
     expected = np.array(reference(6, *overrides, "precision=bf16", exact=False))
     curve = np.array(run((*overrides, "precision=bf16"), LAYOUTS[name], 0, 6, exact=False)[0])
     for found in (expected, curve):
         assert abs(found / np.array(reference(6, *overrides)) - 1).max() > 1e-4, "bf16 is not on"
-    np.testing.assert_allclose(np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=BF16_LOSS_RTOL)
+    np.testing.assert_allclose(
+        np.delete(curve, slice(1, -1, 2)), np.delete(expected, slice(1, -1, 2)), rtol=BF16_LOSS_RTOL
+    )
     np.testing.assert_allclose(curve[1:-1:2], expected[1:-1:2], rtol=BF16_NORM_RTOL)
 
 
@@ -146,16 +178,27 @@ def computed_in(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> set
     with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
         for module in engine.model.modules():  # type: ignore[attr-defined]
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_hook(lambda _module, _inputs, output: found.add(output.dtype))
+                module.register_forward_hook(
+                    lambda _module, _inputs, output: found.add(output.dtype)
+                )
         share = G // ranks.dp
-        ks = [np.arange(k, k + layout.micro_batch_size) for k in range(0, share, layout.micro_batch_size)]
+        ks = [
+            np.arange(k, k + layout.micro_batch_size)
+            for k in range(0, share, layout.micro_batch_size)
+        ]
         engine.step([make_batch(sequences(config, k), k) for k in ks], lr=1e-3)
     return found
 
 
-@pytest.mark.parametrize("name", ["reference", "ddp", "zero1", "zero2", "zero3", "dp2-tp2-zero3", "pp2", "sp2"])
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_products_are_made_in_the_precision_asked_for(name: str, precision: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "name", ["reference", "ddp", "zero1", "zero2", "zero3", "dp2-tp2-zero3", "pp2", "sp2"]
+)
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_products_are_made_in_the_precision_asked_for(
+    name: str, precision: str, dtype: torch.dtype
+) -> None:
     overrides = (*FAMILIES["gpt"], f"precision={precision}")
     found = run_ranks(computed_in, PLACES[name].world_size, overrides, PLACES[name])
     assert found == [{dtype}] * PLACES[name].world_size
@@ -164,7 +207,10 @@ def test_products_are_made_in_the_precision_asked_for(name: str, precision: str,
 @pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "zero3"])
 def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
     # Adam forgets the gradients' scale but for eps: a large one lets the clipping factor show.
-    free, clipped = ("optim.eps=1e-3", "optim.grad_clip=0"), ("optim.eps=1e-3", "optim.grad_clip=0.25")
+    free, clipped = (
+        ("optim.eps=1e-3", "optim.grad_clip=0"),
+        ("optim.eps=1e-3", "optim.grad_clip=0.25"),
+    )
     expected = reference(4, *FAMILIES["gpt"], *clipped)
     differences = np.array(expected[2:]) / np.array(reference(4, *FAMILIES["gpt"], *free)[2:]) - 1
     assert abs(differences).max() > 1e-3, "the clipping does not show"
@@ -186,7 +232,9 @@ def test_fewer_batches_than_stages_are_evaluated(name: str) -> None:
     assert_same(np.array(found), np.array(expected * 2))
 
 
-def train_in_small_buckets(ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int) -> list[float]:
+def train_in_small_buckets(
+    ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int
+) -> list[float]:
     before, deepspeed.REDUCE_BUCKET = deepspeed.REDUCE_BUCKET, 5_000  # a tenth of the model
     try:
         return train_exactly(ranks, overrides, layout, 0, n_steps)
@@ -210,7 +258,9 @@ def test_recomputation_changes_nothing(name: str, kind: str) -> None:
     assert found == run(FAMILIES["gpt"], LAYOUTS[name], 0, 4)
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+)
 def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_path: Path) -> None:
     # What DeepSpeed steps on the host it keeps in fp32, whatever the model is in.
     offloaded = layout(dp=2, zero_stage=stage, offload=offload)
@@ -219,41 +269,61 @@ def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_pat
     assert_follows_in_fp32([found], reference(6, *FAMILIES["gpt"], exact=False), 6)
 
 
-@pytest.mark.parametrize("name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"]
+)
 def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
     overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
     unbroken = run(overrides, LAYOUTS[name], 0, 4, exact=False)[0]
-    assert unbroken[0] != run(FAMILIES["gpt"], LAYOUTS[name], 0, 1, exact=False)[0][0], "dropout is not on"
+    assert unbroken[0] != run(FAMILIES["gpt"], LAYOUTS[name], 0, 1, exact=False)[0][0], (
+        "dropout is not on"
+    )
     first = run(overrides, LAYOUTS[name], 0, 2, None, tmp_path, exact=False)[0]
     assert first[:4] + run(overrides, LAYOUTS[name], 2, 4, tmp_path, exact=False)[0] == unbroken
 
 
 MOVES = [
-    ("reference", "tp2"), ("tp2", "reference"), ("dp4", "tp2"), ("pp2", "zero3"), ("zero3", "tp2-pp2"), ("tp2-pp2", "dp2-pp2"),
-    ("dp2-tp2-zero3", "pp2-dualpipev"), ("pp2-dualpipev", "pp2"), ("tp2-sequence", "ddp"), ("ddp", "sp2"), ("zero2", "dp4"),
+    ("reference", "tp2"),
+    ("tp2", "reference"),
+    ("dp4", "tp2"),
+    ("pp2", "zero3"),
+    ("zero3", "tp2-pp2"),
+    ("tp2-pp2", "dp2-pp2"),
+    ("dp2-tp2-zero3", "pp2-dualpipev"),
+    ("pp2-dualpipev", "pp2"),
+    ("tp2-sequence", "ddp"),
+    ("ddp", "sp2"),
+    ("zero2", "dp4"),
     ("dp4", "reference"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("written", "read"), MOVES)
 @pytest.mark.parametrize("family", ["gpt", "t5"])
-def test_a_checkpoint_opens_under_another_layout(family: str, written: str, read: str, tmp_path: Path) -> None:
+def test_a_checkpoint_opens_under_another_layout(
+    family: str, written: str, read: str, tmp_path: Path
+) -> None:
     overrides = (*FAMILIES[family], *more_blocks(family, written), *more_blocks(family, read))
     first = run(overrides, PLACES[written], 0, 3, None, tmp_path)[0]
-    assert_follows([first[:6] + run(overrides, PLACES[read], 3, 6, tmp_path)[0]], reference(6, *overrides))
+    assert_follows(
+        [first[:6] + run(overrides, PLACES[read], 3, 6, tmp_path)[0]], reference(6, *overrides)
+    )
 
 
 @pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-dualpipev", "dp2-tp2-zero3", "tp2-pp2"])
 def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> None:
     unbroken = run(FAMILIES["t5"], LAYOUTS[name], 0, 4, exact=False)[0]
     first = run(FAMILIES["t5"], LAYOUTS[name], 0, 2, None, tmp_path, exact=False)[0]
-    assert first[:4] + run(FAMILIES["t5"], LAYOUTS[name], 2, 4, tmp_path, exact=False)[0] == unbroken
+    assert (
+        first[:4] + run(FAMILIES["t5"], LAYOUTS[name], 2, 4, tmp_path, exact=False)[0] == unbroken
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "degrees", [{"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "sp": 2, "zero_stage": 3}, {"pp": 4, "tp": 2}]
+    "degrees",
+    [{"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "sp": 2, "zero_stage": 3}, {"pp": 4, "tp": 2}],
 )
 def test_three_dimensions_on_eight_ranks(family: str, degrees: dict[str, int]) -> None:
     overrides, place = (*FAMILIES[family], "model.n_layers=4"), layout(micro=1, **degrees)

@@ -1,4 +1,5 @@
-"""What a step sends is what theory says: counted in elements, P parameters, L layers, B T D a batch's activations."""
+"""What a step sends is what theory says: counted in elements, P parameters, L layers, B T D a
+batch's activations."""
 
 from __future__ import annotations
 
@@ -27,15 +28,21 @@ ACTIVATIONS = G * 16 * 32
 WITHIN = 0.1
 
 
-def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True, *overrides: str) -> dict[str, int]:
-    """By one rank in its third step, when all that is made once has been made. reuse: ZeRO-3 may keep weights for backward."""
+def sent_in_a_step(
+    ranks: Ranks, layout: Layout, reuse: bool = True, *overrides: str
+) -> dict[str, int]:
+    """By one rank in its third step, when all that is made once has been made. reuse: ZeRO-3 may
+    keep weights for backward."""
     import scaling.engine.deepspeed as module
 
     configured = module.deepspeed_config
 
     def without_reuse(*args: Any) -> dict[str, Any]:
         config = configured(*args)
-        config["zero_optimization"] |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        config["zero_optimization"] |= {
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+        }
         return config
 
     module.deepspeed_config = configured if reuse else without_reuse
@@ -43,15 +50,23 @@ def sent_in_a_step(ranks: Ranks, layout: Layout, reuse: bool = True, *overrides:
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     try:
         with counted() as counts, ExitStack() as building:
-            engine = building.enter_context(closing(build_engine(config, layout, ranks, torch.device("cpu"))))
+            engine = building.enter_context(
+                closing(build_engine(config, layout, ranks, torch.device("cpu")))
+            )
             for step in range(3):
                 before = dict(counts)
                 ks = np.arange(G) + G * step
                 rows = np.concatenate([sequences(config, ks[k : k + 1]) for k in range(G)])
                 share, size = G // ranks.dp, layout.micro_batch_size
                 mine = range(ranks.dp_rank * share, (ranks.dp_rank + 1) * share, size)
-                engine.step([make_batch(rows[at : at + size], ks[at : at + size]) for at in mine], lr=1e-3)
-            return {name: n - before.get(name, 0) for name, n in counts.items() if n > before.get(name, 0)}
+                engine.step(
+                    [make_batch(rows[at : at + size], ks[at : at + size]) for at in mine], lr=1e-3
+                )
+            return {
+                name: n - before.get(name, 0)
+                for name, n in counts.items()
+                if n > before.get(name, 0)
+            }
     finally:
         module.deepspeed_config = configured
 
@@ -70,7 +85,8 @@ def sent(layout: Layout, **options: Any) -> dict[str, int]:
         (layout(dp=2), 2 * P),  # reduce each gradient to its owner, gather the new weights
         (layout(dp=2, micro=1), 2 * P),  # accumulated before they are sent
         (layout(dp=2, zero_stage=2, micro=4), 2 * P),
-        (layout(dp=2, zero_stage=2, micro=1), (4 + 1) * P),  # gradients leave with each of 4 micro-batches
+        # gradients leave with each of 4 micro-batches
+        (layout(dp=2, zero_stage=2, micro=1), (4 + 1) * P),
     ],
 )
 def test_zero_1_and_2(zero: Layout, expected: int) -> None:
@@ -78,13 +94,18 @@ def test_zero_1_and_2(zero: Layout, expected: int) -> None:
 
 
 def test_zero_3_gathers_weights_for_forward_and_for_backward() -> None:
-    assert elements(sent(layout(dp=2, zero_stage=3, micro=4), reuse=False)) == pytest.approx(3 * P, rel=WITHIN)
-    assert elements(sent(layout(dp=2, zero_stage=3, micro=4))) == pytest.approx(2 * P, rel=WITHIN), "a small model is kept"
+    assert elements(sent(layout(dp=2, zero_stage=3, micro=4), reuse=False)) == pytest.approx(
+        3 * P, rel=WITHIN
+    )
+    assert elements(sent(layout(dp=2, zero_stage=3, micro=4))) == pytest.approx(
+        2 * P, rel=WITHIN
+    ), "a small model is kept"
 
 
 def test_tensor_parallel_layers_all_reduce_four_times() -> None:
     counts = sent(layout(tp=2))
-    # Attention and feed-forward, forward and backward; the embedding's output, and the gradient of the head's input.
+    # Attention and feed-forward, forward and backward; the embedding's output, and the gradient of
+    # the head's input.
     expected = 2 * (4 * L + 2) * ACTIVATIONS
     assert elements(counts) == pytest.approx(expected, rel=WITHIN)
 
@@ -104,7 +125,8 @@ def test_ulysses_swaps_positions_for_heads_and_back() -> None:
 
 def test_a_ring_passes_keys_and_values_round() -> None:
     counts = sent(layout(sp=4, sp_attention="ring"))
-    # A rank's quarter of keys and values to three others, forward and backward; their gradients to three others, and home.
+    # A rank's quarter of keys and values to three others, forward and backward; their gradients to
+    # three others, and home.
     expected = (2 * 3 + 4) * 2 * L * ACTIVATIONS / 4
     assert counts["batch_isend_irecv"] == pytest.approx(expected, rel=WITHIN)
 
@@ -117,4 +139,7 @@ def test_stages_there_and_back_send_twice_as_much() -> None:
 
 def test_stages_send_activations_forward_and_gradients_back() -> None:
     pipeline = layout(pp=2)
-    assert [counts["send"] for counts in run_ranks(sent_in_a_step, 2, pipeline)] == [ACTIVATIONS, ACTIVATIONS]
+    assert [counts["send"] for counts in run_ranks(sent_in_a_step, 2, pipeline)] == [
+        ACTIVATIONS,
+        ACTIVATIONS,
+    ]

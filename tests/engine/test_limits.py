@@ -1,4 +1,5 @@
-"""Under every kind of layout a step beyond limits leaves all as it was, and an engine that went on goes back when it loads."""
+"""Under every kind of layout a step beyond limits leaves all as it was, and an engine that went on
+goes back when it loads."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Trainer:
         return [float(result.loss), float(result.grad_norm), float(result.skipped)]
 
 
-def _with_refusals(ranks: Ranks, layout: Layout, limits: tuple[Limits, ...], *overrides: str) -> list[list[float]]:
+def _with_refusals(
+    ranks: Ranks, layout: Layout, limits: tuple[Limits, ...], *overrides: str
+) -> list[list[float]]:
     """Four steps, each after one that is refused, in turn by each of the limits."""
     trainer = Trainer(ranks, layout, *overrides)
     curve = []
@@ -58,7 +61,11 @@ def _with_refusals(ranks: Ranks, layout: Layout, limits: tuple[Limits, ...], *ov
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "fp32") for name in (*NAMES, *ALONE)), *((name, "bf16") for name in ("zero1", "zero3", "pp2"))]
+    ("name", "dtype"),
+    [
+        *((name, "fp32") for name in (*NAMES, *ALONE)),
+        *((name, "bf16") for name in ("zero1", "zero3", "pp2")),
+    ],
 )
 def test_a_step_beyond_its_limits_changes_nothing(name: str, dtype: str) -> None:
     place, precision = (PLACES | ALONE)[name], f"precision={dtype}"

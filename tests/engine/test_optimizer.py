@@ -16,13 +16,36 @@ from scaling.model import build_model, initialise
 from scaling.train.schedule import lr_at
 from tests.support.configs import composed
 
-SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=48",
+    "model.n_heads=6",
+    "tokenizer.vocab_size=300",
+    "train.seq_len=32",
+)
 PEAK = 3e-4
 
 
-def lr(kind: str, seen: int, *, n_tokens: int = 1000, warmup: int = 100, decay: int = 200, floor: float = 0.1) -> float:
-    schedule = ScheduleConfig(kind=kind, warmup_tokens=warmup, decay_tokens=decay, min_lr_ratio=floor)
-    return lr_at(schedule, peak_lr=PEAK, n_tokens_seen=seen, n_tokens=n_tokens, warmup_tokens=warmup, decay_tokens=decay)
+def lr(
+    kind: str,
+    seen: int,
+    *,
+    n_tokens: int = 1000,
+    warmup: int = 100,
+    decay: int = 200,
+    floor: float = 0.1,
+) -> float:
+    schedule = ScheduleConfig(
+        kind=kind, warmup_tokens=warmup, decay_tokens=decay, min_lr_ratio=floor
+    )
+    return lr_at(
+        schedule,
+        peak_lr=PEAK,
+        n_tokens_seen=seen,
+        n_tokens=n_tokens,
+        warmup_tokens=warmup,
+        decay_tokens=decay,
+    )
 
 
 @st.composite
@@ -62,7 +85,8 @@ def test_end_values(kind: str, run: dict) -> None:
 
 @given(kind=kinds, run=runs(), data=st.data())
 def test_continuous(kind: str, run: dict, data: st.DataObject) -> None:
-    """One token changes the rate by no more than the steepest slope: pi/2 times the mean slope of a part."""
+    """One token changes the rate by no more than the steepest slope: pi/2 times the mean slope of a
+    part."""
     seen = data.draw(st.integers(0, run["n_tokens"]))
     parts = [run["warmup"], run["n_tokens"] - run["warmup"] if kind == "cosine" else run["decay"]]
     slope = max([PEAK * 1.58 / part for part in parts if part], default=0.0)
@@ -85,7 +109,8 @@ def test_golden_values() -> None:
 
 
 def test_the_first_step_learns() -> None:
-    """The convention is tokens after the step: one step of 32 tokens into a warm-up of 100 has 0.32 of the peak."""
+    """The convention is tokens after the step: one step of 32 tokens into a warm-up of 100 has 0.32
+    of the peak."""
     assert lr("cosine", 32) == pytest.approx(0.32 * PEAK)
     assert lr("cosine", 32, warmup=0) < PEAK
     assert lr("constant", 32, warmup=0) == PEAK
@@ -102,7 +127,12 @@ def test_schedules_need_no_torch() -> None:
 
 
 def test_groups_hold_every_parameter_once() -> None:
-    overrides = ("model.bias=true", "model.norm=layernorm", "position=learned", "model.tie_embeddings=false")
+    overrides = (
+        "model.bias=true",
+        "model.norm=layernorm",
+        "position=learned",
+        "model.tie_embeddings=false",
+    )
     config = composed(*SHAPE, *overrides)
     model = build_model(config, device="meta")
     decay, no_decay = parameter_groups(model, config)
@@ -111,17 +141,24 @@ def test_groups_hold_every_parameter_once() -> None:
     named = dict(model.named_parameters())
     assert sorted(decay["param_names"] + no_decay["param_names"]) == sorted(named)
     for group in (decay, no_decay):
-        assert all(named[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+        assert all(
+            named[name] is p for name, p in zip(group["param_names"], group["params"], strict=True)
+        )
     linears = ("q", "k", "v", "o", "gate", "up", "down")
     expected = {n for n in named if n.split(".")[-2] in (*linears, "head") and n.endswith("weight")}
     assert set(decay["param_names"]) == expected
-    assert {"embedding.weight", "position.table.weight", "final_norm.weight", "blocks.0.attention.q.bias"} <= set(
-        no_decay["param_names"]
-    )
+    assert {
+        "embedding.weight",
+        "position.table.weight",
+        "final_norm.weight",
+        "blocks.0.attention.q.bias",
+    } <= set(no_decay["param_names"])
 
 
 def test_the_optimiser_is_adamw_as_configured() -> None:
-    config = composed(*SHAPE, "optim.lr=0.01", "optim.beta2=0.9", "optim.weight_decay=0.5", "optim.eps=1e-6")
+    config = composed(
+        *SHAPE, "optim.lr=0.01", "optim.beta2=0.9", "optim.weight_decay=0.5", "optim.eps=1e-6"
+    )
     model = build_model(config)
     initialise(model, 0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -129,8 +166,15 @@ def test_the_optimiser_is_adamw_as_configured() -> None:
     for p in model.parameters():
         p.grad = torch.full_like(p, 2.0)
     optimizer.step()
-    # Element by element, some ten roundings of eps = 1.2e-7 and no sum: 1e-5 is wide on any machine.
-    # First step: both moments' corrections cancel, so the move is lr * g / (|g| + eps), after decay by lr * weight_decay.
+    # Element by element, some ten roundings of eps = 1.2e-7 and no sum: 1e-5 is wide on any
+    # machine. First step: both moments' corrections cancel, so the move is lr * g / (|g| + eps),
+    # after decay by lr * weight_decay.
     for name, p in model.named_parameters():
-        shrink = 1 - 0.01 * 0.5 if ("attention" in name and "norm" not in name) or "feed_forward." in name else 1.0
-        torch.testing.assert_close(p, before[name] * shrink - 0.01 * 2 / (2 + 1e-6), rtol=1e-5, atol=1e-7)
+        shrink = (
+            1 - 0.01 * 0.5
+            if ("attention" in name and "norm" not in name) or "feed_forward." in name
+            else 1.0
+        )
+        torch.testing.assert_close(
+            p, before[name] * shrink - 0.01 * 2 / (2 + 1e-6), rtol=1e-5, atol=1e-7
+        )

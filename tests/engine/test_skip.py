@@ -14,9 +14,15 @@ from scaling.planner.run_plan import make_plan
 from tests.support.configs import composed
 
 CONFIG = composed(
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "tokenizer=byte", "train.seq_len=16", "layout=manual",
-    "layout.dp=1", "train.n_tokens=100_000",
-)  # fmt: skip
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "tokenizer=byte",
+    "train.seq_len=16",
+    "layout=manual",
+    "layout.dp=1",
+    "train.n_tokens=100_000",
+)
 
 
 def engine() -> ReferenceEngine:
@@ -49,7 +55,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_goes_on(tmp_path
     assert step(poisoned, 0) == step(plain, 0)
     assert poisoned_step(poisoned)[1] == 1.0
     assert [step(poisoned, n) for n in (1, 2)] == [step(plain, n) for n in (1, 2)]
-    for (name, ours), (_, theirs) in zip(poisoned.model.named_parameters(), plain.model.named_parameters(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        poisoned.model.named_parameters(), plain.model.named_parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
     poisoned.snapshot().write(tmp_path / "rank-00000.safetensors")
     assert FragmentReader(tmp_path).optimizer_step == 3

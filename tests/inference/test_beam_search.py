@@ -19,7 +19,13 @@ from tests.support.objectives import MASK
 
 V, EOS, START = 5, 0, 1
 DOUBLE = pytest.mark.usefixtures("double")
-SHAPE = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "train.seq_len=16", "model.dropout=0")
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "train.seq_len=16",
+    "model.dropout=0",
+)
 
 
 def tiny(model: str, seed: int) -> GenerativeModel:
@@ -36,7 +42,9 @@ def tiny(model: str, seed: int) -> GenerativeModel:
     return made.eval()
 
 
-def all_scores(model: GenerativeModel, source: list[int] | None, n: int, alpha: float) -> list[tuple[float, list[int]]]:
+def all_scores(
+    model: GenerativeModel, source: list[int] | None, n: int, alpha: float
+) -> list[tuple[float, list[int]]]:
     """Every continuation: ended, or n tokens long, by full forwards without a cache."""
     encoded = None if source is None else model.encode(torch.tensor([source]))
     others = [token for token in range(V) if token != EOS]
@@ -45,7 +53,9 @@ def all_scores(model: GenerativeModel, source: list[int] | None, n: int, alpha: 
         for tokens in itertools.product(others, repeat=length):
             targets = [*tokens, EOS] if length < n else list(tokens)
             with torch.no_grad():
-                log_p = model(torch.tensor([[START, *targets[:-1]]]), source=encoded)[0].log_softmax(dim=-1)
+                log_p = model(torch.tensor([[START, *targets[:-1]]]), source=encoded)[
+                    0
+                ].log_softmax(dim=-1)
             total = float(sum(log_p[place, token] for place, token in enumerate(targets)))
             scores.append((total / ((5 + len(targets)) / 6) ** alpha, list(tokens)))
     return sorted(scores, reverse=True)
@@ -57,7 +67,9 @@ def all_scores(model: GenerativeModel, source: list[int] | None, n: int, alpha: 
 def test_enough_beams_find_the_best_of_all(model: str, alpha: float) -> None:
     made, source = tiny(model, seed=3), None if model == "gpt_nano" else [2, 4, 3, 0]
     expected = all_scores(made, source, 3, alpha)
-    found = beam_search(made, [START], 3, eos_id=EOS, n_beams=4**3, length_penalty=alpha, source_ids=source)
+    found = beam_search(
+        made, [START], 3, eos_id=EOS, n_beams=4**3, length_penalty=alpha, source_ids=source
+    )
     for ours, (score, tokens) in zip(found[:10], expected, strict=False):
         assert ours.tokens == tokens
         assert ours.score == pytest.approx(score, rel=RTOL, abs=ATOL)
@@ -66,7 +78,9 @@ def test_enough_beams_find_the_best_of_all(model: str, alpha: float) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 1.0]))
 @DOUBLE
-def test_more_beams_are_never_worse_than_greedy_and_never_better_than_all(seed: int, alpha: float) -> None:
+def test_more_beams_are_never_worse_than_greedy_and_never_better_than_all(
+    seed: int, alpha: float
+) -> None:
     made = tiny("t5_tiny", seed)
     best = all_scores(made, [3, 2, 0], 4, alpha)[0][0]
     options = {"eos_id": EOS, "length_penalty": alpha, "source_ids": [3, 2, 0]}
@@ -81,8 +95,12 @@ def test_one_beam_without_penalty_is_greedy(model: str) -> None:
     lengths = set()
     for seed in range(12):
         made, source = tiny(model, seed), None if model == "gpt_nano" else [2, 4, 3, 0]
-        greedy = generate(made, [START], 6, source_ids=source, temperature=0, seed=0, context_limit=16, eos_id=EOS)
-        (found,) = beam_search(made, [START], 6, source_ids=source, eos_id=EOS, n_beams=1, length_penalty=0.0)
+        greedy = generate(
+            made, [START], 6, source_ids=source, temperature=0, seed=0, context_limit=16, eos_id=EOS
+        )
+        (found,) = beam_search(
+            made, [START], 6, source_ids=source, eos_id=EOS, n_beams=1, length_penalty=0.0
+        )
         assert found.tokens == greedy
         lengths.add(len(greedy))
     assert lengths > {6}, "some end early"

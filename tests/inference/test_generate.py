@@ -1,4 +1,5 @@
-"""scaling.generate and scaling.fill on tiny trained runs of every family: what they write, and what they refuse."""
+"""scaling.generate and scaling.fill on tiny trained runs of every family: what they write, and what
+they refuse."""
 
 from __future__ import annotations
 
@@ -26,36 +27,72 @@ from tests.support.objectives import BYTES, CLS, FAMILY, MASK, SENTINELS, SEP
 
 N_SAMPLED = 12
 SHAPE = (
-    "model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.dropout=0", "train.seq_len=48", "train.n_tokens=4000",
-    "train.global_batch_size=4", "layout=manual", "layout.dp=1", "layout.engine=reference", f"train.sample_tokens={N_SAMPLED}",
-    "checkpoint.every_steps=5", "schedule.warmup_tokens=400", "optim.lr=1e-2",
-)  # fmt: skip
-PROMPTS = {"causal_lm": "Der Käf", "prefix_lm": "Der Käf", "span_corruption": "Der <mask> läuft <mask>.", "seq2seq": "ein Käfer"}
+    "model.n_layers=1",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.dropout=0",
+    "train.seq_len=48",
+    "train.n_tokens=4000",
+    "train.global_batch_size=4",
+    "layout=manual",
+    "layout.dp=1",
+    "layout.engine=reference",
+    f"train.sample_tokens={N_SAMPLED}",
+    "checkpoint.every_steps=5",
+    "schedule.warmup_tokens=400",
+    "optim.lr=1e-2",
+)
+PROMPTS = {
+    "causal_lm": "Der Käf",
+    "prefix_lm": "Der Käf",
+    "span_corruption": "Der <mask> läuft <mask>.",
+    "seq2seq": "ein Käfer",
+}
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs named by their objectives, trained for a few steps on text with characters of two to four bytes."""
+    """Runs named by their objectives, trained for a few steps on text with characters of two to
+    four bytes."""
     root = tmp_path_factory.mktemp("generate")
     (root / "text").mkdir()
     for number in range(12):
-        (root / "text" / f"{number}.txt").write_text(f"Der Käfer {number} läuft über die Straße zum 🦊. " * 15)
-    (root / "pairs.tsv").write_text("".join(f"ein Käfer {n}\ta beetle {n} → 🦊\n" for n in range(300)))
+        (root / "text" / f"{number}.txt").write_text(
+            f"Der Käfer {number} läuft über die Straße zum 🦊. " * 15
+        )
+    (root / "pairs.tsv").write_text(
+        "".join(f"ein Käfer {n}\ta beetle {n} → 🦊\n" for n in range(300))
+    )
     for kind, model in FAMILY.items():
-        data = ("data=text_pairs", f"data.path={root / 'pairs.tsv'}") if kind == "seq2seq" else (
-            "data=text_files", f"data.path='{root}/text/*.txt'")  # fmt: skip
+        data = (
+            ("data=text_pairs", f"data.path={root / 'pairs.tsv'}")
+            if kind == "seq2seq"
+            else ("data=text_files", f"data.path='{root}/text/*.txt'")
+        )
         prompt = f"train.sample_prompt='{PROMPTS.get(kind, 'Der K<mask>fer')}'"
-        where = (f"run.root={root / 'runs'}", f"run.name={kind}", f"data.cache_dir={root / 'cache'}")
-        assert drive(composed(f"model={model}", f"objective={kind}", *data, *where, *BYTES, *SHAPE, prompt)) == 0
+        where = (
+            f"run.root={root / 'runs'}",
+            f"run.name={kind}",
+            f"data.cache_dir={root / 'cache'}",
+        )
+        assert (
+            drive(
+                composed(
+                    f"model={model}", f"objective={kind}", *data, *where, *BYTES, *SHAPE, prompt
+                )
+            )
+            == 0
+        )
     shutil.rmtree(root / "cache")  # a trained run needs its corpus no more
     return root / "runs"
 
 
 @pytest.fixture
 def command(root: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run scaling.generate, or with fill=True scaling.fill: (exit code, output, what was said beside it)."""
+    """Run scaling.generate, or with fill=True scaling.fill: (exit code, output, what was said
+    beside it)."""
 
     def call(*words: str, fills: bool = False) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -91,26 +128,39 @@ def greedy(trained: Trained, prompt: str, n_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_the_weights_are_those_of_the_end_of_training(root: Path, command: Command, kind: str) -> None:
-    """The run drew a sample from its own model when it ended; the command draws the same one from the checkpoint."""
+def test_the_weights_are_those_of_the_end_of_training(
+    root: Path, command: Command, kind: str
+) -> None:
+    """The run drew a sample from its own model when it ended; the command draws the same one from
+    the checkpoint."""
     summary = RunDir(find_run(kind, str(root), print)).read_summary()
     assert summary is not None
     words = ("method=sample", "temperature=0.8", "seed=0", f"max_new_tokens={N_SAMPLED}")
-    assert written(command, f"run={kind}", f"prompt={PROMPTS[kind]}", *words) == summary["sample"] + "\n"
+    assert (
+        written(command, f"run={kind}", f"prompt={PROMPTS[kind]}", *words)
+        == summary["sample"] + "\n"
+    )
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "prefix_lm", "seq2seq"])
 def test_greedy_is_the_argmax_of_full_forwards(root: Path, command: Command, kind: str) -> None:
     trained = opened(root, kind)
     expected = trained.tokenizer.decode(greedy(trained, PROMPTS[kind], 24))
-    assert written(command, f"run={kind}", f"prompt={PROMPTS[kind]}", "method=greedy", "max_new_tokens=24") == expected + "\n"
+    assert (
+        written(
+            command, f"run={kind}", f"prompt={PROMPTS[kind]}", "method=greedy", "max_new_tokens=24"
+        )
+        == expected + "\n"
+    )
     assert expected, "not nothing against nothing"
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_one_beam_without_penalty_writes_what_greedy_does(command: Command, kind: str) -> None:
     words = (f"run={kind}", f"prompt={PROMPTS[kind]}", "max_new_tokens=10")
-    assert written(command, *words, "n_beams=1", "length_penalty=0") == written(command, *words, "method=greedy")
+    assert written(command, *words, "n_beams=1", "length_penalty=0") == written(
+        command, *words, "method=greedy"
+    )
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -118,7 +168,10 @@ def test_a_seed_repeats_and_samples_have_seeds_of_their_own(command: Command, ki
     words = (f"run={kind}", f"prompt={PROMPTS[kind]}", "temperature=1.5", "max_new_tokens=9")
     first, again, other = (written(command, *words, f"seed={seed}") for seed in (3, 3, 4))
     assert first == again
-    assert written(command, *words, "seed=3", "n_samples=2") == f"--- 1 of 2\n{first}--- 2 of 2\n{other}"
+    assert (
+        written(command, *words, "seed=3", "n_samples=2")
+        == f"--- 1 of 2\n{first}--- 2 of 2\n{other}"
+    )
     assert len({written(command, *words, f"seed={seed}") for seed in range(6)}) > 1
 
 
@@ -127,7 +180,8 @@ def test_the_pieces_are_the_text_of_the_tokens(root: Path) -> None:
     options = GenerateOptions(run="causal_lm", prompt="Der", method="greedy", max_new_tokens=90)
     pieces = next(list(parts) for parts in texts(trained, options))
     assert len(pieces) > 40
-    # Beyond the context the latest half of it is read anew, so only the first tokens are those of the full forward.
+    # Beyond the context the latest half of it is read anew, so only the first tokens are those of
+    # the full forward.
     assert "".join(pieces).startswith(trained.tokenizer.decode(greedy(trained, "Der", 40)))
 
 
@@ -142,10 +196,14 @@ def test_spans_are_shown_in_the_text_or_a_line_each(root: Path, command: Command
 
 
 def test_beams_are_different_texts_best_first(command: Command) -> None:
-    out = written(command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "n_samples=3", "max_new_tokens=8")
+    out = written(
+        command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "n_samples=3", "max_new_tokens=8"
+    )
     found = [part.partition("\n")[2] for part in out.split("--- ")[1:]]
     assert len(set(found)) == 3
-    assert found[0] == written(command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "max_new_tokens=8")
+    assert found[0] == written(
+        command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "max_new_tokens=8"
+    )
 
 
 def test_fill_shows_the_likeliest_tokens_of_each_gap(root: Path, command: Command) -> None:
@@ -158,7 +216,8 @@ def test_fill_shows_the_likeliest_tokens_of_each_gap(root: Path, command: Comman
     probabilities = trained.model(torch.tensor([tokens]))[0].softmax(dim=-1)
     for block, place in ((lines[1:4], tokens.index(MASK)), (lines[5:8], len(tokens) - 2)):
         shares = [float(line.split("%")[0]) / 100 for line in block]
-        assert shares == pytest.approx(probabilities[place].topk(3).values.tolist(), abs=5.1e-5)  # two digits of a per cent
+        # two digits of a per cent
+        assert shares == pytest.approx(probabilities[place].topk(3).values.tolist(), abs=5.1e-5)
 
 
 def test_the_prompt_from_standard_input(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +233,9 @@ def test_the_prompt_from_standard_input(command: Command, monkeypatch: pytest.Mo
 def test_a_run_by_path_by_name_and_without_its_id(root: Path, command: Command) -> None:
     (path,) = root.glob("causal_lm-*")
     words = ("prompt=Der", "method=greedy", "max_new_tokens=5")
-    assert len({written(command, f"run={run}", *words) for run in (path, path.name, "causal_lm")}) == 1
+    assert (
+        len({written(command, f"run={run}", *words) for run in (path, path.name, "causal_lm")}) == 1
+    )
 
 
 REFUSED = {
@@ -186,7 +247,10 @@ REFUSED = {
     ("run=causal_lm", "prompt=a", "top_q=1"): ["'top_q'", "Did you mean top_"],
     ("run=causal_lm", "prompt=a", "--greedy"): ["there is no flag --greedy"],
     ("run=causal_lm", "prompt=a", "seed=1", "seed=2"): ["seed is given twice"],
-    ("run=causal_lm", "prompt=a", "temperature=-1"): ["temperature=-1", "greater than or equal to 0"],
+    ("run=causal_lm", "prompt=a", "temperature=-1"): [
+        "temperature=-1",
+        "greater than or equal to 0",
+    ],
     ("run=causal_lm", "prompt=a", "temperature=nan"): ["temperature=nan", "finite"],
     ("run=causal_lm", "prompt=a", "top_p=0"): ["top_p=0", "greater than 0"],
     ("run=causal_lm", "prompt=a", "top_k=many"): ["top_k=many", "integer"],
@@ -194,10 +258,19 @@ REFUSED = {
     ("run=causal_lm", "prompt=a", "max_new_tokens=0"): ["max_new_tokens=0"],
     ("run=causal_lm", "prompt=a", "seed=-1"): ["seed=-1"],
     ("run=causal_lm", "prompt=a", "method=best"): ["method=best", "'greedy'"],
-    ("run=causal_lm", "prompt=a", "method=greedy", "top_k=3"): ["method=greedy does not read top_k", "method=sample"],
-    ("run=causal_lm", "prompt=a", "n_beams=3", "top_k=3"): ["top_k is for method=sample and n_beams for method=beam"],
+    ("run=causal_lm", "prompt=a", "method=greedy", "top_k=3"): [
+        "method=greedy does not read top_k",
+        "method=sample",
+    ],
+    ("run=causal_lm", "prompt=a", "n_beams=3", "top_k=3"): [
+        "top_k is for method=sample and n_beams for method=beam"
+    ],
     ("run=causal_lm", "prompt=a", "n_beams=3", "n_samples=4"): ["n_samples=4", "n_beams=3"],
-    ("run=causal_lm", "prompt=a", "n_beams=3", "max_new_tokens=49"): ["max_new_tokens=49", "room for 48", "method=sample"],
+    ("run=causal_lm", "prompt=a", "n_beams=3", "max_new_tokens=49"): [
+        "max_new_tokens=49",
+        "room for 48",
+        "method=sample",
+    ],
     ("run=causal_lm", "prompt=a", "show=spans"): ["show=spans", "objective=causal_lm"],
     ("run=causal_lm", "prompt=a", "device=tpu9"): ["device=tpu9", "device=cpu"],
     ("run=causal_lm", "prompt=a", "device=cuda"): ["device=cuda is not on this machine"],
@@ -207,12 +280,18 @@ REFUSED = {
     ("run=span_corruption", "prompt=" + "<mask>" * 61): ["61 gaps", "n_sentinels=60"],
     ("run=span_corruption", "prompt=" + "a" * 80): ["82 tokens", "train.seq_len=48"],
     ("run=seq2seq", "prompt= "): ["prompt is empty", "nothing to translate"],
-    ("run=seq2seq", "prompt=a", "max_new_tokens=37"): ["max_new_tokens=37", "room for 36", "Use 36 or less"],
+    ("run=seq2seq", "prompt=a", "max_new_tokens=37"): [
+        "max_new_tokens=37",
+        "room for 36",
+        "Use 36 or less",
+    ],
     ("run=prefix_lm", "prompt=a", "max_new_tokens=49"): ["room for 48"],
 }
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=lambda words: " ".join(words)[:60].encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "words", REFUSED, ids=lambda words: " ".join(words)[:60].encode("ascii", "replace").decode()
+)
 def test_refused_with_what_would_work(command: Command, words: tuple[str, ...]) -> None:
     code, out, said = command(*words)
     assert (code, out) == (2, "")
@@ -232,7 +311,9 @@ def test_refused_with_what_would_work(command: Command, words: tuple[str, ...]) 
         (("run=masked_lm", "prompt=" + "a" * 46 + "<mask>"), ["49 tokens", "at most 48"]),
     ],
 )
-def test_fill_refuses_with_what_would_work(command: Command, words: tuple[str, ...], parts: list[str]) -> None:
+def test_fill_refuses_with_what_would_work(
+    command: Command, words: tuple[str, ...], parts: list[str]
+) -> None:
     code, out, said = command(*words, fills=True)
     assert (code, out) == (2, "")
     assert all(part in said for part in parts), said
@@ -245,7 +326,9 @@ def copied(root: Path, tmp_path: Path) -> RunDir:
     return RunDir(shutil.copytree(path, tmp_path / path.name))
 
 
-def test_the_newest_sound_checkpoint_is_used_and_none_is_an_error(copied: RunDir, command: Command) -> None:
+def test_the_newest_sound_checkpoint_is_used_and_none_is_an_error(
+    copied: RunDir, command: Command
+) -> None:
     words = (f"run={copied.path}", "prompt=Der", "method=greedy", "max_new_tokens=5")
     newest, before = sorted(copied.checkpoints.glob("step-*"), reverse=True)
     weights = newest / "rank-00000.safetensors"
@@ -265,7 +348,9 @@ def test_the_newest_sound_checkpoint_is_used_and_none_is_an_error(copied: RunDir
     assert "has no checkpoint yet (state: finished)" in said
 
 
-def test_a_missing_damaged_or_other_tokenizer_is_named(copied: RunDir, root: Path, command: Command) -> None:
+def test_a_missing_damaged_or_other_tokenizer_is_named(
+    copied: RunDir, root: Path, command: Command
+) -> None:
     words = (f"run={copied.path}", "prompt=Der")
     copied.tokenizer.write_text("{}")
     assert "is not a tokenizer" in command(*words)[2]
@@ -276,7 +361,9 @@ def test_a_missing_damaged_or_other_tokenizer_is_named(copied: RunDir, root: Pat
     assert "data.cache_dir" in said
 
 
-def test_a_directory_that_is_no_run_is_refused(copied: RunDir, tmp_path: Path, command: Command) -> None:
+def test_a_directory_that_is_no_run_is_refused(
+    copied: RunDir, tmp_path: Path, command: Command
+) -> None:
     code, _, said = command(f"run={tmp_path}", "prompt=a")
     assert code == 2
     assert "is a directory without config.yaml" in said
@@ -291,10 +378,18 @@ def test_help_names_every_option(command: Command) -> None:
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(root: Path) -> None:
-    words = (f"run.root={root}", "run=causal_lm", "prompt=Der", "n_samples=1000", "max_new_tokens=40")
+    words = (
+        f"run.root={root}",
+        "run=causal_lm",
+        "prompt=Der",
+        "n_samples=1000",
+        "max_new_tokens=40",
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "scaling.generate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )  # fmt: skip
+        [sys.executable, "-m", "scaling.generate", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"--- 1 of 1000\n"
     process.stdout.close()

@@ -21,7 +21,9 @@ def completed(kind: str, prompt: str, answer: list[int]) -> tuple[str, list[Any]
     config, _ = objective(f"objective={kind}", *SHAPE)
     asked: list[Any] = []
 
-    def generate(model: Any, prompt_ids: Sequence[int], source_ids: Sequence[int] | None) -> list[int]:
+    def generate(
+        model: Any, prompt_ids: Sequence[int], source_ids: Sequence[int] | None
+    ) -> list[int]:
         asked.extend([list(prompt_ids), source_ids])
         return answer
 
@@ -63,9 +65,16 @@ def test_inverse_square_root_rises_and_falls_as_published() -> None:
 
     def rate(n_tokens_seen: int) -> float:
         return lr_at(
-            schedule, peak_lr=1.0, n_tokens_seen=n_tokens_seen, n_tokens=10**6, warmup_tokens=4000, decay_tokens=0
-        )  # fmt: skip
+            schedule,
+            peak_lr=1.0,
+            n_tokens_seen=n_tokens_seen,
+            n_tokens=10**6,
+            warmup_tokens=4000,
+            decay_tokens=0,
+        )
 
     # Vaswani et al. 2017, eq. 3: min(step^-0.5, step warmup^-1.5), over its peak warmup^-0.5.
     for step in (1, 100, 3999, 4000, 4001, 16000, 10**6):
-        assert rate(step) == pytest.approx(min(step**-0.5, step * 4000**-1.5) / 4000**-0.5, rel=1e-9)
+        assert rate(step) == pytest.approx(
+            min(step**-0.5, step * 4000**-1.5) / 4000**-0.5, rel=1e-9
+        )

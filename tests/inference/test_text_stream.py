@@ -22,13 +22,16 @@ SIZES = {"bpe": 290, "wordpiece": 560, "unigram": 260}
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "byte":
         return byte_tokenizer()
-    return train_tokenizer(TokenizerConfig(kind=request.param, vocab_size=SIZES[request.param]), [TEXT])
+    return train_tokenizer(
+        TokenizerConfig(kind=request.param, vocab_size=SIZES[request.param]), [TEXT]
+    )
 
 
 @settings(max_examples=200)
 @given(data=st.data())
 def test_pieces_of_any_tokens_are_their_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Also of bytes that are no UTF-8, special tokens, and ids beyond the vocabulary that an embedding may have."""
+    """Also of bytes that are no UTF-8, special tokens, and ids beyond the vocabulary that an
+    embedding may have."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=40))
     assert "".join(tokenizer.decode_stream(ids)) == tokenizer.decode(ids)
 
@@ -47,14 +50,17 @@ def test_each_character_comes_whole_and_with_its_last_byte(tokenizer: Tokenizer,
     shown = ""
     for piece in tokenizer.decode_stream(given()):
         shown += piece
-        whole = b"".join(map(tokenizer.bytes_of, taken)).decode("utf-8", "ignore")  # without a character that is begun
+        # without a character that is begun
+        whole = b"".join(map(tokenizer.bytes_of, taken)).decode("utf-8", "ignore")
         assert shown == whole
     assert shown == text
 
 
 def test_bytes_of_a_tokenizer_read_back(tokenizer: Tokenizer) -> None:
     again = Tokenizer.from_bytes(tokenizer.to_bytes())
-    assert [again.bytes_of(i) for i in range(again.vocab_size)] == [tokenizer.bytes_of(i) for i in range(tokenizer.vocab_size)]
+    assert [again.bytes_of(i) for i in range(again.vocab_size)] == [
+        tokenizer.bytes_of(i) for i in range(tokenizer.vocab_size)
+    ]
     np.testing.assert_array_equal(again.encode_batch([TEXT])[0], tokenizer.encode_batch([TEXT])[0])
 
 
@@ -66,7 +72,11 @@ def filled(source: list[int], answer: list[int]) -> list[int]:
             after = answer[place + 1 :]
             end = next((n for n, other in enumerate(after) if other in SENTINELS), len(after))
             spans[token] = after[:end]
-    return [part for token in source for part in (spans.get(token, []) if token in SENTINELS else [token])]
+    return [
+        part
+        for token in source
+        for part in (spans.get(token, []) if token in SENTINELS else [token])
+    ]
 
 
 ANSWERS = st.lists(st.one_of(st.integers(97, 99), st.sampled_from(SENTINELS[:4])), max_size=12)

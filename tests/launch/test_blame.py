@@ -1,4 +1,5 @@
-"""Who failed first: the rank whose own error it is, the one that hangs, the one that is silent, and last who only noticed."""
+"""Who failed first: the rank whose own error it is, the one that hangs, the one that is silent, and
+last who only noticed."""
 
 from __future__ import annotations
 
@@ -30,14 +31,27 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection cl
 
 
 def crashed(rank: int, error: str, *, consequence: bool) -> tuple[str, dict[str, Any]]:
-    return "crashed", {"rank": rank, "error": error, "traceback": f"rank-{rank}.txt", "consequence": consequence}
+    return "crashed", {
+        "rank": rank,
+        "error": error,
+        "traceback": f"rank-{rank}.txt",
+        "consequence": consequence,
+    }
 
 
-def hung(rank: int, *, step: int = 7, place: str = COMPUTING, waiting: bool = True) -> tuple[str, dict[str, Any]]:
+def hung(
+    rank: int, *, step: int = 7, place: str = COMPUTING, waiting: bool = True
+) -> tuple[str, dict[str, Any]]:
     return "hung", {
-        "rank": rank, "step": step, "place": PLACES.index(place), "doing": place, "still_s": 61.4, "where": "loop.py:12",
-        "waiting": waiting, "stacks": f"hang-{rank}.txt",
-    }  # fmt: skip
+        "rank": rank,
+        "step": step,
+        "place": PLACES.index(place),
+        "doing": place,
+        "still_s": 61.4,
+        "where": "loop.py:12",
+        "waiting": waiting,
+        "stacks": f"hang-{rank}.txt",
+    }
 
 
 def verdict(world_size: int, *reports: tuple[str, dict[str, Any]]) -> Trouble:
@@ -52,9 +66,17 @@ def verdict(world_size: int, *reports: tuple[str, dict[str, Any]]) -> Trouble:
 def test_a_rank_with_an_error_of_its_own_is_named_whoever_speaks_first() -> None:
     noticed = [crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (0, 2, 3)]
     for place in range(4):
-        reports = [*noticed[:place], crashed(1, "ValueError: bad thing", consequence=False), *noticed[place:]]
+        reports = [
+            *noticed[:place],
+            crashed(1, "ValueError: bad thing", consequence=False),
+            *noticed[place:],
+        ]
         found = verdict(4, *reports, ("lost", {"ranks": [2]}))
-        assert (found.kind, found.ranks, found.text) == ("crashed", [1], "rank 1 failed: ValueError: bad thing")
+        assert (found.kind, found.ranks, found.text) == (
+            "crashed",
+            [1],
+            "rank 1 failed: ValueError: bad thing",
+        )
         assert "rank-1.txt" in found.fix
 
 
@@ -62,24 +84,40 @@ def test_a_rank_that_was_killed_is_the_one_that_says_nothing() -> None:
     noticed = [crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (0, 1, 3)]
     assert verdict(4, *noticed).ranks == [2]
     assert verdict(4, ("lost", {"ranks": [2]})).ranks == [2]
-    assert verdict(4, noticed[0], ("lost", {"ranks": [2]})).text.startswith("rank 2 ended without an error")
-    assert verdict(4, ("lost", {"ranks": [0, 2]}), noticed[0]).ranks == [2], "rank 0 noticed, and ended because of that"
-    assert verdict(2, ("lost", {"ranks": [0]}), noticed[0]).ranks == [0], "its machine went first, and it lived on a little"
-    assert verdict(16, ("lost", {"ranks": list(range(9))})).text.startswith("9 ranks (0, 1, 2, 3, 4, 5, 6, 7, ...) ended")
+    assert verdict(4, noticed[0], ("lost", {"ranks": [2]})).text.startswith(
+        "rank 2 ended without an error"
+    )
+    assert verdict(4, ("lost", {"ranks": [0, 2]}), noticed[0]).ranks == [2], (
+        "rank 0 noticed, and ended because of that"
+    )
+    assert verdict(2, ("lost", {"ranks": [0]}), noticed[0]).ranks == [0], (
+        "its machine went first, and it lived on a little"
+    )
+    assert verdict(16, ("lost", {"ranks": list(range(9))})).text.startswith(
+        "9 ranks (0, 1, 2, 3, 4, 5, 6, 7, ...) ended"
+    )
 
 
 def test_where_everyone_only_noticed_the_first_to_notice_is_told() -> None:
-    found = verdict(2, *[crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (1, 0)])
+    found = verdict(
+        2, *[crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (1, 0)]
+    )
     assert (found.kind, found.ranks) == ("crashed", [1])
 
 
 def test_the_rank_that_hangs_answers_nothing_or_is_behind_or_does_not_wait() -> None:
     silent = verdict(3, hung(0), hung(2))
-    assert (silent.ranks, silent.text) == ([1], "rank 1 hangs and answers nothing (no step for 61 s after step 7)")
+    assert (silent.ranks, silent.text) == (
+        [1],
+        "rank 1 hangs and answers nothing (no step for 61 s after step 7)",
+    )
     assert "hang-0.txt, hang-2.txt" in silent.fix
     assert "cluster.hang_s" in silent.fix
     behind = verdict(3, hung(0), hung(1, place=READING), hung(2))
-    assert behind.text == "rank 1 hangs reading the batch of step 8, at loop.py:12 (no step for 61 s after step 7)"
+    assert (
+        behind.text
+        == "rank 1 hangs reading the batch of step 8, at loop.py:12 (no step for 61 s after step 7)"
+    )
     earlier = verdict(3, hung(0, place=AGREEING), hung(1, step=6), hung(2, place=AGREEING))
     assert (earlier.kind, earlier.ranks) == ("hung", [1])
     assert verdict(3, hung(0), hung(1), hung(2, waiting=False)).ranks == [2]
@@ -103,7 +141,11 @@ def test_no_report_is_no_trouble() -> None:
 
 def test_an_error_is_told_once_as_what_it_is(tmp_path: Path) -> None:
     channel = LocalChannel()
-    errors = [DataError("a shard is gone", "data.path", "restore it"), ZeroDivisionError("1/0"), RuntimeError(GLOO)]
+    errors = [
+        DataError("a shard is gone", "data.path", "restore it"),
+        ZeroDivisionError("1/0"),
+        RuntimeError(GLOO),
+    ]
     for error in errors:
         for _ in range(2):
             tell(error, channel, tmp_path, 3)
@@ -112,7 +154,13 @@ def test_an_error_is_told_once_as_what_it_is(tmp_path: Path) -> None:
     fatal, own, noticed = channel.receive()
     assert fatal == (
         "fatal",
-        {"type": "DataError", "what": "a shard is gone", "where": "data.path", "fix": "restore it", "rank": 3},
+        {
+            "type": "DataError",
+            "what": "a shard is gone",
+            "where": "data.path",
+            "fix": "restore it",
+            "rank": 3,
+        },
     )
     assert (own[1]["error"], own[1]["consequence"]) == ("ZeroDivisionError: 1/0", False)
     assert noticed[1]["consequence"]
@@ -120,7 +168,8 @@ def test_an_error_is_told_once_as_what_it_is(tmp_path: Path) -> None:
 
 
 def _lose_a_rank(ranks: Ranks) -> bool:
-    """Rank 1 leaves a group of its own; whether what rank 0 meets then is known for a consequence."""
+    """Rank 1 leaves a group of its own; whether what rank 0 meets then is known for a
+    consequence."""
     import torch
 
     group = dist.new_group(backend="gloo")
@@ -139,7 +188,9 @@ def test_what_gloo_raises_when_a_rank_has_gone_is_a_consequence() -> None:
     assert run_ranks(_lose_a_rank, 2) == [True, True]
     assert is_consequence(dist.DistNetworkError("timed out"))
     assert not is_consequence(RuntimeError("size mismatch"))
-    assert not is_consequence(ConnectionResetError("connection reset by peer")), "of a shard's server, say"
+    assert not is_consequence(ConnectionResetError("connection reset by peer")), (
+        "of a shard's server, say"
+    )
 
 
 class Recorder(LocalChannel):
@@ -151,7 +202,9 @@ class Recorder(LocalChannel):
         self.abandoned.set()
 
 
-def test_a_rank_without_a_step_leaves_its_stacks_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_a_step_leaves_its_stacks_and_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watchdog, "_GRACE_S", 0.0)
     channel, clock = Recorder(), Clock()
     clock.enter(PRODUCTIVE)
@@ -192,7 +245,9 @@ class Script:
 
     dies_with_its_worker = False
 
-    def __init__(self, *batches: list[tuple[str, dict[str, Any]]], error: LaunchError | None = None) -> None:
+    def __init__(
+        self, *batches: list[tuple[str, dict[str, Any]]], error: LaunchError | None = None
+    ) -> None:
         self._batches, self._error = list(batches), error
 
     def receive(self) -> list[tuple[str, dict[str, Any]]]:
@@ -220,11 +275,20 @@ def watch(run_dir: RunDir, launch: Script, capsys: pytest.CaptureFixture[str]) -
 BEGAN = ("began", {"step": 0, "world_size": 2})
 
 
-def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = RunDir(tmp_path).create()
     noticed = crashed(0, f"RuntimeError: {GLOO}", consequence=True)
     out = watch(
-        run_dir, Script([BEGAN], [noticed], [("lost", {"ranks": [1]})], [("began", {"step": 5, "world_size": 2})]), capsys
+        run_dir,
+        Script(
+            [BEGAN],
+            [noticed],
+            [("lost", {"ranks": [1]})],
+            [("began", {"step": 5, "world_size": 2})],
+        ),
+        capsys,
     )
     assert "Rank 1 ended without an error" in out
     assert "Connection closed" not in out
@@ -233,34 +297,65 @@ def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(tmp_path: 
     assert (event["kind"], event["failure"], event["ranks"]) == ("worker_failed", "lost", [1])
 
 
-def test_the_first_verdict_of_a_group_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A hang was reported at the end as "killed, or out of memory": ranks that hang end themselves, and Ray sees them go."""
+def test_the_first_verdict_of_a_group_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hang was reported at the end as "killed, or out of memory": ranks that hang end themselves,
+    and Ray sees them go."""
     run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
-    launch = Script([BEGAN], both, [("lost", {"ranks": [0, 1]})], [], error=LaunchError("TrainingFailedError"))
+    launch = Script(
+        [BEGAN], both, [("lost", {"ranks": [0, 1]})], [], error=LaunchError("TrainingFailedError")
+    )
     with pytest.raises(LaunchError, match="rank 0 hangs computing step 8"):
         watch(run_dir, launch, capsys)
     assert [event["failure"] for event in run_dir.read_events()] == ["hung"]
 
 
-def test_a_group_that_ends_before_it_begins_has_a_verdict_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_group_that_ends_before_it_begins_has_a_verdict_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
     gone = [("lost", {"ranks": [0, 1]})]
-    launch = Script([BEGAN], both, gone, [("lost", {"ranks": [1]})], error=LaunchError("TrainingFailedError"))
+    launch = Script(
+        [BEGAN], both, gone, [("lost", {"ranks": [1]})], error=LaunchError("TrainingFailedError")
+    )
     with pytest.raises(LaunchError, match="rank 1 ended without an error"):
         watch(run_dir, launch, capsys)
     assert [event["failure"] for event in run_dir.read_events()] == ["hung", "lost"]
 
 
-def test_the_last_trouble_is_why_a_launch_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    noticed, own = crashed(0, f"RuntimeError: {GLOO}", consequence=True), crashed(1, "ValueError: bad thing", consequence=False)
+def test_the_last_trouble_is_why_a_launch_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noticed, own = (
+        crashed(0, f"RuntimeError: {GLOO}", consequence=True),
+        crashed(1, "ValueError: bad thing", consequence=False),
+    )
     launch = Script([BEGAN], [noticed], [own], error=LaunchError("TrainingFailedError"))
     with pytest.raises(LaunchError, match="rank 1 failed: ValueError: bad thing") as caught:
         watch(RunDir(tmp_path).create(), launch, capsys)
     assert "The same command resumes from the last checkpoint" in str(caught.value)
 
 
-def test_an_error_of_the_users_ends_the_launch_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    launch = Script([("fatal", {"type": "CheckpointError", "what": "no room", "where": None, "fix": None, "rank": 0})], [], [])
+def test_an_error_of_the_users_ends_the_launch_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = Script(
+        [
+            (
+                "fatal",
+                {
+                    "type": "CheckpointError",
+                    "what": "no room",
+                    "where": None,
+                    "fix": None,
+                    "rank": 0,
+                },
+            )
+        ],
+        [],
+        [],
+    )
     with pytest.raises(CheckpointError, match="no room"):
         watch(RunDir(tmp_path).create(), launch, capsys)
 

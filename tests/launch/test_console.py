@@ -16,18 +16,33 @@ from scaling.metrics import names
 from tests.support.configs import composed
 
 PROGRESS = {
-    "step": 12345, "n_steps": 250_000, "n_tokens": 1_234_567_890, "n_tokens_total": 25_000_000_000, "loss": 3.4567,
-    "lr": 6.1e-4, names.TOKENS_PER_S: 123_456.0, names.DEVICE_MFU: 0.451,
-}  # fmt: skip
+    "step": 12345,
+    "n_steps": 250_000,
+    "n_tokens": 1_234_567_890,
+    "n_tokens_total": 25_000_000_000,
+    "loss": 3.4567,
+    "lr": 6.1e-4,
+    names.TOKENS_PER_S: 123_456.0,
+    names.DEVICE_MFU: 0.451,
+}
 
 
 def at(step: int, **fields: Any) -> dict[str, Any]:
-    return {"step": step, "n_steps": 1000, "n_tokens": 100 * step, "n_tokens_total": 100_000, "lr": 1e-3, **fields}
+    return {
+        "step": step,
+        "n_steps": 1000,
+        "n_tokens": 100 * step,
+        "n_tokens_total": 100_000,
+        "lr": 1e-3,
+        **fields,
+    }
 
 
 def screen(width: int, *, terminal: bool) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    return Console(file=out, width=width, force_terminal=terminal, color_system=None, highlight=False), out
+    return Console(
+        file=out, width=width, force_terminal=terminal, color_system=None, highlight=False
+    ), out
 
 
 def last_line(width: int, *, terminal: bool) -> str:
@@ -50,7 +65,14 @@ def test_the_line_fits_and_keeps_step_and_loss(width: int) -> None:
 @pytest.mark.parametrize(("width", "terminal"), [(120, True), (80, False)])
 def test_with_room_or_in_a_pipe_every_field_is_there(width: int, terminal: bool) -> None:
     text = last_line(width, terminal=terminal)
-    for part in ("1.23 B tokens", "loss 3.4567", "lr 6.10e-04", "123 k tokens/s", "MFU 45.1 %", "ETA 53 h 28 min"):
+    for part in (
+        "1.23 B tokens",
+        "loss 3.4567",
+        "lr 6.10e-04",
+        "123 k tokens/s",
+        "MFU 45.1 %",
+        "ETA 53 h 28 min",
+    ):
         assert part in text
 
 
@@ -95,9 +117,15 @@ def test_a_study_shows_what_varies_and_its_curves(width: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "by", "event"),
-    [(signal.SIGINT, "Ctrl-C", "stopped"), (signal.SIGTERM, "SIGTERM", "preempted"), (signal.SIGUSR1, "SIGUSR1", "preempted")],
+    [
+        (signal.SIGINT, "Ctrl-C", "stopped"),
+        (signal.SIGTERM, "SIGTERM", "preempted"),
+        (signal.SIGUSR1, "SIGUSR1", "preempted"),
+    ],
 )
-def test_a_person_stops_and_a_scheduler_preempts(number: signal.Signals, by: str, event: str) -> None:
+def test_a_person_stops_and_a_scheduler_preempts(
+    number: signal.Signals, by: str, event: str
+) -> None:
     with StopSignals() as signals:
         assert signals.event == "preempted", "a spot notice comes without a signal"
         signal.raise_signal(number)

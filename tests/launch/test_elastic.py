@@ -18,20 +18,35 @@ from scaling.train.preemption import POLL_S, Preemption
 from scaling.worker.rank import WorkerSpec
 from tests.support.configs import composed
 
-STANDING = ("cluster=existing", "cluster.device.kind=cpu", "cluster.device.name=core", "cluster.device.memory_gb=12")
+STANDING = (
+    "cluster=existing",
+    "cluster.device.kind=cpu",
+    "cluster.device.name=core",
+    "cluster.device.memory_gb=12",
+)
 
 
 def standing(n_nodes: int, per_node: int, *overrides: str) -> RunConfig:
-    return composed(*STANDING, f"cluster.n_nodes={n_nodes}", f"cluster.devices_per_node={per_node}", *overrides)
+    return composed(
+        *STANDING, f"cluster.n_nodes={n_nodes}", f"cluster.devices_per_node={per_node}", *overrides
+    )
 
 
 def test_a_run_is_elastic_where_machines_may_go_or_it_is_asked_to_be() -> None:
     assert elastic_sizes(standing(4, 1)) == (4,)
-    assert elastic_sizes(standing(4, 1, "cluster.preemptible=true")) == (1, 2, 4), "three ranks cannot share 16 sequences"
+    assert elastic_sizes(standing(4, 1, "cluster.preemptible=true")) == (1, 2, 4), (
+        "three ranks cannot share 16 sequences"
+    )
     assert elastic_sizes(standing(4, 1, "cluster.min_devices=2")) == (2, 4)
-    assert elastic_sizes(standing(1, 4, "cluster.min_devices=1")) == (1, 2, 4), "a single node shrinks by devices"
-    assert elastic_sizes(standing(4, 2, "cluster.preemptible=true")) == (2, 4, 8), "several nodes go whole"
-    assert elastic_sizes(standing(4, 1, "cluster.preemptible=true", "layout=manual", "layout.dp=4")) == (4,)
+    assert elastic_sizes(standing(1, 4, "cluster.min_devices=1")) == (1, 2, 4), (
+        "a single node shrinks by devices"
+    )
+    assert elastic_sizes(standing(4, 2, "cluster.preemptible=true")) == (2, 4, 8), (
+        "several nodes go whole"
+    )
+    assert elastic_sizes(
+        standing(4, 1, "cluster.preemptible=true", "layout=manual", "layout.dp=4")
+    ) == (4,)
     assert elastic_sizes(standing(2, 2, "cluster.preemptible=true", "layout=tp2")) == (2, 4)
     assert elastic_sizes(composed()) == (2,)
 
@@ -44,7 +59,10 @@ def test_a_large_model_shrinks_to_what_it_fits_on() -> None:
     for size in sizes:
         plan = make_plan(with_devices(config, size))
         assert plan.layout.world_size == size
-        assert plan.layout.dp * plan.layout.micro_batch_size * plan.layout.grad_accum_steps == config.train.global_batch_size
+        assert (
+            plan.layout.dp * plan.layout.micro_batch_size * plan.layout.grad_accum_steps
+            == config.train.global_batch_size
+        )
 
 
 def test_the_same_run_on_other_devices() -> None:
@@ -64,16 +82,32 @@ def test_the_same_run_on_other_devices() -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "what"),
     [
-        (("cluster.devices_per_node=2", "cluster.min_devices=1"), ConfigError, "is this machine alone"),
-        ((*STANDING, "cluster.devices_per_node=2", "cluster.min_devices=3"), PlanError, "more than the 2 devices"),
         (
-            (*STANDING, "cluster.devices_per_node=2", "cluster.min_devices=1", "layout=manual", "layout.dp=2"),
+            ("cluster.devices_per_node=2", "cluster.min_devices=1"),
+            ConfigError,
+            "is this machine alone",
+        ),
+        (
+            (*STANDING, "cluster.devices_per_node=2", "cluster.min_devices=3"),
+            PlanError,
+            "more than the 2 devices",
+        ),
+        (
+            (
+                *STANDING,
+                "cluster.devices_per_node=2",
+                "cluster.min_devices=1",
+                "layout=manual",
+                "layout.dp=2",
+            ),
             ConfigError,
             "the layout fixes how many ranks",
         ),
     ],
 )
-def test_a_least_number_that_cannot_be_is_refused(overrides: tuple[str, ...], error: type[Exception], what: str) -> None:
+def test_a_least_number_that_cannot_be_is_refused(
+    overrides: tuple[str, ...], error: type[Exception], what: str
+) -> None:
     memory = ("cluster.device.name=test CPU", "cluster.device.memory_gb=12")
     with pytest.raises(error, match=what) as caught:
         elastic_sizes(composed(*overrides, *(() if "cluster=existing" in overrides else memory)))
@@ -83,15 +117,22 @@ def test_a_least_number_that_cannot_be_is_refused(overrides: tuple[str, ...], er
 @pytest.mark.parametrize("name", ["4x8xA100-spot", "4x8xH100-spot"])
 def test_a_spot_cluster_is_elastic_and_forgives_more(name: str) -> None:
     """Whether it has a file of its own or is taken apart by its name."""
-    spot = composed(f"cluster={name}", "cluster.kind=existing", "cluster.address=head:6379", "model=gpt_1b")
+    spot = composed(
+        f"cluster={name}", "cluster.kind=existing", "cluster.address=head:6379", "model=gpt_1b"
+    )
     plain = composed(
-        f"cluster={name.removesuffix('-spot')}", "cluster.kind=existing", "cluster.address=head:6379", "model=gpt_1b"
+        f"cluster={name.removesuffix('-spot')}",
+        "cluster.kind=existing",
+        "cluster.address=head:6379",
+        "model=gpt_1b",
     )
     assert elastic_sizes(spot) == (8, 16, 24, 32), "whole nodes go"
     assert elastic_sizes(plain) == (32,)
     assert (spot.cluster.max_failures, plain.cluster.max_failures) == (20, 2)
     assert spot.cluster.max_preemptions == -1
-    assert hours_between_failures(spot.cluster, 32) < hours_between_failures(plain.cluster, 32) / 100
+    assert (
+        hours_between_failures(spot.cluster, 32) < hours_between_failures(plain.cluster, 32) / 100
+    )
     assert spot.semantic_hash == plain.semantic_hash
 
 
@@ -124,14 +165,21 @@ class Watched(LocalChannel):
         return self.told
 
 
-def preemption(channel: LocalChannel, *, world_size: int = 4, sizes: tuple[int, ...] = (1, 2, 4)) -> tuple[Preemption, list[Any]]:
+def preemption(
+    channel: LocalChannel, *, world_size: int = 4, sizes: tuple[int, ...] = (1, 2, 4)
+) -> tuple[Preemption, list[Any]]:
     events: list[Any] = []
     clock = Clock()
     clock.stepped(1.0)
     found = Preemption(
-        channel, clock, world_size=world_size, sizes=sizes, grace_s=30.0, write_s=lambda: 2.0,
+        channel,
+        clock,
+        world_size=world_size,
+        sizes=sizes,
+        grace_s=30.0,
+        write_s=lambda: 2.0,
         on_event=lambda kind, **fields: events.append((kind, fields)),
-    )  # fmt: skip
+    )
     return found, events
 
 
@@ -171,7 +219,9 @@ def test_a_notice_leads_to_a_checkpoint_at_once_and_to_another_just_before(now: 
     assert len(events) == 1, "it is the same notice"
     assert not ours.save_wanted
     now.s += 0.5
-    assert ours.save_wanted, "twice a write of 2 s and a step of 1 s, and 5 s, before the machine goes"
+    assert ours.save_wanted, (
+        "twice a write of 2 s and a step of 1 s, and 5 s, before the machine goes"
+    )
     ours.saved()
     assert not ours.save_wanted
 
@@ -189,9 +239,17 @@ def test_a_notice_without_a_deadline_leaves_the_grace_period(now: Any) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "sizes", "ends"),
-    [((3,), (4,), True), ((3,), (2, 4), False), ((1, 2, 3), (2, 4), True), ((0, 1, 2, 3), (1, 2, 4), True), ((0,), (), True)],
+    [
+        ((3,), (4,), True),
+        ((3,), (2, 4), False),
+        ((1, 2, 3), (2, 4), True),
+        ((0, 1, 2, 3), (1, 2, 4), True),
+        ((0,), (), True),
+    ],
 )
-def test_a_run_that_too_few_would_stay_for_ends(now: Any, ranks: tuple[int, ...], sizes: tuple[int, ...], ends: bool) -> None:
+def test_a_run_that_too_few_would_stay_for_ends(
+    now: Any, ranks: tuple[int, ...], sizes: tuple[int, ...], ends: bool
+) -> None:
     channel = Watched()
     ours, _ = preemption(channel, sizes=sizes)
     channel.told = Notice(ranks, None)

@@ -42,18 +42,29 @@ def test_what_a_killed_driver_started_ends_with_it(temporary: Path, known_by: st
         "print(agent.pid, path, flush=True); time.sleep(60)"
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
-    driver = subprocess.Popen([sys.executable, "-c", program, known_by], stdout=subprocess.PIPE, text=True, env=environment)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program, known_by],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert driver.stdout is not None
     pid, path = driver.stdout.readline().split()
     assert Path(path).is_dir()
     driver.kill()
     driver.wait()
-    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+    until(
+        lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
+    )
     until(lambda: not Path(path).exists())
 
 
-def test_a_directory_of_a_reused_pid_is_removed_and_that_of_a_living_driver_stays(temporary: Path) -> None:
-    stale, living, silent = (temporary / f"scaling-ray-{os.getpid()}-{name}" for name in ("stale", "living", "silent"))
+def test_a_directory_of_a_reused_pid_is_removed_and_that_of_a_living_driver_stays(
+    temporary: Path,
+) -> None:
+    stale, living, silent = (
+        temporary / f"scaling-ray-{os.getpid()}-{name}" for name in ("stale", "living", "silent")
+    )
     for path in (stale, living, silent):
         path.mkdir()
     (stale / "owner.json").write_text(json.dumps(["another start of the kernel", "1234"]))
@@ -62,7 +73,9 @@ def test_a_directory_of_a_reused_pid_is_removed_and_that_of_a_living_driver_stay
     assert {path.name for path in temporary.iterdir()} == {living.name, silent.name, own.name}
 
 
-def test_a_store_that_dies_in_the_start_is_seen(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_dies_in_the_start_is_seen(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray waited 60 s for it, in silence: it has no record of its processes yet."""
     monkeypatch.setattr(cluster, "_own_node", lambda: None)
     store = temporary / "gcs_server"

@@ -1,4 +1,5 @@
-"""Signals before and after training: exit code 75 and a line that says so, whatever they interrupt."""
+"""Signals before and after training: exit code 75 and a line that says so, whatever they
+interrupt."""
 
 from __future__ import annotations
 
@@ -23,14 +24,21 @@ def interrupted(number: signal.Signals) -> int:
 
 
 @pytest.mark.parametrize("number", door.SIGNALS)
-def test_every_signal_ends_in_75_with_a_line(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_signal_ends_in_75_with_a_line(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     assert door.enter(lambda: interrupted(number)) == 75
-    assert capfd.readouterr().err == f"{number.name}: stopped where no step was under way; the same command continues.\n"
+    assert (
+        capfd.readouterr().err
+        == f"{number.name}: stopped where no step was under way; the same command continues.\n"
+    )
     assert signal.getsignal(number) == before
 
 
-def test_what_is_interrupted_may_make_another_error_of_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_interrupted_may_make_another_error_of_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def importing() -> int:
         try:
             return interrupted(signal.SIGTERM)
@@ -75,24 +83,36 @@ def test_nohup_is_respected() -> None:
 
 def test_the_door_is_there_before_anything_heavy() -> None:
     program = "import sys, scaling.run; print(*{'numpy', 'pydantic', 'hydra', 'rich', 'torch', 'yaml'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "\n"
 
 
 def catches(pid: int) -> bool:
     """Whether the process has its own handler of SIGTERM."""
-    (mask,) = (line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    (mask,) = (
+        line.split()[1]
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt")
+    )
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("words", [ONE_WORKER, TWO_WORKERS], ids=["one", "two"])
-def test_signals_at_any_moment_of_a_start(workplace: Workplace, tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_signals_at_any_moment_of_a_start(
+    workplace: Workplace, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     """At many moments between the door and the tenth step."""
-    for place, delay_s in enumerate([0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 13.0]):
+    for place, delay_s in enumerate(
+        [0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 13.0]
+    ):
         number = door.SIGNALS[place % len(door.SIGNALS)]
-        run = workplace.start(*words, f"data.cache_dir={tmp_path / str(place)}", root=tmp_path / f"runs-{place}")
+        run = workplace.start(
+            *words, f"data.cache_dir={tmp_path / str(place)}", root=tmp_path / f"runs-{place}"
+        )
         while not catches(run.process.pid):
             time.sleep(0.001)
         time.sleep(delay_s)

@@ -1,4 +1,5 @@
-"""What the driver makes of Ray: what it tells Ray Train, and what it does where a process of Ray's own dies."""
+"""What the driver makes of Ray: what it tells Ray Train, and what it does where a process of Ray's
+own dies."""
 
 from __future__ import annotations
 
@@ -17,14 +18,22 @@ from scaling.planner.world_sizes import elastic_sizes
 from tests.support.configs import composed
 
 STANDING = (
-    "cluster=existing", "cluster.device.kind=cpu", "cluster.device.name=core", "cluster.device.memory_gb=12", "cluster.n_nodes=4",
+    "cluster=existing",
+    "cluster.device.kind=cpu",
+    "cluster.device.name=core",
+    "cluster.device.memory_gb=12",
+    "cluster.n_nodes=4",
     "cluster.devices_per_node=1",
-)  # fmt: skip
+)
 
 
 def test_ray_train_is_told_what_a_run_may_survive(tmp_path: Path) -> None:
-    config = composed(*STANDING, "cluster.preemptible=true", "cluster.max_failures=7", "cluster.max_preemptions=9")
-    launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, config.cluster, elastic_sizes(config))
+    config = composed(
+        *STANDING, "cluster.preemptible=true", "cluster.max_failures=7", "cluster.max_preemptions=9"
+    )
+    launch = RayLaunch(
+        lambda *_: {}, {"run_dir": str(tmp_path)}, config.cluster, elastic_sizes(config)
+    )
     trainer = launch._trainer()
     failures = trainer.run_config.failure_config
     assert isinstance(trainer, ElasticTrainer)
@@ -66,7 +75,8 @@ def test_a_run_whose_ray_died_ends_with_a_word(tmp_path: Path, processes: dict[s
 def test_the_word_comes_as_well_where_training_ends_before_it_is_asked(
     tmp_path: Path, processes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray Train's controller dies with the raylet, and the thread that waits for it may see that first."""
+    """Ray Train's controller dies with the raylet, and the thread that waits for it may see that
+    first."""
     launch = RayLaunch(lambda *_: {}, {"run_dir": str(tmp_path)}, composed().cluster, (2,))
 
     def dead() -> Any:

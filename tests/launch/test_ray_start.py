@@ -1,4 +1,5 @@
-"""A Ray that does not start, or cannot be joined: once more, and then what to do. Ray itself is imitated."""
+"""A Ray that does not start, or cannot be joined: once more, and then what to do. Ray itself is
+imitated."""
 
 from __future__ import annotations
 
@@ -54,10 +55,14 @@ def local() -> ClusterConfig:
 
 
 def existing(address: str) -> ClusterConfig:
-    return compose(["cluster=existing", f"cluster.address={address}", "cluster.devices_per_node=2"]).cluster
+    return compose(
+        ["cluster=existing", f"cluster.address={address}", "cluster.devices_per_node=2"]
+    ).cluster
 
 
-def test_a_slow_start_is_tried_once_more_in_a_directory_of_its_own(started: Any, tmp_path: Path) -> None:
+def test_a_slow_start_is_tried_once_more_in_a_directory_of_its_own(
+    started: Any, tmp_path: Path
+) -> None:
     ray, cluster = started(local(), SLOW)
     first, second = ray.sessions
     assert first != second == str(cluster.session)
@@ -78,8 +83,14 @@ def test_two_failures_are_one_clear_error_and_leave_nothing(started: Any, tmp_pa
 
 
 def test_a_cluster_that_cannot_be_joined_is_named(started: Any) -> None:
-    with pytest.raises(LaunchError, match=r"the Ray cluster at ray.local cannot be joined: version mismatch") as caught:
-        started(existing("ray.local"), RuntimeError("version mismatch"), RuntimeError("version mismatch"))
+    with pytest.raises(
+        LaunchError, match=r"the Ray cluster at ray.local cannot be joined: version mismatch"
+    ) as caught:
+        started(
+            existing("ray.local"),
+            RuntimeError("version mismatch"),
+            RuntimeError("version mismatch"),
+        )
     assert "ray status" in (caught.value.fix or "")
 
 
@@ -88,14 +99,20 @@ def test_an_interruption_is_not_tried_again(started: Any) -> None:
         started(local(), KeyboardInterrupt())
 
 
-def test_what_the_first_attempt_has_started_is_ended(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_first_attempt_has_started_is_ended(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left: list[subprocess.Popen[bytes]] = []
     init = FakeRay.init
 
     def start_and_fail(self: FakeRay, **options: Any) -> None:
         if not left:
             code = "import time; time.sleep(60)"
-            left.append(subprocess.Popen([sys.executable, "-S", "-c", code, f"--session_dir={options['_temp_dir']}"]))
+            left.append(
+                subprocess.Popen(
+                    [sys.executable, "-S", "-c", code, f"--session_dir={options['_temp_dir']}"]
+                )
+            )
         init(self, **options)
 
     monkeypatch.setattr(FakeRay, "init", start_and_fail)

@@ -1,4 +1,5 @@
-"""Bad shards, bad disks and clusters that are not there: one message, the documented exit code, and nothing lost."""
+"""Bad shards, bad disks and clusters that are not there: one message, the documented exit code, and
+nothing lost."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def corpus(workplace: Workplace, single: Run, tmp_path: Path) -> Path:
 def test_a_missing_shard_is_named(workplace: Workplace, corpus: Path, tmp_path: Path) -> None:
     shard = next(corpus.glob("train-*.tar"))
     shard.unlink()
-    run = workplace.finish(*SHORT, f"data.cache_dir={corpus.parent}", root=tmp_path / "runs", code=1)
+    run = workplace.finish(
+        *SHORT, f"data.cache_dir={corpus.parent}", root=tmp_path / "runs", code=1
+    )
     assert "DataError" in run.output
     assert shard.name in run.output
     assert "Traceback" not in run.output
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_shard_is_named(workplace: Workplace, corpus: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_is_named(
+    workplace: Workplace, corpus: Path, tmp_path: Path, damage: str
+) -> None:
     shard = next(corpus.glob("train-*.tar"))
     content = bytearray(shard.read_bytes())
     if damage == "truncated":
@@ -43,26 +48,44 @@ def test_a_damaged_shard_is_named(workplace: Workplace, corpus: Path, tmp_path: 
     else:
         content[len(content) // 2] ^= 4
     shard.write_bytes(content)
-    run = workplace.finish(*SHORT, f"data.cache_dir={corpus.parent}", root=tmp_path / "runs", code=1)
+    run = workplace.finish(
+        *SHORT, f"data.cache_dir={corpus.parent}", root=tmp_path / "runs", code=1
+    )
     assert "DataError" in run.output
     assert shard.name in run.output
     assert "Traceback" not in run.output
 
 
-def test_a_run_without_its_damaged_shards_notes_them_and_ends(workplace: Workplace, tmp_path: Path) -> None:
-    data = DataConfig(kind="text_files", path=workplace.text, cache_dir=str(tmp_path / "cache"), shard_tokens=20_000)
-    first, *others = sorted(Path(ensure_corpus(data, TokenizerConfig(kind="byte", vocab_size=257))).glob("train-*.tar"))
+def test_a_run_without_its_damaged_shards_notes_them_and_ends(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    data = DataConfig(
+        kind="text_files",
+        path=workplace.text,
+        cache_dir=str(tmp_path / "cache"),
+        shard_tokens=20_000,
+    )
+    first, *others = sorted(
+        Path(ensure_corpus(data, TokenizerConfig(kind="byte", vocab_size=257))).glob("train-*.tar")
+    )
     assert others
     content = bytearray(first.read_bytes())
     content[len(content) // 2] ^= 4
     first.write_bytes(content)
-    options = (*SHORT, f"data.cache_dir={data.cache_dir}", "data.shard_tokens=20_000", "data.on_bad_shard=skip")
+    options = (
+        *SHORT,
+        f"data.cache_dir={data.cache_dir}",
+        "data.shard_tokens=20_000",
+        "data.on_bad_shard=skip",
+    )
     run = workplace.finish(*options, root=tmp_path / "runs")
     assert [event["shard"] for event in events(run, "shard_skipped")] == [first.name]
     assert f"Training without shard {first.name}" in run.output
 
 
-def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(workplace: Workplace, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(
+    workplace: Workplace, tmp_path: Path
+) -> None:
     run = workplace.finish("cluster=8xA100", root=tmp_path / "runs", code=2)
     assert "cluster=8xA100 wants 8 x " in run.output
     assert "dry_run=true" in run.output
@@ -72,12 +95,17 @@ def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(workp
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 800 kB: room for one checkpoint of the tiny model, but not for two."""
+    """A file system of its own, of 800 kB: room for one checkpoint of the tiny model, but not for
+    two."""
     place = tmp_path / "disk"
     place.mkdir()
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system takes root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
     yield place

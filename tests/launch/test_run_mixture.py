@@ -1,4 +1,5 @@
-"""A run on a mixture: its shares are recorded, and a kill and other loader threads leave its curve as it was."""
+"""A run on a mixture: its shares are recorded, and a kill and other loader threads leave its curve
+as it was."""
 
 from __future__ import annotations
 
@@ -16,9 +17,17 @@ def mixture(workplace: Workplace, tmp_path: Path) -> tuple[str, ...]:
     folder.mkdir()
     (folder / "code.py").write_text("def f(x):\n    return x + 1\n" * 200)
     (folder / "more.py").write_text("class A:\n    pass\n" * 200)
-    prose = f"{{name: prose, weight: 3, kind: text_files, path: '{workplace.text.replace('*', '0*')}'}}"
+    prose = (
+        f"{{name: prose, weight: 3, kind: text_files, path: '{workplace.text.replace('*', '0*')}'}}"
+    )
     code = f"{{name: code, weight: 1, kind: documents, path: {folder}}}"
-    return (*ONE_WORKER, "train.n_tokens=100_000", "data=mixture", "data.path=null", f"data.components=[{prose}, {code}]")
+    return (
+        *ONE_WORKER,
+        "train.n_tokens=100_000",
+        "data=mixture",
+        "data.path=null",
+        f"data.components=[{prose}, {code}]",
+    )
 
 
 def test_a_killed_run_on_a_mixture_ends_like_one_that_was_not(
@@ -36,5 +45,9 @@ def test_a_killed_run_on_a_mixture_ends_like_one_that_was_not(
     again = workplace.finish(*mixture, "data.loader_workers=3", root=tmp_path / "killed")
     assert "Resuming after step" in again.output
     assert curve(again) == curve(whole)
-    shares = [{k: v for k, v in r.items() if k.startswith("data/")} for run in (whole, again) for r in run.records()]
+    shares = [
+        {k: v for k, v in r.items() if k.startswith("data/")}
+        for run in (whole, again)
+        for r in run.records()
+    ]
     assert shares[: len(shares) // 2] == shares[len(shares) // 2 :]

@@ -1,4 +1,5 @@
-"""Runs whose numbers, records or checkpoints go wrong: they end with a clear word, and the same command goes on."""
+"""Runs whose numbers, records or checkpoints go wrong: they end with a clear word, and the same
+command goes on."""
 
 from __future__ import annotations
 
@@ -46,8 +47,14 @@ def command(place: tuple[str, str], tmp_path: Path) -> Command:
 
     def made(*overrides: str, n_steps: int = N_STEPS) -> RunConfig:
         own = (f"data.path='{text}'", f"data.cache_dir={cache}", f"run.root={tmp_path / 'runs'}")
-        short = (f"train.n_tokens={n_steps * 512}", "schedule.warmup_tokens=512", "checkpoint.every_steps=4")
-        return resolve_cluster(compose([*TINY, *ONE_WORKER, *own, *short, "train.eval_sequences=8", *overrides]))
+        short = (
+            f"train.n_tokens={n_steps * 512}",
+            "schedule.warmup_tokens=512",
+            "checkpoint.every_steps=4",
+        )
+        return resolve_cluster(
+            compose([*TINY, *ONE_WORKER, *own, *short, "train.eval_sequences=8", *overrides])
+        )
 
     return made
 
@@ -57,8 +64,17 @@ def finished(place: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """The directory of a run that has come to its end, to be copied."""
     text, cache = place
     root = tmp_path_factory.mktemp("finished")
-    own = (f"data.path='{text}'", f"data.cache_dir={cache}", f"run.root={root}", "train.eval_sequences=8")
-    short = (f"train.n_tokens={N_STEPS * 512}", "schedule.warmup_tokens=512", "checkpoint.every_steps=4")
+    own = (
+        f"data.path='{text}'",
+        f"data.cache_dir={cache}",
+        f"run.root={root}",
+        "train.eval_sequences=8",
+    )
+    short = (
+        f"train.n_tokens={N_STEPS * 512}",
+        "schedule.warmup_tokens=512",
+        "checkpoint.every_steps=4",
+    )
     assert drive(compose([*TINY, *ONE_WORKER, *own, *short])) == 0
     return next(path.parent for path in root.glob("*/config.yaml"))
 
@@ -83,7 +99,8 @@ def kinds(run_dir: RunDir) -> list[str]:
 
 
 class Spoiled:
-    """An engine that says of some of its steps, counted from 1, that their loss is NaN, and leaves their updates out."""
+    """An engine that says of some of its steps, counted from 1, that their loss is NaN, and leaves
+    their updates out."""
 
     def __init__(self, engine: Engine, bad: Sequence[int]) -> None:
         self._engine, self._bad, self._n_steps = engine, bad, 0
@@ -102,7 +119,9 @@ class Spoiled:
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     build = worker.build_engine
-    return lambda *bad: monkeypatch.setattr(worker, "build_engine", lambda *args: Spoiled(build(*args), bad))
+    return lambda *bad: monkeypatch.setattr(
+        worker, "build_engine", lambda *args: Spoiled(build(*args), bad)
+    )
 
 
 def strict(content: str) -> Any:
@@ -121,21 +140,34 @@ def test_a_loss_that_is_not_finite_at_the_end_ends_no_run(
     run_dir = RunDir.for_config(config)
     summary = run_dir.read_summary()
     assert summary is not None
-    assert (summary["train_loss"], summary["not_finite"], summary["skipped_steps"]) == (None, {"train_loss": "NaN"}, 1)
+    assert (summary["train_loss"], summary["not_finite"], summary["skipped_steps"]) == (
+        None,
+        {"train_loss": "NaN"},
+        1,
+    )
     assert math.isfinite(summary["val_loss"])
     assert "left out 1 of 12 updates" in shown(capsys)
-    texts = [path.read_text() for path in run_dir.path.rglob("*.json") if path.name != "tokenizer.json"]
-    texts += [line for path in run_dir.path.glob("*.jsonl") for line in path.read_text().splitlines()]
-    assert sum('"NaN"' in text for text in texts) == 3, "the last record, the checkpoint of step 11 and the summary"
+    texts = [
+        path.read_text() for path in run_dir.path.rglob("*.json") if path.name != "tokenizer.json"
+    ]
+    texts += [
+        line for path in run_dir.path.glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    assert sum('"NaN"' in text for text in texts) == 3, (
+        "the last record, the checkpoint of step 11 and the summary"
+    )
     assert [strict(text) for text in texts]
     assert drive(config) == 0
     assert "training loss not finite (NaN) in the last interval" in shown(capsys)
 
 
 @pytest.mark.parametrize(
-    ("lr", "n_steps", "what"), [("1e30", 40, "in a row"), ("1e308", 6, "held-out loss after the last step, 6")]
+    ("lr", "n_steps", "what"),
+    [("1e30", 40, "in a row"), ("1e308", 6, "held-out loss after the last step, 6")],
 )
-def test_a_learning_rate_beyond_all_bounds_fails_clearly_each_time(command: Command, lr: str, n_steps: int, what: str) -> None:
+def test_a_learning_rate_beyond_all_bounds_fails_clearly_each_time(
+    command: Command, lr: str, n_steps: int, what: str
+) -> None:
     config = command(f"optim.lr={lr}", n_steps=n_steps)
     for _ in range(2):
         with pytest.raises(DivergedError, match=what) as caught:
@@ -153,10 +185,14 @@ def test_a_learning_rate_beyond_all_bounds_fails_clearly_each_time(command: Comm
 # Records that have lost something.
 
 
-def test_a_gap_in_the_record_is_told_and_noted(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gap_in_the_record_is_told_and_noted(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = command()
     run_dir = RunDir.for_config(config).create()
-    spec = worker.WorkerSpec(config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)), until_step=8)
+    spec = worker.WorkerSpec(
+        config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)), until_step=8
+    )
     worker.run_worker(spec, Ranks(0, 1, 0), LocalChannel(), rendezvous="")
     lines = run_dir.metrics.read_text().splitlines(keepends=True)
     run_dir.metrics.write_text("".join(lines[:4]))
@@ -171,7 +207,9 @@ def test_a_gap_in_the_record_is_told_and_noted(command: Command, capsys: pytest.
     assert summary["record_gaps"] == [[5, 8]]
 
 
-def test_a_finished_run_without_its_record_is_evaluated_again(command: Command, finished: Path) -> None:
+def test_a_finished_run_without_its_record_is_evaluated_again(
+    command: Command, finished: Path
+) -> None:
     config = command()
     run_dir = copied(finished, config)
     before = run_dir.read_summary()
@@ -185,7 +223,9 @@ def test_a_finished_run_without_its_record_is_evaluated_again(command: Command, 
     assert summary["record_gaps"] == [[1, N_STEPS]]
 
 
-def test_the_record_is_on_the_disk_before_a_checkpoint_is_committed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_is_on_the_disk_before_a_checkpoint_is_committed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     sync, commit = writing.sync, writing.commit
     monkeypatch.setattr(writing, "sync", lambda path: (order.append(path.name), sync(path)))
@@ -233,7 +273,10 @@ def test_damaged_records_never_keep_a_run_from_going_on(
 
 
 def test_an_old_checkpoint_that_resists_is_told_once_and_training_goes_on(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from scaling.checkpoint import store as checkpoint
 
@@ -253,6 +296,8 @@ def test_an_old_checkpoint_that_resists_is_told_once_and_training_goes_on(
     assert drive(config) == 0
     assert [step for step, _ in committed(run_dir.checkpoints)] == [1, 7, 8]
     assert kinds(run_dir).count("not_removed") == 1
-    assert "step-00000001 cannot be removed (Operation not permitted); the run goes on." in shown(capsys)
+    assert "step-00000001 cannot be removed (Operation not permitted); the run goes on." in shown(
+        capsys
+    )
     assert elsewhere.is_dir()
     assert not list(run_dir.checkpoints.glob(".*partial"))

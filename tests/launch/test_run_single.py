@@ -1,4 +1,5 @@
-"""Runs of one worker in the driver's own process: stopped, resumed, shared, viewed; and the golden first losses."""
+"""Runs of one worker in the driver's own process: stopped, resumed, shared, viewed; and the golden
+first losses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.runs import N_STEPS_ALONE, ONE_WORKER, Run, Workplace, curve, events, fp32_rtol, secrets_shown
+from tests.support.runs import (
+    N_STEPS_ALONE,
+    ONE_WORKER,
+    Run,
+    Workplace,
+    curve,
+    events,
+    fp32_rtol,
+    secrets_shown,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "first_losses.txt"
 GOLDEN_STEPS = 20
@@ -26,7 +36,9 @@ def stop(run: Run, step: int, number: signal.Signals) -> None:
 
 
 def test_the_first_losses_are_those_of_the_golden_file(single: Run) -> None:
-    losses = [record["train/loss"] for record in curve(single) if "train/loss" in record][:GOLDEN_STEPS]
+    losses = [record["train/loss"] for record in curve(single) if "train/loss" in record][
+        :GOLDEN_STEPS
+    ]
     if os.environ.get("SCALING_REWRITE_GOLDEN"):
         GOLDEN.write_text("".join(f"{loss!r}\n" for loss in losses))
     expected = [float(line) for line in GOLDEN.read_text().split()]
@@ -38,7 +50,9 @@ def test_the_first_losses_are_those_of_the_golden_file(single: Run) -> None:
     np.testing.assert_allclose(losses, expected, rtol=fp32_rtol(GOLDEN_STEPS), err_msg=message)
 
 
-def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Workplace, single: Run) -> None:
+def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(
+    workplace: Workplace, single: Run
+) -> None:
     root = workplace.root / "interrupted"
     first = workplace.start(*ONE_WORKER, root=root)
     stop(first, 33, signal.SIGINT)
@@ -46,7 +60,10 @@ def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Wor
     (stopped,) = events(first, "stopped")
     assert stopped["reason"] == "SIGINT"
     assert events(first, "preempted") == []
-    assert f"Stopped at step {stopped['step']} by Ctrl-C; the same command continues from there." in first.output
+    assert (
+        f"Stopped at step {stopped['step']} by Ctrl-C; the same command continues from there."
+        in first.output
+    )
     assert (first.directory / "loss.png").exists()
     last = max((first.directory / "checkpoints").iterdir()).name
     assert last == f"step-{stopped['step']:08d}", "what was trained is not lost"
@@ -54,13 +71,20 @@ def test_ctrl_c_checkpoints_and_the_run_continues_to_the_same_end(workplace: Wor
     assert curve(second) == curve(single)
     assert f"Resuming after step {stopped['step']}." in second.output
     (learnt,) = json.loads((root / "calibration.json").read_text())
-    assert learnt["measured_tokens_per_s"] == json.loads((second.directory / "summary.json").read_text())["tokens_per_s"]
+    assert (
+        learnt["measured_tokens_per_s"]
+        == json.loads((second.directory / "summary.json").read_text())["tokens_per_s"]
+    )
     assert "calibration times on these devices x" in " ".join(second.output.split())
 
 
 def test_a_second_ctrl_c_leaves_at_once(workplace: Workplace) -> None:
     run = workplace.start(
-        *ONE_WORKER, "checkpoint.every_steps=null", "checkpoint.every=end", "train.n_tokens=5M", root=workplace.root / "twice"
+        *ONE_WORKER,
+        "checkpoint.every_steps=null",
+        "checkpoint.every=end",
+        "train.n_tokens=5M",
+        root=workplace.root / "twice",
     )
     stop(run, 5, signal.SIGINT)
     time.sleep(0.05)
@@ -84,7 +108,10 @@ def test_a_second_driver_is_refused_and_harms_nothing(workplace: Workplace, sing
 
 
 def test_wandb_shows_a_stopped_run_as_one(workplace: Workplace) -> None:
-    root, options = workplace.root / "wandb", (*ONE_WORKER, "logger=wandb", "train.n_tokens=150_000")
+    root, options = (
+        workplace.root / "wandb",
+        (*ONE_WORKER, "logger=wandb", "train.n_tokens=150_000"),
+    )
     first = workplace.start(*options, root=root)
     stop(first, 12, signal.SIGTERM)
     assert first.wait() == 75, first.output
@@ -108,7 +135,9 @@ def wandb_history(path: Path) -> list[dict[str, float]]:
     """What was logged, by wandb's own reader."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     offline = os.environ | {"WANDB_MODE": "offline"}
-    done = subprocess.run(command, env=offline, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        command, env=offline, capture_output=True, text=True, check=True, timeout=60
+    )
     entries = [json.loads(line) for line in done.stdout.splitlines()]
     return [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
 
@@ -116,7 +145,12 @@ def wandb_history(path: Path) -> list[dict[str, float]]:
 def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = workplace.finish(*ONE_WORKER, "logger=tensorboard", "train.n_tokens=20_000", root=workplace.root / "tensorboard")
+    run = workplace.finish(
+        *ONE_WORKER,
+        "logger=tensorboard",
+        "train.n_tokens=20_000",
+        root=workplace.root / "tensorboard",
+    )
     (events_file,) = run.directory.rglob("events.out.tfevents.*")
     reader = EventAccumulator(str(events_file.parent))
     reader.Reload()
@@ -124,7 +158,10 @@ def test_tensorboard_shows_the_record(workplace: Workplace) -> None:
         shown = {scalar.step: scalar.value for scalar in reader.Scalars(name)}
         recorded = {record["step"]: record[name] for record in run.records() if name in record}
         assert shown.keys() == recorded.keys()
-        np.testing.assert_allclose([shown[step] for step in recorded], list(recorded.values()), rtol=2**-23)  # stored as fp32
+        # stored as fp32
+        np.testing.assert_allclose(
+            [shown[step] for step in recorded], list(recorded.values()), rtol=2**-23
+        )
     assert secrets_shown(run) == []
 
 

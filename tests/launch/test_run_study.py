@@ -1,4 +1,5 @@
-"""A study of two trunks and their cool-downs as a command: stopped, a worker killed, a trial damaged, and at last finished.
+"""A study of two trunks and their cool-downs as a command: stopped, a worker killed, a trial
+damaged, and at last finished.
 
 Each start of Ray takes some seconds: these tests share three.
 """
@@ -33,9 +34,14 @@ STEP = 8 * 64
 LENGTHS = (240, 300, 360)
 """In steps. Branches part at four fifths of them, long after the stop below."""
 WORDS = (
-    *TINY, "study=wsd", f"study.tokens=[{','.join(str(n * STEP) for n in LENGTHS)}]", "schedule=wsd", "train.sample_tokens=0",
-    "cluster.devices_per_node=2", "schedule.warmup_tokens=5120",
-)  # fmt: skip
+    *TINY,
+    "study=wsd",
+    f"study.tokens=[{','.join(str(n * STEP) for n in LENGTHS)}]",
+    "schedule=wsd",
+    "train.sample_tokens=0",
+    "cluster.devices_per_node=2",
+    "schedule.warmup_tokens=5120",
+)
 
 
 @dataclass
@@ -56,9 +62,13 @@ class Place:
     def start(self, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "scaling.run", "-m", *self.words("train.seed=0,1", *more)]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.root.parent,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.root.parent,
             env=os.environ | {"HOME": self.workplace.home},
-        )  # fmt: skip
+        )
 
     def finish(self, *more: str) -> tuple[int, str]:
         process = self.start(*more)
@@ -66,21 +76,31 @@ class Place:
         return process.returncode, output
 
     def snapshot(self) -> dict[str, bytes]:
-        files = (path for path in self.root.rglob("*") if path.is_file() and path.name != "driver.lock")
+        files = (
+            path for path in self.root.rglob("*") if path.is_file() and path.name != "driver.lock"
+        )
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
 def trunk(study: Study, seed: int) -> Path:
-    return next(t.run_dir.path for t in study.trials if t.branch is None and t.config.train.seed == seed)
+    return next(
+        t.run_dir.path for t in study.trials if t.branch is None and t.config.train.seed == seed
+    )
 
 
 def branches(study: Study, seed: int) -> list[Any]:
-    return [trial for trial in study.trials if trial.branch is not None and trial.config.train.seed == seed]
+    return [
+        trial
+        for trial in study.trials
+        if trial.branch is not None and trial.config.train.seed == seed
+    ]
 
 
 def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
     deadline = time.monotonic() + 90
-    while max((record["step"] for record in read_lines(run_dir / "metrics.jsonl")), default=0) < step:
+    while (
+        max((record["step"] for record in read_lines(run_dir / "metrics.jsonl")), default=0) < step
+    ):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -88,7 +108,9 @@ def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> N
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
     found = [pid for pid, _ in descendants(process.pid)]
-    return [pid for pid in found if b"ray::WarmWorker.run" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid for pid in found if b"ray::WarmWorker.run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 @dataclass
@@ -118,7 +140,8 @@ def outcome(workplace: Workplace) -> Outcome:
     stopped.send_signal(signal.SIGTERM)
     ended(stopped)
 
-    broken = trunk(study, 1) / "checkpoints"  # one trunk without a sound checkpoint, and the other's worker killed
+    # one trunk without a sound checkpoint, and the other's worker killed
+    broken = trunk(study, 1) / "checkpoints"
     moved = broken.with_name("sound")
     shutil.copytree(broken, moved)
     for file in broken.glob("*/*.safetensors"):
@@ -153,8 +176,11 @@ def test_a_failed_trial_stops_its_branches_alone(outcome: Outcome) -> None:
     rows = list(csv.DictReader(outcome.snapshots[1]["wsd/results.csv"].decode().splitlines()))
     states = {(row["train.seed"], row["schedule.kind"], row["state"]) for row in rows}
     assert states == {
-        ("0", "constant", "finished"), ("0", "wsd", "finished"), ("1", "constant", "given up"), ("1", "wsd", "failed")
-    }  # fmt: skip
+        ("0", "constant", "finished"),
+        ("0", "wsd", "finished"),
+        ("1", "constant", "given up"),
+        ("1", "wsd", "failed"),
+    }
     assert kinds(trunk(outcome.study, 1))[:4] == ["start", "preempted", "failed", "failed"]
     assert "its trunk" in outcome.outputs[1]
 
@@ -162,7 +188,11 @@ def test_a_failed_trial_stops_its_branches_alone(outcome: Outcome) -> None:
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(outcome: Outcome) -> None:
     life = kinds(trunk(outcome.study, 0))
     assert life == ["start", "preempted", "resume", "failed", "resume", "finished"]
-    reason = next(e["reason"] for e in read_lines(trunk(outcome.study, 0) / "events.jsonl") if e["kind"] == "failed")
+    reason = next(
+        e["reason"]
+        for e in read_lines(trunk(outcome.study, 0) / "events.jsonl")
+        if e["kind"] == "failed"
+    )
     assert "its worker died" in reason
 
 
@@ -174,7 +204,10 @@ def test_what_is_finished_is_left_as_it_is(outcome: Outcome) -> None:
     assert {name: third[name] for name in kept} == kept
     assert fourth == third
     assert outcome.outputs[3].count("finished") >= 8
-    assert {path.split("/")[1] for path in fourth} == {*(t.name for t in outcome.study.trials), "results.csv"}
+    assert {path.split("/")[1] for path in fourth} == {
+        *(t.name for t in outcome.study.trials),
+        "results.csv",
+    }
 
 
 def test_a_branch_is_the_run_that_never_branched(outcome: Outcome, tmp_path: Path) -> None:
@@ -189,7 +222,10 @@ def test_a_branch_is_the_run_that_never_branched(outcome: Outcome, tmp_path: Pat
 
 
 def compared(path: Path) -> list[dict[str, float]]:
-    return [{key: record[key] for key in ("step", *COMPARED) if key in record} for record in read_lines(path / "metrics.jsonl")]
+    return [
+        {key: record[key] for key in ("step", *COMPARED) if key in record}
+        for record in read_lines(path / "metrics.jsonl")
+    ]
 
 
 def train_alone(config: RunConfig, place: Place, root: Path) -> Path:

@@ -31,9 +31,17 @@ from tests.support.runs import (
 )
 
 FILES = {
-    "config.yaml", "plan.json", "provenance.json", "metrics.jsonl", "events.jsonl", "checkpoints", "summary.json", "loss.png",
-    "driver.lock", "tokenizer.json",
-}  # fmt: skip
+    "config.yaml",
+    "plan.json",
+    "provenance.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "checkpoints",
+    "summary.json",
+    "loss.png",
+    "driver.lock",
+    "tokenizer.json",
+}
 LIFE = ("start", "resume", "preempted", "failed", "finished")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
@@ -80,7 +88,8 @@ def broken(workplace: Workplace) -> Broken:
 
 
 def _terminate(run: Run) -> None:
-    """A stop that takes its time, as one with a large checkpoint does: the workers are frozen for four seconds."""
+    """A stop that takes its time, as one with a large checkpoint does: the workers are frozen for
+    four seconds."""
     workers = run.workers()
     run.signal(signal.SIGTERM)
     for pid in workers:
@@ -106,23 +115,33 @@ def test_a_run_leaves_the_files_of_its_record(unbroken: Unbroken) -> None:
     records = unbroken.run.records()
     losses = [r["train/loss"] for r in records if "train/loss" in r]
     held_out = [r["val/loss"] for r in records if "val/loss" in r]
-    assert (summary["steps"], summary["n_tokens"], summary["restarts"]) == (N_STEPS, N_STEPS * 512, 0)
-    assert (summary["train_loss"], summary["val_loss"], summary["best_val_loss"]) == (losses[-1], held_out[-1], min(held_out))
+    assert (summary["steps"], summary["n_tokens"], summary["restarts"]) == (
+        N_STEPS,
+        N_STEPS * 512,
+        0,
+    )
+    assert (summary["train_loss"], summary["val_loss"], summary["best_val_loss"]) == (
+        losses[-1],
+        held_out[-1],
+        min(held_out),
+    )
     assert len(losses) == N_STEPS
     assert len(held_out) == N_STEPS // 20
     assert losses[-1] < 0.5 * losses[0]
     assert held_out[-1] < 0.6 * held_out[0]
     kept = sorted(path.name for path in (directory / "checkpoints").glob("step-*"))
     assert kept == [f"step-{N_STEPS - 10:08d}", f"step-{N_STEPS:08d}"]
-    assert [e["kind"] for e in events(unbroken.run, "start", "resume", "failed", "preempted", "finished")] == [
-        "start",
-        "finished",
-    ]
+    assert [
+        e["kind"]
+        for e in events(unbroken.run, "start", "resume", "failed", "preempted", "finished")
+    ] == ["start", "finished"]
     assert len(json.loads((directory / "provenance.json").read_text())["attempts"]) == 1
 
 
 def test_two_workers_follow_one(unbroken: Unbroken, single: Run) -> None:
-    ours, theirs = ([r for r in curve(run) if r["step"] <= FOLLOWED_STEPS] for run in (unbroken.run, single))
+    ours, theirs = (
+        [r for r in curve(run) if r["step"] <= FOLLOWED_STEPS] for run in (unbroken.run, single)
+    )
     assert [r["step"] for r in ours] == [r["step"] for r in theirs]
     for name in ("train/loss", "val/loss"):
         found, expected = ([r[name] for r in records if name in r] for records in (ours, theirs))
@@ -134,7 +153,9 @@ def test_nothing_listens_beyond_loopback(unbroken: Unbroken) -> None:
     assert unbroken.open_to_others == []
 
 
-def test_no_secret_of_the_environment_is_written_or_shown(unbroken: Unbroken, broken: Broken) -> None:
+def test_no_secret_of_the_environment_is_written_or_shown(
+    unbroken: Unbroken, broken: Broken
+) -> None:
     assert [secrets_shown(run) for run in (unbroken.run, *broken.parts)] == [[]] * 4
 
 
@@ -143,8 +164,12 @@ def test_every_stop_has_its_exit_code_and_event(broken: Broken) -> None:
     found = events(broken.parts[0], *LIFE)
     assert [e["kind"] for e in found][:3] == ["start", "preempted", "resume"]
     assert found[1]["reason"] == "SIGTERM"
-    assert found[2]["step"] == found[1]["step"] >= broken.stops[0], "a stop by a signal loses no step"
-    assert [e["kind"] for e in found][3:] == ["resume", "resume", "finished"], "the driver's kill, the worker's, the end"
+    assert found[2]["step"] == found[1]["step"] >= broken.stops[0], (
+        "a stop by a signal loses no step"
+    )
+    assert [e["kind"] for e in found][3:] == ["resume", "resume", "finished"], (
+        "the driver's kill, the worker's, the end"
+    )
     assert found[-1]["step"] == N_STEPS
     assert "the same command continues from there" in broken.parts[0].output
     assert "Resuming after step" in broken.parts[2].output
@@ -160,14 +185,33 @@ def test_every_second_is_accounted_for(unbroken: Unbroken, broken: Broken) -> No
         summary = json.loads((run.directory / "summary.json").read_text())
         spent[name] = summary["seconds"]
         first, last = events(run, "start")[0], events(run, "finished")[0]
-        assert sum(spent[name].values()) == pytest.approx(last["time_s"] - first["command_s"], abs=0.5)
+        assert sum(spent[name].values()) == pytest.approx(
+            last["time_s"] - first["command_s"], abs=0.5
+        )
         assert summary["goodput"] == pytest.approx(
-            spent[name]["productive"] / (sum(spent[name].values()) - spent[name]["stopped"]), abs=0.01
+            spent[name]["productive"] / (sum(spent[name].values()) - spent[name]["stopped"]),
+            abs=0.01,
         )
         assert 0 < [r["run/goodput"] for r in run.records() if "run/goodput" in r][-1] <= 1
-    assert spent["unbroken"]["recomputing"] == spent["unbroken"]["restarting"] == spent["unbroken"]["stopped"] == 0
-    assert min(spent["unbroken"][name] for name in ("productive", "starting", "evaluating", "checkpointing")) > 0
-    assert min(spent["broken"][name] for name in ("productive", "recomputing", "restarting", "stopped")) > 0
+    assert (
+        spent["unbroken"]["recomputing"]
+        == spent["unbroken"]["restarting"]
+        == spent["unbroken"]["stopped"]
+        == 0
+    )
+    assert (
+        min(
+            spent["unbroken"][name]
+            for name in ("productive", "starting", "evaluating", "checkpointing")
+        )
+        > 0
+    )
+    assert (
+        min(
+            spent["broken"][name] for name in ("productive", "recomputing", "restarting", "stopped")
+        )
+        > 0
+    )
     assert [r["run/restarts"] for r in broken.parts[-1].records() if "run/restarts" in r][-1] == 3
 
 
@@ -176,8 +220,13 @@ def test_nothing_is_left_behind(unbroken: Unbroken, broken: Broken) -> None:
     killed = broken.parts[1]
     for run in runs:
         assert len(run.seen) > 2
-        # The agents of a node whose driver was killed outright take up to a minute to tell the dead head that its raylet died.
-        left = [line for line in run.leftovers(0 if run is killed else 15) if run is not killed or not line.startswith(AGENTS)]
+        # The agents of a node whose driver was killed outright take up to a minute to tell the dead
+        # head that its raylet died.
+        left = [
+            line
+            for line in run.leftovers(0 if run is killed else 15)
+            if run is not killed or not line.startswith(AGENTS)
+        ]
         assert left == []
     for run in runs:
         assert list(Path(tempfile.gettempdir()).glob(f"scaling-ray-{run.process.pid}-*")) == []
@@ -186,7 +235,11 @@ def test_nothing_is_left_behind(unbroken: Unbroken, broken: Broken) -> None:
 
 def test_the_same_command_again_changes_nothing(workplace: Workplace, unbroken: Unbroken) -> None:
     def snapshot() -> dict[str, tuple[int, bytes]]:
-        files = [path for path in unbroken.run.directory.rglob("*") if path.is_file() and path.name != "driver.lock"]
+        files = [
+            path
+            for path in unbroken.run.directory.rglob("*")
+            if path.is_file() and path.name != "driver.lock"
+        ]
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
     before = snapshot()

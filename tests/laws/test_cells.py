@@ -1,4 +1,5 @@
-"""Cells of a table as people write them: read where there is one way to, else refused with the line and the column."""
+"""Cells of a table as people write them: read where there is one way to, else refused with the line
+and the column."""
 
 import math
 
@@ -55,13 +56,24 @@ def test_what_changes_no_cell_is_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
     [
-        ("1,234,567", "n", 1234567), ("1 234 567", "n", 1234567), ("12\u202f345", "d", 12345), ("1'234", "n", 1234),
-        ("1_000", "d", 1000), ("13.2B", "n", 13.2e9), ("124 M params", "n", 124e6), ("1e9 tokens", "d", 1e9),
+        ("1,234,567", "n", 1234567),
+        ("1 234 567", "n", 1234567),
+        ("12\u202f345", "d", 12345),
+        ("1'234", "n", 1234),
+        ("1_000", "d", 1000),
+        ("13.2B", "n", 13.2e9),
+        ("124 M params", "n", 124e6),
+        ("1e9 tokens", "d", 1e9),
         ("1.5T", "d", 1.5e12),
-        ("300Btokens", "d", 300e9), ("5.76e23 FLOPs", "c", 5.76e23), ("2 ZFLOPs", "c", 2e21), ("2.345 nats", "loss", 2.345),
-        ("45.2%", "metric", 0.452), ("-0.5", "metric", -0.5), ("inf", "loss", math.inf),
+        ("300Btokens", "d", 300e9),
+        ("5.76e23 FLOPs", "c", 5.76e23),
+        ("2 ZFLOPs", "c", 2e21),
+        ("2.345 nats", "loss", 2.345),
+        ("45.2%", "metric", 0.452),
+        ("-0.5", "metric", -0.5),
+        ("inf", "loss", math.inf),
     ],
-)  # fmt: skip
+)
 def test_a_number_is_read_as_it_is_written(text, kind, value):
     assert number(cell(text), "x", kind) == pytest.approx(value, rel=1e-12)
 
@@ -74,11 +86,24 @@ def test_a_missing_number_is_missing(text):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("2,345", "loss"), ("1.2%", "loss"), ("3.4 bits", "loss"), ("50%", "n"), ("1e9 params", "d"), ("7B tokens", "n"),
-        ("12,34,567", "n"), ("1,2345", "n"), ("1.234.567", "n"), ("5E", "c"), ("0x10", "n"), ("7 x 10^9", "n"), ("~7B", "n"),
-        ("1e9-2e9", "d"), ("good", "metric"), ("1__0", "n"),
+        ("2,345", "loss"),
+        ("1.2%", "loss"),
+        ("3.4 bits", "loss"),
+        ("50%", "n"),
+        ("1e9 params", "d"),
+        ("7B tokens", "n"),
+        ("12,34,567", "n"),
+        ("1,2345", "n"),
+        ("1.234.567", "n"),
+        ("5E", "c"),
+        ("0x10", "n"),
+        ("7 x 10^9", "n"),
+        ("~7B", "n"),
+        ("1e9-2e9", "d"),
+        ("good", "metric"),
+        ("1__0", "n"),
     ],
-)  # fmt: skip
+)
 def test_a_number_that_could_be_several_is_refused(text, kind):
     with pytest.raises(DataError, match=r"line 7: x is '.*'.*\(column x\)"):
         number(cell(text), "x", kind)
@@ -94,7 +119,9 @@ def test_a_metric_is_in_percent_or_is_not(tmp_path):
 
 @pytest.mark.parametrize("word", ["0.0", "0", "-0", "NaN", "none", "False", "no", "", "N/A", "f"])
 def test_words_for_not_decayed(tmp_path, word):
-    text = f"loss,n,d,done\n3.5,1e6,1e8,{word}\n3.4,2e6,1e8,1.0\n3.3,3e6,1e8,True\n3.2,4e6,1e8,yes\n"
+    text = (
+        f"loss,n,d,done\n3.5,1e6,1e8,{word}\n3.4,2e6,1e8,1.0\n3.3,3e6,1e8,True\n3.2,4e6,1e8,yes\n"
+    )
     points = written(tmp_path, text, decayed="done")
     assert points.names == ("line 3", "line 4", "line 5")
     assert [(gone.run, gone.reason[:9]) for gone in points.excluded] == [("line 2", "undecayed")]
@@ -111,7 +138,9 @@ def test_warm_up_is_tokens_or_a_share(tmp_path):
     text = "loss,n,d,w\n3.5,1e6,1e8,2%\n3.4,2e6,1e8,n/a\n3.3,3e6,1e8,60M\n3.2,4e6,1e8,80%\n"
     points = written(tmp_path, text, warmup="w")
     assert points.names == ("line 2", "line 3")
-    assert [gone.reason for gone in points.excluded] == [f"warm-up dominated: {share} % of its tokens" for share in (60, 80)]
+    assert [gone.reason for gone in points.excluded] == [
+        f"warm-up dominated: {share} % of its tokens" for share in (60, 80)
+    ]
     for bad in ("-1", "inf", "abc", "-2%"):
         with pytest.raises(DataError, match=f"line 2: w is '{bad}'"):
             written(tmp_path, f"loss,n,d,w\n3.5,1e6,1e8,{bad}\n", warmup="w")
@@ -133,7 +162,9 @@ def test_dropping_all_points_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["chinchilla", "kaplan", "gadre"])
 def test_draws_of_one_or_two_runs_have_a_fit_too(name):
     n, d = (x.ravel() for x in np.meshgrid([1e6, 3e6, 1e7, 3e7, 1e8], [1e8, 4e8, 2e9]))
-    loss = (1.7 + 400 / n**0.34 + 2000 / d**0.36) * (1 + 0.002 * np.random.default_rng(0).normal(size=15))
+    loss = (1.7 + 400 / n**0.34 + 2000 / d**0.36) * (
+        1 + 0.002 * np.random.default_rng(0).normal(size=15)
+    )
     weights = np.zeros((15, 15))
     weights[:, 0] = 7
     weights[np.arange(15), np.arange(15)] += 8

@@ -21,10 +21,17 @@ def fitted(tmp_path_factory):
     """The report of a noisy table with a metric, and what the command printed."""
     directory = tmp_path_factory.mktemp("laws")
     data = noisy(sigma=0.002)
-    columns = {"N": data.n_params, "C": data.flops, "loss": data.loss, "acc": 1 / (1 + np.exp(data.loss - 3))}
+    columns = {
+        "N": data.n_params,
+        "C": data.flops,
+        "loss": data.loss,
+        "acc": 1 / (1 + np.exp(data.loss - 3)),
+    }
     table = write_table(directory / "runs <b>.csv", columns)
     words = [f"table={table}", "n=N", "c=C", "metric=acc", "draws=60", f"out={directory / 'out'}"]
-    done = subprocess.run([sys.executable, "-m", "scaling.fit", *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling.fit", *words], capture_output=True, text=True, check=True
+    )
     return directory / "out", done.stdout
 
 
@@ -46,7 +53,12 @@ def test_the_report_is_one_page_that_needs_nothing(fitted):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.svg").read_text().rstrip().endswith("</svg>")
         assert f'alt="{name.replace("_", " ")}"' in page
-    for heading in ("Held out by scale", "Sensitivity", "Hoffmann et al. 2022", "downstream metric"):
+    for heading in (
+        "Held out by scale",
+        "Sensitivity",
+        "Hoffmann et al. 2022",
+        "downstream metric",
+    ):
         assert heading in page
 
 
@@ -83,15 +95,23 @@ def test_a_budget_is_split(fitted, capsys):
     metric = run["metric"]["sigmoid"]
     assert metric["value"] == pytest.approx(1 / (1 + np.exp(run["loss"]["value"] - 3)), rel=1e-3)
     assert metric["low"] <= metric["value"] <= metric["high"]
-    wanted = json.loads(asked(capsys, f"fit={fitted[0]}", f"loss={run['loss']['value']}", "json=true")[1])
+    wanted = json.loads(
+        asked(capsys, f"fit={fitted[0]}", f"loss={run['loss']['value']}", "json=true")[1]
+    )
     assert wanted["budget"]["value"] == pytest.approx(1e19, rel=1e-6)
 
 
 def test_the_recommended_run_has_the_laws_size(fitted, capsys, tmp_path):
-    answer = json.loads(asked(capsys, f"fit={fitted[0]}", "c=1e21", "cluster=8xH100", "json=true")[1])
+    answer = json.loads(
+        asked(capsys, f"fit={fitted[0]}", "c=1e21", "cluster=8xH100", "json=true")[1]
+    )
     recommended = answer["recommended"]
-    assert recommended["n_params"] == pytest.approx(answer["optimum"]["n_params"]["value"], rel=0.05)
-    assert recommended["n_tokens"] == pytest.approx(answer["optimum"]["n_tokens"]["value"], rel=0.01)
+    assert recommended["n_params"] == pytest.approx(
+        answer["optimum"]["n_params"]["value"], rel=0.05
+    )
+    assert recommended["n_tokens"] == pytest.approx(
+        answer["optimum"]["n_tokens"]["value"], rel=0.01
+    )
     assert recommended["hours"] > 0
     words = dict(word.split("=", 1) for word in recommended["overrides"])
     assert "train.seq_len" not in words  # 2048, as the named model has it
@@ -99,11 +119,17 @@ def test_the_recommended_run_has_the_laws_size(fitted, capsys, tmp_path):
     assert tokens == pytest.approx(0.2920 * 1e21**0.3271, rel=0.01)  # 2.2 M tokens, not 512
     assert float(words["optim.lr"]) == pytest.approx(0.3118 * 1e21**-0.125, rel=0.01)
     assert not list(fitted[0].glob("from_law*"))  # nothing is written unasked
-    _, out, _ = asked(capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law", f"out={tmp_path / 'from_law.yaml'}")
+    _, out, _ = asked(
+        capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law", f"out={tmp_path / 'from_law.yaml'}"
+    )
     assert (tmp_path / "from_law.yaml").is_file()
     command = out.splitlines()[-1].split()
     assert command[:3] == ["python", "-m", "scaling.run"]
-    done = subprocess.run([sys.executable, "-m", "scaling.run", *command[3:], "dry_run=true"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling.run", *command[3:], "dry_run=true"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -170,8 +196,18 @@ def test_a_study_is_fitted_where_it_lies(tmp_path, capsys):
     for i, model in enumerate(("gpt_nano", "gpt_tiny", "gpt_10m", "gpt_50m")):
         for j, n_tokens in enumerate(tokens):
             name = tmp_path / f"{model}-{n_tokens}"
-            make_run(name, [f"model={model}", "tokenizer=byte", "train.seq_len=64", f"train.n_tokens={n_tokens}"],
-                     val_loss=4.0 - 0.2 * i - 0.3 * j + 0.01 * i * j, n_tokens=n_tokens, warmup=100)  # fmt: skip
+            make_run(
+                name,
+                [
+                    f"model={model}",
+                    "tokenizer=byte",
+                    "train.seq_len=64",
+                    f"train.n_tokens={n_tokens}",
+                ],
+                val_loss=4.0 - 0.2 * i - 0.3 * j + 0.01 * i * j,
+                n_tokens=n_tokens,
+                warmup=100,
+            )
     make_run(tmp_path / "begun", kinds=("start",))
     assert fit.main([f"study={tmp_path}", "draws=50"]) == 0
     out = capsys.readouterr().out
@@ -181,7 +217,10 @@ def test_a_study_is_fitted_where_it_lies(tmp_path, capsys):
 
 
 def test_help_names_every_key(capsys):
-    for command, keys in ((fit, ("table=", "noise=", "delta=0.001")), (predict, ("fit=", "json=", "launch="))):
+    for command, keys in (
+        (fit, ("table=", "noise=", "delta=0.001")),
+        (predict, ("fit=", "json=", "launch=")),
+    ):
         assert command.main(["--help"]) == 0
         out = capsys.readouterr().out
         assert all(f"  {key}" in out for key in keys)
@@ -194,13 +233,17 @@ def test_the_commands_are_light(fitted):
         "assert not {'torch', 'ray', 'deepspeed', 'wandb', 'matplotlib'} & sys.modules.keys(); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, f"fit={fitted[0]}", "c=1e19"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, f"fit={fitted[0]}", "c=1e19"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_thousand_draws_take_few_evaluations(monkeypatch):
-    """Of the objective for one set of parameters on 240 points: the whole search, and 1000 draws that begin at its end."""
+    """Of the objective for one set of parameters on 240 points: the whole search, and 1000 draws
+    that begin at its end."""
     from scaling.laws import huber
     from scaling.laws.fit import fit as fit_form
     from scaling.laws.forms import CHINCHILLA

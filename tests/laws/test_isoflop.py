@@ -78,16 +78,27 @@ def test_one_budget_is_no_power_law():
 
 
 def test_the_envelope_holds_what_nothing_cheaper_beats():
-    assert front(np.array([3.0, 1, 2, 4, 2]), np.array([2.0, 3, 3.5, 2.5, 2.9])).tolist() == [1, 4, 0]
-    found = fit_envelope(noisy(sigma=1e-5, budgets=tuple(np.geomspace(1e18, 1e21, 12)), sizes=41), draws=50)
+    assert front(np.array([3.0, 1, 2, 4, 2]), np.array([2.0, 3, 3.5, 2.5, 2.9])).tolist() == [
+        1,
+        4,
+        0,
+    ]
+    found = fit_envelope(
+        noisy(sigma=1e-5, budgets=tuple(np.geomspace(1e18, 1e21, 12)), sizes=41), draws=50
+    )
     assert found.exponent == pytest.approx(EXPONENT, abs=0.02)
     assert fit_envelope(noisy(budgets=(1e18,)), draws=10) is None
 
 
 def repeated_points(r_d=15.0, r_n=5.0, sigma=0.0):
-    n, unique, repeats = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e9, 9), [1e8, 1e9, 1e10], [0.3, 1, 3, 10, 40]))
+    n, unique, repeats = (
+        x.ravel()
+        for x in np.meshgrid(np.geomspace(1e6, 3e9, 9), [1e8, 1e9, 1e10], [0.3, 1, 3, 10, 40])
+    )
     d = unique * repeats
-    size = np.minimum(n, best_size_for(np.array([np.log(E), np.log(A), np.log(B), ALPHA, BETA]), unique))
+    size = np.minimum(
+        n, best_size_for(np.array([np.log(E), np.log(A), np.log(B), ALPHA, BETA]), unique)
+    )
     # Muennighoff et al. 2023, eq. 6, written out.
     tokens = np.where(d <= unique, d, unique + unique * r_d * (1 - np.exp(-(d / unique - 1) / r_d)))
     params = size + size * r_n * (1 - np.exp(-(n / size - 1) / r_n))
@@ -98,9 +109,12 @@ def repeated_points(r_d=15.0, r_n=5.0, sigma=0.0):
 
 def test_the_worth_of_repetition_is_recovered():
     data = repeated_points()
-    # The base is of runs on fresh data, and exact where these have no more parameters than suit their corpus.
+    # The base is of runs on fresh data, and exact where these have no more parameters than suit
+    # their corpus.
     theta = np.array([np.log(E), np.log(A), np.log(B), ALPHA, BETA])
-    fresh_and_large = (data.n_tokens <= data.unique_tokens) & (data.n_params > best_size_for(theta, data.unique_tokens))
+    fresh_and_large = (data.n_tokens <= data.unique_tokens) & (
+        data.n_params > best_size_for(theta, data.unique_tokens)
+    )
     data = data.at(~fresh_and_large)
     found = fit_repeated(data, draws=20)
     assert found.base.parameters["alpha"] == pytest.approx(ALPHA, rel=1e-4)
@@ -108,7 +122,9 @@ def test_the_worth_of_repetition_is_recovered():
     low, high = found.interval(0)
     assert low <= found.r_d * 1.001
     assert high >= found.r_d * 0.999
-    assert found.loss(data.n_params, data.n_tokens, data.unique_tokens) == pytest.approx(data.loss, rel=1e-3)
+    assert found.loss(data.n_params, data.n_tokens, data.unique_tokens) == pytest.approx(
+        data.loss, rel=1e-3
+    )
 
 
 def test_the_best_size_for_some_tokens_is_where_they_are_optimal():
@@ -134,12 +150,15 @@ def test_repetition_needs_runs_on_fresh_data():
 
 
 @pytest.mark.parametrize(
-    ("curve", "function", "p"), [("sigmoid", sigmoid, [0.7, 0.25, 3.0, 3.0]), ("exponential", exponential, [0.9, 3.0, 0.8])]
+    ("curve", "function", "p"),
+    [("sigmoid", sigmoid, [0.7, 0.25, 3.0, 3.0]), ("exponential", exponential, [0.9, 3.0, 0.8])],
 )
 def test_a_downstream_curve_is_recovered(curve, function, p):
     loss = np.linspace(2.0, 4.5, 30)
     metric = function(np.array(p), loss) + np.random.default_rng(0).normal(0, 1e-4, 30)
-    found = fit_downstream(points(np.full(30, 1e8), np.full(30, 1e9), loss, metric=metric), curve, draws=30)
+    found = fit_downstream(
+        points(np.full(30, 1e8), np.full(30, 1e9), loss, metric=metric), curve, draws=30
+    )
     assert found.p == pytest.approx(p, rel=0.02)
     assert found.rms < 2e-4
     with pytest.raises(DataError, match="needed"):

@@ -34,10 +34,16 @@ def test_the_best_split_is_scipys(name):
     assert found.n_params.value == pytest.approx(np.exp(best.x), rel=1e-4)
     assert found.loss.value == pytest.approx(best.fun, rel=1e-12)
     assert found.n_params.value * found.n_tokens.value == pytest.approx(flops / 7)
-    assert found.tokens_per_param.value == pytest.approx(found.n_tokens.value / found.n_params.value)
+    assert found.tokens_per_param.value == pytest.approx(
+        found.n_tokens.value / found.n_params.value
+    )
     limit = 1.001 * best.fun
     assert found.near == pytest.approx(
-        [np.exp(brentq(lambda x: loss(x) - limit, *ends)) for ends in ((best.x - 9, best.x), (best.x, best.x + 9))], rel=1e-6
+        [
+            np.exp(brentq(lambda x: loss(x) - limit, *ends))
+            for ends in ((best.x - 9, best.x), (best.x, best.x + 9))
+        ],
+        rel=1e-6,
     )
 
 
@@ -57,7 +63,13 @@ def test_a_new_run_is_less_certain_than_the_mean():
     assert found.new_low < found.low < found.value < found.high < found.new_high
     sure = law()
     sure = Law(
-        sure.form, sure.theta, np.tile(sure.theta, (200, 1)), sure.residuals, sure.definitions, sure.smallest, sure.largest
+        sure.form,
+        sure.theta,
+        np.tile(sure.theta, (200, 1)),
+        sure.residuals,
+        sure.definitions,
+        sure.smallest,
+        sure.largest,
     )
     found = predict.loss_at(sure, 1e9, 2e10)
     assert found.low == pytest.approx(found.high)
@@ -68,7 +80,15 @@ def test_a_new_run_is_less_certain_than_the_mean():
 def test_residuals_shift_a_new_run_the_right_way():
     """A law that predicts 10 % too much everywhere: new runs end below its mean."""
     of = law()
-    high = Law(of.form, of.theta, of.draws, np.full(9, np.log(1.1)), of.definitions, of.smallest, of.largest)
+    high = Law(
+        of.form,
+        of.theta,
+        of.draws,
+        np.full(9, np.log(1.1)),
+        of.definitions,
+        of.smallest,
+        of.largest,
+    )
     found = predict.loss_at(high, 1e9, 2e10)
     assert found.new_high < found.high
     assert (found.new_low + found.new_high) / 2 == pytest.approx(found.value / 1.1, rel=0.01)
@@ -78,13 +98,19 @@ def test_over_training_reaches_the_same_loss():
     of, flops = law(), 1e21
     best = predict.best_of_budget(of, flops)
     prices = predict.over_training(of, flops)
-    assert [price.inference_flops for price in prices] == pytest.approx([0.75, 0.5, 0.33, 0.25][: len(prices)])
+    assert [price.inference_flops for price in prices] == pytest.approx(
+        [0.75, 0.5, 0.33, 0.25][: len(prices)]
+    )
     for price in prices:
-        assert chinchilla(price.n_params, price.n_tokens) == pytest.approx(best.loss.value, rel=1e-9)
+        assert chinchilla(price.n_params, price.n_tokens) == pytest.approx(
+            best.loss.value, rel=1e-9
+        )
         training = price.n_params * price.n_tokens * 6
         assert price.training_flops == pytest.approx(training / flops)
         served = price.break_even_tokens
-        assert training + 2 * price.n_params * served == pytest.approx(flops + 2 * best.n_params.value * served)
+        assert training + 2 * price.n_params * served == pytest.approx(
+            flops + 2 * best.n_params.value * served
+        )
 
 
 def test_decades_beyond_count_the_farthest_variable():
@@ -103,4 +129,6 @@ def test_a_form_of_one_variable_has_no_best_split():
 def test_the_closed_form_is_hoffmanns():
     G = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
     theta = np.array([[np.log(E), np.log(A), np.log(B), ALPHA, BETA]])
-    assert predict.optimal_n(CHINCHILLA, theta, 1e20)[0] == pytest.approx(G * 1e20 ** (BETA / (ALPHA + BETA)))
+    assert predict.optimal_n(CHINCHILLA, theta, 1e20)[0] == pytest.approx(
+        G * 1e20 ** (BETA / (ALPHA + BETA))
+    )

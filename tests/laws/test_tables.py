@@ -24,7 +24,9 @@ def table(tmp_path, columns, *, wanted=None, **options):
     path = write_table(tmp_path / "t.csv", columns)
     rows = read_rows(path, where=options.pop("where", None), same=options.pop("same", ()))
     options = {"n_counts": "as in the table", "c_counts": None} | options
-    return points_of_rows(rows, wanted or Columns("loss", "n", "d", "c" if "c" in columns else None), path, **options)
+    return points_of_rows(
+        rows, wanted or Columns("loss", "n", "d", "c" if "c" in columns else None), path, **options
+    )
 
 
 def test_the_third_variable_follows(tmp_path):
@@ -43,8 +45,13 @@ def test_one_variable_alone_still_has_its_forms(tmp_path):
     n, d = isoflop_grid()
     read = table(tmp_path, {"n": n, "loss": chinchilla(n, d)}, wanted=Columns("loss", "n"))
     assert read.known == ("n",)
-    assert {name for name, trouble in fittable(read).items() if trouble is None} == {"kaplan_n", "floor_n"}
-    c_alone = table(tmp_path, {"c": 8 * n * d, "loss": 3 / (n * d) ** 0.05}, wanted=Columns("loss", c="c"))
+    assert {name for name, trouble in fittable(read).items() if trouble is None} == {
+        "kaplan_n",
+        "floor_n",
+    }
+    c_alone = table(
+        tmp_path, {"c": 8 * n * d, "loss": 3 / (n * d) ** 0.05}, wanted=Columns("loss", c="c")
+    )
     found = fit(FORMS["kaplan_c"], *c_alone.variables(FORMS["kaplan_c"]), c_alone.loss)
     assert found.parameters["alpha_C"] == pytest.approx(0.05)
     assert (found.parameters["C_c"] / (8 * n[0] * d[0])) ** 0.05 == pytest.approx(c_alone.loss[0])
@@ -101,13 +108,21 @@ def test_designs_that_cannot_identify_are_called_so():
     n, d = isoflop_grid()
     assert cannot_fit(points(n, d, chinchilla(n, d)), CHINCHILLA) is None
     one = slice(0, 9)
-    assert "one compute budget" in cannot_fit(points(n[one], d[one], chinchilla(n, d)[one]), CHINCHILLA)
+    assert "one compute budget" in cannot_fit(
+        points(n[one], d[one], chinchilla(n, d)[one]), CHINCHILLA
+    )
     ladder = np.geomspace(1e7, 1e9, 9)
-    assert "move together" in cannot_fit(points(ladder, 20 * ladder, chinchilla(ladder, 20 * ladder)), CHINCHILLA)
+    assert "move together" in cannot_fit(
+        points(ladder, 20 * ladder, chinchilla(ladder, 20 * ladder)), CHINCHILLA
+    )
     few = slice(0, 5)
-    assert "5 runs for 5 parameters" in cannot_fit(points(n[few], d[few], chinchilla(n, d)[few]), CHINCHILLA)
+    assert "5 runs for 5 parameters" in cannot_fit(
+        points(n[few], d[few], chinchilla(n, d)[few]), CHINCHILLA
+    )
     same = np.full(9, 1e8)
-    assert "only 1 different N" in cannot_fit(points(same, ladder * 100, chinchilla(same, ladder * 100)), CHINCHILLA)
+    assert "only 1 different N" in cannot_fit(
+        points(same, ladder * 100, chinchilla(same, ladder * 100)), CHINCHILLA
+    )
 
 
 def test_a_diverged_run_is_left_out_unless_kept():
@@ -139,20 +154,30 @@ def test_the_highest_losses_are_dropped_on_request():
     assert left.loss.max() < np.sort(data.loss)[-3]
 
 
-def make_run(path, words=(), *, kinds=("start", "finished"), val_loss=3.0, n_tokens=1_000_000, warmup=20_000):
+def make_run(
+    path, words=(), *, kinds=("start", "finished"), val_loss=3.0, n_tokens=1_000_000, warmup=20_000
+):
     """A run directory as a driver leaves it."""
     config = compose(["train.n_tokens=1M", *words])
     counts = count(config)
     run_dir = RunDir(path).create()
     run_dir.write_config(config)
-    run_dir.write_plan({
-        "counts": vars(counts), "n_tokens": n_tokens, "n_steps": 10, "warmup_tokens": warmup, "decay_tokens": 0,
-    })  # fmt: skip
+    run_dir.write_plan(
+        {
+            "counts": vars(counts),
+            "n_tokens": n_tokens,
+            "n_steps": 10,
+            "warmup_tokens": warmup,
+            "decay_tokens": 0,
+        }
+    )
     for kind in kinds:
         run_dir.event(kind)
     log = MetricLog(run_dir.metrics)
     log.record(1, n_tokens // 10, 1e9, 0.1, {names.TRAIN_LOSS: 9.0})
-    log.record(10, n_tokens, float(counts.flops_per_token * n_tokens), 1.0, {names.VAL_LOSS: val_loss})
+    log.record(
+        10, n_tokens, float(counts.flops_per_token * n_tokens), 1.0, {names.VAL_LOSS: val_loss}
+    )
     return counts
 
 
@@ -181,7 +206,12 @@ def test_a_study_gives_its_finished_runs(tmp_path):
     assert reasons["warm"].startswith("warm-up dominated")
     assert reasons["parent"].startswith("its values changed on the way")
     assert reasons["waiting-0123abcd"] == "not begun"
-    assert set(points_of_study(tmp_path, keep=("undecayed", "warmup")).names) == {"a", "group/b", "constant", "warm"}
+    assert set(points_of_study(tmp_path, keep=("undecayed", "warmup")).names) == {
+        "a",
+        "group/b",
+        "constant",
+        "warm",
+    }
     without = points_of_study(tmp_path, n_counts="without_embeddings", c_counts="6ND")
     assert without.n_params[0] == counts.n_params_non_embedding
     assert without.flops[0] == pytest.approx(6 * counts.n_params_non_embedding * 1e6)
@@ -189,7 +219,10 @@ def test_a_study_gives_its_finished_runs(tmp_path):
 
 def test_the_next_run_shares_all_but_the_place_and_the_length(tmp_path):
     make_run(tmp_path / "small", val_loss=3.2, n_tokens=500_000)
-    make_run(tmp_path / "large", ["run.root=/elsewhere", "run.name=large", "train.eval_every=7", "optim.lr=0.007"])
+    make_run(
+        tmp_path / "large",
+        ["run.root=/elsewhere", "run.name=large", "train.eval_every=7", "optim.lr=0.007"],
+    )
     base = points_of_study(tmp_path).base
     assert base is not None
     assert base.optim.lr == 0.007

@@ -34,7 +34,11 @@ def test_every_number_reads_back_exactly(tmp_path_factory, loss, lr, flops, n_to
     (record,) = read_metrics(path)
     assert list(record) == ["step", "n_tokens", "flops", "wall_s", "train/loss", "train/lr"]
     assert (record["step"], record["n_tokens"], record["wall_s"]) == (7, n_tokens, 1.5)
-    assert [bits(record[k]) for k in ("train/loss", "train/lr", "flops")] == [bits(loss), bits(lr), bits(flops)]
+    assert [bits(record[k]) for k in ("train/loss", "train/lr", "flops")] == [
+        bits(loss),
+        bits(lr),
+        bits(flops),
+    ]
 
 
 def test_the_file_is_strict_json(tmp_path):
@@ -106,8 +110,13 @@ def test_an_append_after_a_torn_end_does_not_join_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("{broken", "Expecting"), ('{"step":2}', "n_tokens is missing"), ("[2]", "not an object"), ("", "Expecting")],
-)  # fmt: skip
+    [
+        ("{broken", "Expecting"),
+        ('{"step":2}', "n_tokens is missing"),
+        ("[2]", "not an object"),
+        ("", "Expecting"),
+    ],
+)
 def test_damage_before_the_end_names_the_line(tmp_path, line, complaint):
     path = tmp_path / "metrics.jsonl"
     write_steps(path, range(1, 4))
@@ -115,7 +124,9 @@ def test_damage_before_the_end_names_the_line(tmp_path, line, complaint):
     lines[1] = line
     path.write_text("\n".join(lines) + "\n")
     for read in (lambda: read_metrics(path), lambda: MetricLog(path).resume(3)):
-        with pytest.raises(RunDirError, match=f"line 2 of .*metrics.jsonl is damaged: .*({complaint})"):
+        with pytest.raises(
+            RunDirError, match=f"line 2 of .*metrics.jsonl is damaged: .*({complaint})"
+        ):
             read()
     assert path.read_text() == "\n".join(lines) + "\n"
 
@@ -183,7 +194,10 @@ def peak_bytes(act) -> int:
 def test_a_long_record_passes_through_a_little_memory(tmp_path):
     """A million records took 4 GB; here each of 10 000 would take 500 bytes, and 5 MB together."""
     path = tmp_path / "metrics.jsonl"
-    lines = (f'{{"step":{n},"n_tokens":{n},"flops":1.0,"wall_s":1.0,"train/loss":1.0}}\n' for n in range(1, 10_001))
+    lines = (
+        f'{{"step":{n},"n_tokens":{n},"flops":1.0,"wall_s":1.0,"train/loss":1.0}}\n'
+        for n in range(1, 10_001)
+    )
     path.write_text("".join(lines))
     log = MetricLog(path)
     assert peak_bytes(lambda: log.resume(9_000)) < 1e6

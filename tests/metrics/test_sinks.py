@@ -36,7 +36,13 @@ def wandb_config(*overrides: str) -> RunConfig:
 
 def record_steps(log: MetricLog, steps: range) -> None:
     for step in steps:
-        log.record(step, 100 * step, 1e9 * step, 0.5 * step, {"train/loss": 10 / step, "train/lr": 1e-3 / 3})
+        log.record(
+            step,
+            100 * step,
+            1e9 * step,
+            0.5 * step,
+            {"train/loss": 10 / step, "train/lr": 1e-3 / 3},
+        )
         if step % 5 == 0:
             log.record(step, 100 * step, 1e9 * step, 0.6 * step, {"val/loss": 11 / step})
 
@@ -47,7 +53,9 @@ def wandb_entries(run_dir: Path) -> list[dict]:
     for path in sorted(run_dir.glob("wandb/*/run-*.wandb"), key=lambda p: p.stat().st_mtime_ns):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         offline = os.environ | {"WANDB_MODE": "offline"}
-        done = subprocess.run(command, env=offline, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            command, env=offline, capture_output=True, text=True, check=True, timeout=60
+        )
         entries += [json.loads(line) for line in done.stdout.splitlines()]
     return entries
 
@@ -55,7 +63,9 @@ def wandb_entries(run_dir: Path) -> list[dict]:
 def history(entries: list[dict]) -> list[dict]:
     """What was logged, without W&B's own clock."""
     items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
-    return [{k: v for k, v in item.items() if k not in ("_runtime", "_timestamp")} for item in items]
+    return [
+        {k: v for k, v in item.items() if k not in ("_runtime", "_timestamp")} for item in items
+    ]
 
 
 def as_wandb_shows(records: list[dict]) -> list[dict]:
@@ -63,7 +73,9 @@ def as_wandb_shows(records: list[dict]) -> list[dict]:
     merged: dict[int, dict] = {}
     for record in records:
         item = {"_step": record["step"], "train/tokens": record["n_tokens"], **record}
-        merged.setdefault(record["step"], {}).update({k: v for k, v in item.items() if k not in ("step", "n_tokens")})
+        merged.setdefault(record["step"], {}).update(
+            {k: v for k, v in item.items() if k not in ("step", "n_tokens")}
+        )
     return list(merged.values())
 
 
@@ -71,12 +83,16 @@ def as_wandb_shows(records: list[dict]) -> list[dict]:
 def test_wandb_holds_the_record_and_continues_after_a_resume(tmp_path, capfd):
     run_dir, notices = tmp_path / "run", []
     run_dir.mkdir()
-    log = MetricLog(run_dir / "metrics.jsonl", make_sinks(wandb_config(), run_dir, None, notices.append))
+    log = MetricLog(
+        run_dir / "metrics.jsonl", make_sinks(wandb_config(), run_dir, None, notices.append)
+    )
     record_steps(log, range(1, 9))
     log.close()
     before = as_wandb_shows(read_metrics(run_dir / "metrics.jsonl"))
 
-    log = MetricLog(run_dir / "metrics.jsonl", make_sinks(wandb_config(), run_dir, 6, notices.append))
+    log = MetricLog(
+        run_dir / "metrics.jsonl", make_sinks(wandb_config(), run_dir, 6, notices.append)
+    )
     log.resume(6)
     record_steps(log, range(7, 13))
     log.close()
@@ -87,12 +103,19 @@ def test_wandb_holds_the_record_and_continues_after_a_resume(tmp_path, capfd):
     runs = [entry["run"] for entry in entries if entry["type"] == "run"]
     assert {run["run_id"] for run in runs} == {(run_dir / "wandb_id").read_text().strip()}
     assert len(runs) == 2
-    assert all(run["resume"] and run["project"] == "tests" and run["run_group"] == "ladder" for run in runs)
+    assert all(
+        run["resume"] and run["project"] == "tests" and run["run_group"] == "ladder" for run in runs
+    )
     assert runs[0]["config"]["update"]["optim"]["lr"] == wandb_config().optim.lr
     steps = [entry["metric"] for entry in entries if entry["type"] == "metric"]
-    assert {(metric["glob_name"], metric["step_metric"]) for metric in steps} == {("*", "train/tokens")}
+    assert {(metric["glob_name"], metric["step_metric"]) for metric in steps} == {
+        ("*", "train/tokens")
+    }
     assert len(notices) == 2
-    assert all("offline, since there is no API key" in notice and "wandb sync" in notice for notice in notices)
+    assert all(
+        "offline, since there is no API key" in notice and "wandb sync" in notice
+        for notice in notices
+    )
     assert capfd.readouterr() == ("", "")
     assert not any((tmp_path / "home").rglob("*"))
 
@@ -101,18 +124,33 @@ def test_wandb_holds_the_record_and_continues_after_a_resume(tmp_path, capfd):
 def test_the_results_of_a_study_are_one_table_in_its_group(tmp_path):
     study, notices = tmp_path / "sweep", []
     study.mkdir()
-    rows = [{"run": "a", "optim.lr": 1e-3, "val_loss": 2.5}, {"run": "b", "optim.lr": 2e-3, "val_loss": None}]
+    rows = [
+        {"run": "a", "optim.lr": 1e-3, "val_loss": 2.5},
+        {"run": "b", "optim.lr": 2e-3, "val_loss": None},
+    ]
     for lasting in (rows[:1], rows):
         log_results(wandb_config(), study, lasting, notices.append)
     entries = wandb_entries(study)
     runs = [entry["run"] for entry in entries if entry["type"] == "run"]
-    assert {run["run_id"] for run in runs} == {(study / "wandb_id").read_text().strip()}, "the second call continues the run"
-    assert all((run["run_group"], run["job_type"], run["display_name"]) == ("ladder", "study", "sweep-results") for run in runs)
+    assert {run["run_id"] for run in runs} == {(study / "wandb_id").read_text().strip()}, (
+        "the second call continues the run"
+    )
+    assert all(
+        (run["run_group"], run["job_type"], run["display_name"])
+        == ("ladder", "study", "sweep-results")
+        for run in runs
+    )
     tables = sorted(study.rglob("*.table.json"), key=lambda path: path.stat().st_mtime_ns)
     last = json.loads(tables[-1].read_text())
     assert last["columns"] == ["run", "optim.lr", "val_loss"]
     assert last["data"] == [["a", 1e-3, 2.5], ["b", 2e-3, None]]
-    assert notices == ["W&B: table of results, offline, since there is no API key (set WANDB_API_KEY, or run `wandb login`)"] * 2
+    assert (
+        notices
+        == [
+            "W&B: table of results, offline, since there is no API key (set WANDB_API_KEY, or run `wandb login`)"
+        ]
+        * 2
+    )
 
 
 KILLED = """
@@ -130,15 +168,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.usefixtures("no_account")
 def test_what_wandb_lost_to_a_kill_is_replayed(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parents[2])], timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parents[2])], timeout=60
+    )
     assert done.returncode == -signal.SIGKILL
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 9
     assert len(history(wandb_entries(tmp_path))) < 8
-    log = MetricLog(tmp_path / "metrics.jsonl", make_sinks(wandb_config(), tmp_path, 6, lambda text: None))
+    log = MetricLog(
+        tmp_path / "metrics.jsonl", make_sinks(wandb_config(), tmp_path, 6, lambda text: None)
+    )
     log.resume(6)
     record_steps(log, range(7, 10))
     log.close()
-    assert history(wandb_entries(tmp_path)) == as_wandb_shows(read_metrics(tmp_path / "metrics.jsonl"))
+    assert history(wandb_entries(tmp_path)) == as_wandb_shows(
+        read_metrics(tmp_path / "metrics.jsonl")
+    )
 
 
 @pytest.fixture
@@ -162,7 +206,10 @@ def refused_url() -> str:
     [
         ({"WANDB_MODE": "offline"}, "WANDB_MODE=offline"),
         ({"WANDB_API_KEY": "short"}, "the API key is not usable"),
-        ({"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "refused"}, "does not answer within 3 s"),
+        (
+            {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "refused"},
+            "does not answer within 3 s",
+        ),
     ],
 )
 def test_why_wandb_is_offline(environment, reason, monkeypatch):
@@ -180,7 +227,9 @@ def test_why_wandb_is_offline(environment, reason, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_account")
-def test_a_server_that_never_answers_ends_offline_in_bounded_time(tmp_path, monkeypatch, silent_server):
+def test_a_server_that_never_answers_ends_offline_in_bounded_time(
+    tmp_path, monkeypatch, silent_server
+):
     import wandb
 
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
@@ -253,18 +302,24 @@ def test_an_online_run_is_filled_up_from_where_the_server_stands(tmp_path, monke
     monkeypatch.setattr(wandb_sink, "_choose_mode", lambda wandb: ("online", ""))
     monkeypatch.setattr(wandb_sink, "_try_init", lambda wandb, run_dir, **arguments: (run, ""))
     record_steps(MetricLog(tmp_path / "metrics.jsonl"), range(1, 9))
-    log = MetricLog(tmp_path / "metrics.jsonl", make_sinks(wandb_config(), tmp_path, 6, notices.append))
+    log = MetricLog(
+        tmp_path / "metrics.jsonl", make_sinks(wandb_config(), tmp_path, 6, notices.append)
+    )
     log.resume(6)
     record_steps(log, range(7, 9))
     assert run.steps == [5, 5, 6, 7, 8]  # step 5 has a train and a val record
-    assert notices == ["W&B: https://wandb.example/run", "W&B: 3 earlier records filled in from metrics.jsonl."]
+    assert notices == [
+        "W&B: https://wandb.example/run",
+        "W&B: 3 earlier records filled in from metrics.jsonl.",
+    ]
 
 
 def test_secrets_are_not_sent_with_the_configuration(tmp_path):
     import wandb
 
     config = wandb_config("data=text_files", "data.path=x")
-    data = config.data.model_copy(update={"path": "s3://user:hunter2@bucket/x?token=abcd"})  # composition would refuse it
+    # composition would refuse it
+    data = config.data.model_copy(update={"path": "s3://user:hunter2@bucket/x?token=abcd"})
     config = config.model_copy(update={"data": data})
     arguments = wandb_sink._init_arguments(wandb, config, tmp_path, "id")
     assert "hunter2" not in str(arguments)
@@ -304,7 +359,10 @@ def tensorboard_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(run_dir / "tensorboard"), purge_orphaned_data=True)
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_holds_the_record_and_no_step_twice(tmp_path):
@@ -318,7 +376,11 @@ def test_tensorboard_holds_the_record_and_no_step_twice(tmp_path):
     assert set(scalars) == {name for record in records for name in record if name != "step"}
     for tag in ("train/loss", "val/loss", "train/lr"):
         # float32 keeps 24 bits: a relative 2^-24 after rounding.
-        expected = [(record["step"], pytest.approx(record[tag], rel=2**-24)) for record in records if tag in record]
+        expected = [
+            (record["step"], pytest.approx(record[tag], rel=2**-24))
+            for record in records
+            if tag in record
+        ]
         assert scalars[tag] == expected
 
 
@@ -359,7 +421,10 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
     found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
     found.Reload()
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_is_filled_from_a_finished_run_once(tmp_path):
@@ -367,12 +432,17 @@ def test_tensorboard_is_filled_from_a_finished_run_once(tmp_path):
     config = compose(["logger=tensorboard"])
     for _ in range(2):
         back_fill(config, run_dir, notices.append)
-    assert notices == ["TensorBoard: 14 earlier records filled in from metrics.jsonl.", "TensorBoard: has the whole run already."]
+    assert notices == [
+        "TensorBoard: 14 earlier records filled in from metrics.jsonl.",
+        "TensorBoard: has the whole run already.",
+    ]
     assert len(list((run_dir / "tensorboard").iterdir())) == 1
     shown = scalars(run_dir)
     assert [step for step, _ in shown["train/loss"]] == list(range(1, 13))
     assert [step for step, _ in shown["val/loss"]] == [5, 10]
-    assert [loss for _, loss in shown["train/loss"]] == pytest.approx([10 / step for step in range(1, 13)])
+    assert [loss for _, loss in shown["train/loss"]] == pytest.approx(
+        [10 / step for step in range(1, 13)]
+    )
 
 
 def test_a_run_that_changes_its_logger_gives_it_the_earlier_records(tmp_path):
@@ -380,9 +450,13 @@ def test_a_run_that_changes_its_logger_gives_it_the_earlier_records(tmp_path):
     run_dir.mkdir()
     for first, last, with_board in ((1, 4, True), (4, 7, False), (7, 10, True)):
         resumed = first - 1 or None
-        log = MetricLog(run_dir / "metrics.jsonl", make_sinks(config, run_dir, resumed, notices.append) if with_board else ())
+        log = MetricLog(
+            run_dir / "metrics.jsonl",
+            make_sinks(config, run_dir, resumed, notices.append) if with_board else (),
+        )
         log.resume(resumed)
-        record_steps(log, range(first, last + (2 if last == 4 else 0)))  # the first part is cut back by the second
+        # the first part is cut back by the second
+        record_steps(log, range(first, last + (2 if last == 4 else 0)))
         log.close()
     assert [step for step, _ in scalars(run_dir)["train/loss"]] == list(range(1, 10))
     assert len(notices) == 1
@@ -393,5 +467,10 @@ def test_wandb_is_filled_from_a_finished_run_once(tmp_path):
     run_dir, notices = finished_run(tmp_path), []
     for _ in range(2):
         back_fill(wandb_config(), run_dir, notices.append)
-    assert notices[1:] == ["W&B: 14 earlier records filled in from metrics.jsonl.", "W&B: has the whole run already."]
-    assert history(wandb_entries(run_dir)) == as_wandb_shows(read_metrics(run_dir / "metrics.jsonl"))
+    assert notices[1:] == [
+        "W&B: 14 earlier records filled in from metrics.jsonl.",
+        "W&B: has the whole run already.",
+    ]
+    assert history(wandb_entries(run_dir)) == as_wandb_shows(
+        read_metrics(run_dir / "metrics.jsonl")
+    )

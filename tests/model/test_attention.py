@@ -34,7 +34,9 @@ def naive(module: FullAttention, x_BTD: Tensor) -> Tensor:
         own, shared = slice(h * K, (h + 1) * K), slice(h // per_group * K, (h // per_group + 1) * K)
         at_t = []
         for t in range(T):
-            scores = (q[:, t, own, None] * k[:, : t + 1, shared].transpose(1, 2)).sum(1) / math.sqrt(K)
+            scores = (q[:, t, own, None] * k[:, : t + 1, shared].transpose(1, 2)).sum(
+                1
+            ) / math.sqrt(K)
             weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
             at_t.append((weights[..., None] * v[:, : t + 1, shared]).sum(1))
         rows.append(torch.stack(at_t, dim=1))
@@ -52,7 +54,9 @@ def test_equals_the_definition_forward_and_backward(n_kv_heads: int, bias: str) 
     ours, expected = module(x, Context()), naive(module, x)
     assert_same(ours, expected)
     for got, want in zip(
-        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        torch.autograd.grad(ours, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
     ):
         assert_same(got, want)
 
@@ -98,7 +102,10 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     x = torch.randn(2, 7, 3, 8)
     rotation = RotaryPosition(composed(*SHAPE)).rotation(5, 7, x.device)
     angles = torch.arange(5, 12)[:, None] * 10000.0 ** (-torch.arange(4) / 4)
-    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = (
+        torch.complex(x[..., :4], x[..., 4:])
+        * torch.polar(torch.ones_like(angles), angles)[:, None]
+    )
     assert_same(rotate(x, rotation), torch.cat((turned.real, turned.imag), dim=-1))
 
 
@@ -108,7 +115,10 @@ def test_rotated_scores_depend_on_distance_only() -> None:
     q, k = torch.randn(8), torch.randn(8)
 
     def score(at_q: int, at_k: int) -> float:
-        turned = [rotate(x.view(1, 1, 1, 8), position.rotation(at, 1, x.device)).flatten() for x, at in ((q, at_q), (k, at_k))]
+        turned = [
+            rotate(x.view(1, 1, 1, 8), position.rotation(at, 1, x.device)).flatten()
+            for x, at in ((q, at_q), (k, at_k))
+        ]
         return float(turned[0] @ turned[1])
 
     assert score(7, 3) == pytest.approx(score(25, 21), rel=RTOL)

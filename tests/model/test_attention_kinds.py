@@ -32,12 +32,17 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def documents(first: tuple[int, ...] = (3, 11, 6, 9), second: tuple[int, ...] = (21, 8)) -> Tensor:
     """Two rows of documents of these lengths, the last one of the second row padding."""
-    rows = [torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)) for lengths in (first, second)]
+    rows = [
+        torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        for lengths in (first, second)
+    ]
     rows[1][rows[1] == len(second) - 1] = PADDING
     return torch.stack(rows)
 
 
-def check(module: base.Attention, context: Context, parameters: list[Tensor] | None = None, T: int = T) -> None:
+def check(
+    module: base.Attention, context: Context, parameters: list[Tensor] | None = None, T: int = T
+) -> None:
     """Values and gradients (of x, the module's parameters and these) equal the naive ones."""
     generator = torch.Generator().manual_seed(1)
     x, upstream = (torch.randn(2, T, D, generator=generator) for _ in range(2))
@@ -72,7 +77,9 @@ def test_equals_the_definition_in_fp32(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", BIASES)
 @DOUBLE
-def test_equals_the_definition_with_biases_documents_and_padding(kind: str, position: str, causal: bool) -> None:
+def test_equals_the_definition_with_biases_documents_and_padding(
+    kind: str, position: str, causal: bool
+) -> None:
     if kind == "linear" and position == "relative_bias":
         pytest.skip("refused at composition")
     module, at = build(kind, causal=causal, position=position)
@@ -178,10 +185,20 @@ def test_small_states_stay_small() -> None:
         with torch.no_grad():
             module(torch.randn(1, 1000, D), Context(), cache)
         held = vars(cache).values()
-        tensors = [t for value in held for t in (value if isinstance(value, tuple) else [value]) if isinstance(t, Tensor)]
+        tensors = [
+            t
+            for value in held
+            for t in (value if isinstance(value, tuple) else [value])
+            if isinstance(t, Tensor)
+        ]
         sizes[kind] = sum(t.untyped_storage().nbytes() // t.element_size() for t in tensors)
-    # Two key/value heads of eight: five positions; eight by nine sums; 250 blocks of four, of which the last two whole.
-    assert sizes == {"local": 2 * 2 * 8 * 5, "linear": 2 * 8 * 9, "hierarchical": 2 * 2 * 8 * (248 + 8)}
+    # Two key/value heads of eight: five positions; eight by nine sums; 250 blocks of four, of which
+    # the last two whole.
+    assert sizes == {
+        "local": 2 * 2 * 8 * 5,
+        "linear": 2 * 8 * 9,
+        "hierarchical": 2 * 2 * 8 * (248 + 8),
+    }
 
 
 def test_what_a_cache_cannot_do_is_refused() -> None:
@@ -214,31 +231,52 @@ def test_dropout_drops_weights_in_training_alone(kind: str, causal: bool) -> Non
 @DOUBLE
 def test_cross_attention_equals_the_definition(kind: str, packed: bool) -> None:
     torch.manual_seed(0)
-    config = composed("model.d_model=48", "model.n_heads=6", "model.n_kv_heads=null", f"attention={kind}")
+    config = composed(
+        "model.d_model=48", "model.n_heads=6", "model.n_kv_heads=null", f"attention={kind}"
+    )
     module = CROSS_ATTENTIONS[kind](config)
     x, source = torch.randn(2, T, D, requires_grad=True), torch.randn(2, 19, D, requires_grad=True)
     own = documents() if packed else torch.zeros(2, T, dtype=torch.long)
-    theirs = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3 + [3] * 7, [0] * 12 + [PADDING] * 7]) if packed else own[:, :19]
-    q, k, v = (f(t).view(2, t.shape[1], -1, 8) for f, t in ((module.q, x), (module.k, source), (module.v, source)))
+    theirs = (
+        torch.tensor([[0] * 5 + [1] * 4 + [2] * 3 + [3] * 7, [0] * 12 + [PADDING] * 7])
+        if packed
+        else own[:, :19]
+    )
+    q, k, v = (
+        f(t).view(2, t.shape[1], -1, 8)
+        for f, t in ((module.q, x), (module.k, source), (module.v, source))
+    )
     k, v = (t.repeat_interleave(6 // t.shape[2], dim=2) for t in (k, v))
     seen = (own[:, :, None] == theirs[:, None, :])[:, None]
     if kind == "linear":
-        weights = torch.einsum("bthk,bshk->bhts", *(torch.nn.functional.elu(t) + 1 for t in (q, k))) * seen
+        weights = (
+            torch.einsum("bthk,bshk->bhts", *(torch.nn.functional.elu(t) + 1 for t in (q, k)))
+            * seen
+        )
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
     else:
-        weights = (torch.einsum("bthk,bshk->bhts", q, k) / 8**0.5).masked_fill(~seen, float("-inf")).softmax(-1)
+        weights = (
+            (torch.einsum("bthk,bshk->bhts", q, k) / 8**0.5)
+            .masked_fill(~seen, float("-inf"))
+            .softmax(-1)
+        )
     expected = module.o(torch.einsum("bhts,bshk->bthk", weights, v).reshape(2, T, D))
     ours = module(x, module.source(source), *((own, theirs) if packed else ()))
     assert_same(ours, expected)
     upstream = torch.randn_like(ours)
-    grads = [torch.autograd.grad(y, [x, source, *module.parameters()], upstream) for y in (ours, expected)]
+    grads = [
+        torch.autograd.grad(y, [x, source, *module.parameters()], upstream)
+        for y in (ours, expected)
+    ]
     for got, want in zip(*grads, strict=True):
         assert_same(got, want)
 
 
 @DOUBLE
 def test_a_target_without_a_source_gets_zeros_not_nan() -> None:
-    module = CROSS_ATTENTIONS["full"](composed("model.d_model=48", "model.n_heads=6", "model.bias=true"))
+    module = CROSS_ATTENTIONS["full"](
+        composed("model.d_model=48", "model.n_heads=6", "model.bias=true")
+    )
     x, source = torch.randn(1, 4, D), torch.randn(1, 5, D)
     ids = torch.tensor([[0, 0, 1, 1]])
     y = module(x, module.source(source), ids, torch.zeros(1, 5, dtype=torch.long))

@@ -1,4 +1,5 @@
-"""scaling.convert: the weights of a checkpoint of any layout as one model, for us and for the transformers library."""
+"""scaling.convert: the weights of a checkpoint of any layout as one model, for us and for the
+transformers library."""
 
 from __future__ import annotations
 
@@ -33,7 +34,13 @@ SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "train.seq_l
 GPT = ("model.activation=gelu", "model.norm=layernorm", "model.bias=true", "position=learned")
 RUNS = {
     "gpt2": (*SHAPE, *GPT),
-    "llama": (*SHAPE, "model.n_kv_heads=2", "model.d_ff=80", "model.tie_embeddings=false", "model.d_head=12"),
+    "llama": (
+        *SHAPE,
+        "model.n_kv_heads=2",
+        "model.d_ff=80",
+        "model.tie_embeddings=false",
+        "model.d_head=12",
+    ),
     "bert": ("model=bert_tiny", *SHAPE),
     "t5": ("model=t5_tiny", *SHAPE, "model.d_ff=80", "model.d_head=12", "position.max_distance=24"),
     "geglu": (*SHAPE, "model.activation=geglu"),
@@ -53,8 +60,11 @@ def model_of(config: RunConfig, step: int) -> LanguageModel:
     return model
 
 
-def fragments_of(model: LanguageModel, tp_rank: int, dp_rank: int, tp: int, dp: int) -> list[Fragment]:
-    """What a rank of a layout holds: matrices in parts, one kind along their rows and another along their columns."""
+def fragments_of(
+    model: LanguageModel, tp_rank: int, dp_rank: int, tp: int, dp: int
+) -> list[Fragment]:
+    """What a rank of a layout holds: matrices in parts, one kind along their rows and another along
+    their columns."""
     found = []
     for name, value in model.named_parameters():
         shape = tuple(value.shape)
@@ -78,10 +88,15 @@ def save(run_dir: RunDir, config: RunConfig, step: int, *, tp: int = 2, dp: int 
     files = {}
     for rank in range(tp * dp):
         path = partial / f"rank-{rank:05d}.safetensors"
-        Snapshot.of(fragments_of(model, rank // dp, rank % dp, tp, dp), optimizer_step=step).write(path)
+        Snapshot.of(fragments_of(model, rank // dp, rank % dp, tp, dp), optimizer_step=step).write(
+            path
+        )
         files[path.name] = describe_file(path)
     state = TrainState(step=step, n_tokens=512 * step, next_sequence=8 * step).to_dict()
-    commit(run_dir.checkpoints, Manifest(config.semantic_hash, "b" * 64, step, state, {"tp": tp, "dp": dp}, files))
+    commit(
+        run_dir.checkpoints,
+        Manifest(config.semantic_hash, "b" * 64, step, state, {"tp": tp, "dp": dp}, files),
+    )
 
 
 def make_run(root: Path, name: str, *overrides: str) -> tuple[RunDir, RunConfig]:
@@ -116,15 +131,24 @@ def command(root: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def weights_in(directory: Path) -> dict[str, Tensor]:
-    return {name: value for path in sorted(directory.glob("*.safetensors")) for name, value in load_file(path).items()}
+    return {
+        name: value
+        for path in sorted(directory.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 def expected(name: str, step: int) -> dict[str, Tensor]:
-    return {key: value.detach() for key, value in model_of(composed(*RUNS[name]), step).named_parameters()}
+    return {
+        key: value.detach()
+        for key, value in model_of(composed(*RUNS[name]), step).named_parameters()
+    }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_weight_is_there_and_what_describes_them(name: str, command: Command, root: Path, tmp_path: Path) -> None:
+def test_every_weight_is_there_and_what_describes_them(
+    name: str, command: Command, root: Path, tmp_path: Path
+) -> None:
     code, out, said = command(f"run={name}", f"to={tmp_path / 'made'}")
     assert (code, out) == (0, f"{tmp_path / 'made'}\n")
     assert "after step 7" in said
@@ -138,24 +162,36 @@ def test_every_weight_is_there_and_what_describes_them(name: str, command: Comma
     found, wanted = weights_in(tmp_path / "made"), expected(name, 7)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-    assert len({path.stat().st_mode for path in (tmp_path / "made").iterdir()}) == 1, "all as the umask says"
+    assert len({path.stat().st_mode for path in (tmp_path / "made").iterdir()}) == 1, (
+        "all as the umask says"
+    )
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["model"] == composed(*RUNS[name]).model.model_dump(mode="json")
     assert (config["vocab_size"], config["seq_len"], config["dtype"]) == (321, 32, "fp32")
     (run,) = root.glob(f"{name}-*")
     metadata = json.loads((tmp_path / "made" / "metadata.json").read_text())
-    assert {key: metadata[key] for key in ("run", "step", "n_tokens")} == {"run": run.name, "step": 7, "n_tokens": 7 * 512}
+    assert {key: metadata[key] for key in ("run", "step", "n_tokens")} == {
+        "run": run.name,
+        "step": 7,
+        "n_tokens": 7 * 512,
+    }
     assert metadata["semantic_hash"].startswith(run.name.rpartition("-")[2])
-    assert (tmp_path / "made" / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    assert (tmp_path / "made" / "tokenizer.json").read_bytes() == (
+        run / "tokenizer.json"
+    ).read_bytes()
 
 
-def test_an_earlier_step_in_several_files_of_half_the_size(command: Command, tmp_path: Path) -> None:
+def test_an_earlier_step_in_several_files_of_half_the_size(
+    command: Command, tmp_path: Path
+) -> None:
     made, limit = tmp_path / "a" / "made", 30_000
     assert command("run=gpt2", f"to={made}", "step=3", "dtype=bf16", "max_shard_size=30 kB")[0] == 0
     wanted = expected("gpt2", 3)
     index = json.loads((made / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
-    assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    assert files == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
     assert files == sorted(path.name for path in made.glob("*.safetensors"))
     assert index["weight_map"].keys() == wanted.keys()
     for path in (made / name for name in files):
@@ -170,11 +206,15 @@ def test_an_earlier_step_in_several_files_of_half_the_size(command: Command, tmp
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
 @torch.no_grad()
-def test_transformers_opens_it_and_computes_the_same(name: str, command: Command, tmp_path: Path) -> None:
+def test_transformers_opens_it_and_computes_the_same(
+    name: str, command: Command, tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
     assert command(f"run={name}", f"to={tmp_path}", "names=hf", "max_shard_size=40kB")[0] == 0
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    auto = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}.get(name, "AutoModelForCausalLM")
+    auto = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}.get(
+        name, "AutoModelForCausalLM"
+    )
     theirs, report = getattr(transformers, auto).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours: Any = model_of(composed(*RUNS[name]), 7)
@@ -188,13 +228,22 @@ def test_transformers_opens_it_and_computes_the_same(name: str, command: Command
         logits, wanted = theirs(tokens).logits, ours(tokens)
     assert float(wanted.std()) > 0.3
     # Both in fp32: layers chain sums of D, T and d_ff terms (`test_model_parity.py` is in float64).
-    bound = rounding_bound(n_terms=8 * 48 + 20 + 4 * 48, n_layers=6, scale=float(wanted.detach().abs().max()))
+    bound = rounding_bound(
+        n_terms=8 * 48 + 20 + 4 * 48, n_layers=6, scale=float(wanted.detach().abs().max())
+    )
     torch.testing.assert_close(logits, wanted, atol=bound, rtol=0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "for x in käfer:\n  🦊  pass"
-    assert tokenizer.encode(text, add_special_tokens=False) == byte_tokenizer().encode_batch([text])[0].tolist()
+    assert (
+        tokenizer.encode(text, add_special_tokens=False)
+        == byte_tokenizer().encode_batch([text])[0].tolist()
+    )
     assert tokenizer.decode(byte_tokenizer().encode_batch([text])[0].tolist()) == text
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (256, 257, 260)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (
+        256,
+        257,
+        260,
+    )
 
 
 def test_bf16_for_transformers(command: Command, tmp_path: Path) -> None:
@@ -202,7 +251,9 @@ def test_bf16_for_transformers(command: Command, tmp_path: Path) -> None:
     assert command("run=llama", f"to={tmp_path}", "names=hf", "dtype=bf16")[0] == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert theirs.dtype == torch.bfloat16
-    assert torch.equal(theirs.model.norm.weight, expected("llama", 7)["final_norm.weight"].bfloat16())
+    assert torch.equal(
+        theirs.model.norm.weight, expected("llama", 7)["final_norm.weight"].bfloat16()
+    )
 
 
 REFUSED = {
@@ -218,7 +269,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_refused_with_what_would_work_and_nothing_is_left(command: Command, tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_refused_with_what_would_work_and_nothing_is_left(
+    command: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     code, out, said = command(*words, f"to={tmp_path / 'made'}")
     assert (code, out) == (2, "")
     assert all(part in said for part in ("ConfigError: ", *REFUSED[words])), said
@@ -234,7 +287,9 @@ def test_nothing_is_overwritten(command: Command, tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_directory_is_complete_or_absent(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_is_complete_or_absent(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, written = consolidate.save_file, []
 
     def full_disk(tensors: Any, path: Path, metadata: Any) -> None:
@@ -252,7 +307,9 @@ def test_the_directory_is_complete_or_absent(command: Command, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_checkpoint_is_passed_over_unless_it_is_asked_for(command: Command, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_unless_it_is_asked_for(
+    command: Command, tmp_path: Path
+) -> None:
     run_dir, config = make_run(tmp_path, "gpt2")
     code, _, said = command(f"run={run_dir.path}", f"to={tmp_path / 'none'}")
     assert (code, "has no checkpoint yet (state: new)" in said) == (2, True)
@@ -272,7 +329,15 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_is_asked_for(command: Com
 
 
 @pytest.mark.parametrize(
-    ("text", "n_bytes"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("30k", 30_000), ("7B", 7), ("1_000", 1000), (12, 12)]
+    ("text", "n_bytes"),
+    [
+        ("5GB", 5 * 10**9),
+        ("1.5 mb", 1_500_000),
+        ("30k", 30_000),
+        ("7B", 7),
+        ("1_000", 1000),
+        (12, 12),
+    ],
 )
 def test_sizes(text: str | int, n_bytes: int) -> None:
     assert parse_bytes(text) == n_bytes
@@ -312,9 +377,16 @@ print(code, peak - before, sorted({"ray", "deepspeed"} & set(sys.modules)))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_it_holds_one_file_in_memory_and_loads_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
-    """A model of 47 MB in files of 6 MB. Seen: 16 MB more than before, and 62 MB with files of 44 MB."""
+    """A model of 47 MB in files of 6 MB. Seen: 16 MB more than before, and 62 MB with files of 44
+    MB."""
     run_dir, config = make_run(
-        tmp_path, "larger", "model.n_layers=7", "model.d_model=384", "model.n_heads=6", "train.seq_len=32", *BYTES
+        tmp_path,
+        "larger",
+        "model.n_layers=7",
+        "model.d_model=384",
+        "model.n_heads=6",
+        "train.seq_len=32",
+        *BYTES,
     )
     save(run_dir, config, 1)
     small, small_config = make_run(tmp_path, "gpt2")
@@ -323,6 +395,8 @@ def test_it_holds_one_file_in_memory_and_loads_neither_ray_nor_deepspeed(tmp_pat
     done = subprocess.run(words, capture_output=True, text=True, timeout=250)
     code, more_bytes, loaded = done.stdout.splitlines()[-1].split(maxsplit=2)
     assert (code, loaded) == ("0", "[]"), done.stderr
-    total = json.loads(Path(f"{run_dir.path}.made/model.safetensors.index.json").read_text())["metadata"]["total_size"]
+    total = json.loads(Path(f"{run_dir.path}.made/model.safetensors.index.json").read_text())[
+        "metadata"
+    ]["total_size"]
     assert total > 45e6
     assert int(more_bytes) < 25e6

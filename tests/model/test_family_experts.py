@@ -1,4 +1,5 @@
-"""Mixture of experts: against a naive sum, one expert is the dense layer, balance, and no dependence on how a batch is cut."""
+"""Mixture of experts: against a naive sum, one expert is the dense layer, balance, and no
+dependence on how a batch is cut."""
 
 from __future__ import annotations
 
@@ -16,13 +17,21 @@ from tests.support.configs import composed
 from tests.support.exact import ATOL, RTOL, assert_same
 
 DOUBLE = pytest.mark.usefixtures("double")
-SHAPE = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "tokenizer.vocab_size=300", "train.seq_len=16",
-         "model.init_std=0.1")  # fmt: skip
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "tokenizer.vocab_size=300",
+    "train.seq_len=16",
+    "model.init_std=0.1",
+)
 
 
 def experts(n: int, per_token: int, seed: int = 0) -> MixtureOfExperts:
     torch.manual_seed(seed)
-    layer = MixtureOfExperts(composed(*SHAPE, f"model.n_experts={n}", f"model.experts_per_token={per_token}").model)
+    layer = MixtureOfExperts(
+        composed(*SHAPE, f"model.n_experts={n}", f"model.experts_per_token={per_token}").model
+    )
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return layer
@@ -77,7 +86,9 @@ def test_the_balancing_term_spreads_the_load() -> None:
     layer, x = experts(4, 1), torch.randn(4, 64, 32)
     with torch.no_grad():
         layer.router.weight.mul_(0.2)
-        layer.router.weight[2] += 0.05 * x.mean(dim=(0, 1)) / x.mean(dim=(0, 1)).norm() ** 2 + x.std() * 0.1
+        layer.router.weight[2] += (
+            0.05 * x.mean(dim=(0, 1)) / x.mean(dim=(0, 1)).norm() ** 2 + x.std() * 0.1
+        )
     optimizer = torch.optim.Adam([layer.router.weight], lr=0.02)
     before = layer(x)[1].mean().item()
     for _ in range(60):
@@ -94,12 +105,16 @@ def test_the_balancing_term_spreads_the_load() -> None:
 @DOUBLE
 def test_the_objective_does_not_depend_on_how_a_batch_is_cut(family: tuple[str, ...]) -> None:
     vocab = ("tokenizer.vocab_size=600",) if "bert" in family[0] else ()
-    model = build_model(composed(*family, *SHAPE, "model.n_experts=4", "model.balance_loss=0.5", *vocab))
+    model = build_model(
+        composed(*family, *SHAPE, "model.n_experts=4", "model.balance_loss=0.5", *vocab)
+    )
     initialise(model, 0)
     tokens, targets = torch.randint(0, 300, (2, 6, 16), generator=torch.Generator().manual_seed(0))
     targets[0, :9], targets[4, 3:] = IGNORED, IGNORED
     whole = model.loss(Batch(tokens, targets))
     parts = [model.loss(Batch(tokens[i:j], targets[i:j])) for i, j in ((0, 1), (1, 4), (4, 6))]
     assert whole.objective.item() > whole.nats.item() * 1.02
-    assert sum(part.objective.item() for part in parts) == pytest.approx(whole.objective.item(), rel=RTOL)
+    assert sum(part.objective.item() for part in parts) == pytest.approx(
+        whole.objective.item(), rel=RTOL
+    )
     assert sum(part.nats.item() for part in parts) == pytest.approx(whole.nats.item(), rel=RTOL)

@@ -1,5 +1,5 @@
-"""What all families promise: padding and packing change nothing, caches change nothing, recomputation changes nothing, and
-every one of them learns."""
+"""What all families promise: padding and packing change nothing, caches change nothing,
+recomputation changes nothing, and every one of them learns."""
 
 from __future__ import annotations
 
@@ -22,11 +22,23 @@ from tests.support.exact import assert_same
 from tests.support.objectives import EOT, PAD, SEP, objective
 
 DOUBLE = pytest.mark.usefixtures("double")
-SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=4", "model.dropout=0", "model.init_std=0.1",
-         "train.seq_len=32")  # fmt: skip
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=48",
+    "model.n_heads=4",
+    "model.dropout=0",
+    "model.init_std=0.1",
+    "train.seq_len=32",
+)
 ENCODER_DECODERS = ["t5_tiny", "transformer_base"]
-COMPACT = [(), ("model.share_layers=true",), ("model.d_embedding=16",), ("model.n_experts=3", "model.experts_per_token=2"),
-           ("model.norm_position=pre",), ("model.norm_position=post",)]  # fmt: skip
+COMPACT = [
+    (),
+    ("model.share_layers=true",),
+    ("model.d_embedding=16",),
+    ("model.n_experts=3", "model.experts_per_token=2"),
+    ("model.norm_position=pre",),
+    ("model.norm_position=post",),
+]
 
 
 def built(model: str, *overrides: str) -> tuple[Any, RunConfig]:
@@ -40,7 +52,9 @@ def tokens_of(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(5, 500, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(parts: list[torch.Tensor], length: int, fill: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def packed(
+    parts: list[torch.Tensor], length: int, fill: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One row of parts behind each other, filled up; and its document numbers."""
     row, documents = torch.full((1, length), fill), torch.full((1, length), PADDING)
     start = 0
@@ -50,18 +64,30 @@ def packed(parts: list[torch.Tensor], length: int, fill: int = 1) -> tuple[torch
     return row, documents
 
 
-BY_DISTANCE = [("attention=local", "attention.window=4"), ("attention=strided",), ("attention=hierarchical", "attention.block=4")]
+BY_DISTANCE = [
+    ("attention=local", "attention.window=4"),
+    ("attention=strided",),
+    ("attention=hierarchical", "attention.block=4"),
+]
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("position=rope",), ("position=learned",), ("position=none",), *BY_DISTANCE[:2]], ids=str
+    "overrides",
+    [(), ("position=rope",), ("position=learned",), ("position=none",), *BY_DISTANCE[:2]],
+    ids=str,
 )
 @pytest.mark.parametrize("model", ENCODER_DECODERS)
 @DOUBLE
 def test_packed_pairs_have_the_loss_of_single_ones(model: str, overrides: tuple[str, ...]) -> None:
     made, _ = built(model, *overrides)
-    sources, targets = [tokens_of(n, seed=n) for n in (7, 4, 9)], [tokens_of(n, seed=10 + n) for n in (5, 8, 3)]
-    single = [made.loss(Batch(t[None], t.flip(0)[None], s[None])) for s, t in zip(sources, targets, strict=True)]
+    sources, targets = (
+        [tokens_of(n, seed=n) for n in (7, 4, 9)],
+        [tokens_of(n, seed=10 + n) for n in (5, 8, 3)],
+    )
+    single = [
+        made.loss(Batch(t[None], t.flip(0)[None], s[None]))
+        for s, t in zip(sources, targets, strict=True)
+    ]
     source_BU, source_documents_BU = packed(sources, 24)
     tokens_BT, documents_BT = packed(targets, 20)
     targets_BT, _ = packed([t.flip(0) for t in targets], 20, fill=IGNORED)
@@ -93,7 +119,9 @@ def test_packed_documents_are_alone_in_gpt() -> None:
 @pytest.mark.parametrize("overrides", [*COMPACT, *BY_DISTANCE], ids=str)
 @pytest.mark.parametrize("model", [*ENCODER_DECODERS, "gpt_nano"])
 @DOUBLE
-def test_a_cache_gives_the_logits_of_the_full_forward(model: str, overrides: tuple[str, ...]) -> None:
+def test_a_cache_gives_the_logits_of_the_full_forward(
+    model: str, overrides: tuple[str, ...]
+) -> None:
     made, _ = built(model, *overrides)
     tokens, source = tokens_of(2, 12), None
     if model in ENCODER_DECODERS:
@@ -118,7 +146,9 @@ def test_a_decoder_sees_its_past_and_all_of_the_source(model: str) -> None:
     for place in range(8):
         other = source.clone()
         other[0, place] += 1
-        assert not torch.allclose(before[:, 0], made(tokens, source=made.encode(other))[:, 0], atol=1e-6)
+        assert not torch.allclose(
+            before[:, 0], made(tokens, source=made.encode(other))[:, 0], atol=1e-6
+        )
 
 
 def batch_for(config: RunConfig, model: str) -> Batch:
@@ -153,7 +183,9 @@ def test_shared_layers_are_one_block_run_often() -> None:
     plain, _ = built("gpt_nano")
     weights = shared.state_dict()
     for index in range(2):
-        weights |= {f"blocks.{index}.{name}": value for name, value in shared.blocks[0].state_dict().items()}
+        weights |= {
+            f"blocks.{index}.{name}": value for name, value in shared.blocks[0].state_dict().items()
+        }
     plain.load_state_dict(weights)
     tokens = tokens_of(2, 10)
     assert len(shared.blocks) == 1
@@ -174,7 +206,11 @@ def test_head_loss_equals_pytorchs_with_bias_and_smoothing(smoothing: float) -> 
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, **options)
     assert_same(loss.objective, expected)
     assert_same(loss.nats, F.cross_entropy(logits, targets, **options))
-    for ours, theirs in zip(torch.autograd.grad(loss.objective, leaves), torch.autograd.grad(expected, leaves), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss.objective, leaves),
+        torch.autograd.grad(expected, leaves),
+        strict=True,
+    ):
         assert_same(ours, theirs)
 
 
@@ -187,7 +223,12 @@ LEARNERS = {
     "prefix": ("objective=prefix_lm",),
     "pairs": ("objective=seq2seq",),
     "experts": ("objective=causal_lm", "model.n_experts=4", "model.experts_per_token=2"),
-    "albert": ("objective=masked_lm", "model.share_layers=true", "model.d_embedding=16", "model.init_std=0.2"),
+    "albert": (
+        "objective=masked_lm",
+        "model.share_layers=true",
+        "model.d_embedding=16",
+        "model.init_std=0.2",
+    ),
 }
 
 
@@ -206,9 +247,16 @@ def sequences(config: RunConfig, ks: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_family_learns(name: str) -> None:
-    # At so small a width the usual initial 0.02 lets masked models dwell at the unigram entropy for hundreds of steps.
-    shape = ("model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.dropout=0", "train.seq_len=32",
-             "model.init_std=0.1")  # fmt: skip
+    # At so small a width the usual initial 0.02 lets masked models dwell at the unigram entropy for
+    # hundreds of steps.
+    shape = (
+        "model.n_layers=2",
+        "model.d_model=64",
+        "model.n_heads=4",
+        "model.dropout=0",
+        "train.seq_len=32",
+        "model.init_std=0.1",
+    )
     config, make_batch = objective(*shape, *LEARNERS[name], "train.global_batch_size=16")
     layout = Layout(
         dp=1,
@@ -231,7 +279,9 @@ def test_every_family_learns(name: str) -> None:
         engine.step([make_batch(sequences(config, now), now)], lr=3e-3 * min(1, (step + 1) / 20))
         if step % 20 == 19 and (after := engine.evaluate(held_out).loss) < 0.5 * unigram:
             return
-    raise AssertionError(f"{before} fell to {after} only, and half of the unigram entropy is {0.5 * unigram}")
+    raise AssertionError(
+        f"{before} fell to {after} only, and half of the unigram entropy is {0.5 * unigram}"
+    )
 
 
 def test_the_decoder_begins_with_padding() -> None:

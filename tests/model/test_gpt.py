@@ -14,9 +14,20 @@ from tests.support.configs import MODELS, composed
 from tests.support.exact import assert_same, rounding_bound
 
 DOUBLE = pytest.mark.usefixtures("double")
-SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=48",
+    "model.n_heads=6",
+    "tokenizer.vocab_size=300",
+    "train.seq_len=32",
+)
 ARRANGEMENTS = {
-    "gpt2": ("model.activation=gelu", "model.norm=layernorm", "model.bias=true", "position=learned"),
+    "gpt2": (
+        "model.activation=gelu",
+        "model.norm=layernorm",
+        "model.bias=true",
+        "position=learned",
+    ),
     "llama": ("model.n_kv_heads=2", "model.tie_embeddings=false"),
     "bare": ("position=none", "model.norm=layernorm", "model.n_kv_heads=1"),
 }
@@ -72,7 +83,10 @@ def test_parameter_counts_by_hand() -> None:
     swiglu = d * d + 2 * d * 16 + d * d + 3 * d * 128 + 2 * d
     expected = {"gpt2": V * d + T * d + 2 * gelu + 2 * d, "llama": 2 * V * d + 2 * swiglu + d}
     for name, n_params in expected.items():
-        assert sum(p.numel() for p in build_model(config_of(name), device="meta").parameters()) == n_params, name
+        assert (
+            sum(p.numel() for p in build_model(config_of(name), device="meta").parameters())
+            == n_params
+        ), name
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,7 +106,9 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
     tokens, targets = tokens_of(2, 32), tokens_of(2, 32, seed=1)
     targets[0, :5] = -100
     loss, count, _ = model.loss(Batch(tokens, targets))
-    expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
+    expected = torch.nn.functional.cross_entropy(
+        model(tokens).flatten(0, 1), targets.flatten(), reduction="sum"
+    )
     assert loss.dtype == torch.float32
     assert count.dtype == torch.int64
     assert int(count) == 59
@@ -149,8 +165,11 @@ def test_bf16_by_autocast_and_by_casting_stay_near_fp32(name: str) -> None:
     total = float(torch.stack([grad.norm() for grad in exact.values()]).norm())
     for parameter, grad in exact.items():
         assert cast[parameter].dtype == torch.bfloat16
-        # Keys' biases, which softmax cancels, have gradients of nothing but rounding: hence a floor.
-        assert (cast[parameter].float() - grad).norm() < 0.05 * max(float(grad.norm()), 0.01 * total), parameter
+        # Keys' biases, which softmax cancels, have gradients of nothing but rounding: hence a
+        # floor.
+        assert (cast[parameter].float() - grad).norm() < 0.05 * max(
+            float(grad.norm()), 0.01 * total
+        ), parameter
 
 
 def test_learned_positions_refuse_more_than_they_hold() -> None:

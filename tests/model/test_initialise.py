@@ -1,4 +1,5 @@
-"""Initial weights depend on name, shape and seed alone, and have the distributions that are promised."""
+"""Initial weights depend on name, shape and seed alone, and have the distributions that are
+promised."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from scaling.model import build_model, initialise
 from scaling.model.initialise import initial_values
 from tests.support.configs import composed
 
-SHAPE = ("model.n_layers=2", "model.d_model=48", "model.n_heads=6", "tokenizer.vocab_size=300", "train.seq_len=32")
+SHAPE = (
+    "model.n_layers=2",
+    "model.d_model=48",
+    "model.n_heads=6",
+    "tokenizer.vocab_size=300",
+    "train.seq_len=32",
+)
 
 
 def weights(*overrides: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -30,7 +37,15 @@ def test_two_builds_are_identical_whatever_the_global_random_state() -> None:
 
 
 def test_values_do_not_depend_on_what_is_built_beside_them() -> None:
-    plain, other = weights(), weights("model.n_kv_heads=2", "position=learned", "model.tie_embeddings=false", "model.bias=true")
+    plain, other = (
+        weights(),
+        weights(
+            "model.n_kv_heads=2",
+            "position=learned",
+            "model.tie_embeddings=false",
+            "model.bias=true",
+        ),
+    )
     shared = [name for name in plain if other[name].shape == plain[name].shape]
     assert "blocks.1.attention.q.weight" in shared
     assert len(other) > len(plain) > len(shared)
@@ -47,13 +62,21 @@ def test_seeds_and_names_give_different_values() -> None:
     first, second = weights(seed=0), weights(seed=1)
     for name in first:
         assert torch.equal(first[name], second[name]) == ("norm" in name), name
-    assert not torch.equal(first["blocks.0.attention.q.weight"], first["blocks.1.attention.q.weight"])
-    assert not torch.equal(first["blocks.0.attention.q.weight"], first["blocks.0.attention.k.weight"])
+    assert not torch.equal(
+        first["blocks.0.attention.q.weight"], first["blocks.1.attention.q.weight"]
+    )
+    assert not torch.equal(
+        first["blocks.0.attention.q.weight"], first["blocks.0.attention.k.weight"]
+    )
 
 
 def test_distributions() -> None:
     made = weights(
-        "model.bias=true", "model.norm=layernorm", "position=learned", "model.tie_embeddings=false", "model.d_model=96"
+        "model.bias=true",
+        "model.norm=layernorm",
+        "position=learned",
+        "model.tie_embeddings=false",
+        "model.d_model=96",
     )
     for name, value in made.items():
         if name.endswith("bias"):
@@ -64,13 +87,18 @@ def test_distributions() -> None:
             narrow = name.endswith(("attention.o.weight", "feed_forward.down.weight"))
             std = 0.02 / math.sqrt(2 * 2) if narrow else 0.02
             # Five standard errors of a standard deviation, std / sqrt(2 n).
-            assert float(value.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * value.numel())), name
+            assert float(value.std()) == pytest.approx(std, rel=5 / math.sqrt(2 * value.numel())), (
+                name
+            )
             assert abs(float(value.mean())) < 5 * std / math.sqrt(value.numel()), name
 
 
 def test_golden_first_values() -> None:
-    """A changed scheme would change every run's id-to-loss relation: change these only with a reason."""
-    values = initial_values("blocks.0.attention.q.weight", (48, 48), composed(*SHAPE).model, 0).flatten()[:3]
+    """A changed scheme would change every run's id-to-loss relation: change these only with a
+    reason."""
+    values = initial_values(
+        "blocks.0.attention.q.weight", (48, 48), composed(*SHAPE).model, 0
+    ).flatten()[:3]
     expected = torch.tensor([0.002116345, 0.018928181, -0.03277548])
     # Logarithms and cosines of vectors are off by a few units of the largest value, which is std 8.
     atol = 4 * torch.finfo(torch.float32).eps * 0.02 * 8

@@ -30,14 +30,23 @@ def plain(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @settings(deadline=None, max_examples=40)
-@given(N=st.integers(1, 40), V=st.integers(2, 50), rows=st.integers(1, 45), seed=st.integers(0, 2**31))
+@given(
+    N=st.integers(1, 40), V=st.integers(2, 50), rows=st.integers(1, 45), seed=st.integers(0, 2**31)
+)
 @DOUBLE
 def test_value_and_gradients_equal_the_plain_ones(N: int, V: int, rows: int, seed: int) -> None:
     x, weight, targets = inputs(N, 7, V, seed)
-    ours, expected = linear_cross_entropy(x, weight, targets, chunk_rows=rows), plain(x, weight, targets)
+    ours, expected = (
+        linear_cross_entropy(x, weight, targets, chunk_rows=rows),
+        plain(x, weight, targets),
+    )
     assert_same(ours, expected)
     # The upstream gradient is not 1: engines divide by the number of targets.
-    for got, want in zip(torch.autograd.grad(ours / 3, (x, weight)), torch.autograd.grad(expected / 3, (x, weight)), strict=True):
+    for got, want in zip(
+        torch.autograd.grad(ours / 3, (x, weight)),
+        torch.autograd.grad(expected / 3, (x, weight)),
+        strict=True,
+    ):
         assert_same(got, want)
 
 
@@ -62,18 +71,23 @@ def test_large_logits_stay_finite() -> None:
 def test_evaluation_and_frozen_weights() -> None:
     x, weight, targets = inputs(20, 7, 11, 3)
     with torch.no_grad():
-        assert float(linear_cross_entropy(x, weight, targets)) == pytest.approx(float(plain(x, weight, targets)), rel=RTOL)
+        assert float(linear_cross_entropy(x, weight, targets)) == pytest.approx(
+            float(plain(x, weight, targets)), rel=RTOL
+        )
     linear_cross_entropy(x, weight.detach(), targets).backward()
     assert_same(x.grad, torch.autograd.grad(plain(x, weight, targets), x)[0])
 
 
 def test_bf16_weight_gradient_is_summed_in_fp32() -> None:
-    # 2000 chunks of one row: a bf16 sum stands still once it is 2^8 times a term, and is off by 19 % here.
+    # 2000 chunks of one row: a bf16 sum stands still once it is 2^8 times a term, and is off by 19
+    # % here.
     x, weight, targets = inputs(2000, 7, 11, 5)
     x = x.detach().abs().requires_grad_()
     exact = torch.autograd.grad(plain(x, weight, targets), weight)[0]
     low = weight.detach().bfloat16().requires_grad_()
-    grad = torch.autograd.grad(linear_cross_entropy(x.detach().bfloat16(), low, targets, chunk_rows=1), low)[0]
+    grad = torch.autograd.grad(
+        linear_cross_entropy(x.detach().bfloat16(), low, targets, chunk_rows=1), low
+    )[0]
     assert grad.dtype == torch.bfloat16
     assert float((grad.float() - exact).norm() / exact.norm()) < 4e-3
 
@@ -82,7 +96,11 @@ def test_bf16_weight_gradient_is_summed_in_fp32() -> None:
 @DOUBLE
 def test_rms_norm_equals_pytorchs_forward_and_backward(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    norm, x, upstream = RMSNorm(48, 1e-5), torch.randn(shape).mul_(3).add_(1).requires_grad_(), torch.randn(shape)
+    norm, x, upstream = (
+        RMSNorm(48, 1e-5),
+        torch.randn(shape).mul_(3).add_(1).requires_grad_(),
+        torch.randn(shape),
+    )
     torch.nn.init.normal_(norm.weight)
     expected = F.rms_norm(x, (48,), norm.weight, 1e-5)
     assert_same(norm(x), expected)
@@ -97,20 +115,30 @@ def test_rms_norm_of_bf16_is_computed_in_fp32() -> None:
     torch.manual_seed(0)
     norm, x = RMSNorm(512, 1e-5).bfloat16(), torch.randn(4, 512).mul_(100).bfloat16()
     exact = F.rms_norm(x.float(), (512,), torch.ones(512), 1e-5)
-    # Two orders of an fp32 sum round to another bf16 once in 2^15; a norm computed in bf16 is off by a unit nearly everywhere.
+    # Two orders of an fp32 sum round to another bf16 once in 2^15; a norm computed in bf16 is off
+    # by a unit nearly everywhere.
     assert (norm(x) == exact.bfloat16()).double().mean() > 0.99
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_given_to_the_compiler_is_the_same(monkeypatch: pytest.MonkeyPatch, smoothing: float, dtype: torch.dtype) -> None:
+def test_what_is_given_to_the_compiler_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(loss, "_compiled_score", lambda: loss._fusible_score)
     found = []
     for compiled in (False, True):
         x, weight, targets = inputs(300, 7, 11, 0)
-        result = loss.head_loss(x.to(dtype), weight.to(dtype), targets, smoothing=smoothing, compiled=compiled)
-        found.append((result.nats, result.objective, *torch.autograd.grad(result.objective, (x, weight))))
+        result = loss.head_loss(
+            x.to(dtype), weight.to(dtype), targets, smoothing=smoothing, compiled=compiled
+        )
+        found.append(
+            (result.nats, result.objective, *torch.autograd.grad(result.objective, (x, weight)))
+        )
     for got, want in zip(found[1], found[0], strict=True):
-        # Sums over V = 11 logits of seven terms, or over 300 rows; of bf16 a few roundings of 2^-9 more.
+        # Sums over V = 11 logits of seven terms, or over 300 rows; of bf16 a few roundings of 2^-9
+        # more.
         bound = rounding_bound(n_terms=7 + 11 + 300, scale=float(want.detach().abs().max()))
-        torch.testing.assert_close(got, want, rtol=0.0 if dtype == torch.float32 else 2e-2, atol=bound)
+        torch.testing.assert_close(
+            got, want, rtol=0.0 if dtype == torch.float32 else 2e-2, atol=bound
+        )

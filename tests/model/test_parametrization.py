@@ -1,6 +1,8 @@
-"""What a model learns in a step does not depend on its width (mup) and depth (completep), and in the standard one it does.
+"""What a model learns in a step does not depend on its width (mup) and depth (completep), and in
+the standard one it does.
 
-The coordinate check of Yang et al. 2022 (arXiv:2203.03466, appendix D.1): sizes of changes after a few steps, width by width.
+The coordinate check of Yang et al. 2022 (arXiv:2203.03466, appendix D.1): sizes of changes after a
+few steps, width by width.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from scaling.model import GenerativeModel, build_model, initialise
 from tests.support.exact import assert_same
 from tests.support.layout_runs import FAMILIES, layout, reference, run
 
-BASE = ("tokenizer=byte", "train.seq_len=32", "model.d_model=32", "model.n_heads=2", "model.n_layers=2", "optim.weight_decay=0")
+BASE = (
+    "tokenizer=byte",
+    "train.seq_len=32",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_layers=2",
+    "optim.weight_decay=0",
+)
 MUP = ("model.parametrization=mup", "model.base_width=32")
 COMPLETEP = ("model.parametrization=completep", "model.base_width=32", "model.base_layers=2")
 STEPS, LR = 4, 3e-3
@@ -28,7 +37,8 @@ def batch() -> torch.Tensor:
 
 
 def changes(*words: str, seeds: int = 2) -> dict[str, float]:
-    """Root mean square change over some Adam steps of what the last block makes, and of the logits."""
+    """Root mean square change over some Adam steps of what the last block makes, and of the
+    logits."""
     found: dict[str, list[float]] = {"blocks": [], "logits": []}
     for seed in range(seeds):
         config = compose((*BASE, *words))
@@ -39,7 +49,9 @@ def changes(*words: str, seeds: int = 2) -> dict[str, float]:
         tokens = batch()
         before = outputs(model, tokens)
         for _ in range(STEPS):
-            loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(
+                model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+            )
             loss.backward()
             set_rate(optimizer.param_groups, LR)
             optimizer.step()
@@ -75,7 +87,10 @@ def test_changes_do_not_grow_with_the_width() -> None:
 def test_changes_do_not_grow_with_the_depth() -> None:
     deep = growth(changes("model.n_layers=2", *COMPLETEP), changes("model.n_layers=16", *COMPLETEP))
     assert all(0.6 < ratio < 1.4 for ratio in deep.values()), deep
-    assert growth(changes("model.n_layers=2", *MUP), changes("model.n_layers=16", *MUP))["blocks"] > 1.8
+    assert (
+        growth(changes("model.n_layers=2", *MUP), changes("model.n_layers=16", *MUP))["blocks"]
+        > 1.8
+    )
 
 
 def test_at_the_base_all_is_standard() -> None:
@@ -90,7 +105,16 @@ def test_at_the_base_all_is_standard() -> None:
 
 
 def test_scales_are_those_of_the_table() -> None:
-    config = compose((*BASE, *wide(128), *COMPLETEP, "model.n_layers=6", "optim.weight_decay=0.1", "position=learned"))
+    config = compose(
+        (
+            *BASE,
+            *wide(128),
+            *COMPLETEP,
+            "model.n_layers=6",
+            "optim.weight_decay=0.1",
+            "position=learned",
+        )
+    )
     model = build_model(config)
     initialise(model, 0)
     scales = {}
@@ -100,7 +124,11 @@ def test_scales_are_those_of_the_table() -> None:
     assert scales["blocks.3.attention.q.weight"] == pytest.approx((1 / 4, 0.4, 1 / 12))
     assert scales["blocks.3.feed_forward.down.weight"] == pytest.approx((1 / 4, 0.4, 1 / 12))
     assert scales["blocks.3.attention_norm.weight"] == pytest.approx((1, 0, 1 / 12))
-    assert scales["embedding.weight"] == scales["position.table.weight"] == pytest.approx((1, 0, 1 / 4))
+    assert (
+        scales["embedding.weight"]
+        == scales["position.table.weight"]
+        == pytest.approx((1, 0, 1 / 4))
+    )
     assert scales["final_norm.weight"] == pytest.approx((1, 0, 1 / 4))
     std = {name: float(p.detach().std()) for name, p in model.named_parameters()}
     assert std["embedding.weight"] == pytest.approx(0.02, rel=0.02)
@@ -110,7 +138,12 @@ def test_scales_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("name", LAYOUT_ZERO)
 def test_zero_steps_each_group_at_its_own_rate(name: str) -> None:
-    overrides = (*FAMILIES["gpt"], "model.parametrization=completep", "model.base_width=8", "model.base_layers=1")
+    overrides = (
+        *FAMILIES["gpt"],
+        "model.parametrization=completep",
+        "model.base_width=8",
+        "model.base_layers=1",
+    )
     for curve in run(overrides, LAYOUT_ZERO[name], 0, 6):
         assert_same(np.array(curve), np.array(reference(6, *overrides)))
     plain = reference(6, *FAMILIES["gpt"])
@@ -122,7 +155,10 @@ def test_zero_steps_each_group_at_its_own_rate(name: str) -> None:
     [
         (("model.parametrization=mup",), "model.parametrization=mup needs model.base_width"),
         (("model.parametrization=completep", "model.base_width=32"), "needs model.base_layers"),
-        (("model.base_width=32",), "model.parametrization=standard has no use for model.base_width"),
+        (
+            ("model.base_width=32",),
+            "model.parametrization=standard has no use for model.base_width",
+        ),
         ((*MUP, "model.n_experts=4"), "is for family=gpt with norm_position=pre, one expert"),
         (("model=t5_tiny", *MUP), "is for family=gpt"),
     ],

@@ -1,6 +1,8 @@
-"""Logits, loss, gradients and greedy text equal those of the transformers library, with the same small random weights.
+"""Logits, loss, gradients and greedy text equal those of the transformers library, with the same
+small random weights.
 
-In float64, where both compute the same to 1e-9 on every machine; logits in fp32 too, to a bound that is derived (`exact.py`).
+In float64, where both compute the same to 1e-9 on every machine; logits in fp32 too, to a bound
+that is derived (`exact.py`).
 """
 
 from __future__ import annotations
@@ -27,11 +29,35 @@ transformers = pytest.importorskip("transformers")
 
 V, T, D, N_LAYERS = 700, 32, 48, 3
 EOT, PAD = 0, 1
-SHAPE = (f"model.n_layers={N_LAYERS}", f"model.d_model={D}", "model.n_heads=6", f"tokenizer.vocab_size={V}", f"train.seq_len={T}")
-T5 = ("model=t5_tiny", *SHAPE, "model.d_ff=80", "tokenizer.n_sentinels=8", "position.max_distance=24")
+SHAPE = (
+    f"model.n_layers={N_LAYERS}",
+    f"model.d_model={D}",
+    "model.n_heads=6",
+    f"tokenizer.vocab_size={V}",
+    f"train.seq_len={T}",
+)
+T5 = (
+    "model=t5_tiny",
+    *SHAPE,
+    "model.d_ff=80",
+    "tokenizer.n_sentinels=8",
+    "position.max_distance=24",
+)
 ARRANGEMENTS = {
-    "gpt2": (*SHAPE, "model.activation=gelu", "model.norm=layernorm", "model.bias=true", "position=learned"),
-    "llama": (*SHAPE, "model.n_kv_heads=2", "model.d_ff=80", "model.tie_embeddings=false", "model.d_head=12"),
+    "gpt2": (
+        *SHAPE,
+        "model.activation=gelu",
+        "model.norm=layernorm",
+        "model.bias=true",
+        "position=learned",
+    ),
+    "llama": (
+        *SHAPE,
+        "model.n_kv_heads=2",
+        "model.d_ff=80",
+        "model.tie_embeddings=false",
+        "model.d_head=12",
+    ),
     "bert": ("model=bert_tiny", *SHAPE),
     "bert_order": ("model=bert_tiny", *SHAPE, "objective.sentence_order=true"),
     "t5": (*T5, "model.d_head=12"),
@@ -54,7 +80,8 @@ def random_theirs(config: RunConfig) -> nn.Module:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    if config.model.family == "t5" and not config.model.tie_embeddings:  # theirs unties when it loads such weights, not before
+    # theirs unties when it loads such weights, not before
+    if config.model.family == "t5" and not config.model.tie_embeddings:
         theirs.config.tie_word_embeddings = False
         theirs.lm_head.weight = nn.Parameter(torch.randn(V, config.model.d_model) * 0.1)
     return theirs
@@ -73,16 +100,24 @@ def pair(name: str) -> tuple[LanguageModel, nn.Module, RunConfig]:
 
 
 def batch_of(name: str) -> Batch:
-    """Random tokens; of T5 unequal lengths of source and target, of BERT two segments and some padding."""
+    """Random tokens; of T5 unequal lengths of source and target, of BERT two segments and some
+    padding."""
     generator = torch.Generator().manual_seed(1)
     tokens, targets = (torch.randint(2, V, (3, T), generator=generator) for _ in range(2))
     targets[:, ::3] = -100
     if name.startswith("t5"):
-        return Batch(tokens[:, :20], targets[:, :20], torch.randint(2, V, (3, 29), generator=generator))
+        return Batch(
+            tokens[:, :20], targets[:, :20], torch.randint(2, V, (3, 29), generator=generator)
+        )
     if name.startswith("bert"):
         documents = torch.where(torch.arange(T) < torch.tensor([[T], [20], [9]]), 0, -1)
         segments = (torch.arange(T) >= 8).long().expand(3, T)
-        return Batch(tokens, targets.where(documents == 0, -100), documents_BT=documents, segments_BT=segments)
+        return Batch(
+            tokens,
+            targets.where(documents == 0, -100),
+            documents_BT=documents,
+            segments_BT=segments,
+        )
     return Batch(tokens, targets)
 
 
@@ -91,7 +126,11 @@ def their_logits(theirs: nn.Module, batch: Batch) -> Tensor:
         return theirs(input_ids=batch.source_BU, decoder_input_ids=batch.tokens_BT).logits
     if batch.segments_BT is None:
         return theirs(batch.tokens_BT).logits
-    output = theirs(batch.tokens_BT, attention_mask=(batch.documents_BT == 0).long(), token_type_ids=batch.segments_BT)
+    output = theirs(
+        batch.tokens_BT,
+        attention_mask=(batch.documents_BT == 0).long(),
+        token_type_ids=batch.segments_BT,
+    )
     return output.logits if "logits" in output else output.prediction_logits
 
 
@@ -107,7 +146,11 @@ def assert_logits_and_loss_equal(name: str, rtol: float, atol: float) -> None:
     ours, theirs, _ = pair(name)
     batch = batch_of(name)
     expected, logits = their_logits(theirs, batch), our_logits(ours, batch)
-    real = batch.documents_BT == 0 if batch.documents_BT is not None else torch.ones_like(batch.tokens_BT, dtype=torch.bool)
+    real = (
+        batch.documents_BT == 0
+        if batch.documents_BT is not None
+        else torch.ones_like(batch.tokens_BT, dtype=torch.bool)
+    )
     assert expected.std().item() > 0.3
     torch.testing.assert_close(logits[real], expected[real], atol=atol, rtol=rtol)
     nats, count, _ = ours.loss(batch)
@@ -123,8 +166,9 @@ def test_logits_and_loss_equal_transformers(name: str, double: None) -> None:
 
 @every
 def test_logits_and_loss_equal_transformers_in_fp32(name: str) -> None:
-    # A layer chains products with D terms (queries, scores, outputs, up) and with T and d_ff terms (values, down); a layer of a
-    # decoder behind an encoder has twice as many. Logits and scores reach 5.
+    # A layer chains products with D terms (queries, scores, outputs, up) and with T and d_ff terms
+    # (values, down); a layer of a decoder behind an encoder has twice as many. Logits and scores
+    # reach 5.
     bound = rounding_bound(n_terms=4 * D + T + 4 * D, n_layers=2 * N_LAYERS, scale=5)
     assert bound < 2e-3, "so wide a bound finds nothing"
     assert_logits_and_loss_equal(name, bound, bound)
@@ -136,10 +180,14 @@ def test_gradients_equal_transformers(name: str, double: None) -> None:
     batch = batch_of(name)
     nats, count, _ = ours.loss(batch)
     (nats / count).backward()
-    nn.functional.cross_entropy(their_logits(theirs, batch).flatten(0, 1), batch.targets_BT.flatten()).backward()
+    nn.functional.cross_entropy(
+        their_logits(theirs, batch).flatten(0, 1), batch.targets_BT.flatten()
+    ).backward()
     with torch.no_grad():
         for parameter in theirs.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.copy_(
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
     expected = from_transformers(config, state_of(theirs))
     for parameter_name, parameter in ours.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -153,7 +201,9 @@ def test_greedy_text_equals_transformers(name: str, double: None) -> None:
     start = [5, 9, 2, 77]
     theirs.generation_config.eos_token_id = None
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": PAD}
-    output = theirs.generate(torch.tensor([start]), attention_mask=torch.ones(1, 4).long(), **options)[0].tolist()
+    output = theirs.generate(
+        torch.tensor([start]), attention_mask=torch.ones(1, 4).long(), **options
+    )[0].tolist()
     greedy = {"temperature": 0, "seed": 0, "context_limit": T}
     if name.startswith("t5"):
         assert [PAD, *generate(ours, [PAD], 20, source_ids=start, **greedy)] == output
@@ -164,7 +214,11 @@ def test_greedy_text_equals_transformers(name: str, double: None) -> None:
 def test_sentence_order_equals_transformers(double: None) -> None:
     ours, theirs, _ = pair("bert_order")
     batch = batch_of("bert_order")
-    output = theirs(batch.tokens_BT, attention_mask=(batch.documents_BT == 0).long(), token_type_ids=batch.segments_BT)
+    output = theirs(
+        batch.tokens_BT,
+        attention_mask=(batch.documents_BT == 0).long(),
+        token_type_ids=batch.segments_BT,
+    )
     hidden, _ = ours.hidden(batch.tokens_BT, batch.segments_BT, batch.documents_BT)
     assert_same(ours.order(hidden), output.seq_relationship_logits)
 
@@ -177,7 +231,9 @@ def test_a_saved_directory_opens_there_and_comes_back(name: str, tmp_path: Path)
     opened, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = batch_of(name)
-    torch.testing.assert_close(their_logits(opened.eval(), batch), their_logits(theirs, batch), atol=0, rtol=0)
+    torch.testing.assert_close(
+        their_logits(opened.eval(), batch), their_logits(theirs, batch), atol=0, rtol=0
+    )
     for parameter_name, value in load_pretrained(config, tmp_path).items():
         assert torch.equal(value, weights[parameter_name]), parameter_name
     # And what they write, we read.
@@ -210,5 +266,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"it lacks model.norm.weight"):
         from_transformers(config, theirs)
     save_pretrained(config, dict(ours.named_parameters()), tmp_path, eos_id=EOT, pad_id=PAD)
-    with pytest.raises(CheckpointError, match=r"num_hidden_layers=3, and the configuration makes it 2"):
+    with pytest.raises(
+        CheckpointError, match=r"num_hidden_layers=3, and the configuration makes it 2"
+    ):
         load_pretrained(composed(*ARRANGEMENTS["llama"], "model.n_layers=2"), tmp_path)

@@ -1,4 +1,5 @@
-"""Recomputation changes neither values nor gradients, keeps less, and repeats what it says and nothing more."""
+"""Recomputation changes neither values nor gradients, keeps less, and repeats what it says and
+nothing more."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ KINDS: tuple[Recompute, ...] = get_args(Recompute)
 BLOCKS = {
     "gpt_tiny": ("model=gpt_tiny",),
     "dropout": ("model=gpt_tiny", "model.dropout=0.1"),
-    "gpt2": ("model=gpt_tiny", "model.activation=gelu", "model.norm=layernorm", "model.bias=true", "position=learned"),
+    "gpt2": (
+        "model=gpt_tiny",
+        "model.activation=gelu",
+        "model.norm=layernorm",
+        "model.bias=true",
+        "position=learned",
+    ),
     "experts": ("model=gpt_tiny", "model.n_experts=4", "model.experts_per_token=2"),
 }
 PRODUCTS = {"mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu"}
@@ -40,15 +47,20 @@ class Counted(TorchDispatchMode):
 
 
 def setting(name: str) -> tuple[LanguageModel, Tensor]:
-    """A model in training, and what its first block is given: (2, T, D) of the shape of gpt_tiny."""
+    """A model in training, and what its first block is given: (2, T, D) of the shape of
+    gpt_tiny."""
     config: RunConfig = composed(*BLOCKS[name])
     model = build_model(config)
     initialise(model, seed=0)
     torch.manual_seed(1)
-    return model.train(), torch.randn(2, config.train.seq_len, config.model.d_model, requires_grad=True)
+    return model.train(), torch.randn(
+        2, config.train.seq_len, config.model.d_model, requires_grad=True
+    )
 
 
-def run(model: Any, x_BTD: Tensor, kind: Recompute, context: Any = None) -> tuple[Tensor, Tensor | None]:
+def run(
+    model: Any, x_BTD: Tensor, kind: Recompute, context: Any = None
+) -> tuple[Tensor, Tensor | None]:
     torch.manual_seed(2)
     context = context or model.position.context(0, x_BTD, None)
     out: tuple[Tensor, Tensor | None] = run_block(kind, model.blocks[0], x_BTD, context, None, None)
@@ -69,7 +81,11 @@ def test_values_and_gradients_are_equal_bit_for_bit(name: str) -> None:
         x_BTD.grad = None
         out = run(model, x_BTD, kind)
         backward(out)
-        grads = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+        grads = {
+            key: parameter.grad
+            for key, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
         found[kind] = {"out": out[0].detach(), "x": x_BTD.grad} | grads
     assert len(found["none"]) > 8
     for kind in KINDS[1:]:
@@ -89,11 +105,15 @@ def kept_bytes(model: Any, x_BTD: Tensor, kind: Recompute) -> int:
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("gpt_tiny", {"none": 19.5, "selective": 13, "full": 1.1}), ("dropout", {"none": 21.5, "selective": 13, "full": 1.1}),
-     ("gpt2", {"none": 16.5, "selective": 11.5, "full": 1.1})],
-)  # fmt: skip
+    [
+        ("gpt_tiny", {"none": 19.5, "selective": 13, "full": 1.1}),
+        ("dropout", {"none": 21.5, "selective": 13, "full": 1.1}),
+        ("gpt2", {"none": 16.5, "selective": 11.5, "full": 1.1}),
+    ],
+)
 def test_what_is_kept_for_backward(name: str, most: dict[Recompute, float]) -> None:
-    """In multiples of the block's input. Selective: q, k, v, o, attention's output, gate and up (2.75 each), down, y."""
+    """In multiples of the block's input. Selective: q, k, v, o, attention's output, gate and up
+    (2.75 each), down, y."""
     model, x_BTD = setting(name)
     run(model, x_BTD, "none")  # whatever is made once
     inputs = {kind: kept_bytes(model, x_BTD, kind) / (x_BTD.numel() * 4) for kind in KINDS}
@@ -115,5 +135,9 @@ def test_selective_repeats_no_product_and_full_repeats_them(name: str) -> None:
     assert forward
     for key, count in forward.items():
         assert in_backward["selective"][key] == in_backward["none"][key], key
-        assert in_backward["full"][key] >= in_backward["none"][key] + count - 1, "the last product's output may be needed no more"
-    assert in_backward["selective"].total() > in_backward["none"].total(), "the rest is computed again"
+        assert in_backward["full"][key] >= in_backward["none"][key] + count - 1, (
+            "the last product's output may be needed no more"
+        )
+    assert in_backward["selective"].total() > in_backward["none"].total(), (
+        "the rest is computed again"
+    )

@@ -1,4 +1,5 @@
-"""What the planner counts of each attention: parameters of the real modules, FLOPs by hand, bytes that autograd keeps."""
+"""What the planner counts of each attention: parameters of the real modules, FLOPs by hand, bytes
+that autograd keeps."""
 
 from __future__ import annotations
 
@@ -16,13 +17,19 @@ from tests.support.attention_reference import sees
 from tests.support.configs import composed
 
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "both_sides"])
-WORKS = [(a, p) for a in ATTENTIONS for p in POSITIONS
-         if (a, p) not in {("linear", "relative_bias"), ("relative", "rope")}]  # fmt: skip
+WORKS = [
+    (a, p)
+    for a in ATTENTIONS
+    for p in POSITIONS
+    if (a, p) not in {("linear", "relative_bias"), ("relative", "rope")}
+]
 
 
 @pytest.mark.parametrize(("kind", "position"), WORKS, ids=["-".join(pair) for pair in WORKS])
 def test_parameters_are_those_of_the_module(kind: str, position: str) -> None:
-    config = composed(f"attention={kind}", f"position={position}", "model.bias=true", "model.n_layers=3")
+    config = composed(
+        f"attention={kind}", f"position={position}", "model.bias=true", "model.n_layers=3"
+    )
     module = build_model(config, device="meta")
     assert sum(parameter.numel() for parameter in module.parameters()) == count(config).n_params
 
@@ -30,8 +37,14 @@ def test_parameters_are_those_of_the_module(kind: str, position: str) -> None:
 @CAUSAL
 @pytest.mark.parametrize("values", ["true", "false"])
 def test_vectors_of_distances(values: str, causal: bool) -> None:
-    config = composed("attention=relative", f"attention.relative_values={values}", "attention.max_distance=5")
-    tables = [p.numel() for name, p in ATTENTIONS["relative"](config, causal=causal).named_parameters() if "relative" in name]
+    config = composed(
+        "attention=relative", f"attention.relative_values={values}", "attention.max_distance=5"
+    )
+    tables = [
+        p.numel()
+        for name, p in ATTENTIONS["relative"](config, causal=causal).named_parameters()
+        if "relative" in name
+    ]
     assert sum(tables) == plan.relative_params(config, causal=causal)
 
 
@@ -55,20 +68,34 @@ def test_flops_by_hand() -> None:
 def test_positions_in_the_middle_see_as_many_as_is_counted(kind: str, causal: bool) -> None:
     """Causal ones to within the columns that a position has behind it."""
     n = 240
-    config = composed(f"attention={kind}", f"train.seq_len={n}", *(["attention.window=16"] if kind == "local" else []))
+    config = composed(
+        f"attention={kind}",
+        f"train.seq_len={n}",
+        *(["attention.window=16"] if kind == "local" else []),
+    )
     module = ATTENTIONS[kind](config, causal=causal)
     t = n - 1 if causal else n // 2
     seen = sum(sees(kind, module, t, s) for s in range(n))
-    assert plan.attended(config, n, causal=causal) == pytest.approx(seen, abs=1 if kind == "strided" else 0)
+    assert plan.attended(config, n, causal=causal) == pytest.approx(
+        seen, abs=1 if kind == "strided" else 0
+    )
 
 
 def kept_bytes(config: RunConfig, causal: bool, B: int) -> float:
-    """Bytes a position that autograd keeps between projections, less what plain full attention keeps."""
+    """Bytes a position that autograd keeps between projections, less what plain full attention
+    keeps."""
     T, model = config.train.seq_len, config.model
-    module, at = ATTENTIONS[config.attention.kind](config, causal=causal), POSITIONS[config.position.kind](config, causal=causal)
-    q, k, v = (torch.randn(B, T, n, model.head_width, requires_grad=True).transpose(1, 2)
-               for n in (model.n_heads, model.kv_heads, model.kv_heads))  # fmt: skip
-    known = {t.untyped_storage().data_ptr() for t in (q, k, v, *module.parameters(), *at.parameters())}
+    module, at = (
+        ATTENTIONS[config.attention.kind](config, causal=causal),
+        POSITIONS[config.position.kind](config, causal=causal),
+    )
+    q, k, v = (
+        torch.randn(B, T, n, model.head_width, requires_grad=True).transpose(1, 2)
+        for n in (model.n_heads, model.kv_heads, model.kv_heads)
+    )
+    known = {
+        t.untyped_storage().data_ptr() for t in (q, k, v, *module.parameters(), *at.parameters())
+    }
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,11 +113,21 @@ def kept_bytes(config: RunConfig, causal: bool, B: int) -> float:
 @CAUSAL
 @pytest.mark.parametrize("n_kv_heads", [4, 1])
 @pytest.mark.parametrize("length", [400, 1024])
-@pytest.mark.parametrize(("kind", "position"), [*((k, "none") for k in ATTENTIONS if k not in ("gqa", "mqa")),
-                                                ("full", "alibi"), ("local", "alibi"), ("local", "relative_bias"),
-                                                ("linear", "rope")])  # fmt: skip
-def test_memory_is_what_autograd_keeps(kind: str, position: str, length: int, n_kv_heads: int, causal: bool) -> None:
-    """Within 12 % of what is kept of one sequence, with masks of its own, or of two, whose rows are copied, whichever is more."""
+@pytest.mark.parametrize(
+    ("kind", "position"),
+    [
+        *((k, "none") for k in ATTENTIONS if k not in ("gqa", "mqa")),
+        ("full", "alibi"),
+        ("local", "alibi"),
+        ("local", "relative_bias"),
+        ("linear", "rope"),
+    ],
+)
+def test_memory_is_what_autograd_keeps(
+    kind: str, position: str, length: int, n_kv_heads: int, causal: bool
+) -> None:
+    """Within 12 % of what is kept of one sequence, with masks of its own, or of two, whose rows are
+    copied, whichever is more."""
     overrides = ("model.d_model=256", f"model.n_kv_heads={n_kv_heads}", f"train.seq_len={length}")
     config = composed(f"attention={kind}", f"position={position}", *overrides)
     model = config.model
@@ -101,4 +138,8 @@ def test_memory_is_what_autograd_keeps(kind: str, position: str, length: int, n_
 
 
 def test_constants_are_the_models() -> None:
-    assert (plan.PIECE, plan.CHUNK, plan.CHUNKS_PER_WINDOW) == (pieces.PIECE, linear.CHUNK, local.CHUNKS_PER_WINDOW)
+    assert (plan.PIECE, plan.CHUNK, plan.CHUNKS_PER_WINDOW) == (
+        pieces.PIECE,
+        linear.CHUNK,
+        local.CHUNKS_PER_WINDOW,
+    )

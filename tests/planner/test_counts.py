@@ -28,14 +28,26 @@ def test_llama_2_70b_has_its_published_size() -> None:
 
 
 def test_published_names_mean_sizes_near_them() -> None:
-    sizes = {"125m": 125e6, "350m": 350e6, "760m": 760e6, "1b": 1.3e9, "3b": 2.7e9, "7b": 6.7e9,
-             "13b": 13e9, "30b": 30e9, "70b": 70e9, "175b": 175e9, "50m": 50e6}  # fmt: skip
+    sizes = {
+        "125m": 125e6,
+        "350m": 350e6,
+        "760m": 760e6,
+        "1b": 1.3e9,
+        "3b": 2.7e9,
+        "7b": 6.7e9,
+        "13b": 13e9,
+        "30b": 30e9,
+        "70b": 70e9,
+        "175b": 175e9,
+        "50m": 50e6,
+    }
     for name, size in sizes.items():
         assert count(composed(f"model=gpt_{name}")).n_params == pytest.approx(size, rel=0.04), name
 
 
 def test_flops_of_nano_by_hand() -> None:
-    # Attention 4 * 128^2, swiglu 3 * 128 * 384; head 4096 * 128; attention over 256 positions of 128 values.
+    # Attention 4 * 128^2, swiglu 3 * 128 * 384; head 4096 * 128; attention over 256 positions of
+    # 128 values.
     config = composed()  # gpt_nano of four layers
     block = 4 * 128**2 + 3 * 128 * 384
     assert block_matmul_params(config.model) == block
@@ -43,14 +55,26 @@ def test_flops_of_nano_by_hand() -> None:
 
 
 def test_grouped_queries_and_odd_heads() -> None:
-    config = composed("model.n_heads=6", "model.n_kv_heads=2", "model.d_head=32", "model.bias=true", "model.norm=layernorm")
+    config = composed(
+        "model.n_heads=6",
+        "model.n_kv_heads=2",
+        "model.d_head=32",
+        "model.bias=true",
+        "model.norm=layernorm",
+    )
     q, kv, d, ff = 192, 64, 128, 384
     assert block_matmul_params(config.model) == d * (2 * q + 2 * kv + 3 * ff)
-    assert block_params(config.model) == d * (2 * q + 2 * kv + 3 * ff) + (q + 2 * kv + d) + (2 * ff + d) + 4 * d
+    assert (
+        block_params(config.model)
+        == d * (2 * q + 2 * kv + 3 * ff) + (q + 2 * kv + d) + (2 * ff + d) + 4 * d
+    )
 
 
 def test_the_head_counts_in_flops_tied_or_not() -> None:
-    tied, untied = count(composed("model.tie_embeddings=true")), count(composed("model.tie_embeddings=false"))
+    tied, untied = (
+        count(composed("model.tie_embeddings=true")),
+        count(composed("model.tie_embeddings=false")),
+    )
     assert untied.n_params - tied.n_params == 4096 * 128
     assert untied.n_params_non_embedding == tied.n_params_non_embedding
     assert untied.flops_per_token == tied.flops_per_token
@@ -64,7 +88,12 @@ VARIANTS = [
     ("model.norm_position=post", "model.d_embedding=32", "model.share_layers=true"),
     ("model.d_embedding=32", "model.tie_embeddings=false", "model.activation=relu"),
     ("model.n_experts=4", "model.experts_per_token=2", "model.bias=true", "model.activation=geglu"),
-    ("model=bert_tiny", "objective.sentence_order=true", "model.d_embedding=64", "model.bias=false"),
+    (
+        "model=bert_tiny",
+        "objective.sentence_order=true",
+        "model.d_embedding=64",
+        "model.bias=false",
+    ),
     ("model=bert_tiny", "model.tie_embeddings=false", "model.norm_position=pre"),
     ("model=bert_tiny", "model.share_layers=true", "model.n_experts=2", "model.norm=rmsnorm"),
     ("model=t5_tiny", "model.tie_embeddings=true", "model.n_kv_heads=2", "model.share_layers=true"),
@@ -73,7 +102,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("overrides", [*((f"model={name}",) for name in MODELS), *VARIANTS], ids=",".join)
+@pytest.mark.parametrize(
+    "overrides", [*((f"model={name}",) for name in MODELS), *VARIANTS], ids=",".join
+)
 def test_counts_equal_the_real_module(overrides: tuple[str, ...]) -> None:
     import torch
 
@@ -82,7 +113,15 @@ def test_counts_equal_the_real_module(overrides: tuple[str, ...]) -> None:
     config = composed(*overrides)
     module = build_model(config, torch.device("meta"))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    outside = ("embedding.", "segments.", "position.", "encoder.position.", "decoder.position.", "head.", "decoder.weight")
+    outside = (
+        "embedding.",
+        "segments.",
+        "position.",
+        "encoder.position.",
+        "decoder.position.",
+        "head.",
+        "decoder.weight",
+    )
     embedding = sum(size for name, size in sizes.items() if name.startswith(outside))
     counts = count(config)
     assert sum(sizes.values()) == counts.n_params
@@ -90,7 +129,8 @@ def test_counts_equal_the_real_module(overrides: tuple[str, ...]) -> None:
 
 
 def test_published_encoders_and_encoder_decoders_have_their_sizes() -> None:
-    # bert-base-uncased for masked LM, t5-v1_1-small; and 65M and 213M of Vaswani et al. 2017, table 3.
+    # bert-base-uncased for masked LM, t5-v1_1-small; and 65M and 213M of Vaswani et al. 2017, table
+    # 3.
     assert count(composed("model=bert_base", "tokenizer.vocab_size=30522")).n_params == 109_514_298
     assert count(composed("model=t5_small")).n_params == pytest.approx(76_961_152, abs=0)
     for name, size in (("base", 65e6), ("big", 213e6)):
@@ -99,13 +139,16 @@ def test_published_encoders_and_encoder_decoders_have_their_sizes() -> None:
 
 
 def test_flops_of_an_encoder_decoder_by_hand() -> None:
-    # Encoder 128 positions, decoder 29; d 192, d_ff 512 gated, 4 heads of 48, vocabulary 4096, 3 layers each.
+    # Encoder 128 positions, decoder 29; d 192, d_ff 512 gated, 4 heads of 48, vocabulary 4096, 3
+    # layers each.
     config = composed("model=t5_tiny")
     block, d = 4 * 192**2 + 3 * 192 * 512, 192
     encoder, decoder = 128 * 3 * block, 29 * 3 * block
     cross, head = 3 * (2 * d * d * 29 + 2 * d * d * 128), 29 * d * 4096
     attention = 12 * 3 * d * (128**2 + 29**2 + 128 * 29)
-    assert count(config).flops_per_token == round((6 * (encoder + decoder + cross + head) + attention) / 128)
+    assert count(config).flops_per_token == round(
+        (6 * (encoder + decoder + cross + head) + attention) / 128
+    )
 
 
 def test_only_the_experts_that_a_token_takes_cost_flops() -> None:

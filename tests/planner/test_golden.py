@@ -1,6 +1,8 @@
-"""Whole plans of a few settings, one value a line, so that a changed assumption shows as the lines that it moves.
+"""Whole plans of a few settings, one value a line, so that a changed assumption shows as the lines
+that it moves.
 
-Rewrite tests/golden/plans.txt with SCALING_REWRITE_GOLDEN=1, in a commit that says why the numbers changed.
+Rewrite tests/golden/plans.txt with SCALING_REWRITE_GOLDEN=1, in a commit that says why the numbers
+changed.
 """
 
 from __future__ import annotations
@@ -50,11 +52,25 @@ RANKED = [
 
 def _ranked(overrides: tuple[str, ...]) -> dict[str, Any]:
     answer = ranked_plan(composed(*overrides))
-    first = {str(n): {key: layout[key] for key in KEPT} for n, layout in enumerate(answer["layouts"][:3], 1)}
+    first = {
+        str(n): {key: layout[key] for key in KEPT}
+        for n, layout in enumerate(answer["layouts"][:3], 1)
+    }
     return first | {key: answer[key] for key in ("why", "help", "would_fit")}
 
 
-KEPT = ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size", "activation_checkpointing", "verdict", "mfu", "memory_bytes")
+KEPT = (
+    "dp",
+    "tp",
+    "pp",
+    "sp",
+    "zero_stage",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "verdict",
+    "mfu",
+    "memory_bytes",
+)
 
 
 def _plans() -> str:
@@ -63,7 +79,9 @@ def _plans() -> str:
         lines = _flat(make_plan(composed(*overrides)).to_dict())
         sections.append("\n".join([f"[{' '.join(overrides) or 'default run'}]", *lines, ""]))
     for overrides in RANKED:
-        sections.append("\n".join([f"[ranked: {' '.join(overrides)}]", *_flat(_ranked(overrides)), ""]))
+        sections.append(
+            "\n".join([f"[ranked: {' '.join(overrides)}]", *_flat(_ranked(overrides)), ""])
+        )
     return "\n".join(sections)
 
 

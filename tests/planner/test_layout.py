@@ -24,7 +24,11 @@ CLUSTERS = ["1xA100", "8xA100", "8xA100-40GB", "4x8xA100-spot", "8xH200", "8x8xH
 
 
 def on_cpus(n_workers: int, *overrides: str, memory_gb: float = 12) -> RunConfig:
-    machine = (f"cluster.devices_per_node={n_workers}", "cluster.device.name=test CPU", f"cluster.device.memory_gb={memory_gb}")
+    machine = (
+        f"cluster.devices_per_node={n_workers}",
+        "cluster.device.name=test CPU",
+        f"cluster.device.memory_gb={memory_gb}",
+    )
     return composed(*overrides, *machine)
 
 
@@ -37,8 +41,17 @@ def refusal(config: RunConfig) -> str:
 def test_default_run_is_one_micro_batch_on_each_of_two_workers() -> None:
     plan = make_plan(composed())
     layout = plan.layout
-    assert (layout.dp, layout.zero_stage, layout.micro_batch_size, layout.grad_accum_steps) == (2, 1, 8, 1)
-    assert (layout.engine, layout.activation_checkpointing, layout.world_size) == ("deepspeed", "none", 2)
+    assert (layout.dp, layout.zero_stage, layout.micro_batch_size, layout.grad_accum_steps) == (
+        2,
+        1,
+        8,
+        1,
+    )
+    assert (layout.engine, layout.activation_checkpointing, layout.world_size) == (
+        "deepspeed",
+        "none",
+        2,
+    )
     assert (plan.n_steps, plan.n_tokens) == (489, 489 * 4096)
     assert plan.time is plan.hours is plan.usd is plan.kwh is None
 
@@ -48,7 +61,9 @@ def test_one_device_runs_the_reference_engine() -> None:
     assert (layout.engine, layout.dp, layout.micro_batch_size) == ("reference", 1, 16)
     assert make_plan(on_cpus(1, "layout.engine=deepspeed")).layout.engine == "deepspeed"
     assert make_plan(on_cpus(2, "layout.engine=reference")).layout.dp == 1
-    assert make_plan(on_cpus(1, "layout=manual", "layout.zero_stage=3")).layout.engine == "deepspeed"
+    assert (
+        make_plan(on_cpus(1, "layout=manual", "layout.zero_stage=3")).layout.engine == "deepspeed"
+    )
 
 
 @given(
@@ -57,14 +72,20 @@ def test_one_device_runs_the_reference_engine() -> None:
     memory_gb=st.floats(0.75, 2),
     checkpointing=st.sampled_from(("none", "full")),
 )
-def test_a_plan_cuts_the_whole_batch_and_fits(batch: int, n_workers: int, memory_gb: float, checkpointing: str) -> None:
+def test_a_plan_cuts_the_whole_batch_and_fits(
+    batch: int, n_workers: int, memory_gb: float, checkpointing: str
+) -> None:
     base = composed()
     device = base.cluster.device.model_copy(update={"memory_gb": memory_gb})
     config = base.model_copy(
         update={
-            "cluster": base.cluster.model_copy(update={"device": device, "devices_per_node": n_workers}),
+            "cluster": base.cluster.model_copy(
+                update={"device": device, "devices_per_node": n_workers}
+            ),
             "train": base.train.model_copy(update={"global_batch_size": batch}),
-            "layout": base.layout.model_copy(update={"kind": "manual", "activation_checkpointing": checkpointing}),
+            "layout": base.layout.model_copy(
+                update={"kind": "manual", "activation_checkpointing": checkpointing}
+            ),
         }
     )
     layout = make_plan(config).layout
@@ -80,8 +101,15 @@ def test_divisors(n: int) -> None:
 
 
 def test_memory_decides_stage_micro_batch_and_checkpointing() -> None:
-    layouts = [make_plan(composed(f"model=gpt_{size}", "cluster=8xA100")).layout for size in ("1b", "13b", "30b")]
-    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [(1, 16), (1, 1), (1, 1)]
+    layouts = [
+        make_plan(composed(f"model=gpt_{size}", "cluster=8xA100")).layout
+        for size in ("1b", "13b", "30b")
+    ]
+    assert [(layout.zero_stage, layout.micro_batch_size) for layout in layouts] == [
+        (1, 16),
+        (1, 1),
+        (1, 1),
+    ]
     assert [layout.activation_checkpointing for layout in layouts] == ["none", "none", "selective"]
     assert [layout.tp * layout.pp for layout in layouts] == [1, 2, 8]
 
@@ -89,7 +117,9 @@ def test_memory_decides_stage_micro_batch_and_checkpointing() -> None:
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_is_planned_or_refused_with_numbers(model: str, cluster: str) -> None:
-    config = composed(f"model={model}").model_copy(update={"cluster": composed(f"cluster={cluster}").cluster})
+    config = composed(f"model={model}").model_copy(
+        update={"cluster": composed(f"cluster={cluster}").cluster}
+    )
     try:
         plan = make_plan(config)
     except PlanError as error:
@@ -122,7 +152,9 @@ def test_price_and_energy_are_of_the_whole_cluster() -> None:
 
 
 def test_checkpointing_costs_a_forward_and_links_cost_time() -> None:
-    config = composed("model=gpt_7b", "cluster=4x8xA100", "layout=manual", "layout.activation_checkpointing=full")
+    config = composed(
+        "model=gpt_7b", "cluster=4x8xA100", "layout=manual", "layout.activation_checkpointing=full"
+    )
     full = make_plan(config)
     none = estimate_time(config, replace(full.layout, activation_checkpointing="none"))
     slow_config = composed("model=gpt_7b", "cluster=4x8xA100", "cluster.inter_node_gb_per_s=0.1")
@@ -130,31 +162,62 @@ def test_checkpointing_costs_a_forward_and_links_cost_time() -> None:
     assert full.time is not None
     assert none is not None
     assert slow is not None
-    assert 1.25 < full.time.compute_s / none.compute_s < 4 / 3  # of three parts, or a little less: the head is not made anew
+    # of three parts, or a little less: the head is not made anew
+    assert 1.25 < full.time.compute_s / none.compute_s < 4 / 3
     assert slow.communication_s > 50 * full.time.communication_s
     assert slow.step_time_s > full.time.step_time_s
 
 
 REFUSALS = [
     (("layout.dp=3",), "layout.dp=3 needs 3 devices, and the cluster has 2", "Use dp from {1, 2}"),
-    (("layout.micro_batch_size=3",), "micro_batch_size=3 does not divide the 8 sequences of a rank", "{1, 2, 4, 8}"),
-    (("layout.engine=reference", "layout.dp=2"), "runs on one device, but layout.dp=2", "layout.engine=deepspeed"),
-    (("layout.engine=reference", "layout.zero_stage=2"), "has no ZeRO, but layout.zero_stage=2", "zero_stage null"),
+    (
+        ("layout.micro_batch_size=3",),
+        "micro_batch_size=3 does not divide the 8 sequences of a rank",
+        "{1, 2, 4, 8}",
+    ),
+    (
+        ("layout.engine=reference", "layout.dp=2"),
+        "runs on one device, but layout.dp=2",
+        "layout.engine=deepspeed",
+    ),
+    (
+        ("layout.engine=reference", "layout.zero_stage=2"),
+        "has no ZeRO, but layout.zero_stage=2",
+        "zero_stage null",
+    ),
     (
         ("layout.pp=2", "layout.pp_schedule=dualpipev", "model.n_layers=3"),
         "is more than the 3 blocks of all layers",
         "Leave layout.pp_schedule null",
     ),
-    (("layout.pp=1", "layout.pp_schedule=dualpipev"), "pp_schedule=dualpipev needs pp above 1", "Leave layout.pp_schedule null"),
-    (("layout.sp=2", "layout.sp_attention=ring", "attention=linear"), "only attention=full", "Leave layout.sp_attention null"),
-    (("schedule.warmup_tokens=3M",), "schedule.warmup_tokens=3M is 3000000 tokens, and the whole run has 2002944", "such as 2%"),
+    (
+        ("layout.pp=1", "layout.pp_schedule=dualpipev"),
+        "pp_schedule=dualpipev needs pp above 1",
+        "Leave layout.pp_schedule null",
+    ),
+    (
+        ("layout.sp=2", "layout.sp_attention=ring", "attention=linear"),
+        "only attention=full",
+        "Leave layout.sp_attention null",
+    ),
+    (
+        ("schedule.warmup_tokens=3M",),
+        "schedule.warmup_tokens=3M is 3000000 tokens, and the whole run has 2002944",
+        "such as 2%",
+    ),
     (("schedule.warmup_tokens=-1%",), "schedule.warmup_tokens=-1% is -20029 tokens", "such as 2%"),
-    (("schedule=wsd", "schedule.decay_tokens=99%"), "are 40059 + 1982915 tokens", "at most 1962885"),
+    (
+        ("schedule=wsd", "schedule.decay_tokens=99%"),
+        "are 40059 + 1982915 tokens",
+        "at most 1962885",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "what", "fix"), REFUSALS, ids=lambda value: str(value)[:40])
-def test_a_broken_rule_is_named_with_what_would_work(overrides: tuple[str, ...], what: str, fix: str) -> None:
+def test_a_broken_rule_is_named_with_what_would_work(
+    overrides: tuple[str, ...], what: str, fix: str
+) -> None:
     text = refusal(on_cpus(2, "layout=manual", *overrides))
     assert what in text.splitlines()[0]
     assert "model=gpt_nano" in text.splitlines()[0]

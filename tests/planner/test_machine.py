@@ -1,4 +1,5 @@
-"""What is asked of a machine: GPUs through a made-up driver, memory and cores through a made-up /proc and /sys."""
+"""What is asked of a machine: GPUs through a made-up driver, memory and cores through a made-up
+/proc and /sys."""
 
 from __future__ import annotations
 
@@ -94,7 +95,11 @@ def test_without_a_driver_the_cpu_works(driver: Any) -> None:
 def test_what_is_set_wins(driver: Any) -> None:
     driver(fails=FakeDriver.NVMLError_LibraryNotFound)
     config = resolve_cluster(
-        local("cluster.devices_per_node=4", "cluster.device.memory_gb=1.5", "cluster.device.peak_tflops_fp32=0.1")
+        local(
+            "cluster.devices_per_node=4",
+            "cluster.device.memory_gb=1.5",
+            "cluster.device.peak_tflops_fp32=0.1",
+        )
     )
     device = config.cluster.device
     assert (n_devices(config), device.memory_gb, device.peak_tflops_fp32) == (4, 1.5, 0.1)
@@ -106,7 +111,12 @@ def test_known_gpus_bring_their_data_sheet(driver: Any) -> None:
     driver(A100, A100, A100)
     config = resolve_cluster(local())
     device = config.cluster.device
-    assert (n_devices(config), device.kind, device.name, device.peak_tflops_bf16) == (3, "gpu", "A100-80GB", 312)
+    assert (n_devices(config), device.kind, device.name, device.peak_tflops_bf16) == (
+        3,
+        "gpu",
+        "A100-80GB",
+        312,
+    )
     assert device.memory_gb == pytest.approx(85.899, rel=1e-4)
     assert config.cluster.intra_node_gb_per_s == 300
     assert config.dtype == "bf16"
@@ -114,8 +124,12 @@ def test_known_gpus_bring_their_data_sheet(driver: Any) -> None:
 
 
 def test_data_sheets_are_those_of_the_clusters() -> None:
-    for driver_name, cluster in (("NVIDIA H100 80GB HBM3", "8xH100"), ("NVIDIA H200", "8xH200"),
-                                 ("NVIDIA A100-SXM4-40GB", "8xA100-40GB"), (A100, "8xA100")):  # fmt: skip
+    for driver_name, cluster in (
+        ("NVIDIA H100 80GB HBM3", "8xH100"),
+        ("NVIDIA H200", "8xH200"),
+        ("NVIDIA A100-SXM4-40GB", "8xA100-40GB"),
+        (A100, "8xA100"),
+    ):
         known, described = known_gpu(driver_name), composed(f"cluster={cluster}").cluster
         assert known is not None
         assert known.device == described.device.model_dump()
@@ -127,12 +141,21 @@ def test_an_unknown_gpu_has_no_peak(driver: Any) -> None:
     driver("NVIDIA Imaginary 1")
     config = resolve_cluster(local())
     device = config.cluster.device
-    assert (device.kind, device.name, device.peak_tflops_bf16) == ("gpu", "NVIDIA Imaginary 1", None)
+    assert (device.kind, device.name, device.peak_tflops_bf16) == (
+        "gpu",
+        "NVIDIA Imaginary 1",
+        None,
+    )
     assert make_plan(config).time is None
 
 
-@pytest.mark.parametrize(("visible", "n"), [(None, 3), ("0", 1), ("2,0", 2), ("GPU-1", 1), ("", 0), ("-1", 0), ("0,7,1", 1)])
-def test_cuda_visible_devices_is_obeyed(driver: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: int) -> None:
+@pytest.mark.parametrize(
+    ("visible", "n"),
+    [(None, 3), ("0", 1), ("2,0", 2), ("GPU-1", 1), ("", 0), ("-1", 0), ("0,7,1", 1)],
+)
+def test_cuda_visible_devices_is_obeyed(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, n: int
+) -> None:
     driver(A100, A100, A100)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -141,7 +164,9 @@ def test_cuda_visible_devices_is_obeyed(driver: Any, monkeypatch: pytest.MonkeyP
 
 def test_different_gpus_are_refused(driver: Any) -> None:
     driver(A100, "NVIDIA H200")
-    with pytest.raises(ConfigError, match="different kinds: NVIDIA A100-SXM4-80GB, NVIDIA H200") as caught:
+    with pytest.raises(
+        ConfigError, match="different kinds: NVIDIA A100-SXM4-80GB, NVIDIA H200"
+    ) as caught:
         resolve_cluster(local())
     assert "CUDA_VISIBLE_DEVICES" in str(caught.value)
 
@@ -192,7 +217,9 @@ def test_an_existing_cluster_must_be_described(driver: Any) -> None:
     assert "cluster/device=H100-80GB" in str(caught.value)
     with pytest.raises(ConfigError, match="devices_per_node is null"):
         resolve_cluster(composed("cluster=existing", "cluster/device=H100-80GB"))
-    config = resolve_cluster(composed("cluster=existing", "cluster/device=H100-80GB", "cluster.devices_per_node=4"))
+    config = resolve_cluster(
+        composed("cluster=existing", "cluster/device=H100-80GB", "cluster.devices_per_node=4")
+    )
     assert n_devices(config) == 4
     check_available(config)
 
@@ -215,8 +242,14 @@ def _machine(root: Path, groups: str, limits: dict[str, str]) -> Path:
         ("0::/a\n", {"a/memory.max": "99000000000"}, 16_384_000),
         ("0::/outside\n", {"memory.max": "7000000"}, 7_000_000),
         ("4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "8000000"}, 8_000_000),
-        ("4:cpu,memory:/job\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, 16_384_000),
+        (
+            "4:cpu,memory:/job\n",
+            {"memory/memory.limit_in_bytes": "9223372036854771712"},
+            16_384_000,
+        ),
     ],
 )
-def test_memory_is_the_least_of_machine_and_groups(tmp_path: Path, groups: str, limits: dict[str, str], expected: int) -> None:
+def test_memory_is_the_least_of_machine_and_groups(
+    tmp_path: Path, groups: str, limits: dict[str, str], expected: int
+) -> None:
     assert memory_limit_bytes(_machine(tmp_path, groups, limits)) == expected

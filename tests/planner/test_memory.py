@@ -1,4 +1,5 @@
-"""Predicted memory: against the paper's sums, against what autograd keeps of the real model, and its order."""
+"""Predicted memory: against the paper's sums, against what autograd keeps of the real model, and
+its order."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from scaling.planner.layout import Layout
 from tests.support.configs import composed
 
 LAYOUT = Layout(
-    dp=8, tp=1, pp=1, zero_stage=1, micro_batch_size=4, grad_accum_steps=8, activation_checkpointing="none", engine="deepspeed"
+    dp=8,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=4,
+    grad_accum_steps=8,
+    activation_checkpointing="none",
+    engine="deepspeed",
 )
 GELU = ("model.activation=gelu", "model.norm=layernorm", "position=learned", "model.bias=true")
 
@@ -28,7 +36,8 @@ def test_total_is_the_sum_of_its_parts() -> None:
 
 
 def test_zero_shares_what_the_paper_says() -> None:
-    """Figure 1 of arXiv:1910.02054: 7.5B parameters on 64 devices take 120, 31.4, 16.6 and 1.9 GB."""
+    """Figure 1 of arXiv:1910.02054: 7.5B parameters on 64 devices take 120, 31.4, 16.6 and 1.9
+    GB."""
     config, dp = composed("model=gpt_7b", "cluster=8xA100"), 64
     n = count(config).n_params
     states = []
@@ -39,10 +48,13 @@ def test_zero_shares_what_the_paper_says() -> None:
 
 
 def test_activations_are_the_papers_34sbh_with_dropout() -> None:
-    """Korthikanti et al. 2022, eq. 2 without 5as/h; then one fp32 log-sum a head, and the final norm's two values."""
+    """Korthikanti et al. 2022, eq. 2 without 5as/h; then one fp32 log-sum a head, and the final
+    norm's two values."""
     config = composed("model=gpt_1b", "cluster=8xA100", "model.dropout=0.1")
     model, tokens = config.model, 4 * 2048
-    expected = tokens * (model.n_layers * (34 * model.d_model + 4 * model.n_heads) + 4 * model.d_model)
+    expected = tokens * (
+        model.n_layers * (34 * model.d_model + 4 * model.n_heads) + 4 * model.d_model
+    )
     assert estimate_memory(config, LAYOUT).activations == expected
 
 
@@ -52,22 +64,25 @@ def test_full_checkpointing_keeps_inputs_and_one_block() -> None:
     one_block = 32 * model.d_model + 4 * model.n_heads
     expected = tokens * (model.n_layers * 2 * model.d_model + 4 * model.d_model)
     memory = estimate_memory(config, replace(LAYOUT, activation_checkpointing="full"))
-    assert (memory.activations, memory.logits > tokens * one_block) == (expected, True)  # the loss is the peak
+    # the loss is the peak
+    assert (memory.activations, memory.logits > tokens * one_block) == (expected, True)
     wide = composed("model=gpt_1b", "cluster=8xA100", "model.d_ff=65536")
     memory = estimate_memory(wide, replace(LAYOUT, activation_checkpointing="full"))
     one_block += 4 * (65536 - 4 * model.d_model)
-    assert (memory.activations, memory.logits) == (expected + tokens * one_block, 0)  # the recomputed block is
+    # the recomputed block is
+    assert (memory.activations, memory.logits) == (expected + tokens * one_block, 0)
 
 
 def test_selective_checkpointing_keeps_what_was_weighed() -> None:
-    """12.5 times a block's input instead of 19.0 (docs/parallelism.md, gpt_tiny in fp32); the loss, not a block made anew, is the
-    peak."""
+    """12.5 times a block's input instead of 19.0 (docs/parallelism.md, gpt_tiny in fp32); the loss,
+    not a block made anew, is the peak."""
     config = composed("model=gpt_tiny", "precision=fp32")
     layout = replace(LAYOUT, dp=1, micro_batch_size=1, engine="reference")
     model, head = config.model, 2  # of the final norm
     inputs = config.train.seq_len * model.d_model * 4
     none, selective = (
-        estimate_memory(config, replace(layout, activation_checkpointing=kind)).activations / inputs - head
+        estimate_memory(config, replace(layout, activation_checkpointing=kind)).activations / inputs
+        - head
         for kind in ("none", "selective")
     )
     assert none == pytest.approx(19.0 * model.n_layers, rel=0.002)
@@ -75,7 +90,8 @@ def test_selective_checkpointing_keeps_what_was_weighed() -> None:
 
 
 def _kept_bytes(config: RunConfig, autocast: bool) -> float:
-    """Bytes a token that autograd keeps of the forward up to the head, the module's parameters apart."""
+    """Bytes a token that autograd keeps of the forward up to the head, the module's parameters
+    apart."""
     import torch
 
     from scaling.model.gpt import GPT
@@ -96,13 +112,23 @@ def _kept_bytes(config: RunConfig, autocast: bool) -> float:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / tokens_BT.numel()
 
 
-@pytest.mark.parametrize("shape", [(), GELU, ("model.n_kv_heads=2",), ("model.d_head=64",)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), GELU, ("model.n_kv_heads=2",), ("model.d_head=64",)], ids=str
+)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.005), ("bf16", 0.06)])
-def test_a_block_keeps_what_autograd_keeps(shape: tuple[str, ...], precision: str, tolerance: float) -> None:
-    """The second block's share, fp32 and under autocast as the reference engine runs; LayerNorm's fp32 output is the 6 %."""
-    one, two = (composed(f"model.n_layers={n}", f"precision={precision}", "train.seq_len=512", *shape) for n in (1, 2))
+def test_a_block_keeps_what_autograd_keeps(
+    shape: tuple[str, ...], precision: str, tolerance: float
+) -> None:
+    """The second block's share, fp32 and under autocast as the reference engine runs; LayerNorm's
+    fp32 output is the 6 %."""
+    one, two = (
+        composed(f"model.n_layers={n}", f"precision={precision}", "train.seq_len=512", *shape)
+        for n in (1, 2)
+    )
     layout = replace(LAYOUT, dp=1, micro_batch_size=1, engine="reference")
-    predicted = (estimate_memory(two, layout).activations - estimate_memory(one, layout).activations) / 512
+    predicted = (
+        estimate_memory(two, layout).activations - estimate_memory(one, layout).activations
+    ) / 512
     autocast = precision == "bf16"
     measured = _kept_bytes(two, autocast) - _kept_bytes(one, autocast)
     if autocast:  # its copies of the weights are counted with the weights
@@ -118,10 +144,15 @@ def test_the_chunk_is_the_losss() -> None:
 
 LAYOUTS = st.builds(
     Layout,
-    dp=st.integers(1, 64), tp=st.just(1), pp=st.just(1), zero_stage=st.sampled_from((1, 2, 3)),
-    micro_batch_size=st.integers(1, 64), grad_accum_steps=st.just(1),
-    activation_checkpointing=st.sampled_from(("none", "full")), engine=st.just("deepspeed"),
-)  # fmt: skip
+    dp=st.integers(1, 64),
+    tp=st.just(1),
+    pp=st.just(1),
+    zero_stage=st.sampled_from((1, 2, 3)),
+    micro_batch_size=st.integers(1, 64),
+    grad_accum_steps=st.just(1),
+    activation_checkpointing=st.sampled_from(("none", "full")),
+    engine=st.just("deepspeed"),
+)
 CONFIGS = st.sampled_from(["gpt_nano", "gpt_10m", "gpt_7b", "gpt_70b"]).map(
     lambda name: composed(f"model={name}", "cluster=8xA100")
 )
@@ -131,11 +162,20 @@ CONFIGS = st.sampled_from(["gpt_nano", "gpt_10m", "gpt_7b", "gpt_70b"]).map(
 def test_memory_falls_with_each_saving(config: RunConfig, layout: Layout) -> None:
     memory = estimate_memory(config, layout)
     assert all(getattr(memory, field.name) >= 0 for field in fields(memory))
-    assert estimate_memory(config, replace(layout, micro_batch_size=layout.micro_batch_size + 1)).total > memory.total
-    assert estimate_memory(config, replace(layout, activation_checkpointing="full")).total <= memory.total
+    assert (
+        estimate_memory(config, replace(layout, micro_batch_size=layout.micro_batch_size + 1)).total
+        > memory.total
+    )
+    assert (
+        estimate_memory(config, replace(layout, activation_checkpointing="full")).total
+        <= memory.total
+    )
     if layout.zero_stage < 3:
         further = estimate_memory(config, replace(layout, zero_stage=layout.zero_stage + 1))
         assert further.states <= memory.states
-        assert further.total - further.gathered - further.fragments <= memory.total - memory.fragments
-    if layout.dp > 1 and layout.zero_stage < 3:  # of stage 3 the gathered weights grow with dp, up to two blocks
+        assert (
+            further.total - further.gathered - further.fragments <= memory.total - memory.fragments
+        )
+    # of stage 3 the gathered weights grow with dp, up to two blocks
+    if layout.dp > 1 and layout.zero_stage < 3:
         assert estimate_memory(config, replace(layout, dp=layout.dp * 2)).total <= memory.total

@@ -24,7 +24,9 @@ SCHEDULES: list[PipelineSchedule] = ["1f1b", "dualpipev"]
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 6), st.integers(0, 12))
-def test_a_schedule_takes_every_micro_batch_through_every_stage_and_back(kind: PipelineSchedule, p: int, more: int) -> None:
+def test_a_schedule_takes_every_micro_batch_through_every_stage_and_back(
+    kind: PipelineSchedule, p: int, more: int
+) -> None:
     m = more + (2 * p if kind == "dualpipev" else 1)
     work = followed(kind, p, m)
     n_stages = max(piece.stage for piece in work) + 1
@@ -32,7 +34,9 @@ def test_a_schedule_takes_every_micro_batch_through_every_stage_and_back(kind: P
     found = {(piece.stage, piece.kind, piece.micro_batch): piece for piece in work}
     assert len(found) == len(work) == 2 * n_stages * m
     for (stage, passing, number), piece in found.items():
-        before = (stage - 1, passing, number) if passing == "forward" else (stage + 1, passing, number)
+        before = (
+            (stage - 1, passing, number) if passing == "forward" else (stage + 1, passing, number)
+        )
         if before in found:
             assert found[before].end <= piece.start
         elif passing == "backward":
@@ -45,13 +49,19 @@ def test_a_schedule_takes_every_micro_batch_through_every_stage_and_back(kind: P
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("p", [2, 3, 4, 8])
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 2.5, 3.0])
-def test_what_a_schedule_waits_and_keeps_is_what_the_planner_says(kind: PipelineSchedule, p: int, ratio: float) -> None:
+def test_what_a_schedule_waits_and_keeps_is_what_the_planner_says(
+    kind: PipelineSchedule, p: int, ratio: float
+) -> None:
     for m in (2 * p, 5 * p):
         layout = Layout(1, 1, p, 1, 1, m, "none", "deepspeed", pp_schedule=kind)
         per_rank = layout.n_stages // p
         work = followed(kind, p, m, forward=1.0, backward=ratio)
-        assert waited(work) == pytest.approx(bubble_s(layout, per_rank * (1 + ratio), per_rank * ratio))
-        assert _most_in_flight([piece for piece in work if piece.rank == 0]) / per_rank == in_flight(layout)
+        assert waited(work) == pytest.approx(
+            bubble_s(layout, per_rank * (1 + ratio), per_rank * ratio)
+        )
+        assert _most_in_flight(
+            [piece for piece in work if piece.rank == 0]
+        ) / per_rank == in_flight(layout)
         if ratio == 2.0:
             assert bubble(work) == pytest.approx(layout.bubble_share)
 

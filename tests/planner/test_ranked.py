@@ -61,7 +61,10 @@ def test_encoders_with_decoders_are_cut_into_stages() -> None:
     assert broken_rule(setting.work, setting.machine, replace(LAYOUT, dp=4, pp=2), 512) is None
 
 
-@given(st.sampled_from(["gpt_125m", "gpt_7b", "gpt_70b", "t5_base", "bert_large"]), st.sampled_from([6, 64, 1024]))
+@given(
+    st.sampled_from(["gpt_125m", "gpt_7b", "gpt_70b", "t5_base", "bert_large"]),
+    st.sampled_from([6, 64, 1024]),
+)
 def test_every_ranked_layout_is_legal_fits_and_uses_the_devices(model: str, batch: int) -> None:
     setting = setting_of(composed(f"model={model}", "cluster=4x8xA100"))
     ranking = search(setting, batch)
@@ -106,9 +109,17 @@ def test_more_of_a_resource_never_makes_the_best_slower() -> None:
 
 @pytest.mark.parametrize("n_nodes", [1, 16, 2048])
 def test_no_more_is_predicted_than_is_legal(n_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the cost of a search grows as the number of legal layouts: of 10^12 parameters on 16384 devices, less than 1000."""
-    shape = ("model.n_layers=128", "model.d_model=25600", "model.n_heads=160", "train.global_batch_size=4096")
-    setting = setting_of(composed("model=gpt_175b", "cluster=8x8xH100", f"cluster.n_nodes={n_nodes}", *shape))
+    """So the cost of a search grows as the number of legal layouts: of 10^12 parameters on 16384
+    devices, less than 1000."""
+    shape = (
+        "model.n_layers=128",
+        "model.d_model=25600",
+        "model.n_heads=160",
+        "train.global_batch_size=4096",
+    )
+    setting = setting_of(
+        composed("model=gpt_175b", "cluster=8x8xH100", f"cluster.n_nodes={n_nodes}", *shape)
+    )
     checked, predicted = [0], [0]
     check, predict = search_module.broken_rule, Setting.predict
 
@@ -130,7 +141,14 @@ def test_no_more_is_predicted_than_is_legal(n_nodes: int, monkeypatch: pytest.Mo
 
 
 def test_all_legal_degrees_run_here_but_virtual_stages() -> None:
-    for changes in ({}, {"tp": 2}, {"pp": 2}, {"sp": 2}, {"offload": "optimizer"}, {"activation_checkpointing": "selective"}):
+    for changes in (
+        {},
+        {"tp": 2},
+        {"pp": 2},
+        {"sp": 2},
+        {"offload": "optimizer"},
+        {"activation_checkpointing": "selective"},
+    ):
         assert not_run_here(replace(LAYOUT, **changes)) is None  # type: ignore[arg-type]
     assert not_run_here(replace(LAYOUT, pp=2, virtual_pp=2)) is not None
 
@@ -158,16 +176,23 @@ def test_the_command_prints_ranks_reasons_and_refusals(capsys: pytest.CaptureFix
         assert part in out
 
 
-def test_the_answer_is_json_and_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_answer_is_json_and_goes_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "plan.json"
-    assert main(["model=gpt_1b", "cluster=1x4xL40S", "--json", "--refused", f"plan.output={path}"]) == 0
+    assert (
+        main(["model=gpt_1b", "cluster=1x4xL40S", "--json", "--refused", f"plan.output={path}"])
+        == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer == json.loads(path.read_text())
     first = answer["layouts"][0]
     assert all(rule["n_layouts"] >= len(rule["such_as"]) > 0 for rule in answer["refused"])
     assert answer["too_large"] == sorted(answer["too_large"], key=lambda found: found["need_bytes"])
     assert all(found["p_fits"] < 0.8 for found in answer["too_large"])
-    assert first["memory_bytes"]["total"] == sum(v for k, v in first["memory_bytes"].items() if k not in ("total", "need"))
+    assert first["memory_bytes"]["total"] == sum(
+        v for k, v in first["memory_bytes"].items() if k not in ("total", "need")
+    )
     assert sum(first["time_s"].values()) == pytest.approx(first["step_time_s"])
     assert first["mfu_interval"][0] < first["mfu"] < first["mfu_interval"][1]
 
@@ -187,40 +212,76 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
         (["cluster=2x8xA100", "train.global_batch_size=0"], "train.global_batch_size=0"),
         (["cluster=8xA100", "model.n_heads=7"], "n_heads=7"),
         (["--jsn"], "there is no flag --jsn"),
-        (["cluster=8xA100", "plan.output=/no/such/place/plan.json"], "plan.output=/no/such/place/plan.json cannot be written"),
+        (
+            ["cluster=8xA100", "plan.output=/no/such/place/plan.json"],
+            "plan.output=/no/such/place/plan.json cannot be written",
+        ),
         (["cluster=8xA100", "plan.calibrate=/no/such.csv"], "/no/such.csv cannot be read"),
-        (["cluster=8xA100", "plan.calibrate=/no/such.json"], "/no/such.json is no file of measured runs (FileNotFoundError)"),
+        (
+            ["cluster=8xA100", "plan.calibrate=/no/such.json"],
+            "/no/such.json is no file of measured runs (FileNotFoundError)",
+        ),
         (["cluster=8xA100", "plan.fp8=true"], "A100-80GB has no products in 8 bits"),
-        (["model=gpt_7b", "cluster=8xA100", "layout=manual", "layout.tp=3"], "tp=3 does not divide n_heads=32"),
+        (
+            ["model=gpt_7b", "cluster=8xA100", "layout=manual", "layout.tp=3"],
+            "tp=3 does not divide n_heads=32",
+        ),
         (
             ["model=gpt_7b", "cluster=8xA100", "layout=manual", "layout.tp=16"],
             "layout.tp=16 needs 16 devices, and the cluster has 8",
         ),
         (["cluster=8xA100", "layout=manual", "layout.pp=-2"], "layout.pp=-2"),
-        (["model=gpt_7b", "cluster=8xA100", "layout=manual", "layout.pp=2", "layout.zero_stage=3"], "takes stage 1 only"),
+        (
+            [
+                "model=gpt_7b",
+                "cluster=8xA100",
+                "layout=manual",
+                "layout.pp=2",
+                "layout.zero_stage=3",
+            ],
+            "takes stage 1 only",
+        ),
     ],
     ids=str,
 )
-def test_bad_input_names_key_and_value(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_names_key_and_value(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) in (1, 2)
     assert told in capsys.readouterr().err
 
 
 def test_clusters_go_by_their_names() -> None:
     config = composed("model=gpt_1b", "cluster=2x4xV100-spot")
-    assert (config.cluster.n_nodes, config.cluster.devices_per_node, config.cluster.preemptible) == (2, 4, True)
+    assert (
+        config.cluster.n_nodes,
+        config.cluster.devices_per_node,
+        config.cluster.preemptible,
+    ) == (2, 4, True)
     assert config.cluster.device.name == "V100-32GB"
-    assert with_named_clusters(["cluster=8xA100", "cluster=local"]) == ["cluster=8xA100", "cluster=local"]
+    assert with_named_clusters(["cluster=8xA100", "cluster=local"]) == [
+        "cluster=8xA100",
+        "cluster=local",
+    ]
     for name in device_names():
         assert composed("model=gpt_1b", f"cluster=1x2x{name}").cluster.device.name == name
     with pytest.raises(ConfigError, match="not in conf/cluster/device"):
         with_named_clusters(["cluster=8xB300X"])
 
 
-AUTO = [(), ("model=gpt_7b", "cluster=8xA100"), ("model=t5_large", "cluster=1x4xL4"), ("model=gpt_70b", "cluster=8x8xH100")]
+AUTO = [
+    (),
+    ("model=gpt_7b", "cluster=8xA100"),
+    ("model=t5_large", "cluster=1x4xL4"),
+    ("model=gpt_70b", "cluster=8x8xH100"),
+]
 
 
-@pytest.mark.parametrize("overrides", [*AUTO, ("model=gpt_13b", "cluster=8xH100", "layout=manual", "layout.tp=4")], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [*AUTO, ("model=gpt_13b", "cluster=8xH100", "layout=manual", "layout.tp=4")],
+    ids=str,
+)
 def test_a_run_takes_the_first_that_is_ranked(overrides: tuple[str, ...]) -> None:
     config = composed(*overrides)
     first, chosen = ranked_plan(config)["layouts"][0], make_plan(config)
@@ -231,10 +292,17 @@ def test_a_run_takes_the_first_that_is_ranked(overrides: tuple[str, ...]) -> Non
 
 
 def test_what_is_fixed_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    fixed = ("layout=manual", "layout.tp=2", "layout.activation_checkpointing=full", "layout.offload=optimizer")
+    fixed = (
+        "layout=manual",
+        "layout.tp=2",
+        "layout.activation_checkpointing=full",
+        "layout.offload=optimizer",
+    )
     assert main(["model=gpt_7b", "cluster=8xA100", *fixed, "--json"]) == 0
     layouts = json.loads(capsys.readouterr().out)["layouts"]
-    assert {(one["tp"], one["activation_checkpointing"], one["offload"]) for one in layouts} == {(2, "full", "optimizer")}
+    assert {(one["tp"], one["activation_checkpointing"], one["offload"]) for one in layouts} == {
+        (2, "full", "optimizer")
+    }
     assert {one["zero_stage"] for one in layouts} == {1, 2, 3}
     assert all(one["host_bytes_per_node"] > 6.6e9 * 12 for one in layouts)
 

@@ -1,4 +1,5 @@
-"""Rows of tables: what blank columns mean, the traits of programs, `scaling.planner.measured.score`, and scales of one's own machine."""
+"""Rows of tables: what blank columns mean, the traits of programs,
+`scaling.planner.measured.score`, and scales of one's own machine."""
 
 from __future__ import annotations
 
@@ -24,21 +25,49 @@ from scaling.planner.prediction import predict_case
 from tests.support.configs import composed
 
 ROW = {
-    "source": "made", "system": "Megatron-LM", "model": "GPT",
-    "n_layers": "24", "hidden": "2048", "heads": "16", "vocab": "50304",
-    "seq_len": "2048", "gpu": "A100-SXM", "gpu_mem_gb": "80", "n_gpus": "8", "nodes": "1", "tp": "1", "pp": "1", "dp": "8",
-    "zero_stage_or_sharding": "1", "micro_batch": "2", "global_batch_seqs": "64", "act_checkpoint": "full", "precision": "bf16",
-    "attention_impl": "flash", "status": "ok", "mfu_std": "0.4", "peak_mem_gb": "30", "tokens_per_s_per_gpu": "14000",
-}  # fmt: skip
+    "source": "made",
+    "system": "Megatron-LM",
+    "model": "GPT",
+    "n_layers": "24",
+    "hidden": "2048",
+    "heads": "16",
+    "vocab": "50304",
+    "seq_len": "2048",
+    "gpu": "A100-SXM",
+    "gpu_mem_gb": "80",
+    "n_gpus": "8",
+    "nodes": "1",
+    "tp": "1",
+    "pp": "1",
+    "dp": "8",
+    "zero_stage_or_sharding": "1",
+    "micro_batch": "2",
+    "global_batch_seqs": "64",
+    "act_checkpoint": "full",
+    "precision": "bf16",
+    "attention_impl": "flash",
+    "status": "ok",
+    "mfu_std": "0.4",
+    "peak_mem_gb": "30",
+    "tokens_per_s_per_gpu": "14000",
+}
 
 
 @pytest.mark.parametrize(
     ("written", "device"),
-    [("A100-SXM", "A100-80GB"), ("NVIDIA H100 80GB", "H100-80GB"), ("A100-SXM-40GB", "A100-40GB"), ("MI300X", "MI300X-192GB"),
-     ("RTX 4090", "RTX4090-24GB"), ("H100-SXM-79GB", "H100-80GB"),
-     ("A800-SXM-80GB", "A800-80GB"), ("NVIDIA RTX A6000", "A6000-48GB"), ("AMD MI250X", "MI250X-128GB"),
-     ("V100-SXM", "V100-32GB")],
-)  # fmt: skip
+    [
+        ("A100-SXM", "A100-80GB"),
+        ("NVIDIA H100 80GB", "H100-80GB"),
+        ("A100-SXM-40GB", "A100-40GB"),
+        ("MI300X", "MI300X-192GB"),
+        ("RTX 4090", "RTX4090-24GB"),
+        ("H100-SXM-79GB", "H100-80GB"),
+        ("A800-SXM-80GB", "A800-80GB"),
+        ("NVIDIA RTX A6000", "A6000-48GB"),
+        ("AMD MI250X", "MI250X-128GB"),
+        ("V100-SXM", "V100-32GB"),
+    ],
+)
 def test_devices_are_found_as_people_write_them(written: str, device: str) -> None:
     assert device_sheet(written)["name"] == device
 
@@ -46,9 +75,17 @@ def test_devices_are_found_as_people_write_them(written: str, device: str) -> No
 def test_a_row_becomes_what_plans() -> None:
     case = case_of(ROW)
     (layout,) = case.layouts
-    assert (layout.dp, layout.grad_accum_steps, layout.zero_stage, layout.activation_checkpointing) == (8, 4, 1, "full")
+    assert (
+        layout.dp,
+        layout.grad_accum_steps,
+        layout.zero_stage,
+        layout.activation_checkpointing,
+    ) == (8, 4, 1, "full")
     assert (case.fits, case.mfu, case.memory_metric) == (True, 0.4, "reserved")
-    assert len(case_of(ROW | {"tp": "", "dp": "", "micro_batch": "", "act_checkpoint": ""}).layouts) > 10
+    assert (
+        len(case_of(ROW | {"tp": "", "dp": "", "micro_batch": "", "act_checkpoint": ""}).layouts)
+        > 10
+    )
     sheet = device_sheet("A100")
     for text, intra, inter in (
         ("8x200 Gbps HDR IB per node; NVLink", 300, 25),
@@ -64,7 +101,9 @@ def test_a_row_becomes_what_plans() -> None:
         assert (links.intra_gb_per_s, links.inter_gb_per_s) == (intra, inter), text
 
 
-def test_score_reads_a_table_and_writes_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_reads_a_table_and_writes_its_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         ROW,
         ROW | {"micro_batch": "4", "mfu_std": "0.42"},
@@ -91,7 +130,14 @@ def test_score_reads_a_table_and_writes_its_errors(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("gpu", "T1000"), ("hidden", "wide"), ("n_gpus", "-8"), ("n_layers", ""), ("seq_len", "0"), ("mfu_std", "nan")],
+    [
+        ("gpu", "T1000"),
+        ("hidden", "wide"),
+        ("n_gpus", "-8"),
+        ("n_layers", ""),
+        ("seq_len", "0"),
+        ("mfu_std", "nan"),
+    ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, column: str, value: str) -> None:
     table = tmp_path / "rows.csv"
@@ -111,7 +157,9 @@ def written(path: Path, *rows: dict[str, str]) -> Path:
     return path
 
 
-def test_rows_that_cannot_be_read_leave_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_cannot_be_read_leave_the_others_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = written(tmp_path / "rows.csv", ROW, ROW | {"gpu": "T1000"}, ROW | {"hidden": "-1"})
     assert score.main([str(table), "--json", str(tmp_path / "out.json")]) == 1
     told = capsys.readouterr()
@@ -122,30 +170,63 @@ def test_rows_that_cannot_be_read_leave_the_others_scored(tmp_path: Path, capsys
 
 
 def test_blank_columns_mean_what_was_usual() -> None:
-    blank = ROW | dict.fromkeys(("tp", "pp", "dp", "attention_impl", "zero_stage_or_sharding", "peak_mem_gb", "vocab"), "")
+    blank = ROW | dict.fromkeys(
+        ("tp", "pp", "dp", "attention_impl", "zero_stage_or_sharding", "peak_mem_gb", "vocab"), ""
+    )
     fsdp = case_of(blank | {"system": "PyTorch FSDP"})
     assert {(layout.tp, layout.pp, layout.zero_stage) for layout in fsdp.layouts} == {(1, 1, 3)}
     megatron = case_of(blank | {"system": "Megatron-LM", "date": "2021-05"})
     assert {layout.tp for layout in megatron.layouts} == {1, 2, 4, 8}
-    assert (megatron.software.attention, case_of(blank | {"date": "2024-05"}).software.attention) == ("softmax", "fused")
+    assert (
+        megatron.software.attention,
+        case_of(blank | {"date": "2024-05"}).software.attention,
+    ) == ("softmax", "fused")
     assert case_of(blank | {"gpu_mem_gb": ""}).fits is None
-    gated = case_of(blank | {"mlp": "", "hidden": "4096", "n_layers": "32", "ffn": "11008", "vocab": "32000", "params_b": "6.6"})
+    gated = case_of(
+        blank
+        | {
+            "mlp": "",
+            "hidden": "4096",
+            "n_layers": "32",
+            "ffn": "11008",
+            "vocab": "32000",
+            "params_b": "6.6",
+        }
+    )
     assert gated.work.gated
     assert not case_of(blank | {"mlp": "", "params_b": "1.3"}).work.gated
 
 
 TRAITS: list[tuple[dict[str, str], dict[str, Any]]] = [
-    ({"system": "Megatron-LM", "date": "2021", "precision": "fp16"}, {"gradient_bytes": 2, "attention": "softmax"}),
-    ({"system": "Megatron-LM", "date": "2025"}, {"name": "Megatron-Core", "flash": 3, "gradient_overlap": True}),
-    ({"system": "Megatron-DeepSpeed", "date": "2022"}, {"whole_gradients": True, "pads_vocabulary": True}),
+    (
+        {"system": "Megatron-LM", "date": "2021", "precision": "fp16"},
+        {"gradient_bytes": 2, "attention": "softmax"},
+    ),
+    (
+        {"system": "Megatron-LM", "date": "2025"},
+        {"name": "Megatron-Core", "flash": 3, "gradient_overlap": True},
+    ),
+    (
+        {"system": "Megatron-DeepSpeed", "date": "2022"},
+        {"whole_gradients": True, "pads_vocabulary": True},
+    ),
     ({"system": "Megatron-DeepSpeed", "date": "2024"}, {"whole_gradients": False}),
-    ({"system": "torchtitan FSDP2", "attention_impl": "sdpa"}, {"selective": "half", "flash": 2, "fuses_norms": False}),
+    (
+        {"system": "torchtitan FSDP2", "attention_impl": "sdpa"},
+        {"selective": "half", "flash": 2, "fuses_norms": False},
+    ),
     ({"system": "torchtitan + compile"}, {"fuses_norms": True, "elementwise": 1.0}),
-    ({"system": "HF Trainer + DDP", "zero_stage_or_sharding": "0", "date": "2021"}, {"weight_bytes": 6, "adam_bytes": 90}),
+    (
+        {"system": "HF Trainer + DDP", "zero_stage_or_sharding": "0", "date": "2021"},
+        {"weight_bytes": 6, "adam_bytes": 90},
+    ),
     ({"system": "HF Trainer + FSDP"}, {"weight_bytes": 4, "hides_gathers": True}),
     ({"system": "DeepSpeed ZeRO-3"}, {"gradient_overlap": False, "hides_gathers": False}),
     ({"system": "something new"}, {"gradient_overlap": True, "attention": "fused"}),
-    ({"system": "NeMo", "precision": "fp8", "attention_impl": "cuDNN fused"}, {"fp8": True, "flash": 3}),
+    (
+        {"system": "NeMo", "precision": "fp8", "attention_impl": "cuDNN fused"},
+        {"fp8": True, "flash": 3},
+    ),
     ({"system": "x", "attention_impl": "flash-attn v2.3"}, {"flash": 2}),
     ({"system": "x", "attention_impl": "eager"}, {"attention": "eager"}),
     ({"system": "x", "precision": "fp32"}, {"width": 4, "weight_bytes": 4}),
@@ -153,7 +234,9 @@ TRAITS: list[tuple[dict[str, str], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("row", "traits"), TRAITS, ids=lambda found: str(next(iter(found.values()))))
+@pytest.mark.parametrize(
+    ("row", "traits"), TRAITS, ids=lambda found: str(next(iter(found.values())))
+)
 def test_a_program_goes_by_its_name_and_date(row: dict[str, str], traits: dict[str, Any]) -> None:
     software = software_of(row)
     assert {name: getattr(software, name) for name in traits} == traits
@@ -166,7 +249,9 @@ def test_many_rows_are_trusted_more_than_one(tmp_path: Path) -> None:
     one, many = (time_scale(read_cases(written(tmp_path / "rows.csv", *rows[:n]))) for n in (1, 50))
     assert 1 < one < many < 2
     assert many == pytest.approx(2, rel=0.05)
-    assert one == pytest.approx(2 ** (CONSTANTS.between**2 / (CONSTANTS.between**2 + CONSTANTS.within**2)))
+    assert one == pytest.approx(
+        2 ** (CONSTANTS.between**2 / (CONSTANTS.between**2 + CONSTANTS.within**2))
+    )
 
 
 def test_runs_teach_the_scale_of_their_machine(tmp_path: Path) -> None:
@@ -174,7 +259,8 @@ def test_runs_teach_the_scale_of_their_machine(tmp_path: Path) -> None:
     config = composed(*overrides)
     for run, measured in (("a", 400.0), ("b", 500.0), ("c", 600.0), ("b", 250.0)):
         path, scale = learn(config, run=run, n_devices=8, predicted=1000, measured=measured)
-    assert (path, scale) == (tmp_path / "calibration.json", 2.5)  # b ran again, and counts as it ran last
+    # b ran again, and counts as it ran last
+    assert (path, scale) == (tmp_path / "calibration.json", 2.5)
     calibrated = composed(*overrides, f"plan.calibrate={path}")
     assert scale_of(calibrated) == 2.5
     assert main([*overrides[:2], f"plan.calibrate={path}"]) == 0

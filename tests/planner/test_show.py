@@ -28,18 +28,43 @@ def words(text: str) -> str:
 def test_a_cpu_plan_says_what_is_unknown() -> None:
     text = words(shown(composed()))
     for part in (
-        "gpt_nano: 4 layers", "1.38 M with embeddings, 853 k without", "489, each of 16 sequences of 256 = 4096 tokens",
-        "19.7 TFLOP", "2 workers on test CPU", "ZeRO stage 1, fp32", "8 x 1 a rank", "estimated 730 MB of 12 GB a device",
-        "unknown time, cost and energy: the peak FLOP/s", "python_stdlib; tokenizer bpe, 4096 entries", RUN_DIR,
-    ):  # fmt: skip
+        "gpt_nano: 4 layers",
+        "1.38 M with embeddings, 853 k without",
+        "489, each of 16 sequences of 256 = 4096 tokens",
+        "19.7 TFLOP",
+        "2 workers on test CPU",
+        "ZeRO stage 1, fp32",
+        "8 x 1 a rank",
+        "estimated 730 MB of 12 GB a device",
+        "unknown time, cost and energy: the peak FLOP/s",
+        "python_stdlib; tokenizer bpe, 4096 entries",
+        RUN_DIR,
+    ):
         assert part in text
 
 
 def test_a_gpu_plan_shows_time_cost_and_energy() -> None:
-    text = words(shown(composed("model=gpt_70b", "cluster=8x8xH100", "cluster.usd_per_device_hour=2.5", "schedule=wsd")))
-    for part in ("time estimated 227.8 days", "MFU 0.49", "USD at 2.5 USD a device-hour", "kWh at", "decay 276 B tokens",
-                 "(8 for keys and values)", "untied", "64 x H100-80GB in 8 nodes",
-                 "selective activation checkpointing"):  # fmt: skip
+    text = words(
+        shown(
+            composed(
+                "model=gpt_70b",
+                "cluster=8x8xH100",
+                "cluster.usd_per_device_hour=2.5",
+                "schedule=wsd",
+            )
+        )
+    )
+    for part in (
+        "time estimated 227.8 days",
+        "MFU 0.49",
+        "USD at 2.5 USD a device-hour",
+        "kWh at",
+        "decay 276 B tokens",
+        "(8 for keys and values)",
+        "untied",
+        "64 x H100-80GB in 8 nodes",
+        "selective activation checkpointing",
+    ):
         assert part in text
 
 
@@ -50,7 +75,9 @@ def test_idle_devices_and_preemption_are_said() -> None:
 
 
 def test_small_amounts_are_never_rounded_to_nothing() -> None:
-    text = words(shown(composed("cluster=8xA100", "train.n_tokens=4096", "cluster.usd_per_device_hour=1")))
+    text = words(
+        shown(composed("cluster=8xA100", "train.n_tokens=4096", "cluster.usd_per_device_hour=1"))
+    )
     assert " 0 USD" not in text
     assert " 0 kWh" not in text
     assert " ms a step" in text

@@ -1,4 +1,5 @@
-"""The model of time by its parts: products, attention, hosts, links and the traffic of each way to split a model."""
+"""The model of time by its parts: products, attention, hosts, links and the traffic of each way to
+split a model."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def test_a_large_product_takes_its_arithmetic_and_half_its_memory_time() -> None
     arithmetic = 2 * n**3 / (CONSTANTS.gemm_ampere * 312e12)
     memory = 2 * 3 * n**2 / (CONSTANTS.bandwidth * 2039e9)
     assert product_s(n, n, n, machine, CONSTANTS) == pytest.approx(arithmetic + 0.5 * memory)
-    assert product_s(n, n, n, machine, CONSTANTS, fp8=True) == pytest.approx(arithmetic / CONSTANTS.fp8 + 0.5 * memory)
+    assert product_s(n, n, n, machine, CONSTANTS, fp8=True) == pytest.approx(
+        arithmetic / CONSTANTS.fp8 + 0.5 * memory
+    )
 
 
 @pytest.mark.parametrize(("columns", "slower"), [(50304, 1), (50312, 1.25), (50257, 3)])
@@ -51,10 +54,15 @@ def test_odd_widths_are_slow(columns: int, slower: float) -> None:
 
 @given(st.integers(1, 200), st.sampled_from(["none", "selective", "full"]))
 def test_device_and_host_wait_for_each_other_in_part(kernels: int, checkpointing: str) -> None:
-    setting, layout = on("8xA100", "gpt_350m"), replace(LAYOUT, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+    setting, layout = (
+        on("8xA100", "gpt_350m"),
+        replace(LAYOUT, activation_checkpointing=checkpointing),
+    )  # type: ignore[arg-type]
     stack = setting.work.stacks[0]
     times = [
-        block_work(setting.work, stack, layout, replace(MEGATRON, kernels=n), setting.machine, CONSTANTS).compute_s
+        block_work(
+            setting.work, stack, layout, replace(MEGATRON, kernels=n), setting.machine, CONSTANTS
+        ).compute_s
         for n in (0, kernels)
     ]
     host = kernels * CONSTANTS.kernel_s * (3.6 if checkpointing == "full" else 2.6)
@@ -72,21 +80,32 @@ def test_later_attention_is_faster_and_unfused_attention_slower() -> None:
 
 def test_gradients_travel_every_micro_batch_from_stage_2_on() -> None:
     setting = on("2x8xA100")
-    by_stage = {stage: timed(setting, replace(LAYOUT, zero_stage=stage), FSDP).data_parallel_s for stage in (1, 2)}
+    by_stage = {
+        stage: timed(setting, replace(LAYOUT, zero_stage=stage), FSDP).data_parallel_s
+        for stage in (1, 2)
+    }
     assert by_stage[2] > 10 * by_stage[1]
     once = replace(FSDP, shards_gradients=False)
-    assert timed(setting, replace(LAYOUT, zero_stage=2), once).data_parallel_s == pytest.approx(by_stage[1])
+    assert timed(setting, replace(LAYOUT, zero_stage=2), once).data_parallel_s == pytest.approx(
+        by_stage[1]
+    )
 
 
 def test_copies_of_a_shard_have_a_ring_of_their_own() -> None:
-    """Hybrid shards within a node spare the links between nodes the gathers, but each rank reduces by its own port."""
+    """Hybrid shards within a node spare the links between nodes the gathers, but each rank reduces
+    by its own port."""
     setting = on("4x8xA100", "gpt_13b")
     layout = replace(LAYOUT, dp=32, zero_stage=3, grad_accum_steps=8)
-    full, hybrid = (timed(setting, replace(layout, shard_ranks=ranks), FSDP).data_parallel_s for ranks in (None, 8))
+    full, hybrid = (
+        timed(setting, replace(layout, shard_ranks=ranks), FSDP).data_parallel_s
+        for ranks in (None, 8)
+    )
     assert hybrid < full
     params, port = setting.work.n_params, CONSTANTS.fabric_inter * 25e9
     reduced = 2 * 3 / 4 * 4 * params / 8 / port
-    alone = timed(setting, replace(layout, shard_ranks=8), replace(FSDP, hides_gathers=False)).data_parallel_s
+    alone = timed(
+        setting, replace(layout, shard_ranks=8), replace(FSDP, hides_gathers=False)
+    ).data_parallel_s
     gathered = 8 * 3 * 7 / 8 * 2 * params / (CONSTANTS.fabric_intra * 300e9)
     assert alone == pytest.approx(reduced + gathered, rel=0.05)
 
@@ -94,7 +113,10 @@ def test_copies_of_a_shard_have_a_ring_of_their_own() -> None:
 def test_whole_gradients_between_stages_cost_what_they_are_larger() -> None:
     setting = on("4x8xA100", "gpt_30b")
     layout = replace(LAYOUT, dp=1, tp=8, pp=4, grad_accum_steps=64)
-    parts, whole = (timed(setting, layout, replace(MEGATRON, whole_gradients=how)).bubble_s for how in (False, True))
+    parts, whole = (
+        timed(setting, layout, replace(MEGATRON, whole_gradients=how)).bubble_s
+        for how in (False, True)
+    )
     bytes_sent = setting.work.seq_len * setting.work.d_model * 2
     more = 64 * (1 - 1 / 8) * bytes_sent / (CONSTANTS.fabric_inter * 25e9)
     assert whole - parts == pytest.approx(more, rel=0.03)
@@ -103,14 +125,26 @@ def test_whole_gradients_between_stages_cost_what_they_are_larger() -> None:
 def test_positions_dealt_anew_and_passed_round_both_cost() -> None:
     setting = on("8xA100")
     layout = replace(LAYOUT, dp=2, sp=4)
-    ulysses, ring = (timed(setting, replace(layout, sp_attention=how)) for how in ("ulysses", "ring"))
+    ulysses, ring = (
+        timed(setting, replace(layout, sp_attention=how)) for how in ("ulysses", "ring")
+    )
     assert ulysses.tensor_parallel_s > 0 < ring.tensor_parallel_s
     assert ulysses.compute_s == ring.compute_s
 
 
-@given(st.sampled_from(["gpt_125m", "gpt_7b", "t5_base", "bert_large"]), st.integers(0, 4), st.sampled_from([1, 2, 3]))
+@given(
+    st.sampled_from(["gpt_125m", "gpt_7b", "t5_base", "bert_large"]),
+    st.integers(0, 4),
+    st.sampled_from([1, 2, 3]),
+)
 def test_larger_micro_batches_are_no_slower(model: str, power: int, stage: int) -> None:
     setting = on("2x8xA100", model)
-    layout = replace(LAYOUT, zero_stage=stage, micro_batch_size=2**power, grad_accum_steps=32 // 2**power)
-    larger = replace(layout, micro_batch_size=2 * layout.micro_batch_size, grad_accum_steps=layout.grad_accum_steps // 2)
+    layout = replace(
+        LAYOUT, zero_stage=stage, micro_batch_size=2**power, grad_accum_steps=32 // 2**power
+    )
+    larger = replace(
+        layout,
+        micro_batch_size=2 * layout.micro_batch_size,
+        grad_accum_steps=layout.grad_accum_steps // 2,
+    )
     assert timed(setting, larger).step_time_s <= timed(setting, layout).step_time_s

@@ -39,11 +39,16 @@ def position(step: int) -> Record:
     return dict.fromkeys(names.POSITION, 1.0) | {names.STEP: step}
 
 
-def record(step: int, *, loss: float = 2.0, sequences: int | None = None, restarts: int = 0) -> Record:
+def record(
+    step: int, *, loss: float = 2.0, sequences: int | None = None, restarts: int = 0
+) -> Record:
     return position(step) | {
-        names.TRAIN_LOSS: loss + 1 / (step + 1), names.TRAIN_GRAD_NORM: 0.5, names.RUN_WORLD_SIZE: 2,
-        names.RUN_RESTARTS: restarts, names.TRAIN_SEQUENCES: G * step if sequences is None else sequences,
-    }  # fmt: skip
+        names.TRAIN_LOSS: loss + 1 / (step + 1),
+        names.TRAIN_GRAD_NORM: 0.5,
+        names.RUN_WORLD_SIZE: 2,
+        names.RUN_RESTARTS: restarts,
+        names.TRAIN_SEQUENCES: G * step if sequences is None else sequences,
+    }
 
 
 def val(step: int, loss: float = 3.0) -> Record:
@@ -59,7 +64,9 @@ def run_of(n: int) -> list[Record]:
 
 def test_a_run_is_like_itself() -> None:
     whole = [*run_of(8), val(8)]
-    assert compare(whole, [dict(r) for r in whole], G) == Comparison(8, 0, 0, 0, 0, 0, True, 0.0, 0.0, 0.0)
+    assert compare(whole, [dict(r) for r in whole], G) == Comparison(
+        8, 0, 0, 0, 0, 0, True, 0.0, 0.0, 0.0
+    )
 
 
 @given(first=st.integers(3, 18), n=st.integers(1, 5))
@@ -67,7 +74,10 @@ def test_sequences_left_out_and_read_twice_are_counted_one_by_one(first: int, n:
     """Whether steps are missing, or are there and were made from other sequences."""
     whole = run_of(20)
     shifted = [record(s, sequences=G * s + (n if s >= first else 0)) for s in range(1, 21)]
-    assert (compare(whole, shifted, G).sequences_skipped, compare(whole, shifted, G).sequences_repeated) == (n, 0)
+    assert (
+        compare(whole, shifted, G).sequences_skipped,
+        compare(whole, shifted, G).sequences_repeated,
+    ) == (n, 0)
     again = [record(s, sequences=G * s - (n if s >= first else 0)) for s in range(1, 21)]
     assert compare(whole, again, G).sequences_repeated == n
     gone = [r for r in whole if not first <= r[names.STEP] < first + n]
@@ -81,7 +91,11 @@ def test_sequences_left_out_and_read_twice_are_counted_one_by_one(first: int, n:
 def test_a_step_that_is_there_twice_is_counted() -> None:
     broken = [*run_of(5), *[record(s) for s in range(4, 9)]]
     found = compare(run_of(8), broken, G)
-    assert (found.steps_repeated, found.sequences_repeated, found.sequences_skipped) == (2, 2 * G, 0)
+    assert (found.steps_repeated, found.sequences_repeated, found.sequences_skipped) == (
+        2,
+        2 * G,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", [names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.VAL_LOSS])
@@ -113,8 +127,12 @@ def test_an_evaluation_that_is_missing_is_a_difference() -> None:
     ],
 )
 @pytest.mark.parametrize("name", [names.TRAIN_LOSS, names.TRAIN_GRAD_NORM])
-def test_numbers_that_are_not_finite_or_nothing(name: str, unbroken: list[float], broken: list[float], relative: float) -> None:
-    before, after = ([record(i) | {name: x} for i, x in enumerate(numbers, 1)] for numbers in (unbroken, broken))
+def test_numbers_that_are_not_finite_or_nothing(
+    name: str, unbroken: list[float], broken: list[float], relative: float
+) -> None:
+    before, after = (
+        [record(i) | {name: x} for i, x in enumerate(numbers, 1)] for numbers in (unbroken, broken)
+    )
     found = compare(before, after, G)
     assert (found.max_relative if name == names.TRAIN_LOSS else found.max_norm_relative) == relative
     assert found.identical == (relative == 0)
@@ -132,7 +150,9 @@ def test_numbers_that_are_not_finite_or_nothing(name: str, unbroken: list[float]
         (names.VAL_LOSS, None, False),
     ],
 )
-def test_the_verdict_where_rounding_is_allowed(name: str, value: float | None, passed: bool) -> None:
+def test_the_verdict_where_rounding_is_allowed(
+    name: str, value: float | None, passed: bool
+) -> None:
     unbroken = [r | {names.TRAIN_LOSS: 2.0} for r in run_of(8)]
     unbroken[3] |= {names.VAL_LOSS: 3.0}
     broken = [dict(r) for r in unbroken]
@@ -141,23 +161,40 @@ def test_the_verdict_where_rounding_is_allowed(name: str, value: float | None, p
     else:
         broken[3][name] = value
     report = Report(
-        command=[], seed=1, n_kills_wanted=0, kills=[], resizes=[], starts=1, world_sizes=[2, 1],
-        comparison=compare(unbroken, broken, G), allowed=TOLERANCE["fp32"], seconds={}, goodput=None, goodput_unbroken=None,
-    )  # fmt: skip
+        command=[],
+        seed=1,
+        n_kills_wanted=0,
+        kills=[],
+        resizes=[],
+        starts=1,
+        world_sizes=[2, 1],
+        comparison=compare(unbroken, broken, G),
+        allowed=TOLERANCE["fp32"],
+        seconds={},
+        goodput=None,
+        goodput_unbroken=None,
+    )
     assert report.passed == passed
 
 
 # When and what.
 
 
-@given(kills=st.integers(0, 60), resizes=st.integers(0, 5), sizes=st.integers(1, 4), seed=st.integers(0, 2**31))
+@given(
+    kills=st.integers(0, 60),
+    resizes=st.integers(0, 5),
+    sizes=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
 def test_the_schedule_is_the_seeds(kills: int, resizes: int, sizes: int, seed: int) -> None:
     options = DrillOptions(kills=kills, resizes=resizes)
     acts = schedule(options, 100, sizes, random.Random(seed))
     assert acts == sorted(acts) == schedule(options, 100, sizes, random.Random(seed))
     assert sum(not resize for _, resize in acts) == kills
     assert sum(resize for _, resize in acts) == (resizes if sizes > 1 else 0)
-    assert all(1 <= step <= 95 for step, _ in acts), "what dies at the very end may have ended already"
+    assert all(1 <= step <= 95 for step, _ in acts), (
+        "what dies at the very end may have ended already"
+    )
     for part, step in enumerate(step for step, resize in acts if not resize):
         assert part * 95 / kills <= step <= (part + 1) * 95 / kills + 1, "they do not crowd"
 
@@ -178,7 +215,8 @@ def test_what_a_kill_costs_is_the_time_without_a_new_step() -> None:
 
 def test_costs_by_kind() -> None:
     kills = [
-        Kill(kind, 1, 0.0, 2, 0, lost) for kind, lost in (("worker", 4.0), ("driver", 9.0), ("worker", 8.0), ("worker", None))
+        Kill(kind, 1, 0.0, 2, 0, lost)
+        for kind, lost in (("worker", 4.0), ("driver", 9.0), ("worker", 8.0), ("worker", None))
     ]
     assert lost_by_kind(kills) == {
         "driver": {"times": 1, "not_missed": 0, "median_s": 9.0, "max_s": 9.0},
@@ -197,7 +235,12 @@ def test_the_last_step_of_a_file_that_is_being_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("title", "kind"),
-    [("ray::RayTrainWorker.execute", WORKER), ("ray::TrainController", CONTROLLER), ("/x/raylet", NODE), ("ray::IDLE", None)],
+    [
+        ("ray::RayTrainWorker.execute", WORKER),
+        ("ray::TrainController", CONTROLLER),
+        ("/x/raylet", NODE),
+        ("ray::IDLE", None),
+    ],
 )
 def test_processes_are_known_by_their_names(title: str, kind: str | None) -> None:
     process = subprocess.Popen([title, "30"], executable=shutil.which("sleep"))
@@ -217,7 +260,10 @@ def test_processes_are_known_by_their_names(title: str, kind: str | None) -> Non
 
 def test_words_go_where_they_belong() -> None:
     words = ["model=gpt_nano", "kills=3", "run.name=kills", "seed=1", "train.seed=2", "nodes=0"]
-    assert split_words(words) == (["kills=3", "seed=1", "nodes=0"], ["model=gpt_nano", "run.name=kills", "train.seed=2"])
+    assert split_words(words) == (
+        ["kills=3", "seed=1", "nodes=0"],
+        ["model=gpt_nano", "run.name=kills", "train.seed=2"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +282,11 @@ def test_words_go_where_they_belong() -> None:
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
-    words: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     described = [] if any(word.startswith("cluster=") for word in words) else list(TWO_WORKERS)
@@ -245,7 +295,9 @@ def test_mistakes_are_told_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_drills_directory_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_drills_directory_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert rehearse.main([*TWO_WORKERS, f"directory={tmp_path}"]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -266,15 +318,28 @@ def test_what_may_differ() -> None:
     ("spoil", "code"),
     [
         (lambda records: records, 0),
-        (lambda records: [r | ({names.TRAIN_LOSS: 9.0} if r[names.STEP] == 7 else {}) for r in records], 1),
+        (
+            lambda records: [
+                r | ({names.TRAIN_LOSS: 9.0} if r[names.STEP] == 7 else {}) for r in records
+            ],
+            1,
+        ),
         (lambda records: records[:-1], 1),
         (lambda records: [*records[:4], *records[2:]], 1),
-        (lambda records: [r | {names.TRAIN_SEQUENCES: r[names.TRAIN_SEQUENCES] + 1} for r in records], 1),
+        (
+            lambda records: [
+                r | {names.TRAIN_SEQUENCES: r[names.TRAIN_SEQUENCES] + 1} for r in records
+            ],
+            1,
+        ),
     ],
     ids=["alike", "another loss", "a step missing", "steps twice", "a sequence skipped"],
 )
 def test_the_exit_code_is_the_verdict(
-    spoil: Callable[[list[Record]], list[Record]], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: Callable[[list[Record]], list[Record]],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Played(rehearse.Drill):
         def _write(self, name: str, records: Sequence[Record]) -> RunDir:
@@ -311,7 +376,9 @@ def _python_is(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) ->
     monkeypatch.setattr("sys.executable", str(program))
 
 
-def test_an_interrupted_drill_leaves_no_run_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_drill_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     class Interrupted(rehearse.Drill):
@@ -342,7 +409,9 @@ def _small(kind: type[Drill], directory: Path) -> Any:
     return kind(DrillOptions(), [], composed(), [1, 2], directory, 0, None, lambda _: None)
 
 
-def test_a_run_that_does_not_leave_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_leave_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _python_is(monkeypatch, tmp_path, f"trap '' TERM\ntouch {tmp_path}/ready\nexec sleep 20")
     monkeypatch.setattr("scaling.rehearsal.drill._LEAVE_S", 0.05)
     drill = _small(Ignoring, tmp_path)
@@ -365,7 +434,9 @@ def test_a_resize_that_comes_too_late_is_not_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_before", [0, 1], ids=["the head", "a node"])
-def test_an_interrupt_while_machines_start_leaves_none(n_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_machines_start_leaves_none(
+    n_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _python_is(monkeypatch, tmp_path, "exec sleep 20")
     nodes, started = Nodes(2, tmp_path, 1), []
 
@@ -386,17 +457,29 @@ def test_an_interrupt_while_machines_start_leaves_none(n_before: int, tmp_path: 
 
 
 def _drill(workplace: Workplace, directory: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    code = rehearse.main([
-        *TINY, f"data.path='{workplace.text}'", f"data.cache_dir={workplace.root / 'cache'}", f"directory={directory}", *words
-    ])  # fmt: skip
+    code = rehearse.main(
+        [
+            *TINY,
+            f"data.path='{workplace.text}'",
+            f"data.cache_dir={workplace.root / 'cache'}",
+            f"directory={directory}",
+            *words,
+        ]
+    )
     return code, json.loads((directory / "report.json").read_text())
 
 
 def test_a_drill_of_one_worker(workplace: Workplace, tmp_path: Path) -> None:
-    code, report = _drill(workplace, tmp_path / "drill", *ONE_WORKER, "train.n_tokens=150_000", "kills=1")
+    code, report = _drill(
+        workplace, tmp_path / "drill", *ONE_WORKER, "train.n_tokens=150_000", "kills=1"
+    )
     found = report["comparison"]
     assert (code, report["passed"], found["identical"]) == (0, True, True)
-    assert (found["sequences_repeated"], found["sequences_skipped"], found["max_difference"]) == (0, 0, 0)
+    assert (found["sequences_repeated"], found["sequences_skipped"], found["max_difference"]) == (
+        0,
+        0,
+        0,
+    )
     assert [kill["kind"] for kill in report["kills"]] == ["driver"]
     assert (report["starts"], report["world_sizes"]) == (2, [1, 1])
     assert all(kill["lost_s"] > 0 for kill in report["kills"])

@@ -11,7 +11,13 @@ from scaling import status
 from scaling.errors import ConfigError
 from scaling.runs.by_name import find_run
 
-NAMES = ("gpt_nano-0001aaaa", "gpt_nano-00bbbbbb", "gpt_nano_big-00cccccc", "sweep/gpt_nano-lr3-dddddddd", "gpt-nano-eeeeeeee")
+NAMES = (
+    "gpt_nano-0001aaaa",
+    "gpt_nano-00bbbbbb",
+    "gpt_nano_big-00cccccc",
+    "sweep/gpt_nano-lr3-dddddddd",
+    "gpt-nano-eeeeeeee",
+)
 """The first is the one that was at work last."""
 
 
@@ -41,7 +47,9 @@ def root(tmp_path: Path) -> Path:
         ("00", NAMES[0], [NAMES[1], NAMES[2]]),
     ],
 )
-def test_a_run_is_found_by_name_or_the_beginning_of_its_id(root: Path, word: str, found: str, others: list[str]) -> None:
+def test_a_run_is_found_by_name_or_the_beginning_of_its_id(
+    root: Path, word: str, found: str, others: list[str]
+) -> None:
     said: list[str] = []
     assert find_run(word, str(root), said.append) == root / found
     assert len(said) == bool(others)
@@ -55,14 +63,19 @@ def test_a_path_and_a_whole_name_come_before_names(root: Path) -> None:
         assert find_run(word, str(root), pytest.fail) == root / NAMES[1]
 
 
-@pytest.mark.parametrize("word", ["gpt", "gpt_", "gpt_nano-", "gpt_nano-01", "nano", "aaaa", "gpt_nano-00bbbbbbb", "GPT_NANO"])
+@pytest.mark.parametrize(
+    "word",
+    ["gpt", "gpt_", "gpt_nano-", "gpt_nano-01", "nano", "aaaa", "gpt_nano-00bbbbbbb", "GPT_NANO"],
+)
 def test_what_is_no_run_is_refused_with_those_there_are(root: Path, word: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no run '{word}'") as caught:
         find_run(word, str(root), pytest.fail)
     assert NAMES[3] in (caught.value.fix or "")
 
 
-def test_status_takes_names_of_runs_too(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_takes_names_of_runs_too(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
     assert status.main([f"run.root={root}", "gpt_nano", "--json"]) == 0
     out, err = capsys.readouterr()

@@ -28,7 +28,10 @@ def run_dir(tmp_path) -> RunDir:
 def test_the_directory_is_named_by_run_and_identity(tmp_path, monkeypatch):
     config = compose([f"run.root={tmp_path}"])
     assert RunDir.for_config(config).path == tmp_path / f"gpt_nano-{config.run_id}"
-    assert RunDir.for_config(compose(["run.root=a", "run.name=x"])).path == Path.cwd() / "a" / f"x-{config.run_id}"
+    assert (
+        RunDir.for_config(compose(["run.root=a", "run.name=x"])).path
+        == Path.cwd() / "a" / f"x-{config.run_id}"
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunDir.for_config(compose(["run.root='~/b'"])).path.parent == tmp_path / "b"
 
@@ -59,13 +62,17 @@ with RunDir(sys.argv[1]).lock():
 
 
 def test_a_second_driver_is_refused_until_the_first_is_dead(run_dir):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir.path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run_dir.path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             assert run_dir.is_driven()
             assert run_dir.owner()["pid"] == holder.pid
             with (
-                pytest.raises(RunDirError, match=f"in use by another driver: pid {holder.pid} on .* since 20") as caught,
+                pytest.raises(
+                    RunDirError, match=f"in use by another driver: pid {holder.pid} on .* since 20"
+                ) as caught,
                 run_dir.lock(),
             ):
                 pass
@@ -111,9 +118,13 @@ def test_the_configuration_is_written_once_and_checked(run_dir):
     run_dir.write_config(config)
     text = (run_dir.path / "config.yaml").read_text()
     assert run_dir.read_config() == config
-    run_dir.write_config(compose(["optim.lr=0.1e-4", "checkpoint.every_steps=7", "cluster=8xA100", "precision=fp32"]))
+    run_dir.write_config(
+        compose(["optim.lr=0.1e-4", "checkpoint.every_steps=7", "cluster=8xA100", "precision=fp32"])
+    )
     assert (run_dir.path / "config.yaml").read_text() == text
-    with pytest.raises(RunDirError, match=r"holds another run: optim.lr was 1e-05 and is 0.002 now"):
+    with pytest.raises(
+        RunDirError, match=r"holds another run: optim.lr was 1e-05 and is 0.002 now"
+    ):
         run_dir.write_config(compose(["optim.lr=2e-3"]))
     (run_dir.path / "config.yaml").write_text("model: {")
     with pytest.raises(RunDirError, match="is no configuration of this version"):
@@ -136,12 +147,34 @@ def test_events_give_the_state(run_dir):
     run_dir.event("shard_skipped", shard="train-000001.tar")
     assert run_dir.state() == RunDir(run_dir.path / "absent").state() == "new"
     states = []
-    for kind in ("start", "checkpoint_committed", "preempted", "resume", "failed", "resume", "finished", "checkpoint_committed"):
+    for kind in (
+        "start",
+        "checkpoint_committed",
+        "preempted",
+        "resume",
+        "failed",
+        "resume",
+        "finished",
+        "checkpoint_committed",
+    ):
         run_dir.event(kind, step=5, world_size=2)
         states.append(run_dir.state())
-    assert states == ["begun", "begun", "preempted", "begun", "failed", "begun", "finished", "finished"]
+    assert states == [
+        "begun",
+        "begun",
+        "preempted",
+        "begun",
+        "failed",
+        "begun",
+        "finished",
+        "finished",
+    ]
     event = run_dir.read_events()[1]
-    assert {k: event[k] for k in ("kind", "step", "world_size")} == {"kind": "start", "step": 5, "world_size": 2}
+    assert {k: event[k] for k in ("kind", "step", "world_size")} == {
+        "kind": "start",
+        "step": 5,
+        "world_size": 2,
+    }
     assert event["time"].endswith("+00:00")
     assert abs(event["time_s"] - os.path.getmtime(run_dir.events)) < 60
     run_dir.event("resume", reason="spot")
@@ -185,14 +218,20 @@ SOUND = {"kind": "start", "time": "2026", "time_s": 5.0, "step": 0, "workers": "
     ],
 )
 def test_an_event_that_nothing_can_be_computed_from_is_set_aside(run_dir, change):
-    run_dir.events.write_text("".join(json.dumps(line) + "\n" for line in (SOUND, SOUND | change, SOUND)))
+    run_dir.events.write_text(
+        "".join(json.dumps(line) + "\n" for line in (SOUND, SOUND | change, SOUND))
+    )
     content = run_dir.events.read_bytes()
     with pytest.raises(RunDirError, match="line 2"):
         run_dir.read_events()
     (text,) = run_dir.mend()
     assert "1 of 3 lines are no events" in text
     assert (run_dir.path / "events.jsonl.damaged").read_bytes() == content
-    assert [event["kind"] for event in run_dir.read_events()] == ["start", "start", "record_damaged"]
+    assert [event["kind"] for event in run_dir.read_events()] == [
+        "start",
+        "start",
+        "record_damaged",
+    ]
     assert run_dir.seconds()
     assert run_dir.condemned() == []
     assert run_dir.mend() == []
@@ -207,7 +246,9 @@ def test_any_damage_of_what_only_tells_of_the_run_is_set_aside(run_dir, content)
         else:
             (run_dir.path / name).write_bytes(content)
     assert len(run_dir.mend()) == len(names)
-    assert sorted(path.name for path in run_dir.path.glob("*.damaged")) == sorted(f"{name}.damaged" for name in names)
+    assert sorted(path.name for path in run_dir.path.glob("*.damaged")) == sorted(
+        f"{name}.damaged" for name in names
+    )
     run_dir.write_provenance()
     run_dir.settle_account()
     assert run_dir.read_summary() is None
@@ -224,20 +265,27 @@ def test_what_cannot_be_read_is_set_aside_too(run_dir):
 
 
 def test_numbers_that_are_not_finite_are_words_in_every_file(run_dir):
-    run_dir.write_summary({"loss": [float("nan"), {"best": float("-inf")}], "steps": (1, float("inf"))})
+    run_dir.write_summary(
+        {"loss": [float("nan"), {"best": float("-inf")}], "steps": (1, float("inf"))}
+    )
     run_dir.event("failed", reason="x", loss=float("nan"))
     text = (run_dir.path / "summary.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"loss": ["NaN", {"best": "-Infinity"}], "steps": [1, "Infinity"]}
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "loss": ["NaN", {"best": "-Infinity"}],
+        "steps": [1, "Infinity"],
+    }
     assert run_dir.read_events()[0]["loss"] == "NaN"
 
 
 def test_events_of_two_processes_do_not_mix(run_dir):
-    program = (
-        "import sys; from scaling.runs.directory import RunDir\nfor n in range(40): RunDir(sys.argv[1]).event('resume', step=n)"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", program, str(run_dir.path)]) for _ in range(2)]
+    program = "import sys; from scaling.runs.directory import RunDir\nfor n in range(40): RunDir(sys.argv[1]).event('resume', step=n)"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(run_dir.path)]) for _ in range(2)
+    ]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    assert sorted(event["step"] for event in run_dir.read_events()) == sorted([*range(40), *range(40)])
+    assert sorted(event["step"] for event in run_dir.read_events()) == sorted(
+        [*range(40), *range(40)]
+    )
 
 
 def test_an_append_waits_for_one_that_is_under_way(run_dir):
@@ -296,7 +344,16 @@ def test_an_installed_package_does_not_take_the_commit_of_the_repository_around_
 
 
 @pytest.mark.parametrize(
-    "name", ["api_key", "--api-key", "HF_TOKEN", "wandb.apiKey", "password", "db_passwd", "AWS_SECRET_ACCESS_KEY"]
+    "name",
+    [
+        "api_key",
+        "--api-key",
+        "HF_TOKEN",
+        "wandb.apiKey",
+        "password",
+        "db_passwd",
+        "AWS_SECRET_ACCESS_KEY",
+    ],
 )
 def test_names_of_secrets(name):
     assert is_secret_name(name)
@@ -304,7 +361,16 @@ def test_names_of_secrets(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.n_tokens", "tokenizer", "data.shard_tokens", "schedule.warmup_tokens", "key", "run.name", "author"]
+    "name",
+    [
+        "train.n_tokens",
+        "tokenizer",
+        "data.shard_tokens",
+        "schedule.warmup_tokens",
+        "key",
+        "run.name",
+        "author",
+    ],
 )
 def test_names_of_what_may_be_shown(name):
     assert redact_command([f"{name}=x", "--" + name, "y"]) == [f"{name}=x", "--" + name, "y"]
@@ -329,7 +395,9 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(write, place, tmp_pat
     assert "run.root=DIR" in caught.value.fix
 
 
-@pytest.mark.parametrize(("code", "advice"), [(errno.ENOSPC, "Free some space"), (errno.EROFS, "read-only")])
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "Free some space"), (errno.EROFS, "read-only")]
+)
 def test_a_full_or_read_only_disk_loses_nothing(run_dir, monkeypatch, code, advice):
     run_dir.write_summary({"loss": 1})
     run_dir.event("start")
@@ -346,12 +414,17 @@ def test_a_full_or_read_only_disk_loses_nothing(run_dir, monkeypatch, code, advi
     os_write = os.write
     monkeypatch.setattr(files.os, "write", write_half)
     monkeypatch.setattr(files.os, "fsync", fail)
-    for write in (lambda: run_dir.write_summary({"loss": 2}), lambda: run_dir.event("failed", reason="the disk is full")):
+    for write in (
+        lambda: run_dir.write_summary({"loss": 2}),
+        lambda: run_dir.event("failed", reason="the disk is full"),
+    ):
         with pytest.raises(RunDirError, match=errno.errorcode[code]) as caught:
             write()
         assert advice in caught.value.fix
     monkeypatch.undo()
-    assert {path.name: path.read_bytes() for path in run_dir.path.iterdir() if path.is_file()} == before
+    assert {
+        path.name: path.read_bytes() for path in run_dir.path.iterdir() if path.is_file()
+    } == before
 
 
 @pytest.fixture
@@ -359,7 +432,9 @@ def small_disk(tmp_path):
     """A file system of 64 kB, where this user may mount one."""
     path = tmp_path / "small"
     path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True
+    ).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
         yield path

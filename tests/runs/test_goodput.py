@@ -57,12 +57,21 @@ class History:
         self.unsettled = None
 
     def group(self, waited_s: float, work: list[tuple[str, float]], unseen_s: float) -> None:
-        """Workers start after `waited_s`, do this, and are last heard of `unseen_s` before their end."""
+        """Workers start after `waited_s`, do this, and are last heard of `unseen_s` before their
+        end."""
         self.passes(RESTARTING if self.n_groups else STARTING, waited_s)
         self.settle()
         self.n_groups += 1
         name = f"{self.n_groups:08x}"
-        self.events.append({"kind": "resume", "time_s": self.now_s, "command_s": self.command_s, "workers": name, "step": 0})
+        self.events.append(
+            {
+                "kind": "resume",
+                "time_s": self.now_s,
+                "command_s": self.command_s,
+                "workers": name,
+                "step": 0,
+            }
+        )
         own = dict.fromkeys(MEANING, 0.0)
         for activity, duration_s in work:
             self.passes(activity, duration_s)
@@ -77,7 +86,12 @@ class History:
 
 
 group = st.tuples(seconds, st.lists(st.tuples(st.sampled_from(WORK), seconds), max_size=5), seconds)
-driver = st.tuples(seconds, st.lists(group, min_size=1, max_size=3), st.sampled_from(["preempted", "failed"]), seconds)
+driver = st.tuples(
+    seconds,
+    st.lists(group, min_size=1, max_size=3),
+    st.sampled_from(["preempted", "failed"]),
+    seconds,
+)
 
 
 @given(drivers=st.lists(driver, min_size=1, max_size=4), last=group, took_s=seconds)
@@ -94,7 +108,9 @@ def test_every_second_is_where_it_was(drivers: list[Any], last: Any, took_s: flo
     found = account(history.events)
     assert found == pytest.approx(history.truth, abs=1e-5)
     begun_s = history.events[0]["command_s"]
-    assert sum(found.values()) == pytest.approx(history.now_s - begun_s, abs=1e-5), "a second is missing, or counted twice"
+    assert sum(found.values()) == pytest.approx(history.now_s - begun_s, abs=1e-5), (
+        "a second is missing, or counted twice"
+    )
 
 
 def test_a_killed_driver_leaves_what_was_last_heard_and_nothing_counts_twice() -> None:
@@ -105,10 +121,17 @@ def test_a_killed_driver_leaves_what_was_last_heard_and_nothing_counts_twice() -
     assert account(history.events, live) == so_far
     history.command(1000.0)  # SIGKILL; somebody starts it again a quarter of an hour later
     history.group(8.0, [(RECOMPUTING, 5.0), (PRODUCTIVE, 5.0)], 0.0)
-    history.events.append(history.events[-2] | {"time_s": history.now_s})  # settled twice, by a crash in between
+    # settled twice, by a crash in between
+    history.events.append(history.events[-2] | {"time_s": history.now_s})
     history.end("finished", 1.0)
     found = account(history.events)
-    assert found == so_far | {STOPPED: 1000.0, RESTARTING: 8.0, RECOMPUTING: 5.0, PRODUCTIVE: 35.0, EVALUATING: 1.0}
+    assert found == so_far | {
+        STOPPED: 1000.0,
+        RESTARTING: 8.0,
+        RECOMPUTING: 5.0,
+        PRODUCTIVE: 35.0,
+        EVALUATING: 1.0,
+    }
     assert goodput(found) == 35.0 / (10 + 30 + 2 + 8 + 5 + 5 + 1)
 
 
@@ -140,7 +163,12 @@ def test_the_clock_is_always_in_one_activity() -> None:
         with clock.doing(CHECKPOINTING):
             hand.now_s = 13.0
     hand.now_s = 14.0
-    assert clock.seconds() == dict.fromkeys(MEANING, 0.0) | {STARTING: 3.0, PRODUCTIVE: 8.0, EVALUATING: 2.0, CHECKPOINTING: 1.0}
+    assert clock.seconds() == dict.fromkeys(MEANING, 0.0) | {
+        STARTING: 3.0,
+        PRODUCTIVE: 8.0,
+        EVALUATING: 2.0,
+        CHECKPOINTING: 1.0,
+    }
     assert clock.activity == PRODUCTIVE
     clock.begin(RESTARTING)
     hand.now_s = 15.0
@@ -167,7 +195,9 @@ def test_the_ledger_goes_on_where_the_group_before_was_killed(tmp_path: Path) ->
     assert told == []
 
 
-def test_a_disk_that_refuses_the_account_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_the_account_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir, told = RunDir(tmp_path).create(), list[str]()
     ledger = Ledger(run_dir, "first", Clock(Hand()), told.append, lambda: None)
 

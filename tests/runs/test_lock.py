@@ -1,4 +1,5 @@
-"""The lock between machines that share a disk: a beat tells a living driver, and a dead one holds no longer than a lease."""
+"""The lock between machines that share a disk: a beat tells a living driver, and a dead one holds
+no longer than a lease."""
 
 from __future__ import annotations
 
@@ -21,8 +22,13 @@ from scaling.runs.directory import RunDir
 from scaling.runs.lock import DriverLock
 
 ELSEWHERE = {
-    "host": "node7", "machine": "another kernel", "pid": 4711, "started": "2026-11-01T00:00:00+00:00", "token": "0123", "beat": 5
-}  # fmt: skip
+    "host": "node7",
+    "machine": "another kernel",
+    "pid": 4711,
+    "started": "2026-11-01T00:00:00+00:00",
+    "token": "0123",
+    "beat": 5,
+}
 
 
 @pytest.fixture
@@ -81,39 +87,60 @@ def test_a_dead_driver_of_another_machine_is_waited_for_and_no_longer(lock: Driv
     assert len(said) == 1, "nobody is waited for who has left in order"
 
 
-def test_a_living_driver_of_another_machine_is_named_where_locks_stop_at_the_machine(lock: DriverLock, beating: None) -> None:
-    with pytest.raises(RunDirError, match="in use by another driver: pid 4711 on node7 since 2026") as caught, lock.hold(print):
+def test_a_living_driver_of_another_machine_is_named_where_locks_stop_at_the_machine(
+    lock: DriverLock, beating: None
+) -> None:
+    with (
+        pytest.raises(
+            RunDirError, match="in use by another driver: pid 4711 on node7 since 2026"
+        ) as caught,
+        lock.hold(print),
+    ):
         pass
     assert "kill 4711 on node7" in str(caught.value)
     assert lock.is_held()
 
 
-def test_the_lock_that_a_lost_machine_has_left_on_the_server_is_broken(lock: DriverLock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_that_a_lost_machine_has_left_on_the_server_is_broken(
+    lock: DriverLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock.path.write_text(json.dumps(ELSEWHERE))
     fd = held_by_the_system(lock.path)
     with lock.hold(lambda _: None):
         owner = lock.owner()
         assert owner is not None
         assert owner["pid"] == os.getpid()
-        with pytest.raises(RunDirError, match=f"pid {os.getpid()}"), DriverLock(lock.path).hold(print):
+        with (
+            pytest.raises(RunDirError, match=f"pid {os.getpid()}"),
+            DriverLock(lock.path).hold(print),
+        ):
             pass
     os.close(fd)
 
 
-def test_a_driver_whose_lock_was_taken_over_leaves(lock: DriverLock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_whose_lock_was_taken_over_leaves(
+    lock: DriverLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = threading.Event()
-    monkeypatch.setattr(os, "kill", lambda pid, number: asked.set() if (pid, number) == (os.getpid(), signal.SIGTERM) else None)
+    monkeypatch.setattr(
+        os,
+        "kill",
+        lambda pid, number: asked.set() if (pid, number) == (os.getpid(), signal.SIGTERM) else None,
+    )
     with lock.hold():
         other = lock.path.with_name("other")
         other.write_text(json.dumps(ELSEWHERE))
         os.replace(other, lock.path)
         assert asked.wait(20)
-    assert json.loads(lock.path.read_text()) == ELSEWHERE, "the lock is the other's, and stays as it is"
+    assert json.loads(lock.path.read_text()) == ELSEWHERE, (
+        "the lock is the other's, and stays as it is"
+    )
 
 
 @pytest.mark.parametrize("left", [json.dumps(ELSEWHERE), ""], ids=["drives", "is done"])
 def test_a_superseded_driver_that_wakes_writes_nothing(tmp_path: Path, left: str) -> None:
-    """It marked a run "failed" that the other one had finished; a lock that another gave back was taken for its own."""
+    """It marked a run "failed" that the other one had finished; a lock that another gave back was
+    taken for its own."""
     run_dir = RunDir(tmp_path / "run").create()
     with run_dir.lock():
         RunDir(run_dir.path).event("start")
@@ -128,12 +155,15 @@ def test_a_superseded_driver_that_wakes_writes_nothing(tmp_path: Path, left: str
             lambda: RunDir(run_dir.path).event("preempted"),
             lambda: run_dir.write_summary({}),
         ):
-            with pytest.raises(SupersededError, match="taken over from this driver while it stood still"):
+            with pytest.raises(
+                SupersededError, match="taken over from this driver while it stood still"
+            ):
                 write()
     assert RunDir(run_dir.path).state() == "finished"
     assert not (run_dir.path / "summary.json").exists()
     assert (run_dir.path / "driver.lock").read_text() == left
-    RunDir(run_dir.path).event("start")  # of one who holds nothing, as a worker: its fence is another
+    # of one who holds nothing, as a worker: its fence is another
+    RunDir(run_dir.path).event("start")
 
 
 def test_the_beat_goes_on_while_the_lock_is_held(lock: DriverLock) -> None:
@@ -146,13 +176,17 @@ def test_the_beat_goes_on_while_the_lock_is_held(lock: DriverLock) -> None:
             time.sleep(0.01)
 
 
-def test_a_disk_without_locks_is_decided_by_the_beat(lock: DriverLock, beating: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_decided_by_the_beat(
+    lock: DriverLock, beating: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_locks(monkeypatch)
     with pytest.raises(RunDirError, match="pid 4711 on node7"), lock.hold(print):
         pass
 
 
-def test_of_two_on_a_disk_without_locks_one_is_left(lock: DriverLock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_on_a_disk_without_locks_one_is_left(
+    lock: DriverLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_locks(monkeypatch)
     outcomes: list[str] = []
     start, refused = threading.Barrier(2), threading.Event()

@@ -14,7 +14,9 @@ from scaling.runs.startup import STAGES, begin, mark, since_command
 def test_the_command_is_when_the_process_began() -> None:
     program = "import time; time.sleep(0.5); from scaling.runs.startup import begin; print(begin()['command'])"
     before_s = time.time()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     # /proc counts in ticks of 10 ms, from a boot whose time is known as exactly
     assert before_s - 0.05 <= float(done.stdout) <= time.time() - 0.5
 

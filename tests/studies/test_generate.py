@@ -18,7 +18,12 @@ from scaling.studies.generators import Draft, changed, generate
 from scaling.studies.trials import declare, differences
 from scaling.train.schedule import lr_at
 
-BASE = ("tokenizer=byte", "train.seq_len=64", "train.global_batch_size=8", "cluster.devices_per_node=2")
+BASE = (
+    "tokenizer=byte",
+    "train.seq_len=64",
+    "train.global_batch_size=8",
+    "cluster.devices_per_node=2",
+)
 STEP = 64 * 8
 
 
@@ -67,13 +72,22 @@ def test_named_sizes_compose_inside_a_command_of_hydra() -> None:
     assert [config.model.name for config in outside] == ["gpt_nano"] * 3 + ["gpt_tiny"] * 3
 
 
-@pytest.mark.parametrize(("rule", "scaled"), [("none", 1e-3), ("linear", 4e-3), ("sqrt", 2e-3), ("sde", 2e-3)])
+@pytest.mark.parametrize(
+    ("rule", "scaled"), [("none", 1e-3), ("linear", 4e-3), ("sqrt", 2e-3), ("sde", 2e-3)]
+)
 def test_the_rate_follows_the_batch(rule: str, scaled: float) -> None:
     found = drafts(
-        "study=lr_batch", "study.batches=[8,32]", "study.lr_factors=[1,3]", f"study.batch_rule={rule}", "optim.lr=1e-3",
-        "train.n_tokens=1M", "optim.beta2=0.98",
-    )  # fmt: skip
-    assert [draft.config.optim.lr for draft in found] == pytest.approx([1e-3, 3e-3, scaled, 3 * scaled])
+        "study=lr_batch",
+        "study.batches=[8,32]",
+        "study.lr_factors=[1,3]",
+        f"study.batch_rule={rule}",
+        "optim.lr=1e-3",
+        "train.n_tokens=1M",
+        "optim.beta2=0.98",
+    )
+    assert [draft.config.optim.lr for draft in found] == pytest.approx(
+        [1e-3, 3e-3, scaled, 3 * scaled]
+    )
     assert [draft.config.train.global_batch_size for draft in found] == [8, 8, 32, 32]
     large = found[2].config.optim
     expected = (1 - 4 * 0.1, 1 - 4 * 0.02, 1e-8 / 2) if rule == "sde" else (0.9, 0.98, 1e-8)
@@ -82,21 +96,42 @@ def test_the_rate_follows_the_batch(rule: str, scaled: float) -> None:
 
 
 def test_widths_grow_by_heads() -> None:
-    found = drafts("study=lr_width", "study.widths=[32,128]", "study.lr_factors=[0.5,1]", "model.d_ff=256", "optim.lr=1e-3")
-    shapes = [(d.config.model.d_model, d.config.model.n_heads, d.config.model.d_ff, d.config.optim.lr) for d in found]
-    assert shapes == [(32, 1, 64, 5e-4), (32, 1, 64, 1e-3), (128, 4, 256, 5e-4), (128, 4, 256, 1e-3)]
+    found = drafts(
+        "study=lr_width",
+        "study.widths=[32,128]",
+        "study.lr_factors=[0.5,1]",
+        "model.d_ff=256",
+        "optim.lr=1e-3",
+    )
+    shapes = [
+        (d.config.model.d_model, d.config.model.n_heads, d.config.model.d_ff, d.config.optim.lr)
+        for d in found
+    ]
+    assert shapes == [
+        (32, 1, 64, 5e-4),
+        (32, 1, 64, 1e-3),
+        (128, 4, 256, 5e-4),
+        (128, 4, 256, 1e-3),
+    ]
     with pytest.raises(ConfigError, match=r"study.widths has 48, which is not made of heads of 32"):
         drafts("study=lr_width", "study.widths=[48]", "study.lr_factors=[1]")
 
 
 def test_a_batch_beyond_the_rule_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a batch 16 times as large would need optim.beta1 below 0"):
-        drafts("study=lr_batch", "study.batches=[128]", "study.lr_factors=[1]", "study.batch_rule=sde")
+    with pytest.raises(
+        ConfigError, match=r"a batch 16 times as large would need optim.beta1 below 0"
+    ):
+        drafts(
+            "study=lr_batch", "study.batches=[128]", "study.lr_factors=[1]", "study.batch_rule=sde"
+        )
 
 
 def test_a_trunk_and_its_branches_have_one_rate_until_they_part() -> None:
     trunk, *branches = drafts(
-        "study=wsd", "study.tokens=[60k,120k,500k]", "schedule.warmup_tokens=10%", "schedule.decay_tokens=25%"
+        "study=wsd",
+        "study.tokens=[60k,120k,500k]",
+        "schedule.warmup_tokens=10%",
+        "schedule.decay_tokens=25%",
     )
     assert trunk.branch is None
     assert len(branches) == 3
@@ -104,8 +139,14 @@ def test_a_trunk_and_its_branches_have_one_rate_until_they_part() -> None:
     def rate(draft: Draft, step: int) -> float:
         config = draft.config
         warmup, decay = schedule_tokens(config)
-        return lr_at(config.schedule, peak_lr=1.0, n_tokens_seen=step * STEP, n_tokens=config.train.n_tokens,
-                     warmup_tokens=warmup, decay_tokens=decay)  # fmt: skip
+        return lr_at(
+            config.schedule,
+            peak_lr=1.0,
+            n_tokens_seen=step * STEP,
+            n_tokens=config.train.n_tokens,
+            warmup_tokens=warmup,
+            decay_tokens=decay,
+        )
 
     for branch in branches:
         assert branch.branch is not None
@@ -114,7 +155,9 @@ def test_a_trunk_and_its_branches_have_one_rate_until_they_part() -> None:
         assert at in trunk.config.checkpoint.keep_steps
         assert at < trunk.config.train.n_tokens // STEP
         assert 0.7 < at / last < 0.76
-        assert [rate(branch, step) for step in range(1, at + 1)] == [rate(trunk, step) for step in range(1, at + 1)]
+        assert [rate(branch, step) for step in range(1, at + 1)] == [
+            rate(trunk, step) for step in range(1, at + 1)
+        ]
         assert rate(branch, at + 2) < rate(trunk, at + 2)
         assert rate(branch, last) == 0
         only = set(differences([trunk.config, branch.config]))
@@ -122,9 +165,14 @@ def test_a_trunk_and_its_branches_have_one_rate_until_they_part() -> None:
 
 
 def test_a_study_needs_what_it_reads_and_nothing_else() -> None:
-    with pytest.raises(ConfigError, match=r"study=isoflop needs study.budgets.*\n.*study.budgets=\[...\]"):
+    with pytest.raises(
+        ConfigError, match=r"study=isoflop needs study.budgets.*\n.*study.budgets=\[...\]"
+    ):
         drafts("study=isoflop", "study.sizes=[1M]")
-    with pytest.raises(ConfigError, match=r"study.budgets is set, but only study=isoflop reads it, and this is study=ladder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"study.budgets is set, but only study=isoflop reads it, and this is study=ladder",
+    ):
         compose(["study=ladder", "study.budgets=[1e12]"])
     with pytest.raises(ConfigError, match=r"study.lr_factors has a value that is not above 0"):
         compose(["study=lr_batch", "study.lr_factors=[0]"])
@@ -132,7 +180,11 @@ def test_a_study_needs_what_it_reads_and_nothing_else() -> None:
         compose(["study=asha", "study.space={optim.lr:{low:3,high:2}}"])
     with pytest.raises(ConfigError, match="model=gpt_nanoo is not an option of model"):
         drafts("study=ladder", "study.sizes=[gpt_nanoo]", "study.tokens_per_param=[20]")
-    jobs = [(compose(words), words) for n in (1, 2) if (words := (*BASE, f"cluster.threads_per_worker={n}"))]
+    jobs = [
+        (compose(words), words)
+        for n in (1, 2)
+        if (words := (*BASE, f"cluster.threads_per_worker={n}"))
+    ]
     with pytest.raises(ConfigError, match="a study has one cluster"):
         declare(jobs)
 
@@ -149,8 +201,11 @@ def test_a_changed_key_is_validated_as_a_typed_one() -> None:
 @settings(max_examples=20)
 @given(st.floats(3e4, 3e9), st.booleans())
 def test_the_nearest_shape_has_the_size(n_params: float, gated: bool) -> None:
-    """Between one head more and one less, a size is never farther off than the steps that heads of this width make."""
-    base = compose(("tokenizer=byte", "model.d_model=64", f"model.activation={'swiglu' if gated else 'gelu'}"))
+    """Between one head more and one less, a size is never farther off than the steps that heads of
+    this width make."""
+    base = compose(
+        ("tokenizer=byte", "model.d_model=64", f"model.activation={'swiglu' if gated else 'gelu'}")
+    )
     shape = nearest_shape(base, n_params)
     assert shape["d_model"] == 16 * shape["n_heads"]
     found = count(reshaped(base, shape)).n_params

@@ -34,7 +34,12 @@ from scaling.studies.trials import (
     standing_of,
 )
 
-CPU = ("tokenizer=byte", "cluster.devices_per_node=4", "cluster.device.name=test CPU", "cluster.device.memory_gb=8")
+CPU = (
+    "tokenizer=byte",
+    "cluster.devices_per_node=4",
+    "cluster.device.name=test CPU",
+    "cluster.device.memory_gb=8",
+)
 GPUS = ("cluster=8xH100", "train.global_batch_size=256", "train.n_tokens=1B")
 
 
@@ -45,7 +50,9 @@ def declared(root: Path, *sweep: tuple[str, ...], base: tuple[str, ...] = CPU) -
 
 def shown(study: Study) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(study_table(study, {trial.identity: standing_of(trial) for trial in study.trials}))
+    console.print(
+        study_table(study, {trial.identity: standing_of(trial) for trial in study.trials})
+    )
     return console.export_text()
 
 
@@ -59,16 +66,25 @@ def test_trials_are_known_by_their_hash_wherever_they_lie(tmp_path: Path) -> Non
     moved.mkdir(parents=True)
     again = declared(tmp_path, ("optim.lr=2e-3",), ("optim.lr=1e-3",), ("optim.lr=3e-3",))
     assert [trial.identity for trial in again.trials][:2] == [second.identity, first.identity]
-    assert again.trials[1].run_dir.path == moved, "a directory keeps its name, whatever the command calls the trial now"
+    assert again.trials[1].run_dir.path == moved, (
+        "a directory keeps its name, whatever the command calls the trial now"
+    )
 
 
 def test_equal_trials_are_one(tmp_path: Path) -> None:
-    study = declared(tmp_path, ("train.n_tokens=2048",), ("train.n_tokens=2047",), ("train.n_tokens=2048", "train.log_every=3"))
+    study = declared(
+        tmp_path,
+        ("train.n_tokens=2048",),
+        ("train.n_tokens=2047",),
+        ("train.n_tokens=2048", "train.log_every=3"),
+    )
     assert len(study.trials) == 1
 
 
 def test_differences_name_the_keys_that_vary() -> None:
-    configs = [compose((*CPU, word)) for word in ("attention=full", "attention=local", "optim.eps=1e-7")]
+    configs = [
+        compose((*CPU, word)) for word in ("attention=full", "attention=local", "optim.eps=1e-7")
+    ]
     found = differences(configs)
     assert set(found) == {"attention.kind", "attention.window", "optim.eps"}
     assert found["attention.window"][0] is None
@@ -79,7 +95,9 @@ def test_devices_follow_from_memory_and_from_the_share_of_the_work(tmp_path: Pat
     assert on_fewest_devices(small)[1].layout.world_size == 1
     assert on_fewest_devices(small, least=8)[1].layout.world_size == 8
     narrowed, plan = on_fewest_devices(compose((*GPUS, "model=gpt_13b")))
-    assert plan.layout.world_size == narrowed.cluster.devices_per_node * narrowed.cluster.n_nodes > 2
+    assert (
+        plan.layout.world_size == narrowed.cluster.devices_per_node * narrowed.cluster.n_nodes > 2
+    )
     with pytest.raises(PlanError, match="does not fit"):
         on_fewest_devices(compose((*GPUS, "model=gpt_175b")))
     assert fair_shares([small] * 16, 8) == [1] * 16
@@ -90,7 +108,9 @@ def test_devices_follow_from_memory_and_from_the_share_of_the_work(tmp_path: Pat
 def test_a_layout_that_is_asked_for_is_kept(tmp_path: Path) -> None:
     study = declared(tmp_path, *(("layout=ddp", f"optim.lr={lr}e-3") for lr in range(1, 9)))
     assert {trial.plan.layout.engine for trial in study.trials if trial.plan} == {"ddp"}
-    pairs = declared(tmp_path, *(("layout=manual", "layout.dp=2", f"optim.lr={lr}e-3") for lr in range(1, 9)))
+    pairs = declared(
+        tmp_path, *(("layout=manual", "layout.dp=2", f"optim.lr={lr}e-3") for lr in range(1, 9))
+    )
     assert {trial.plan.layout.world_size for trial in pairs.trials if trial.plan} == {2}
 
 
@@ -100,13 +120,19 @@ def test_the_list_has_totals_of_what_is_left(tmp_path: Path) -> None:
     rests = [remaining(trial, standings[trial.identity], None) for trial in study.trials]
     whole = total(rests)
     assert whole.tokens == sum(trial.plan.n_tokens for trial in study.trials if trial.plan)
-    assert whole.usd == pytest.approx(sum(trial.plan.usd for trial in study.trials if trial.plan and trial.plan.usd))
+    assert whole.usd == pytest.approx(
+        sum(trial.plan.usd for trial in study.trials if trial.plan and trial.plan.usd)
+    )
     assert whole.device_hours == pytest.approx(
-        sum(t.plan.hours * t.plan.layout.world_size for t in study.trials if t.plan and t.plan.hours)
+        sum(
+            t.plan.hours * t.plan.layout.world_size for t in study.trials if t.plan and t.plan.hours
+        )
     )
     assert "Still to do" in (text := shown(study))
     assert "2 B" in text
-    assert "refused" in shown(declared(tmp_path, ("model=gpt_125m",), ("model=gpt_175b",), base=GPUS))
+    assert "refused" in shown(
+        declared(tmp_path, ("model=gpt_125m",), ("model=gpt_175b",), base=GPUS)
+    )
 
 
 def test_what_is_done_is_not_counted_again(tmp_path: Path) -> None:
@@ -133,26 +159,41 @@ def test_what_is_done_is_not_counted_again(tmp_path: Path) -> None:
     rows = result_rows(study, standings)
     path = write_results(rows, tmp_path)
     assert [row["val_loss"] for row in rows] == [2.5, None, None]
-    assert path.read_text().splitlines()[1].startswith(f"{done.name},{done.config.run_id},finished,0,0,")
+    assert (
+        path.read_text()
+        .splitlines()[1]
+        .startswith(f"{done.name},{done.config.run_id},finished,0,0,")
+    )
 
 
-def test_a_study_that_cannot_be_planned_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = [(*GPUS, f"model={name}", f"run.root={tmp_path}") for name in ("gpt_125m", "gpt_175b", "gpt_70b")]
+def test_a_study_that_cannot_be_planned_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [
+        (*GPUS, f"model={name}", f"run.root={tmp_path}")
+        for name in ("gpt_125m", "gpt_175b", "gpt_70b")
+    ]
     with pytest.raises(PlanError, match=r"gpt_175b-\w+: .*does not fit.*2 of 3 trials are refused"):
         drive_study([(compose(words), words) for words in jobs])
     assert "refused" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_lists_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = [(*GPUS, f"model={name}", f"run.root={tmp_path}", "dry_run=true") for name in ("gpt_125m", "gpt_350m")]
+def test_a_dry_run_lists_and_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [
+        (*GPUS, f"model={name}", f"run.root={tmp_path}", "dry_run=true")
+        for name in ("gpt_125m", "gpt_350m")
+    ]
     assert drive_study([(compose(words), words) for words in jobs]) == EXIT_FINISHED
     assert "Study sweep: 2 trials" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trial_is_an_ordinary_run(tmp_path: Path) -> None:
-    """Nothing of the study is in what makes it a run: it can be continued alone, with the study's directory as root."""
+    """Nothing of the study is in what makes it a run: it can be continued alone, with the study's
+    directory as root."""
     study = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",))
     trial = study.trials[0]
     alone = compose((*CPU, "optim.lr=1e-3", f"run.root={tmp_path / 'sweep'}"))
@@ -162,7 +203,8 @@ def test_a_trial_is_an_ordinary_run(tmp_path: Path) -> None:
 
 
 def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> None:
-    """Of a trial that an earlier command had begun, the share of this one's time is its own part's."""
+    """Of a trial that an earlier command had begun, the share of this one's time is its own
+    part's."""
     trial = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",)).trials[0]
     log = MetricLog(trial.run_dir.create().metrics)
     for step in (10, 20, 30):
@@ -174,8 +216,11 @@ def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> No
         assert attempt.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]
 
 
-def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the first run waits for the count that began before it, and does not begin another."""
+def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the first run waits for the count that began before it, and does not begin
+    another."""
     counted: list[str] = []
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -187,7 +232,9 @@ def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(tmp_path: Path, mo
 
     monkeypatch.setattr(scaling.data.baselines, "baselines", count_slowly)
     monkeypatch.setattr(summary, "_KNOWN_BASELINES", {})
-    corpus: Any = SimpleNamespace(mixed=False, skipped=[], n_tokens=lambda split: 1000, fingerprint="f", location="here")
+    corpus: Any = SimpleNamespace(
+        mixed=False, skipped=[], n_tokens=lambda split: 1000, fingerprint="f", location="here"
+    )
     config = compose(CPU)
     summary.count_ahead(config, corpus)
     assert begun.wait(10)
@@ -203,19 +250,29 @@ def test_a_study_of_sizes_shows_depth_and_width_and_of_heads_alone_the_heads(tmp
         jobs = [(compose([*each, f"run.root={tmp_path}"]), each) for each in words]
         return declare(jobs).trials
 
-    sizes = trials(("model.n_layers=2", "model.d_model=64"), ("model.n_layers=3", "model.d_model=128"))
+    sizes = trials(
+        ("model.n_layers=2", "model.d_model=64"), ("model.n_layers=3", "model.d_model=128")
+    )
     assert headings(shown_keys(sizes)) == ["n_layers", "d_model"]
-    assert all(label.startswith(("n_layers=2 d_model=64 (", "n_layers=3 d_model=128 (")) for label in labels(sizes).values())
+    assert all(
+        label.startswith(("n_layers=2 d_model=64 (", "n_layers=3 d_model=128 ("))
+        for label in labels(sizes).values()
+    )
     heads = trials(("model.n_heads=2",), ("model.n_heads=4",))
     assert headings(shown_keys(heads)) == ["n_heads"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_tables_of_a_study_fit_and_keep_what_varies(tmp_path, width):
-    words = [(f"optim.lr={lr}", f"train.seed={seed}") for lr in ("0.00106", "0.00212") for seed in (0, 1)]
+    words = [
+        (f"optim.lr={lr}", f"train.seed={seed}") for lr in ("0.00106", "0.00212") for seed in (0, 1)
+    ]
     study = declare([(compose([*each, f"run.root={tmp_path}"]), each) for each in words])
     standings = {trial.identity: standing_of(trial) for trial in study.trials}
-    for table in (study_table(study, standings), results_table(study, result_rows(study, standings))):
+    for table in (
+        study_table(study, standings),
+        results_table(study, result_rows(study, standings)),
+    ):
         out = io.StringIO()
         Console(file=out, width=width).print(table)
         text = out.getvalue()
@@ -245,7 +302,12 @@ def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
     counted(ConfigLoaderImpl, "load_sweep_config", "composed")
     counted(scaling.planner.run_plan, "choose_layout", "planned")
     counted(scaling.studies.trials, "resolve_cluster", "asked")
-    sweep = ("optim.lr=1e-3,2e-3,3e-3", "train.n_tokens=65536,131072", "model=gpt_nano,gpt_tiny", "train.seed=1,2")
+    sweep = (
+        "optim.lr=1e-3,2e-3,3e-3",
+        "train.n_tokens=65536,131072",
+        "model=gpt_nano,gpt_tiny",
+        "train.seed=1,2",
+    )
     words = ["-m", *CPU, f"run.root={tmp_path}", "dry_run=true", *sweep]
     assert run_task(lambda config: 1, drive_study, words) == EXIT_FINISHED
     assert "24 trials" in capsys.readouterr().out
@@ -253,7 +315,8 @@ def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
 
 
 def test_values_are_set_as_hydra_sets_them(tmp_path: Path) -> None:
-    """Files are read once for many jobs; each job still has its own values, and its own words are refused."""
+    """Files are read once for many jobs; each job still has its own values, and its own words are
+    refused."""
     seen: list[tuple[Any, ...]] = []
 
     def study(jobs: Any) -> int:
@@ -263,7 +326,14 @@ def test_values_are_set_as_hydra_sets_them(tmp_path: Path) -> None:
             seen.append((config.optim.lr, config.model.name, config.train.seed))
         return EXIT_FINISHED
 
-    words = ["-m", *CPU, f"run.root={tmp_path}", "optim.lr=1e-3,2e-3", "model=gpt_nano,gpt_tiny", "++train.seed=7"]
+    words = [
+        "-m",
+        *CPU,
+        f"run.root={tmp_path}",
+        "optim.lr=1e-3,2e-3",
+        "model=gpt_nano,gpt_tiny",
+        "++train.seed=7",
+    ]
     assert run_task(lambda config: 1, study, words) == EXIT_FINISHED
     assert seen == [(lr, name, 7) for lr in (1e-3, 2e-3) for name in ("gpt_nano", "gpt_tiny")]
     assert run_task(lambda config: 1, study, [*words, "optim.rl=1"]) == ConfigError.exit_code

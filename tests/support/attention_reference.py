@@ -1,4 +1,5 @@
-"""Naive attention for tests: every pair of positions from the definition, with no thought of memory or time.
+"""Naive attention for tests: every pair of positions from the definition, with no thought of memory
+or time.
 
 Shapes: B batch, T positions, H query heads, K d_head.
 """
@@ -17,8 +18,14 @@ from scaling.model.position import POSITIONS, Context, Position, rotate
 from tests.support.configs import composed
 
 SHAPE = ("model.d_model=48", "model.n_heads=6", "train.seq_len=36")
-SIZES = {"local": "attention.window=5", "hierarchical": "attention.block=4", "relative": "attention.max_distance=3",
-         "strided": "attention.stride=6", "linear": "attention.dropout=0", "full": "attention.dropout=0"}  # fmt: skip
+SIZES = {
+    "local": "attention.window=5",
+    "hierarchical": "attention.block=4",
+    "relative": "attention.max_distance=3",
+    "strided": "attention.stride=6",
+    "linear": "attention.dropout=0",
+    "full": "attention.dropout=0",
+}
 KINDS = list(SIZES)
 
 
@@ -28,7 +35,12 @@ def build(
     """An attention of six heads of eight, with its position, weights far from zero."""
     torch.manual_seed(0)
     config = composed(
-        *SHAPE, f"attention={kind}", SIZES[kind], f"model.n_kv_heads={n_kv_heads}", f"position={position}", *overrides
+        *SHAPE,
+        f"attention={kind}",
+        SIZES[kind],
+        f"model.n_kv_heads={n_kv_heads}",
+        f"position={position}",
+        *overrides,
     )
     module, at = ATTENTIONS[kind](config, causal=causal), POSITIONS[position](config, causal=causal)
     for parameter in [*module.parameters(), *at.parameters()]:
@@ -39,9 +51,15 @@ def build(
 def naive(module: Attention, x_BTD: Tensor, context: Context) -> Tensor:
     """The module's output for x, by one of the definitions below."""
     B, T, _ = x_BTD.shape
-    q, k, v = (linear(x_BTD).view(B, T, -1, module.d_head) for linear in (module.q, module.k, module.v))
+    q, k, v = (
+        linear(x_BTD).view(B, T, -1, module.d_head) for linear in (module.q, module.k, module.v)
+    )
     k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))
-    ids_BT = torch.zeros(B, T, dtype=torch.long) if context.documents_BT is None else context.documents_BT
+    ids_BT = (
+        torch.zeros(B, T, dtype=torch.long)
+        if context.documents_BT is None
+        else context.documents_BT
+    )
     name = type(module).__name__.removesuffix("Attention").lower()
     if name == "linear":
         y = naive_linear(module, q, k, v, context, ids_BT)
@@ -50,7 +68,9 @@ def naive(module: Attention, x_BTD: Tensor, context: Context) -> Tensor:
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         scores_BHTT = torch.einsum("bthk,bshk->bhts", q, k)
         if isinstance(module, RelativeAttention):
-            scores_BHTT = scores_BHTT + torch.einsum("bthk,tsk->bhts", q, vectors(module, module.relative_k, T))
+            scores_BHTT = scores_BHTT + torch.einsum(
+                "bthk,tsk->bhts", q, vectors(module, module.relative_k, T)
+            )
         scores_BHTT = scores_BHTT * (module.scale or 1 / math.sqrt(module.d_head))
         if context.bias is not None:
             at = torch.arange(T)
@@ -63,7 +83,9 @@ def naive(module: Attention, x_BTD: Tensor, context: Context) -> Tensor:
             weights_BHTT = scores_BHTT.masked_fill(~seen_BHTT, float("-inf")).softmax(-1)
             y = torch.einsum("bhts,bshk->bthk", weights_BHTT, v)
             if isinstance(module, RelativeAttention) and module.relative_v is not None:
-                y = y + torch.einsum("bhts,tsk->bthk", weights_BHTT, vectors(module, module.relative_v, T))
+                y = y + torch.einsum(
+                    "bhts,tsk->bthk", weights_BHTT, vectors(module, module.relative_v, T)
+                )
     return module.o(y.reshape(B, T, -1))
 
 
@@ -81,11 +103,24 @@ def sees(name: str, module: Attention, t: int, s: int) -> bool:
 def vectors(module: RelativeAttention, table: torch.nn.Embedding, T: int) -> Tensor:
     """T x T x K: of each pair the vector of its clipped distance."""
     n = module.max_distance
-    return torch.stack([torch.stack([table.weight[max(-n, min(n, s - t)) + n] if s <= t or not module.causal
-                                     else torch.zeros(module.d_head) for s in range(T)]) for t in range(T)])  # fmt: skip
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    table.weight[max(-n, min(n, s - t)) + n]
+                    if s <= t or not module.causal
+                    else torch.zeros(module.d_head)
+                    for s in range(T)
+                ]
+            )
+            for t in range(T)
+        ]
+    )
 
 
-def naive_linear(module: Attention, q: Tensor, k: Tensor, v: Tensor, context: Context, ids_BT: Tensor) -> Tensor:
+def naive_linear(
+    module: Attention, q: Tensor, k: Tensor, v: Tensor, context: Context, ids_BT: Tensor
+) -> Tensor:
     def feature(x: Tensor) -> Tensor:
         return torch.where(x > 0, x + 1, x.exp())
 
@@ -101,11 +136,16 @@ def naive_linear(module: Attention, q: Tensor, k: Tensor, v: Tensor, context: Co
     if context.rotation is not None:
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
     top = torch.einsum("bthk,bshk->bhts", q, k) * seen
-    return torch.einsum("bhts,bshk->bthk", top, v) / (norm.sum(-1).transpose(1, 2)[..., None] + 1e-6)
+    return torch.einsum("bhts,bshk->bthk", top, v) / (
+        norm.sum(-1).transpose(1, 2)[..., None] + 1e-6
+    )
 
 
-def naive_hierarchical(module: Attention, scores_BHTT: Tensor, v_BTHK: Tensor, ids_BT: Tensor) -> Tensor:
-    """Query by query: the scores and values of near words, and of far blocks the means over the words that count."""
+def naive_hierarchical(
+    module: Attention, scores_BHTT: Tensor, v_BTHK: Tensor, ids_BT: Tensor
+) -> Tensor:
+    """Query by query: the scores and values of near words, and of far blocks the means over the
+    words that count."""
     B, H, T, _ = scores_BHTT.shape
     C, rows = module.block, []
     for b in range(B):
@@ -116,11 +156,15 @@ def naive_hierarchical(module: Attention, scores_BHTT: Tensor, v_BTHK: Tensor, i
                 words = range(block * C, min(T, (block + 1) * C))
                 away = block - t // C
                 if abs(away) <= 1:
-                    keys += [[s] for s in words if ids[s] == ids[t] and (s <= t or not module.causal)]
+                    keys += [
+                        [s] for s in words if ids[s] == ids[t] and (s <= t or not module.causal)
+                    ]
                 elif away < 0 or not module.causal:
                     own = [s for s in words if ids[s] == ids[t]]
                     keys += [own] if own else []
-            scores = torch.stack([scores_BHTT[b, :, t, own].mean(-1) + math.log(len(own)) for own in keys], dim=-1)
+            scores = torch.stack(
+                [scores_BHTT[b, :, t, own].mean(-1) + math.log(len(own)) for own in keys], dim=-1
+            )
             values = torch.stack([v_BTHK[b, own].mean(0) for own in keys])
             rows.append(torch.einsum("hs,shk->hk", scores.softmax(-1), values))
     return torch.stack(rows).view(B, T, H, -1)

@@ -1,4 +1,5 @@
-"""Ways to spoil a corpus, its inputs and its places, each with what a user does next. Named as in docs/reliability_data.md."""
+"""Ways to spoil a corpus, its inputs and its places, each with what a user does next. Named as in
+docs/reliability_data.md."""
 
 from __future__ import annotations
 
@@ -29,7 +30,15 @@ from scaling.data.shards import CorpusIndex
 from scaling.errors import ScalingError
 from scaling.launch import run as driver
 from scaling.runs.directory import RunDir
-from tests.support.corpora import VOCAB_SIZE, document_members, random_documents, tar_bytes, with_shard, write_corpus, write_shard
+from tests.support.corpora import (
+    VOCAB_SIZE,
+    document_members,
+    random_documents,
+    tar_bytes,
+    with_shard,
+    write_corpus,
+    write_shard,
+)
 from tests.support.prepare_inputs import json_lines, texts
 from tests.support.web_server import Web
 
@@ -38,7 +47,8 @@ SHARD = "train-000001.tar"
 
 @dataclass
 class Place:
-    """A directory with sound shards, in `DIR`, and beside it room for the rest; `web` serves it when it is asked to."""
+    """A directory with sound shards, in `DIR`, and beside it room for the rest; `web` serves it
+    when it is asked to."""
 
     root: Path
     web: Web
@@ -72,7 +82,11 @@ class Place:
 
     def read(self, location: object = None, **changes: object) -> str:
         """What a run on the shards says: it checks them, and reads every training sequence."""
-        data = {"path": str(location or self.shards), "cache_dir": str(self.root / "cache"), **changes}
+        data = {
+            "path": str(location or self.shards),
+            "cache_dir": str(self.root / "cache"),
+            **changes,
+        }
         config = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update=data)})
         run_dir = RunDir(self.root / "run").create()
         try:
@@ -90,7 +104,9 @@ class Place:
         return said.group() if said else "nothing"
 
 
-CONFIG: RunConfig = compose(["data=shards", "data.path=DIR", f"tokenizer.vocab_size={VOCAB_SIZE}", "train.seq_len=16"])
+CONFIG: RunConfig = compose(
+    ["data=shards", "data.path=DIR", f"tokenizer.vocab_size={VOCAB_SIZE}", "train.seq_len=16"]
+)
 
 
 def make(root: Path) -> None:
@@ -266,7 +282,14 @@ def _(place: Place, capsys: pytest.CaptureFixture[str]) -> str:
     place.put({"../../escaped.u16": b"\1\0"})
     before = sorted(place.root.rglob("*"))
     said = place.read()
-    assert sorted(path for path in place.root.rglob("*") if place.root / "run" not in [path, *path.parents]) == before
+    assert (
+        sorted(
+            path
+            for path in place.root.rglob("*")
+            if place.root / "run" not in [path, *path.parents]
+        )
+        == before
+    )
     return said
 
 

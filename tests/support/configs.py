@@ -1,4 +1,5 @@
-"""Configurations for the planner's tests, on described machines, so that no test depends on the one it runs on."""
+"""Configurations for the planner's tests, on described machines, so that no test depends on the one
+it runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from scaling.composition.compose import compose, conf_dir
 from scaling.config.run_config import RunConfig
 
 BASES = {"gpt", "gpt3"}
-MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("[!_]*.yaml") if path.stem not in BASES)
+MODELS = sorted(
+    path.stem for path in (conf_dir() / "model").glob("[!_]*.yaml") if path.stem not in BASES
+)
 NANO = ("model.n_layers=4", "train.n_tokens=2_000_000", "train.global_batch_size=16")
 """Of the default model, so that tuning it moves no test of the planner."""
 CPU = ("cluster.devices_per_node=2", "cluster.device.name=test CPU", "cluster.device.memory_gb=12")
@@ -16,8 +19,11 @@ CPU = ("cluster.devices_per_node=2", "cluster.device.name=test CPU", "cluster.de
 
 @cache
 def composed(*overrides: str) -> RunConfig:
-    """The configuration of `overrides`; a cluster that is not named is two CPU workers of 12 GB, text pairs are unread."""
-    if any(text.startswith("model=transformer") for text in overrides) and not any(text.startswith("data") for text in overrides):
+    """The configuration of `overrides`; a cluster that is not named is two CPU workers of 12 GB,
+    text pairs are unread."""
+    if any(text.startswith("model=transformer") for text in overrides) and not any(
+        text.startswith("data") for text in overrides
+    ):
         overrides = ("data=text_pairs", "data.path=unread.tsv", *overrides)
     if not any(text.startswith("model=") for text in overrides):
         overrides = (*NANO, *overrides)

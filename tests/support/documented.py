@@ -1,4 +1,5 @@
-"""The commands that README.md, docs/ and cluster/README.md show, as words, in the order of each page."""
+"""The commands that README.md, docs/ and cluster/README.md show, as words, in the order of each
+page."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "cluster" / "README.md", *(ROOT / "docs").rglob("*.md")])
 _SHELLS = ("bash", "sh", "shell", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_SPAN = re.compile(r"`((?:python3? |scaling |make |(?:\w+=\S+ )?(?:tools|cluster)/[^\s`]+)[^`\n]*)`")
+_SPAN = re.compile(
+    r"`((?:python3? |scaling |make |(?:\w+=\S+ )?(?:tools|cluster)/[^\s`]+)[^`\n]*)`"
+)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A simple command: what stands between |, && and the line's ends, without assignments before it."""
+    """A simple command: what stands between |, && and the line's ends, without assignments before
+    it."""
 
     page: str
     words: tuple[str, ...]
@@ -30,7 +34,11 @@ class Shown:
 
 def shown_commands() -> list[Shown]:
     """Every command once, where it is shown first."""
-    found = [Shown(str(page.relative_to(ROOT)), words) for page in PAGES for words in commands_of(page.read_text())]
+    found = [
+        Shown(str(page.relative_to(ROOT)), words)
+        for page in PAGES
+        for words in commands_of(page.read_text())
+    ]
     return list({shown.words: shown for shown in reversed(found)}.values())[::-1]
 
 
@@ -38,7 +46,9 @@ def commands_of(text: str) -> Iterator[tuple[str, ...]]:
     """Those of the fences for a shell or for nothing in particular, then those in the prose."""
     for language, block in _FENCE.findall(text):
         lines = block.replace("\\\n", " ").splitlines()
-        if language in _SHELLS or (not language and all(_is_command(line) for line in lines if line.strip())):
+        if language in _SHELLS or (
+            not language and all(_is_command(line) for line in lines if line.strip())
+        ):
             for line in lines:
                 yield from _simple(line)
     for span in _SPAN.findall(_FENCE.sub("", text)):
@@ -46,7 +56,10 @@ def commands_of(text: str) -> Iterator[tuple[str, ...]]:
 
 
 def _is_command(line: str) -> bool:
-    return re.match(r"(\w+=\S+ )?(python3?|scaling|make|pip|tools/|cluster/)\b", line.strip()) is not None
+    return (
+        re.match(r"(\w+=\S+ )?(python3?|scaling|make|pip|tools/|cluster/)\b", line.strip())
+        is not None
+    )
 
 
 def _simple(line: str) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,5 @@
-"""Training under any layout, in the warm ranks of `ranks.py`, on sequences that depend on the step alone."""
+"""Training under any layout, in the warm ranks of `ranks.py`, on sequences that depend on the step
+alone."""
 
 from __future__ import annotations
 
@@ -25,9 +26,16 @@ from tests.support.ranks import run_ranks
 G = 8
 """Sequences of a global batch."""
 SHAPE = (
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.dropout=0", "train.seq_len=16",
-    f"train.global_batch_size={G}", "train.n_tokens=100_000", "cluster.device.name=test CPU", "cluster.device.memory_gb=12",
-)  # fmt: skip
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=4",
+    "model.dropout=0",
+    "train.seq_len=16",
+    f"train.global_batch_size={G}",
+    "train.n_tokens=100_000",
+    "cluster.device.name=test CPU",
+    "cluster.device.memory_gb=12",
+)
 FAMILIES = {
     "gpt": ("objective=causal_lm",),
     "bert": ("objective=masked_lm", "objective.sentence_order=true", "model.d_embedding=16"),
@@ -51,10 +59,17 @@ def rule_against(overrides: tuple[str, ...], layout: Layout) -> str | None:
 
 
 def train(
-    ranks: Ranks, overrides: tuple[str, ...], layout: Layout, first: int, last: int, load: Path | None = None,
-    save: Path | None = None, device: str = "cpu",
-) -> list[float]:  # fmt: skip
-    """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint, and to one."""
+    ranks: Ranks,
+    overrides: tuple[str, ...],
+    layout: Layout,
+    first: int,
+    last: int,
+    load: Path | None = None,
+    save: Path | None = None,
+    device: str = "cpu",
+) -> list[float]:
+    """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint,
+    and to one."""
     config, make_batch = objective(*SHAPE, *overrides)
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
     with closing(build_engine(config, layout, ranks, torch.device(device))) as engine:
@@ -65,7 +80,9 @@ def train(
             ks = np.arange(G) + G * step
             rows = np.concatenate([sequences(config, ks[k : k + 1]) for k in range(G)])
             share = G // ranks.dp
-            mine = range(ranks.dp_rank * share, (ranks.dp_rank + 1) * share, layout.micro_batch_size)
+            mine = range(
+                ranks.dp_rank * share, (ranks.dp_rank + 1) * share, layout.micro_batch_size
+            )
             size = layout.micro_batch_size
             return [make_batch(rows[at : at + size], ks[at : at + size]) for at in mine]
 
@@ -89,11 +106,19 @@ def train_exactly(ranks: Ranks, *args: Any) -> list[float]:
 
 @cache
 def reference(n_steps: int, *overrides: str, exact: bool = True) -> list[float]:
-    """The curve of one plain process, which every layout is held against; callers must not change it."""
+    """The curve of one plain process, which every layout is held against; callers must not change
+    it."""
     return run_ranks(train_exactly if exact else train, 1, overrides, REFERENCE, 0, n_steps)[0]
 
 
-def run(overrides: tuple[str, ...], layout: Layout, first: int, last: int, *args: Any, exact: bool = True) -> list[list[float]]:
+def run(
+    overrides: tuple[str, ...],
+    layout: Layout,
+    first: int,
+    last: int,
+    *args: Any,
+    exact: bool = True,
+) -> list[list[float]]:
     """The curve of every rank, in float64 or in the precision that the configuration names."""
     function = train_exactly if exact else train
     return run_ranks(function, layout.world_size, overrides, layout, first, last, *args)

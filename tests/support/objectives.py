@@ -16,22 +16,33 @@ N_SENTINELS = 60
 EOT, PAD, CLS, SEP, MASK = range(256, 261)
 SENTINELS = range(261, 261 + N_SENTINELS)
 BYTES = (
-    "tokenizer=byte", "tokenizer.special_tokens=all", f"tokenizer.n_sentinels={N_SENTINELS}",
+    "tokenizer=byte",
+    "tokenizer.special_tokens=all",
+    f"tokenizer.n_sentinels={N_SENTINELS}",
     f"tokenizer.vocab_size={261 + N_SENTINELS}",
-)  # fmt: skip
-FAMILY = {"causal_lm": "gpt_nano", "masked_lm": "bert_tiny", "span_corruption": "t5_tiny", "prefix_lm": "t5_tiny",
-          "seq2seq": "transformer_base"}  # fmt: skip
+)
+FAMILY = {
+    "causal_lm": "gpt_nano",
+    "masked_lm": "bert_tiny",
+    "span_corruption": "t5_tiny",
+    "prefix_lm": "t5_tiny",
+    "seq2seq": "transformer_base",
+}
 
 
 @cache
 def byte_tokenizer() -> Tokenizer:
     return train_tokenizer(
-        TokenizerConfig(kind="byte", vocab_size=261 + N_SENTINELS, special_tokens="all", n_sentinels=N_SENTINELS), []
+        TokenizerConfig(
+            kind="byte", vocab_size=261 + N_SENTINELS, special_tokens="all", n_sentinels=N_SENTINELS
+        ),
+        [],
     )
 
 
 def objective(*overrides: str) -> tuple[RunConfig, MakeBatch]:
-    """The configuration of a small run, and its objective; the model is the one that goes with it."""
+    """The configuration of a small run, and its objective; the model is the one that goes with
+    it."""
     kind = next(text.partition("=")[2] for text in overrides if text.startswith("objective="))
     data = ("data=text_pairs", "data.path=unread") if kind == "seq2seq" else ()
     config = composed(f"model={FAMILY[kind]}", *data, *BYTES, *overrides)

@@ -34,19 +34,32 @@ def isoflop_grid(budgets=(1e18, 3e18, 1e19, 3e19, 1e20), sizes=9, half_width=1.2
     """n, d of `sizes` models about the best of each budget."""
     a = BETA / (ALPHA + BETA)
     G = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
-    n = np.concatenate([G * (c / 6) ** a * np.exp(np.linspace(-half_width, half_width, sizes)) for c in budgets])
+    n = np.concatenate(
+        [G * (c / 6) ** a * np.exp(np.linspace(-half_width, half_width, sizes)) for c in budgets]
+    )
     c = np.repeat(budgets, sizes)
     return n, c / (6 * n)
 
 
 def points(n, d, loss, **more):
     count = len(loss)
-    return Points(n, d, 6 * n * d, loss, np.arange(count), tuple(f"run {i}" for i in range(count)), Definitions(), **more)
+    return Points(
+        n,
+        d,
+        6 * n * d,
+        loss,
+        np.arange(count),
+        tuple(f"run {i}" for i in range(count)),
+        Definitions(),
+        **more,
+    )
 
 
 def noisy(seed=0, sigma=0.003, **grid):
     n, d = isoflop_grid(**grid)
-    return points(n, d, chinchilla(n, d) * np.exp(np.random.default_rng(seed).normal(0, sigma, len(n))))
+    return points(
+        n, d, chinchilla(n, d) * np.exp(np.random.default_rng(seed).normal(0, sigma, len(n)))
+    )
 
 
 def write_table(path: Path, columns: dict) -> Path:

@@ -1,4 +1,5 @@
-"""Small inputs of every format for the tests of scaling.prepare, and what the corpora made of them hold."""
+"""Small inputs of every format for the tests of scaling.prepare, and what the corpora made of them
+hold."""
 
 from __future__ import annotations
 
@@ -18,11 +19,16 @@ from scaling.data.tokenizer.byte_level import load_tokenizer
 
 def texts(n: int, start: int = 0) -> list[str]:
     """Documents that are all different, some with characters of several bytes."""
-    return [f"document {i}\n" + " ".join(f"wörd{i * j % 97}" for j in range(i % 40 + 3)) for i in range(start, start + n)]
+    return [
+        f"document {i}\n" + " ".join(f"wörd{i * j % 97}" for j in range(i % 40 + 3))
+        for i in range(start, start + n)
+    ]
 
 
 def json_lines(documents: Sequence[str], field: str = "text") -> bytes:
-    return "".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(documents)).encode()
+    return "".join(
+        json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(documents)
+    ).encode()
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:
@@ -36,12 +42,15 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 
 def write_inputs(folder: Path, documents: Sequence[str]) -> str:
-    """The documents spread over files of every format that needs no library; returns the glob that finds them."""
+    """The documents spread over files of every format that needs no library; returns the glob that
+    finds them."""
     folder.mkdir(parents=True)
     parts = [list(documents[i::5]) for i in range(5)]
     (folder / "a.jsonl").write_bytes(json_lines(parts[0]))
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(json_lines(parts[1])))
-    (folder / "c.tar").write_bytes(tar_of({f"../{i}.txt": text.encode() for i, text in enumerate(parts[2])}))
+    (folder / "c.tar").write_bytes(
+        tar_of({f"../{i}.txt": text.encode() for i, text in enumerate(parts[2])})
+    )
     for i, text in enumerate(parts[3]):
         (folder / f"d{i}.txt").write_text(text)
     (folder / "e.ndjson").write_bytes(json_lines(parts[4]).replace(b"\n", b"\r\n"))
@@ -54,9 +63,16 @@ def documents_of(directory: Path, split: str) -> list[str]:
     tokenizer = load_tokenizer(directory, index)
     tokens = np.concatenate([read_shard(directory, index, shard) for shard in index.split(split)])
     ends = np.flatnonzero(tokens == index.tokenizer.eot_id)
-    return [tokenizer.decode(tokens[begin:end]) for begin, end in zip([0, *(ends[:-1] + 1)], ends, strict=True)]
+    return [
+        tokenizer.decode(tokens[begin:end])
+        for begin, end in zip([0, *(ends[:-1] + 1)], ends, strict=True)
+    ]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a corpus but the mark of who made it."""
-    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
+    return {
+        path.name: path.read_bytes()
+        for path in directory.iterdir()
+        if not path.name.startswith(".")
+    }

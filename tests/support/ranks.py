@@ -1,9 +1,11 @@
-"""Runs functions on several gloo ranks, quickly: processes that have torch and DeepSpeed loaded, kept for the next call.
+"""Runs functions on several gloo ranks, quickly: processes that have torch and DeepSpeed loaded,
+kept for the next call.
 
-The first import of all that `deepspeed.initialize` and a first optimiser step want takes three seconds a process, an
-engine of a tiny model a quarter of one. So a forkserver imports once, and the ranks of each world size stay until the
-end of the tests. After every call what DeepSpeed keeps process-wide is put back, and all process groups are left: each has
-three threads that wake a hundred times a second, and a few hundred calls' worth of them would leave no core to the tests.
+The first import of all that `deepspeed.initialize` and a first optimiser step want takes three
+seconds a process, an engine of a tiny model a quarter of one. So a forkserver imports once, and the
+ranks of each world size stay until the end of the tests. After every call what DeepSpeed keeps
+process-wide is put back, and all process groups are left: each has three threads that wake a
+hundred times a second, and a few hundred calls' worth of them would leave no core to the tests.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 
 
 def _serve(ranks: Ranks, rendezvous: str, pipe: Connection) -> None:
-    """One rank's life: answer (function, args) with (True, result) or (False, traceback) until None comes."""
+    """One rank's life: answer (function, args) with (True, result) or (False, traceback) until None
+    comes."""
     import torch
     import torch.distributed as dist
 
@@ -82,7 +85,9 @@ class _Pool:
             theirs.close()
             self._ranks.append((process, ours))
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> list[Any]:
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
+    ) -> list[Any]:
         for _, pipe in self._ranks:
             pipe.send((function, args))
         results = []
@@ -110,8 +115,11 @@ def _close_all() -> None:
         _POOLS.popitem()[1].close()
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:
-    """function(ranks, *args) on every rank, a module-level function; returns the ranks' results, raises the first error.
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120
+) -> list[Any]:
+    """function(ranks, *args) on every rank, a module-level function; returns the ranks' results,
+    raises the first error.
 
     An error takes the processes with it: the next call begins with fresh ones.
     """

@@ -16,33 +16,68 @@ from pathlib import Path
 from typing import Any
 
 N_STEPS, N_STEPS_ALONE = 200, 600
-"""Of two workers, and of one, which takes a third of the time for a step and is to be caught in the middle too."""
+"""Of two workers, and of one, which takes a third of the time for a step and is to be caught in the
+middle too."""
 TINY = (
-    "data=text_files", "tokenizer=byte", "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "train.seq_len=64",
-    "train.global_batch_size=8", f"train.n_tokens={N_STEPS * 512}", "optim.lr=2e-3", "train.log_every=1", "train.eval_every=20",
-    "train.sample_tokens=8", "schedule=constant", "schedule.warmup_tokens=5120", "optim.lr=2e-3", "checkpoint.every_steps=10",
-)  # fmt: skip
+    "data=text_files",
+    "tokenizer=byte",
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "train.seq_len=64",
+    "train.global_batch_size=8",
+    f"train.n_tokens={N_STEPS * 512}",
+    "optim.lr=2e-3",
+    "train.log_every=1",
+    "train.eval_every=20",
+    "train.sample_tokens=8",
+    "schedule=constant",
+    "schedule.warmup_tokens=5120",
+    "optim.lr=2e-3",
+    "checkpoint.every_steps=10",
+)
 TWO_WORKERS = ("cluster.devices_per_node=2",)
-ONE_WORKER = ("layout=manual", "layout.dp=1", "layout.engine=reference", f"train.n_tokens={N_STEPS_ALONE * 512}")
+ONE_WORKER = (
+    "layout=manual",
+    "layout.dp=1",
+    "layout.engine=reference",
+    f"train.n_tokens={N_STEPS_ALONE * 512}",
+)
 SECRETS = {
-    "WANDB_API_KEY": "5ec7e7" + "0a" * 17, "HF_TOKEN": "hf_" + "5ec7e7" * 6, "AWS_ACCESS_KEY_ID": "AKIA" + "5EC7E7" * 2 + "ABCD",
-    "AWS_SECRET_ACCESS_KEY": "5ec7e7/aws+" * 4, "RAY_AUTH_TOKEN": "5ec7e7ray" * 7, "HTTPS_PROXY": "http://me:5ec7e7prx@localhost:9",
+    "WANDB_API_KEY": "5ec7e7" + "0a" * 17,
+    "HF_TOKEN": "hf_" + "5ec7e7" * 6,
+    "AWS_ACCESS_KEY_ID": "AKIA" + "5EC7E7" * 2 + "ABCD",
+    "AWS_SECRET_ACCESS_KEY": "5ec7e7/aws+" * 4,
+    "RAY_AUTH_TOKEN": "5ec7e7ray" * 7,
+    "HTTPS_PROXY": "http://me:5ec7e7prx@localhost:9",
     "MY_PASSWORD": "5ec7e7 of my own",
-}  # fmt: skip
+}
 """In the environment of every run: none may come back in anything that is written or shown."""
 FOLLOWED_STEPS = 50
-"""For so long a run is held against one that adds up in another order; what that makes of the losses grows."""
-COMPARED = ("n_tokens", "flops", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bits_per_byte")
+"""For so long a run is held against one that adds up in another order; what that makes of the
+losses grows."""
+COMPARED = (
+    "n_tokens",
+    "flops",
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "val/loss",
+    "val/bits_per_byte",
+)
 """What of a record does not depend on how fast the machine was."""
 
 
 def write_text(directory: Path) -> str:
-    """Sixty files of sentences with a grammar that two layers can learn in seconds; returns the glob that finds them."""
+    """Sixty files of sentences with a grammar that two layers can learn in seconds; returns the
+    glob that finds them."""
     directory.mkdir()
     rng = random.Random(0)
     nouns, verbs = ("cat", "dog", "bird", "mat", "tree"), ("sees", "likes", "hears")
     for number in range(60):
-        sentences = (f"the {rng.choice(nouns)} {rng.choice(verbs)} a {rng.choice(nouns)}." for _ in range(50))
+        sentences = (
+            f"the {rng.choice(nouns)} {rng.choice(verbs)} a {rng.choice(nouns)}." for _ in range(50)
+        )
         (directory / f"{number:03d}.txt").write_text(" ".join(sentences) + "\n")
     return f"{directory}/*.txt"
 
@@ -57,15 +92,31 @@ class Workplace:
 
     def command(self, *overrides: str, root: Path | None = None) -> list[str]:
         """Of a tiny run whose directory lies in `root`."""
-        where = (f"run.root={root or self.root / 'runs'}", f"data.path='{self.text}'", f"data.cache_dir={self.root / 'cache'}")
+        where = (
+            f"run.root={root or self.root / 'runs'}",
+            f"data.path='{self.text}'",
+            f"data.cache_dir={self.root / 'cache'}",
+        )
         return [sys.executable, "-m", "scaling.run", *TINY, *where, *overrides]
 
-    def start(self, *overrides: str, root: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
+    def start(
+        self, *overrides: str, root: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Run:
         log = self.root / f"output-{time.monotonic_ns()}.txt"
-        environment = os.environ | SECRETS | {"HOME": self.home, "WANDB_MODE": "offline"} | (env or {})
-        return Run(self.command(*overrides, root=root), root or self.root / "runs", log, environment)
+        environment = (
+            os.environ | SECRETS | {"HOME": self.home, "WANDB_MODE": "offline"} | (env or {})
+        )
+        return Run(
+            self.command(*overrides, root=root), root or self.root / "runs", log, environment
+        )
 
-    def finish(self, *overrides: str, root: Path | None = None, env: Mapping[str, str] | None = None, code: int = 0) -> Run:
+    def finish(
+        self,
+        *overrides: str,
+        root: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        code: int = 0,
+    ) -> Run:
         """Run to the end, which must have this exit code."""
         run = self.start(*overrides, root=root, env=env)
         assert run.wait() == code, run.output
@@ -82,9 +133,14 @@ class Run:
         self._next_look = 0.0
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=dict(env), cwd=log.parent,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                cwd=log.parent,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     @property
     def output(self) -> str:
@@ -100,7 +156,8 @@ class Run:
         return [record for path in self.root.glob("*/metrics.jsonl") for record in read_lines(path)]
 
     def watch(self) -> None:
-        """Note the processes that the run has now, twice a second: to look takes a walk through /proc."""
+        """Note the processes that the run has now, twice a second: to look takes a walk through
+        /proc."""
         if time.monotonic() >= self._next_look:
             self.seen |= descendants(self.process.pid)
             self._next_look = time.monotonic() + 0.5
@@ -125,8 +182,12 @@ class Run:
         deadline = time.monotonic() + timeout_s
         while self.last_step() < step:
             self.watch()
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}: {self.output}"
-            assert time.monotonic() < deadline, f"step {step} was not reached in {timeout_s} s: {self.output}"
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode} before step {step}: {self.output}"
+            )
+            assert time.monotonic() < deadline, (
+                f"step {step} was not reached in {timeout_s} s: {self.output}"
+            )
             time.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
@@ -134,14 +195,24 @@ class Run:
 
     def workers(self) -> list[int]:
         """The training workers that Ray runs for it."""
-        return [pid for pid, _ in descendants(self.process.pid) if b"TrainWorker" in _read(f"/proc/{pid}/cmdline")]
+        return [
+            pid
+            for pid, _ in descendants(self.process.pid)
+            if b"TrainWorker" in _read(f"/proc/{pid}/cmdline")
+        ]
 
     def leftovers(self, patience_s: float = 15) -> list[str]:
-        """Processes seen before that still live after the end; those that are closing have `patience_s` to do it."""
+        """Processes seen before that still live after the end; those that are closing have
+        `patience_s` to do it."""
         deadline = time.monotonic() + patience_s
-        while (left := [pid for pid, born in self.seen if _born(pid) == born]) and time.monotonic() < deadline:
+        while (
+            left := [pid for pid, born in self.seen if _born(pid) == born]
+        ) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return [_read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in left]
+        return [
+            _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace")
+            for pid in left
+        ]
 
 
 def _last_step(path: Path) -> int:
@@ -153,7 +224,9 @@ def _last_step(path: Path) -> int:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that may be being written."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+    )
 
 
 def secrets_shown(run: Run) -> list[str]:
@@ -164,7 +237,9 @@ def secrets_shown(run: Run) -> list[str]:
     assert len(planted) == len(SECRETS)
     assert len(written) > len(("config.yaml", "metrics.jsonl", "provenance.json"))
     written["output"] = run.output.encode()
-    return [name for name, content in written.items() if any(secret in content for secret in planted)]
+    return [
+        name for name, content in written.items() if any(secret in content for secret in planted)
+    ]
 
 
 def curve(run: Run) -> list[dict[str, float]]:
@@ -176,10 +251,11 @@ def curve(run: Run) -> list[dict[str, float]]:
 
 
 def fp32_rtol(n_steps: int) -> float:
-    """How far another order of summation, on this machine or another, may move the losses of `TINY`.
+    """How far another order of summation, on this machine or another, may move the losses of
+    `TINY`.
 
-    Forwards and backwards chain, in each of two layers, sums of D = 32, T = 64 and d_ff = 128 terms;
-    a gradient sums over 8 sequences of T. A step begins where the one before it ended.
+    Forwards and backwards chain, in each of two layers, sums of D = 32, T = 64 and d_ff = 128
+    terms; a gradient sums over 8 sequences of T. A step begins where the one before it ended.
     """
     from tests.support.exact import rounding_bound
 
@@ -206,7 +282,8 @@ def descendants(pid: int) -> set[tuple[int, int]]:
 
 
 def listening_beyond_loopback(pids: Iterable[int]) -> list[str]:
-    """Addresses (hexadecimal, as the kernel shows them) on which these processes accept connections from outside."""
+    """Addresses (hexadecimal, as the kernel shows them) on which these processes accept connections
+    from outside."""
     sockets = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for row in _read(table).decode().splitlines()[1:]:

@@ -18,12 +18,14 @@ from urllib.parse import unquote
 import pytest
 
 Fault = int | float | str | None
-"""An HTTP status; "cut": the connection ends half way; a number below 1: seconds before every small piece; None: no fault."""
+"""An HTTP status; "cut": the connection ends half way; a number below 1: seconds before every small
+piece; None: no fault."""
 
 
 @dataclass
 class Web:
-    """What is behind `url`. `faults`: of a path, those of its next answers; `asked`, `headers`: of every request."""
+    """What is behind `url`. `faults`: of a path, those of its next answers; `asked`, `headers`: of
+    every request."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -35,7 +37,11 @@ class Web:
     head: bool = True
 
     def add(self, directory: Path) -> Web:
-        self.files |= {f"/{path.relative_to(directory)}": path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+        self.files |= {
+            f"/{path.relative_to(directory)}": path.read_bytes()
+            for path in directory.rglob("*")
+            if path.is_file()
+        }
         return self
 
     def gets(self, path: str) -> list[str]:
@@ -77,26 +83,44 @@ def _handler(web: Web) -> Callable[..., http.server.BaseHTTPRequestHandler]:
             web.asked.append((self.command, path, self.headers.get("Range", "")))
             web.headers.append(dict(self.headers.items()))
             if path in web.answers and path not in web.files:
-                return self._send(200, json.dumps(web.answers[path]).encode(), with_body, {"Content-Type": "application/json"})
+                return self._send(
+                    200,
+                    json.dumps(web.answers[path]).encode(),
+                    with_body,
+                    {"Content-Type": "application/json"},
+                )
             if path not in web.files or (not with_body and not web.head):
                 return self._send(404 if path not in web.files else 405, b"", with_body)
             fault = web.faults[path].pop(0) if web.faults.get(path) else None
             if isinstance(fault, int):
-                return self._send(fault, b"", with_body, {"Retry-After": "0"} if fault == 429 else {})
+                return self._send(
+                    fault, b"", with_body, {"Retry-After": "0"} if fault == 429 else {}
+                )
             content = web.files[path]
             headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:16]}"'}
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if web.ranges else None
+            asked = (
+                re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                if web.ranges
+                else None
+            )
             status = 200
             if asked:
                 begin, end = int(asked[1]), int(asked[2] or len(content) - 1)
                 if begin >= len(content):
-                    return self._send(416, b"", with_body, {"Content-Range": f"bytes */{len(content)}"})
+                    return self._send(
+                        416, b"", with_body, {"Content-Range": f"bytes */{len(content)}"}
+                    )
                 headers["Content-Range"] = f"bytes {begin}-{end}/{len(content)}"
                 content, status = content[begin : end + 1], 206
             self._send(status, content, with_body, headers, fault)
 
         def _send(
-            self, status: int, content: bytes, with_body: bool, headers: dict[str, str] | None = None, fault: Fault = None
+            self,
+            status: int,
+            content: bytes,
+            with_body: bool,
+            headers: dict[str, str] | None = None,
+            fault: Fault = None,
         ) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))

@@ -1,4 +1,5 @@
-"""Losses that are not finite or stand out: the update is left out, or the run goes back and on without the sequences."""
+"""Losses that are not finite or stand out: the update is left out, or the run goes back and on
+without the sequences."""
 
 from __future__ import annotations
 
@@ -44,13 +45,18 @@ def settings(*overrides: str) -> RunConfig:
 def told(*overrides: str) -> tuple[Guard, list[tuple[str, dict[str, Any]]]]:
     events: list[tuple[str, dict[str, Any]]] = []
     guard = Guard(
-        settings(f"train.global_batch_size={G}", *overrides).train, lambda kind, **fields: events.append((kind, fields))
+        settings(f"train.global_batch_size={G}", *overrides).train,
+        lambda kind, **fields: events.append((kind, fields)),
     )
     return guard, events
 
 
 def result(loss: float, grad_norm: float = 1.0) -> StepResult:
-    return StepResult(torch.tensor(loss), torch.tensor(grad_norm), torch.tensor(float(not math.isfinite(loss + grad_norm))))
+    return StepResult(
+        torch.tensor(loss),
+        torch.tensor(grad_norm),
+        torch.tensor(float(not math.isfinite(loss + grad_norm))),
+    )
 
 
 def walk(guard: Guard, losses: Sequence[float], state: TrainState | None = None) -> TrainState:
@@ -69,7 +75,9 @@ def test_what_is_left_out_is_told_with_its_sequences() -> None:
     state = walk(guard, [3.0, math.nan, 2.9])
     assert events == [], "nobody waits for the device before there is something to write"
     guard.settle(state)
-    assert events == [("step_skipped", {"step": 2, "sequences": [8, 16], "reason": "its loss is nan"})]
+    assert events == [
+        ("step_skipped", {"step": 2, "sequences": [8, 16], "reason": "its loss is nan"})
+    ]
     assert guard.limits(state) is None
 
 
@@ -81,9 +89,15 @@ def test_a_spike_is_judged_by_the_steps_before_that_were_none() -> None:
     state = walk(guard, [2.9, 3.0, 60.0], state)
     ((kind, fields),) = events
     assert (kind, fields["step"], fields["sequences"]) == ("step_skipped", 7, [48, 56])
-    assert fields["reason"].startswith("its loss of 60 is beyond 3.38541, 3 standard deviations above the 4 steps before")
-    assert state.recent_losses == pytest.approx((3.2, 3.1, 2.9, 3.0)), "the spike itself is not what the next is judged by"
-    assert guard.limits(state) == Limits(loss=pytest.approx(3.38541, abs=1e-5), grad_norm=pytest.approx(1.03))
+    assert fields["reason"].startswith(
+        "its loss of 60 is beyond 3.38541, 3 standard deviations above the 4 steps before"
+    )
+    assert state.recent_losses == pytest.approx((3.2, 3.1, 2.9, 3.0)), (
+        "the spike itself is not what the next is judged by"
+    )
+    assert guard.limits(state) == Limits(
+        loss=pytest.approx(3.38541, abs=1e-5), grad_norm=pytest.approx(1.03)
+    )
     walk(guard, [3.05], state)
     assert len(events) == 1
 
@@ -101,7 +115,9 @@ def test_a_ripple_of_a_calm_stretch_is_no_spike() -> None:
     guard, events = told("train.on_spike=fail", *SPIKES)
     walk(guard, [3.0] * 4 + [3.08])
     assert events == []
-    with pytest.raises(DivergedError, match=r"step 5 on sequences 32 to 39 has been given up: its loss of 3\.2"):
+    with pytest.raises(
+        DivergedError, match=r"step 5 on sequences 32 to 39 has been given up: its loss of 3\.2"
+    ):
         walk(told("train.on_spike=fail", *SPIKES)[0], [3.0] * 4 + [3.2])
 
 
@@ -118,7 +134,9 @@ def test_updates_left_out_in_a_row_are_bounded_over_restarts() -> None:
     state = guard.settle(walk(guard, [3.0, math.nan, math.nan, 2.9, math.nan, math.inf]))
     assert (len(events), state.skipped_in_a_row) == (4, 2)
     again, _ = told("train.max_skips=2")  # as after a restart from a checkpoint of this state
-    with pytest.raises(DivergedError, match=r"last 3 steps were left out, up to step 7, and 2 in a row is the most") as caught:
+    with pytest.raises(
+        DivergedError, match=r"last 3 steps were left out, up to step 7, and 2 in a row is the most"
+    ) as caught:
         again.settle(walk(again, [math.nan], state))
     assert "train.max_skips=2" in str(caught.value)
     assert again.settle(walk(again, [2.8], state)).skipped_in_a_row == 0
@@ -138,7 +156,11 @@ def test_condemned_batches_are_read_and_dropped() -> None:
             return iter([([], G * (number + 1)) for number in range(5)])
 
     steps = Uncondemned(Loader(), [8, 16], G)
-    assert [(position, steps.last_wait_s) for _, position in steps] == [(8, 0.5), (32, 1.5), (40, 0.5)]
+    assert [(position, steps.last_wait_s) for _, position in steps] == [
+        (8, 0.5),
+        (32, 1.5),
+        (40, 0.5),
+    ]
 
 
 # Whole runs of one worker in this process.
@@ -183,15 +205,28 @@ def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
     text, cache = corpus
     build, make = worker.build_engine, worker.make_batch_for
 
-    def train(directory: Path, *overrides: str, poison: Poison = lambda first: False, crash_at: int | None = None) -> RunDir:
+    def train(
+        directory: Path,
+        *overrides: str,
+        poison: Poison = lambda first: False,
+        crash_at: int | None = None,
+    ) -> RunDir:
         config = settings(
-            *TINY, f"data.path='{text}'", f"data.cache_dir={cache}", f"train.n_tokens={N_STEPS * 512}", "train.eval_every=null",
+            *TINY,
+            f"data.path='{text}'",
+            f"data.cache_dir={cache}",
+            f"train.n_tokens={N_STEPS * 512}",
+            "train.eval_every=null",
             *overrides,
-        )  # fmt: skip
-        monkeypatch.setattr(worker, "build_engine", lambda *args: PoisonedEngine(build(*args), poison, crash_at))
+        )
+        monkeypatch.setattr(
+            worker, "build_engine", lambda *args: PoisonedEngine(build(*args), poison, crash_at)
+        )
         monkeypatch.setattr(worker, "make_batch_for", lambda *args: _with_place(make(*args)))
         run_dir = RunDir(directory).create()
-        spec = worker.WorkerSpec(config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)))
+        spec = worker.WorkerSpec(
+            config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer))
+        )
         worker.run_worker(spec, Ranks(0, 1, 0), LocalChannel(), rendezvous="")
         return run_dir
 
@@ -210,7 +245,10 @@ def _with_place(make_batch: Any) -> Any:
 
 
 def curve(run_dir: RunDir) -> list[dict[str, float]]:
-    return [{k: r[k] for k in ("step", "train/sequences", *COMPARED) if k in r} for r in read_metrics(run_dir.metrics)]
+    return [
+        {k: r[k] for k in ("step", "train/sequences", *COMPARED) if k in r}
+        for r in read_metrics(run_dir.metrics)
+    ]
 
 
 def events_of(run_dir: RunDir, kind: str) -> list[dict[str, Any]]:
@@ -224,30 +262,49 @@ def without_the_batch(train_in: Callable[..., RunDir], directory: Path) -> list[
     return curve(train_in(directory))
 
 
-def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
-    run_dir = train_in(tmp_path / "a", "train.on_nonfinite=rollback", poison=lambda first: first == BAD)
+def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    run_dir = train_in(
+        tmp_path / "a", "train.on_nonfinite=rollback", poison=lambda first: first == BAD
+    )
     ((event),) = events_of(run_dir, "rolled_back")
     assert {k: event[k] for k in ("step", "from_step", "sequences", "reason")} == {
-        "step": 20, "from_step": 25, "sequences": [BAD, BAD + G], "reason": "its loss is nan"
-    }  # fmt: skip
+        "step": 20,
+        "from_step": 25,
+        "sequences": [BAD, BAD + G],
+        "reason": "its loss is nan",
+    }
     found = curve(run_dir)
     assert found == without_the_batch(train_in, tmp_path / "b")
-    position = {record["step"]: record["train/sequences"] for record in found if "train/sequences" in record}
+    position = {
+        record["step"]: record["train/sequences"] for record in found if "train/sequences" in record
+    }
     assert (position[24], position[25], position[N_STEPS]) == (24 * G, 26 * G, (N_STEPS + 1) * G)
     seconds = run_dir.seconds()
     assert seconds["recomputing"] > 0
 
 
-def test_a_crash_after_going_back_does_not_bring_the_batch_again(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):  # three steps after going back, and five before the next checkpoint
-        train_in(tmp_path / "a", "train.on_nonfinite=rollback", poison=lambda first: first == BAD, crash_at=25 + 3)
+def test_a_crash_after_going_back_does_not_bring_the_batch_again(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    # three steps after going back, and five before the next checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        train_in(
+            tmp_path / "a",
+            "train.on_nonfinite=rollback",
+            poison=lambda first: first == BAD,
+            crash_at=25 + 3,
+        )
     run_dir = train_in(tmp_path / "a", "train.on_nonfinite=rollback")
     assert len(events_of(run_dir, "rolled_back")) == 1
     assert events_of(run_dir, "resume")[0]["step"] == 20
     assert curve(run_dir) == without_the_batch(train_in, tmp_path / "b")
 
 
-def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
     run_dir = train_in(
         tmp_path / "a",
         "train.on_nonfinite=rollback",
@@ -259,13 +316,24 @@ def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(train_in: 
     assert curve(run_dir) == without_the_batch(train_in, tmp_path / "b")
 
 
-def test_a_run_that_is_bad_everywhere_is_given_up(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"step 25 on sequences 216 to 223 is bad too .* after 3 rollbacks to step 20"):
+def test_a_run_that_is_bad_everywhere_is_given_up(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DivergedError,
+        match=r"step 25 on sequences 216 to 223 is bad too .* after 3 rollbacks to step 20",
+    ):
         train_in(tmp_path, "train.on_nonfinite=rollback", poison=lambda first: first >= BAD)
-    assert [event["sequences"][0] for event in events_of(RunDir(tmp_path), "rolled_back")] == [BAD, BAD + G, BAD + 2 * G]
+    assert [event["sequences"][0] for event in events_of(RunDir(tmp_path), "rolled_back")] == [
+        BAD,
+        BAD + G,
+        BAD + 2 * G,
+    ]
 
 
-def test_spikes_are_left_out_alike_in_a_run_that_was_interrupted(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_spikes_are_left_out_alike_in_a_run_that_was_interrupted(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
     policy = ("train.on_spike=skip", "train.spike_window=6", "train.spike_sigmas=0.7")
     whole = train_in(tmp_path / "a", *policy)
     skipped = [(event["step"], event["sequences"]) for event in events_of(whole, "step_skipped")]
@@ -274,14 +342,16 @@ def test_spikes_are_left_out_alike_in_a_run_that_was_interrupted(train_in: Calla
         train_in(tmp_path / "b", *policy, crash_at=max(step for step, _ in skipped))
     again = train_in(tmp_path / "b", *policy)
     assert curve(again) == curve(whole)
-    assert sorted({(e["step"], tuple(e["sequences"])) for e in events_of(again, "step_skipped")}) == [
-        (step, tuple(sequences)) for step, sequences in skipped
-    ]
+    assert sorted(
+        {(e["step"], tuple(e["sequences"])) for e in events_of(again, "step_skipped")}
+    ) == [(step, tuple(sequences)) for step, sequences in skipped]
     assert read_metrics(again.metrics)[-1]["step"] == N_STEPS
     assert max(r.get("train/skipped_steps", 0) for r in read_metrics(again.metrics)) == len(skipped)
 
 
-def test_checkpoints_by_the_clock_change_nothing(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_checkpoints_by_the_clock_change_nothing(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
     often = train_in(tmp_path / "a", "checkpoint.every_steps=null", "checkpoint.every_minutes=1e-5")
     never = train_in(tmp_path / "b", "checkpoint.every_steps=null", "checkpoint.every=end")
     assert len(events_of(often, "checkpoint_committed")) > 5
@@ -289,7 +359,9 @@ def test_checkpoints_by_the_clock_change_nothing(train_in: Callable[..., RunDir]
     assert curve(often) == curve(never)
 
 
-def test_workers_whose_run_another_group_has_record_nothing_more(train_in: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_workers_whose_run_another_group_has_record_nothing_more(
+    train_in: Callable[..., RunDir], tmp_path: Path
+) -> None:
     run_dir = RunDir(tmp_path).create()
 
     def overtaken(first: int) -> bool:

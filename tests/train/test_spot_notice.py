@@ -25,13 +25,31 @@ def _soon() -> datetime:
 
 
 ANSWERS = {
-    "aws": ("/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": "a token"},
-            lambda: json.dumps({"action": "terminate", "time": _soon().strftime("%Y-%m-%dT%H:%M:%SZ")}), range(60, IN_S + 1)),
-    "gcp": ("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}, lambda: "TRUE", range(30, 31)),
-    "azure": ("/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"},
-              lambda: json.dumps({"Events": [{"EventType": "Preempt", "NotBefore": format_datetime(_soon(), usegmt=True)}]}),
-              range(60, IN_S + 1)),
-}  # fmt: skip
+    "aws": (
+        "/latest/meta-data/spot/instance-action",
+        {"X-aws-ec2-metadata-token": "a token"},
+        lambda: json.dumps({"action": "terminate", "time": _soon().strftime("%Y-%m-%dT%H:%M:%SZ")}),
+        range(60, IN_S + 1),
+    ),
+    "gcp": (
+        "/computeMetadata/v1/instance/preempted",
+        {"Metadata-Flavor": "Google"},
+        lambda: "TRUE",
+        range(30, 31),
+    ),
+    "azure": (
+        "/metadata/scheduledevents?api-version=2020-07-01",
+        {"Metadata": "true"},
+        lambda: json.dumps(
+            {
+                "Events": [
+                    {"EventType": "Preempt", "NotBefore": format_datetime(_soon(), usegmt=True)}
+                ]
+            }
+        ),
+        range(60, IN_S + 1),
+    ),
+}
 QUIET = {"aws": None, "gcp": "FALSE", "azure": json.dumps({"Events": []})}
 
 
@@ -48,7 +66,9 @@ class Metadata:
                 self.answer("a token")
 
             def do_GET(self) -> None:
-                if self.path != path or any(self.headers[name] != value for name, value in headers.items()):
+                if self.path != path or any(
+                    self.headers[name] != value for name, value in headers.items()
+                ):
                     self.answer(None)
                     return
                 self.answer(notice() if service.gone.is_set() else QUIET[cloud])
@@ -93,7 +113,9 @@ def test_a_notice_becomes_a_signal(cloud: str, driver: subprocess.Popen[bytes]) 
     assert int(out.split()[-2]) in ANSWERS[cloud][3]
 
 
-@pytest.mark.parametrize("words", [[], ["aws"], ["aws", "drain", "3"], ["ibm", "drain"], ["gcp", "signal"]])
+@pytest.mark.parametrize(
+    "words", [[], ["aws"], ["aws", "drain", "3"], ["ibm", "drain"], ["gcp", "signal"]]
+)
 def test_wrong_words_are_told(words: list[str]) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
     assert done.returncode == 2

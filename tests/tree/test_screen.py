@@ -13,7 +13,13 @@ from rich.console import Console
 from scaling.screen import Column, FittedTable, fitted_help, fitted_lines, sparkline, wrapped
 from scaling.units import counted
 
-COLUMNS = (Column("run", wraps=True), Column("lr"), Column("loss", 1), Column("tokens", 3), Column("restarts", 7))
+COLUMNS = (
+    Column("run", wraps=True),
+    Column("lr"),
+    Column("loss", 1),
+    Column("tokens", 3),
+    Column("restarts", 7),
+)
 ROWS = (
     ("isoflop/gpt_nano-1a2b3c4d", "0.00106", "3.2101", "1.74 M", "0"),
     ("isoflop/gpt_nano-5e6f7a8b", "0.00212", "3.1987", "1.52 M", "0"),
@@ -83,7 +89,10 @@ def test_help_keeps_its_columns_and_long_commands_can_be_pasted() -> None:
     assert "  key=value\n        what it means, in so\n        many words\n" in text
     assert "  k=v   some more of these\n        words\n" in text
     command = text[text.index("  python") :]
-    assert squeezed(command.replace("\\\n", "")) == "python-mscaling.runmodel=gpt_7bcluster=2x8xL40Splan.top=10"
+    assert (
+        squeezed(command.replace("\\\n", ""))
+        == "python-mscaling.runmodel=gpt_7bcluster=2x8xL40Splan.top=10"
+    )
     assert command.count("\\\n") == command.count("\n")
 
 

@@ -1,11 +1,15 @@
-"""Measure every attention, forward and backward, against the length of the sequence: milliseconds and peak memory.
+"""Measure every attention, forward and backward, against the length of the sequence: milliseconds
+and peak memory.
 
-Usage: OMP_NUM_THREADS=1 python tools/bench/attention.py [--max-length 16384] [--max-quadratic 4096] [--out docs/images]
+Usage: OMP_NUM_THREADS=1 python tools/bench/attention.py [--max-length 16384] [--max-quadratic 4096]
+[--out docs/images]
 
-One causal layer of 4 heads of 64, projections included, and one sequence, in fp32 (bf16 on a GPU), without positions but where
-the name says so. The time is the least of some runs: on a CPU that of the process, which others on the machine disturb little.
-The memory is the most that is held above what was before, on a CPU by every allocation that torch makes. Exponents are slopes of
-log(time) and log(memory) over the four longest lengths. Writes attention.png and prints the table of docs/attention.md.
+One causal layer of 4 heads of 64, projections included, and one sequence, in fp32 (bf16 on a GPU),
+without positions but where the name says so. The time is the least of some runs: on a CPU that of
+the process, which others on the machine disturb little. The memory is the most that is held above
+what was before, on a CPU by every allocation that torch makes. Exponents are slopes of log(time)
+and log(memory) over the four longest lengths. Writes attention.png and prints the table of
+docs/attention.md.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "hierarchical": ("attention=hierarchical",),
     "linear": ("attention=linear",),
 }
-"""Window 128, stride and block 64: the defaults but for the stride, which else grows with the length."""
+"""Window 128, stride and block 64: the defaults but for the stride, which else grows with the
+length."""
 
 
 def build(name: str, length: int, device: torch.device) -> tuple[Attention, Context]:
@@ -52,11 +57,19 @@ def build(name: str, length: int, device: torch.device) -> tuple[Attention, Cont
         f"train.seq_len={length}",
     ]
     config = compose(
-        [o for o in overrides if not (o == "position=none" and any(v.startswith("position=") for v in VARIANTS[name]))]
+        [
+            o
+            for o in overrides
+            if not (o == "position=none" and any(v.startswith("position=") for v in VARIANTS[name]))
+        ]
     )
-    documents_BT = torch.arange(length, device=device)[None] // 500 if name == "full, documents" else None
+    documents_BT = (
+        torch.arange(length, device=device)[None] // 500 if name == "full, documents" else None
+    )
     module = ATTENTIONS[config.attention.kind](config).to(device)
-    return module, Context(bias=POSITIONS[config.position.kind](config).bias, documents_BT=documents_BT)
+    return module, Context(
+        bias=POSITIONS[config.position.kind](config).bias, documents_BT=documents_BT
+    )
 
 
 def step(module: Attention, context: Context, x_BTD: Tensor) -> None:
@@ -68,7 +81,8 @@ def step(module: Attention, context: Context, x_BTD: Tensor) -> None:
 
 
 def milliseconds(module: Attention, context: Context, x_BTD: Tensor) -> float:
-    """The least of runs in half a second or more: three at the fewest, but no new one after six seconds."""
+    """The least of runs in half a second or more: three at the fewest, but no new one after six
+    seconds."""
     clock = time.perf_counter if x_BTD.is_cuda else time.process_time
     step(module, context, x_BTD)
     times: list[float] = []
@@ -112,16 +126,27 @@ def measure(name: str, lengths: list[int], device: torch.device) -> tuple[list[f
     return times, sizes
 
 
-def plot(results: dict[str, tuple[list[int], list[float], list[float]]], path: Path, where: str) -> None:
+def plot(
+    results: dict[str, tuple[list[int], list[float], list[float]]], path: Path, where: str
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6))
-    for (name, (lengths, times, sizes)), color in zip(results.items(), plt.get_cmap("tab10").colors, strict=False):
+    for (name, (lengths, times, sizes)), color in zip(
+        results.items(), plt.get_cmap("tab10").colors, strict=False
+    ):
         for axis, values in zip(axes, (times, sizes), strict=True):
-            axis.plot(lengths, values, marker="o", markersize=3.5, label=f"{name} ({exponent(lengths, values):.2f})", color=color)
+            axis.plot(
+                lengths,
+                values,
+                marker="o",
+                markersize=3.5,
+                label=f"{name} ({exponent(lengths, values):.2f})",
+                color=color,
+            )
     longest = sorted({n for lengths, _, _ in results.values() for n in lengths})
     for axis, title in zip(axes, ("ms, forward and backward", "peak memory, MB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="sequence length", title=title)
@@ -129,30 +154,50 @@ def plot(results: dict[str, tuple[list[int], list[float], list[float]]], path: P
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7.5, title="kind (exponent)", title_fontsize=8)
-    figure.suptitle(f"One causal layer, d_model {D_MODEL}, {N_HEADS} heads, one sequence; {where}", fontsize=10)
+    figure.suptitle(
+        f"One causal layer, d_model {D_MODEL}, {N_HEADS} heads, one sequence; {where}", fontsize=10
+    )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def table(results: dict[str, tuple[list[int], list[float], list[float]]], lengths: list[int]) -> str:
+def table(
+    results: dict[str, tuple[list[int], list[float], list[float]]], lengths: list[int]
+) -> str:
     """Milliseconds / MB at every length, and both exponents, in Markdown."""
-    lines = ["| kind | " + " | ".join(map(str, lengths)) + " | exponents |", "| --- " * (len(lengths) + 2) + "|"]
+    lines = [
+        "| kind | " + " | ".join(map(str, lengths)) + " | exponents |",
+        "| --- " * (len(lengths) + 2) + "|",
+    ]
     for name, (own, times, sizes) in results.items():
-        cells = dict(zip(own, (f"{t:.3g} / {s:.3g}" for t, s in zip(times, sizes, strict=True)), strict=True))
+        cells = dict(
+            zip(own, (f"{t:.3g} / {s:.3g}" for t, s in zip(times, sizes, strict=True)), strict=True)
+        )
         fits = f"{exponent(own, times):.2f} / {exponent(own, sizes):.2f}"
-        lines.append(f"| {name} | " + " | ".join(cells.get(n, "") for n in lengths) + f" | {fits} |")
+        lines.append(
+            f"| {name} | " + " | ".join(cells.get(n, "") for n in lengths) + f" | {fits} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--max-length", type=int, default=16384)
-    parser.add_argument("--max-quadratic", type=int, default=4096, help="longest sequence of kinds with quadratic time, but full")
+    parser.add_argument(
+        "--max-quadratic",
+        type=int,
+        default=4096,
+        help="longest sequence of kinds with quadratic time, but full",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread"
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU thread"
+    )
     where = f"{where}, torch {torch.__version__}"
     lengths = [n for n in (256, 512, 1024, 2048, 4096, 8192, 16384) if n <= arguments.max_length]
     results = {}

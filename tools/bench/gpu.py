@@ -1,10 +1,13 @@
-"""Training on one GPU beside what the planner says of it and beside a plain PyTorch loop: MFU and peak memory.
+"""Training on one GPU beside what the planner says of it and beside a plain PyTorch loop: MFU and
+peak memory.
 
-Usage: python tools/bench/gpu.py CLUSTER [FILE.jsonl [GROUP ...]]      e.g. 1xH100; appends a line for each row to the file
+Usage: python tools/bench/gpu.py CLUSTER [FILE.jsonl [GROUP ...]]      e.g. 1xH100; appends a line
+  for each row to the file
 
-The cases of a group share a process, one after another, each on a random batch in bf16: two steps of two micro-batches to warm
-up, and four that are timed. `allocated` and `reserved` are torch.cuda.max_memory_allocated and _reserved; in brackets is the
-prediction over the measurement, less one. `plain` is plain.py, from the same weights on the same batch; compare its losses.
+The cases of a group share a process, one after another, each on a random batch in bf16: two steps
+of two micro-batches to warm up, and four that are timed. `allocated` and `reserved` are
+torch.cuda.max_memory_allocated and _reserved; in brackets is the prediction over the measurement,
+less one. `plain` is plain.py, from the same weights on the same batch; compare its losses.
 """
 
 from __future__ import annotations
@@ -55,14 +58,23 @@ class Case:
     def layout(self) -> Layout:
         engine = "deepspeed" if self.side == "deepspeed" else "reference"
         return replace(
-            ONE, micro_batch_size=self.micro_batch_size, activation_checkpointing=self.recompute, engine=engine,
+            ONE,
+            micro_batch_size=self.micro_batch_size,
+            activation_checkpointing=self.recompute,
+            engine=engine,
             zero_stage=self.zero_stage,
-        )  # fmt: skip
+        )
 
     def config(self, cluster: str) -> RunConfig:
         model = (*LLAMA, *SHAPES[self.model]) if self.model in SHAPES else (f"model={self.model}",)
         batch = f"train.global_batch_size={self.micro_batch_size * ACCUM}"
-        words = [*model, batch, f"cluster={cluster}", "precision=bf16", f"train.compile={str(self.compile).lower()}"]
+        words = [
+            *model,
+            batch,
+            f"cluster={cluster}",
+            "precision=bf16",
+            f"train.compile={str(self.compile).lower()}",
+        ]
         return resolve_cluster(compose(words))
 
 
@@ -78,10 +90,22 @@ GROUPS = [
     group("gpt_1b", (4,), (8,), (16,), (32,), (16, "selective"), (16, "full"), (8, "none", True)),
     group("gpt_3b", (4,), (8,), (16,), (8, "selective"), (16, "full")),
     group("gpt_125m", *((32, "none", False, "deepspeed", stage) for stage in (1, 2, 3))),
-    group("gpt_1b", (16, "full", False, "deepspeed", 1), *((8, "none", False, "deepspeed", stage) for stage in (1, 2, 3))),
+    group(
+        "gpt_1b",
+        (16, "full", False, "deepspeed", 1),
+        *((8, "none", False, "deepspeed", stage) for stage in (1, 2, 3)),
+    ),
     group("gpt_3b", (4, "full", False, "deepspeed", 1)),
-    group("llama_125m", (16,), (16, "none", False, "plain"), (16, "none", True), (16, "none", True, "plain")),
-    group("llama_1b", (8,), (8, "none", False, "plain"), (8, "none", True), (8, "none", True, "plain")),
+    group(
+        "llama_125m",
+        (16,),
+        (16, "none", False, "plain"),
+        (16, "none", True),
+        (16, "none", True, "plain"),
+    ),
+    group(
+        "llama_1b", (8,), (8, "none", False, "plain"), (8, "none", True), (8, "none", True, "plain")
+    ),
 ]
 
 
@@ -93,7 +117,9 @@ def run_group(cases: list[Case], cluster: str, path: str) -> None:
     warnings.simplefilter("ignore")
     importlib.import_module("scaling.model.initialise").initial_values = on_the_device  # type: ignore[attr-defined]
     if cases[0].side == "deepspeed":
-        dist.init_process_group("nccl", init_method=f"file://{tempfile.mkdtemp()}/rendezvous", rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl", init_method=f"file://{tempfile.mkdtemp()}/rendezvous", rank=0, world_size=1
+        )
     for case in cases:
         began_s = time.monotonic()
         row = asdict(case) | predicted(case, cluster)
@@ -113,7 +139,8 @@ def run_group(cases: list[Case], cluster: str, path: str) -> None:
 
 
 def on_the_device(name: str, shape: Sequence[int], config: Any, seed: int) -> Any:
-    """Initial weights in no time: which they are is not what is measured, but plain.py must begin from the same."""
+    """Initial weights in no time: which they are is not what is measured, but plain.py must begin
+    from the same."""
     import torch
 
     if len(shape) > 1:
@@ -139,7 +166,9 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
 
     config, device = case.config(cluster), torch.device("cuda", 0)
     rows = torch.randint(
-        config.vocab_size, (case.micro_batch_size * ACCUM, config.train.seq_len + 1), generator=torch.Generator().manual_seed(0)
+        config.vocab_size,
+        (case.micro_batch_size * ACCUM, config.train.seq_len + 1),
+        generator=torch.Generator().manual_seed(0),
     )
     torch.cuda.reset_peak_memory_stats()
     step, close = (plain_step if case.side == "plain" else engine_step)(case, config, rows, device)
@@ -166,19 +195,24 @@ def measured(case: Case, cluster: str) -> dict[str, Any]:
     }
 
 
-def engine_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def engine_step(
+    case: Case, config: RunConfig, rows: Any, device: Any
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from scaling.batch import Batch
     from scaling.engine.build import build_engine
     from scaling.parallel.grid import Ranks
 
     engine = build_engine(config, case.layout, Ranks(0, 1, 0), device)
     batches = [
-        Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()).to(device) for row in rows.split(case.micro_batch_size)
-    ]  # fmt: skip
+        Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()).to(device)
+        for row in rows.split(case.micro_batch_size)
+    ]
     return lambda: engine.step(batches, lr=1e-4).loss, engine.close
 
 
-def plain_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def plain_step(
+    case: Case, config: RunConfig, rows: Any, device: Any
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     import torch
     from plain import PlainGPT, PlainLoop
 
@@ -187,14 +221,17 @@ def plain_step(case: Case, config: RunConfig, rows: Any, device: Any) -> tuple[C
     ours = build_model(config, device=device)
     initialise(ours, config.train.seed)
     with torch.device(device):
-        model = PlainGPT(config.model, config.vocab_size, config.train.seq_len, config.position.theta).to(device)
+        model = PlainGPT(
+            config.model, config.vocab_size, config.train.seq_len, config.position.theta
+        ).to(device)
     model.load_state_dict(ours.state_dict())
     del ours
     if case.compile:
         for block in model.blocks:
             block.compile()
     batches = [
-        (row[:, :-1].contiguous().to(device), row[:, 1:].contiguous().to(device)) for row in rows.split(case.micro_batch_size)
+        (row[:, :-1].contiguous().to(device), row[:, 1:].contiguous().to(device))
+        for row in rows.split(case.micro_batch_size)
     ]
     loop = PlainLoop(model, batches, config.optim.model_copy(update={"lr": 1e-4}), bf16=True)
     return lambda: loop.accumulated(ACCUM), lambda: None
@@ -206,9 +243,13 @@ def line_of(row: dict[str, Any]) -> str:
     if row["status"] != "ok":
         return f"{name} {row['status']}; predicted: {row['verdict']} {row.get('why', '')} ({row['took_s']} s)"
     mfu = row["mfu_predicted"] * row["step_s_predicted"] / row["step_s"]
-    cells = [f"{row['tokens_per_s']:8.0f} tokens/s  MFU {mfu:.3f} ({row['mfu_predicted'] / mfu - 1:+.0%})"]
+    cells = [
+        f"{row['tokens_per_s']:8.0f} tokens/s  MFU {mfu:.3f} ({row['mfu_predicted'] / mfu - 1:+.0%})"
+    ]
     for what in ("allocated", "reserved"):
-        cells.append(f"{what} {row[what] / 1e9:6.2f} GB ({row[what + '_predicted'] / row[what] - 1:+.0%})")
+        cells.append(
+            f"{what} {row[what] / 1e9:6.2f} GB ({row[what + '_predicted'] / row[what] - 1:+.0%})"
+        )
     return f"{name} {'  '.join(cells)}  loss {row['first_loss']:.5f} {row['loss']:.5f}  {row['verdict']} ({row['took_s']} s)"
 
 

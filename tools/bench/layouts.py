@@ -1,13 +1,16 @@
-"""Layouts on this machine: tokens/s and peak memory beside one process, what is sent, and the pipeline's bubble.
+"""Layouts on this machine: tokens/s and peak memory beside one process, what is sent, and the
+pipeline's bubble.
 
-Usage: python tools/bench/layouts.py [ROUNDS [STEPS]]      default: 4 rounds; in each, every layout trains 2 steps, in turn
+Usage: python tools/bench/layouts.py [ROUNDS [STEPS]]      default: 4 rounds; in each, every layout
+  trains 2 steps, in turn
 
-Every layout has processes of its own, of one thread, that sleep while the others run, so a round compares neighbours in time.
-A random batch is trained on: the loader is measured by loop.py. Two ranks on two cores cannot be faster than one
-process by more than two; what is lost against that is communication through gloo and DeepSpeed's own work.
-The vocabulary is of bytes, so that the head is small and stages of equally many blocks take as long as each other. The bubble is
-counted while micro-batches run: the time in which a rank runs neither forward nor backward, over the time from the first
-forward to the last backward.
+Every layout has processes of its own, of one thread, that sleep while the others run, so a round
+compares neighbours in time. A random batch is trained on: the loader is measured by loop.py. Two
+ranks on two cores cannot be faster than one process by more than two; what is lost against that is
+communication through gloo and DeepSpeed's own work. The vocabulary is of bytes, so that the head is
+small and stages of equally many blocks take as long as each other. The bubble is counted while
+micro-batches run: the time in which a rank runs neither forward nor backward, over the time from
+the first forward to the last backward.
 """
 
 from __future__ import annotations
@@ -40,16 +43,27 @@ LAYOUTS = {
     "one process": ONE,
     "ddp": replace(ONE, dp=2, zero_stage=0, micro_batch_size=4, grad_accum_steps=1, engine="ddp"),
     "zero1": replace(ONE, dp=2, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
-    "zero2": replace(ONE, dp=2, zero_stage=2, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
-    "zero3": replace(ONE, dp=2, zero_stage=3, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"),
+    "zero2": replace(
+        ONE, dp=2, zero_stage=2, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"
+    ),
+    "zero3": replace(
+        ONE, dp=2, zero_stage=3, micro_batch_size=4, grad_accum_steps=1, engine="deepspeed"
+    ),
     "tp2": replace(ONE, tp=2, engine="deepspeed"),
     "tp2, sequence_parallel": replace(ONE, tp=2, sequence_parallel=True, engine="deepspeed"),
     "sp2": replace(ONE, sp=2, engine="deepspeed"),
     "sp2, ring": replace(ONE, sp=2, sp_attention="ring", engine="deepspeed"),
     "pp2, 2 micro-batches": replace(ONE, pp=2, engine="deepspeed"),
-    "pp2, 8 micro-batches": replace(ONE, pp=2, micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"),
+    "pp2, 8 micro-batches": replace(
+        ONE, pp=2, micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"
+    ),
     "pp2 dualpipev, 8 micro-batches": replace(
-        ONE, pp=2, pp_schedule="dualpipev", micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"
+        ONE,
+        pp=2,
+        pp_schedule="dualpipev",
+        micro_batch_size=1,
+        grad_accum_steps=8,
+        engine="deepspeed",
     ),
     "compiled blocks": ONE,
     "full recompute": replace(ONE, activation_checkpointing="full"),
@@ -59,7 +73,8 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Some steps of one rank. busy: (begin, end) of each forward and backward of a stage, on the clock of all processes."""
+    """Some steps of one rank. busy: (begin, end) of each forward and backward of a stage, on the
+    clock of all processes."""
 
     wall_s: float
     peak_bytes: int
@@ -80,7 +95,8 @@ def config_of(name: str) -> RunConfig:
 
 def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
     """A process: one rank, which trains some steps each time the pipe asks for them."""
-    warnings.simplefilter("ignore", FutureWarning)  # of torch, about names of collectives that DeepSpeed calls
+    # of torch, about names of collectives that DeepSpeed calls
+    warnings.simplefilter("ignore", FutureWarning)
     import torch
     import torch.distributed as dist
     from traffic import counted
@@ -102,7 +118,9 @@ def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
         busy = _watched(engine) if layout.pp > 1 else []
         generator = torch.Generator().manual_seed(ranks.dp_rank)
         shape = (BATCH // ranks.dp, SEQ_LEN + 1)
-        rows = torch.randint(config.vocab_size, shape, generator=generator).split(layout.micro_batch_size)
+        rows = torch.randint(config.vocab_size, shape, generator=generator).split(
+            layout.micro_batch_size
+        )
         batches = [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
         while (n_steps := pipe.recv()) is not None:
             counts.clear()
@@ -144,7 +162,9 @@ class Side:
         self.processes = []
         for rank in range(layout.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=rank_main, args=(theirs, name, rank, rendezvous), daemon=True)
+            process = context.Process(
+                target=rank_main, args=(theirs, name, rank, rendezvous), daemon=True
+            )
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -180,25 +200,46 @@ def main() -> None:
             for side in sides.values():
                 wait_for_quiet()
                 side.turns.append(side.train(steps))
-        bubbles = {name: [bubble(side.train(1)) for _ in range(rounds)] for name, side in sides.items() if side.layout.pp > 1}
+        bubbles = {
+            name: [bubble(side.train(1)) for _ in range(rounds)]
+            for name, side in sides.items()
+            if side.layout.pp > 1
+        }
         for side in sides.values():
             side.close()
     _print(console, sides, bubbles, steps)
 
 
-def _print(console: Console, sides: dict[str, Side], bubbles: dict[str, list[float]], steps: int) -> None:
-    table = Table("layout", "tokens/s", "to one process", "peak memory of a rank", "sent by a rank", "bubble", "in theory")
+def _print(
+    console: Console, sides: dict[str, Side], bubbles: dict[str, list[float]], steps: int
+) -> None:
+    table = Table(
+        "layout",
+        "tokens/s",
+        "to one process",
+        "peak memory of a rank",
+        "sent by a rank",
+        "bubble",
+        "in theory",
+    )
     plain = [turn[0].wall_s for turn in sides["one process"].turns]
     for name, side in sides.items():
         walls = [max(turn.wall_s for turn in turns) for turns in side.turns]
         ratio = statistics.median(one / own for one, own in zip(plain, walls, strict=True))
-        sent = sum(n for kind, n in side.turns[-1][0].sent.items() if not kind.endswith(" calls")) * 4 / steps
+        sent = (
+            sum(n for kind, n in side.turns[-1][0].sent.items() if not kind.endswith(" calls"))
+            * 4
+            / steps
+        )
         table.add_row(
-            name, f"{BATCH * SEQ_LEN * steps / statistics.median(walls):.0f}", f"{ratio:.2f}",
-            f"{max(turn.peak_bytes for turn in side.turns[-1]) / 1e6:.0f} MB", f"{sent / 1e6:.1f} MB" if sent else "-",
+            name,
+            f"{BATCH * SEQ_LEN * steps / statistics.median(walls):.0f}",
+            f"{ratio:.2f}",
+            f"{max(turn.peak_bytes for turn in side.turns[-1]) / 1e6:.0f} MB",
+            f"{sent / 1e6:.1f} MB" if sent else "-",
             f"{statistics.median(bubbles[name]):.1%}" if name in bubbles else "",
             f"{side.layout.bubble_share:.1%}" if name in bubbles else "",
-        )  # fmt: skip
+        )
     console.print(table)
 
 

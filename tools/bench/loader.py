@@ -1,17 +1,23 @@
-"""Tokens per second and core of the loader, side by side with litdata and with plain webdataset on the same tokens; seek times.
+"""Tokens per second and core of the loader, side by side with litdata and with plain webdataset on
+the same tokens; seek times.
 
-Usage: OMP_NUM_THREADS=1 python tools/bench/loader.py [ROUNDS [SECONDS [DIR]]]     default: 5 rounds of 2 seconds a side
+Usage: OMP_NUM_THREADS=1 python tools/bench/loader.py [ROUNDS [SECONDS [DIR]]]     default: 5 rounds
+  of 2 seconds a side
 
-litdata is no dependency: pip install litdata (0.2.76 was measured) beside the project; without it that side is left out. DIR
-holds shards; without it the corpus is data=python_packages with tokenizer=bpe, prepared on the first use. Sides, each in a
-process of its own that sleeps while the others run, all giving batches of 16 sequences in random order as int64 tensors of
-tokens and of targets:
+litdata is no dependency: pip install litdata (0.2.76 was measured) beside the project; without it
+that side is left out. DIR holds shards; without it the corpus is data=python_packages with
+tokenizer=bpe, prepared on the first use. Sides, each in a process of its own that sleeps while the
+others run, all giving batches of 16 sequences in random order as int64 tensors of tokens and of
+targets:
   scaling      Loader, one thread, on the shards as they are
-  litdata      StreamingDataset with TokensLoader and shuffle=True, StreamingDataLoader with num_workers=0, on its own copy
-  webdataset   WebDataset over the shards, documents decoded and packed one behind the other, shuffle(1000)
-A core's rate is tokens over the CPU seconds of the whole process, so that threads do not flatter a side. A seek is the time from
-opening a fresh loader to the first batch from there: scaling is told the number of a sequence, litdata loads a state of its own
-that says so, webdataset has no way but to read on (for 10^8, sequences over its rate: not run).
+  litdata      StreamingDataset with TokensLoader and shuffle=True, StreamingDataLoader with
+               num_workers=0, on its own copy
+  webdataset   WebDataset over the shards, documents decoded and packed one behind the other,
+               shuffle(1000)
+A core's rate is tokens over the CPU seconds of the whole process, so that threads do not flatter a
+side. A seek is the time from opening a fresh loader to the first batch from there: scaling is told
+the number of a sequence, litdata loads a state of its own that says so, webdataset has no way but
+to read on (for 10^8, sequences over its rate: not run).
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ from scaling.data.shards import CorpusIndex
 BATCH, SEQ_LENS, SEEKS = 16, (256, 1024, 4096), (10**3, 10**8)
 SHUFFLE_BUFFER = 1000
 WINDOW_TOKENS = 16_000_000
-"""In a chunk of litdata: what a window of ours mixes would be 16 shards; its own default of 64 MB is about the same."""
+"""In a chunk of litdata: what a window of ours mixes would be 16 shards; its own default of 64 MB
+is about the same."""
 Batches = Iterator[tuple[Any, Any]]
 Open = Callable[[int], Batches]
 """Sequence number -> batches from there on."""
@@ -56,7 +63,9 @@ def scaling_side(directory: str, seq_len: int, scratch: str) -> Open:
     from scaling.data.read.stream import SequenceStream
 
     def batches(start: int) -> Batches:
-        stream = SequenceStream(directory, CorpusIndex.load(directory), "train", seq_len, seed=0, read_ahead=True)
+        stream = SequenceStream(
+            directory, CorpusIndex.load(directory), "train", seq_len, seed=0, read_ahead=True
+        )
         with (
             stream,
             Loader(
@@ -78,11 +87,20 @@ def scaling_side(directory: str, seq_len: int, scratch: str) -> Open:
 def litdata_side(directory: str, seq_len: int, scratch: str) -> Open:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader, optimize
 
-    copy, item_loader = Path(scratch, f"litdata-{seq_len}"), partial(TokensLoader, block_size=seq_len + 1)
+    copy, item_loader = (
+        Path(scratch, f"litdata-{seq_len}"),
+        partial(TokensLoader, block_size=seq_len + 1),
+    )
     n_shards = len(CorpusIndex.load(directory).split("train"))
     per_chunk = WINDOW_TOKENS // (seq_len + 1) * (seq_len + 1)
-    optimize(partial(_tensors, directory), list(range(n_shards)), str(copy), chunk_size=per_chunk, item_loader=item_loader(),
-             num_workers=1)  # fmt: skip
+    optimize(
+        partial(_tensors, directory),
+        list(range(n_shards)),
+        str(copy),
+        chunk_size=per_chunk,
+        item_loader=item_loader(),
+        num_workers=1,
+    )
 
     def opened() -> Any:
         data = StreamingDataset(str(copy), item_loader=item_loader(), shuffle=True, drop_last=True)
@@ -106,7 +124,9 @@ def _tensors(directory: str, shard: int) -> Iterator[Any]:
     import torch
 
     index = CorpusIndex.load(directory)
-    yield torch.from_numpy(read_shard(directory, index, index.split("train")[shard]).astype(np.int32))
+    yield torch.from_numpy(
+        read_shard(directory, index, index.split("train")[shard]).astype(np.int32)
+    )
 
 
 def webdataset_side(directory: str, seq_len: int, scratch: str) -> Open:
@@ -129,7 +149,10 @@ def webdataset_side(directory: str, seq_len: int, scratch: str) -> Open:
         data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).repeat().compose(packed)
         rows = data.shuffle(SHUFFLE_BUFFER).batched(BATCH, collation_fn=np.stack)
         for batch in itertools.islice(rows, start // BATCH, None):
-            yield torch.from_numpy(batch[:, :-1].astype(np.int64)), torch.from_numpy(batch[:, 1:].astype(np.int64))
+            yield (
+                torch.from_numpy(batch[:, :-1].astype(np.int64)),
+                torch.from_numpy(batch[:, 1:].astype(np.int64)),
+            )
 
     return batches
 
@@ -138,13 +161,15 @@ SIDES = {"scaling": scaling_side, "litdata": litdata_side, "webdataset": webdata
 
 
 def serve(pipe: Connection, side: str, directory: str, seq_len: int, scratch: str) -> None:
-    """A side's process: answers ("run", seconds) with (tokens, CPU s, wall s), ("seek", k) with seconds, until "end"."""
+    """A side's process: answers ("run", seconds) with (tokens, CPU s, wall s), ("seek", k) with
+    seconds, until "end"."""
     import torch
 
     torch.set_num_threads(1)
     open_at = SIDES[side](directory, seq_len, scratch)
     batches = open_at(0)
-    for tokens, targets in itertools.islice(batches, 200):  # everything is imported, and buffers are full
+    # everything is imported, and buffers are full
+    for tokens, targets in itertools.islice(batches, 200):
         assert tokens.shape == targets.shape == (BATCH, seq_len)
         assert tokens.dtype == targets.dtype == torch.int64
         assert torch.equal(tokens[:, 1:], targets[:, :-1])
@@ -169,7 +194,9 @@ def seek(open_at: Open, k: int) -> float:
     return time.perf_counter() - begun_s
 
 
-def compare(directory: str, seq_len: int, sides: list[str], rounds: int, seconds: float) -> list[list[str]]:
+def compare(
+    directory: str, seq_len: int, sides: list[str], rounds: int, seconds: float
+) -> list[list[str]]:
     """A row of the table for each side."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
@@ -177,7 +204,9 @@ def compare(directory: str, seq_len: int, sides: list[str], rounds: int, seconds
         processes = []
         for side in sides:
             pipes[side], theirs = context.Pipe()
-            processes.append(context.Process(target=serve, args=(theirs, side, directory, seq_len, scratch)))
+            processes.append(
+                context.Process(target=serve, args=(theirs, side, directory, seq_len, scratch))
+            )
             processes[-1].start()
             theirs.close()
             assert pipes[side].recv() == "ready"
@@ -191,11 +220,16 @@ def compare(directory: str, seq_len: int, sides: list[str], rounds: int, seconds
         others = [max(per_core[side][i] for side in sides[1:]) for i in range(rounds)]
         rows = []
         for side, pipe in pipes.items():
-            median, wall = statistics.median(per_core[side]), statistics.median(rate for _, rate in rates[side])
+            median, wall = (
+                statistics.median(per_core[side]),
+                statistics.median(rate for _, rate in rates[side]),
+            )
             ratios = [own / other for own, other in zip(per_core[side], others, strict=True)]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             seeks = [seek_text(pipe, side, k, median / seq_len) for k in SEEKS]
-            rows.append([str(seq_len), side, f"{median / 1e6:.1f}", f"{wall / 1e6:.1f}", ratio, *seeks])
+            rows.append(
+                [str(seq_len), side, f"{median / 1e6:.1f}", f"{wall / 1e6:.1f}", ratio, *seeks]
+            )
             pipe.send("end")
         for process in processes:
             process.join()
@@ -215,8 +249,13 @@ def seek_text(pipe: Connection, side: str, k: int, sequences_per_s: float) -> st
 
 def default_corpus() -> str:
     cache_dir = os.environ.get("SCALING_CACHE", "~/.cache/scaling")
-    data, tokenizer = DataConfig(kind="python_packages", cache_dir=cache_dir), TokenizerConfig(kind="bpe", vocab_size=4096)
-    return str(ensure_corpus(data, tokenizer, lambda message, part: print(message, file=sys.stderr)))
+    data, tokenizer = (
+        DataConfig(kind="python_packages", cache_dir=cache_dir),
+        TokenizerConfig(kind="bpe", vocab_size=4096),
+    )
+    return str(
+        ensure_corpus(data, tokenizer, lambda message, part: print(message, file=sys.stderr))
+    )
 
 
 def main() -> None:
@@ -241,10 +280,19 @@ def main() -> None:
             table.add_row(*row)
     Console(width=140).print(table)
     shards = CorpusIndex.load(directory).split("train")
-    n_tokens, n_documents = sum(shard.n_tokens for shard in shards), sum(shard.n_documents for shard in shards)
-    print(f"{n_tokens} tokens in {n_documents} documents and {len(shards)} shards; {rounds} rounds of {seconds} s a side")
-    versions = [f"{name} {importlib.import_module(name).__version__}" for name in ("torch", *sides[1:])]
-    print(f"{', '.join(versions)}; {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+    n_tokens, n_documents = (
+        sum(shard.n_tokens for shard in shards),
+        sum(shard.n_documents for shard in shards),
+    )
+    print(
+        f"{n_tokens} tokens in {n_documents} documents and {len(shards)} shards; {rounds} rounds of {seconds} s a side"
+    )
+    versions = [
+        f"{name} {importlib.import_module(name).__version__}" for name in ("torch", *sides[1:])
+    ]
+    print(
+        f"{', '.join(versions)}; {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Tokens per second of the training loop on gpt_10m, side by side with a plain PyTorch loop of the same model.
+"""Tokens per second of the training loop on gpt_10m, side by side with a plain PyTorch loop of the
+same model.
 
-Usage: python tools/bench/loop.py [ROUNDS [STEPS]]      default: 8 rounds; in each, every side trains 3 steps, in turn
+Usage: python tools/bench/loop.py [ROUNDS [STEPS]]      default: 8 rounds; in each, every side
+  trains 3 steps, in turn
 
 Sides, each in processes of its own that sleep while the others run:
   plain 1, plain 2   plain.py with one and two threads
-  main 1             what `run_worker` does with one worker of one thread: reference engine, loader, recorder, no checkpoints
+  main 1             what `run_worker` does with one worker of one thread: reference engine, loader,
+                     recorder, no checkpoints
   main 2             the same with two workers of one thread: DeepSpeed, ZeRO-1
-All begin from the same weights, read the same sequences, and must show the same loss. A round compares its neighbours
-in time, so the median of the rounds' ratios holds on a machine that others use too; CPU seconds say what a side
-costs where its wall time is disturbed. Each round waits up to half a minute for a quiet machine.
+All begin from the same weights, read the same sequences, and must show the same loss. A round
+compares its neighbours in time, so the median of the rounds' ratios holds on a machine that others
+use too; CPU seconds say what a side costs where its wall time is disturbed. Each round waits up to
+half a minute for a quiet machine.
 """
 
 from __future__ import annotations
@@ -52,12 +56,19 @@ def config_for(dtype: str, n_workers: int, steps: int, root: str) -> RunConfig:
     return resolve_cluster(
         compose(
             [
-                "model=gpt_10m", f"precision={dtype}", "schedule=constant", "schedule.warmup_tokens=0%", "cluster=local",
-                f"cluster.devices_per_node={n_workers}", f"train.global_batch_size={GLOBAL_BATCH_SIZE}",
-                f"train.seq_len={SEQ_LEN}", f"train.log_every={steps}", f"run.root={root}",
+                "model=gpt_10m",
+                f"precision={dtype}",
+                "schedule=constant",
+                "schedule.warmup_tokens=0%",
+                "cluster=local",
+                f"cluster.devices_per_node={n_workers}",
+                f"train.global_batch_size={GLOBAL_BATCH_SIZE}",
+                f"train.seq_len={SEQ_LEN}",
+                f"train.log_every={steps}",
+                f"run.root={root}",
             ]
         )
-    )  # fmt: skip
+    )
 
 
 def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: str) -> None:
@@ -74,8 +85,12 @@ def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: s
     torch.set_num_threads(n_threads)
     config = config_for(dtype, 1, steps, root)
     corpus = str(ensure_corpus(config.data, config.tokenizer))
-    stream = SequenceStream(corpus, CorpusIndex.load(corpus), "train", SEQ_LEN, seed=config.train.seed)
-    rows = torch.from_numpy(stream.read(np.arange(200 * GLOBAL_BATCH_SIZE))).split(GLOBAL_BATCH_SIZE)
+    stream = SequenceStream(
+        corpus, CorpusIndex.load(corpus), "train", SEQ_LEN, seed=config.train.seed
+    )
+    rows = torch.from_numpy(stream.read(np.arange(200 * GLOBAL_BATCH_SIZE))).split(
+        GLOBAL_BATCH_SIZE
+    )
     batches = [(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows]
     ours = build_model(config, device="cpu")
     initialise(ours, config.train.seed)
@@ -86,7 +101,9 @@ def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: s
         pipe.send(_timed(lambda n_steps=n_steps: loop.run(n_steps)))
 
 
-def main_side(pipe: Connection, dtype: str, rank: int, n_workers: int, steps: int, root: str) -> None:
+def main_side(
+    pipe: Connection, dtype: str, rank: int, n_workers: int, steps: int, root: str
+) -> None:
     """A process: one rank of the real worker, whose loop is run a segment at a time."""
     from scaling.channel.base import LocalChannel
     from scaling.data.prepare.cached import ensure_corpus
@@ -98,21 +115,37 @@ def main_side(pipe: Connection, dtype: str, rank: int, n_workers: int, steps: in
 
     config = config_for(dtype, n_workers, steps, root)
     run_dir = RunDir(Path(root) / f"{dtype}-{n_workers}").create()
-    spec = worker.WorkerSpec(config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)))
+    spec = worker.WorkerSpec(
+        config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer))
+    )
     whole_loop = worker.train
 
-    def in_segments(engine: Any, loader: Any, state: Any, *, n_steps: int, checkpoints: Any, **parts: Any) -> Any:
+    def in_segments(
+        engine: Any, loader: Any, state: Any, *, n_steps: int, checkpoints: Any, **parts: Any
+    ) -> Any:
         none = _NoCheckpoints()
         for more in _turns(pipe):
 
             def segment(before: Any = state, more: int = more) -> float:
                 nonlocal state
-                state = whole_loop(engine, loader, before, n_steps=before.step + more, checkpoints=none, **parts)
+                state = whole_loop(
+                    engine, loader, before, n_steps=before.step + more, checkpoints=none, **parts
+                )
                 return 0.0
 
             timed = _timed(segment)
-            records = [r for r in read_metrics(run_dir.metrics) if names.TRAIN_LOSS in r] if rank == 0 else []
-            pipe.send(Segment(timed.wall_s, timed.cpu_s, records[-1][names.TRAIN_LOSS] if records else float("nan")))
+            records = (
+                [r for r in read_metrics(run_dir.metrics) if names.TRAIN_LOSS in r]
+                if rank == 0
+                else []
+            )
+            pipe.send(
+                Segment(
+                    timed.wall_s,
+                    timed.cpu_s,
+                    records[-1][names.TRAIN_LOSS] if records else float("nan"),
+                )
+            )
         return state
 
     worker.train = in_segments
@@ -152,13 +185,17 @@ class Side:
     """The processes of one side, and what they have done so far."""
 
     name: str
-    processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = field(default_factory=list)
+    processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = field(
+        default_factory=list
+    )
     segments: list[Segment] = field(default_factory=list)
 
     def start(self, target: Callable[..., None], *args: Any, n_threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(n_threads)
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=target, args=(theirs, *args), daemon=True)
+        process = multiprocessing.get_context("spawn").Process(
+            target=target, args=(theirs, *args), daemon=True
+        )
         process.start()
         theirs.close()
         self.processes.append((process, ours))
@@ -168,7 +205,9 @@ class Side:
             pipe.send(n_steps)
         parts = [pipe.recv() for _, pipe in self.processes]
         if keep:
-            whole = Segment(max(p.wall_s for p in parts), sum(p.cpu_s for p in parts), parts[0].loss)
+            whole = Segment(
+                max(p.wall_s for p in parts), sum(p.cpu_s for p in parts), parts[0].loss
+            )
             self.segments.append(whole)
 
     def end(self) -> None:
@@ -180,10 +219,14 @@ class Side:
 def start_sides(dtype: str, steps: int, root: str) -> dict[str, Side]:
     sides = {name: Side(name) for name in ("plain 1", "plain 2", "main 1", "main 2")}
     for n_threads in (1, 2):
-        sides[f"plain {n_threads}"].start(plain_side, dtype, n_threads, steps, root, n_threads=n_threads)
+        sides[f"plain {n_threads}"].start(
+            plain_side, dtype, n_threads, steps, root, n_threads=n_threads
+        )
     for n_workers in (1, 2):
         for rank in range(n_workers):
-            sides[f"main {n_workers}"].start(main_side, dtype, rank, n_workers, steps, root, n_threads=1)
+            sides[f"main {n_workers}"].start(
+                main_side, dtype, rank, n_workers, steps, root, n_threads=1
+            )
     return sides
 
 
@@ -207,7 +250,9 @@ def _check_losses(dtype: str, sides: dict[str, Side]) -> None:
     for side in sides.values():
         loss = side.segments[0].loss
         if abs(loss - expected) > LOSS_TOLERANCE[dtype] * expected:
-            raise SystemExit(f"{side.name} does other work: its loss is {loss}, that of the plain loop {expected}")
+            raise SystemExit(
+                f"{side.name} does other work: its loss is {loss}, that of the plain loop {expected}"
+            )
 
 
 def ratio(ours: list[Segment], theirs: list[Segment], clock: str = "wall_s") -> str:
@@ -219,20 +264,35 @@ def ratio(ours: list[Segment], theirs: list[Segment], clock: str = "wall_s") -> 
 
 def main() -> None:
     rounds, steps = (int(word) for word in (sys.argv[1:] + ["8", "3"][len(sys.argv) - 1 :])[:2])
-    table = Table("dtype", "side", "tokens/s", "to plain 1", "to plain 2", "CPU s per step", "CPU to plain 1", "loss")
+    table = Table(
+        "dtype",
+        "side",
+        "tokens/s",
+        "to plain 1",
+        "to plain 2",
+        "CPU s per step",
+        "CPU to plain 1",
+        "loss",
+    )
     for dtype in DTYPES:
         sides = measure(dtype, rounds, steps)
         for name, segments in sides.items():
             tokens = GLOBAL_BATCH_SIZE * SEQ_LEN * steps
             table.add_row(
-                dtype, name, f"{tokens / statistics.median(s.wall_s for s in segments):.0f}",
-                ratio(segments, sides["plain 1"]), ratio(segments, sides["plain 2"]),
-                f"{statistics.median(s.cpu_s for s in segments) / steps:.2f}", ratio(segments, sides["plain 1"], "cpu_s"),
+                dtype,
+                name,
+                f"{tokens / statistics.median(s.wall_s for s in segments):.0f}",
+                ratio(segments, sides["plain 1"]),
+                ratio(segments, sides["plain 2"]),
+                f"{statistics.median(s.cpu_s for s in segments) / steps:.2f}",
+                ratio(segments, sides["plain 1"], "cpu_s"),
                 f"{segments[-1].loss:.4f}",
-            )  # fmt: skip
+            )
     Console(width=140).print(table)
     load = os.getloadavg()
-    print(f"{rounds} rounds of {steps} steps, batch {GLOBAL_BATCH_SIZE} x {SEQ_LEN}; load average {load[0]:.1f} {load[1]:.1f}")
+    print(
+        f"{rounds} rounds of {steps} steps, batch {GLOBAL_BATCH_SIZE} x {SEQ_LEN}; load average {load[0]:.1f} {load[1]:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Memory that ranks really take, beside what the planner predicts: states, activations, loss and buffers, over layouts.
+"""Memory that ranks really take, beside what the planner predicts: states, activations, loss and
+buffers, over layouts.
 
-Usage: python tools/bench/memory.py [PRECISION [OVERRIDE ...]]      default: fp32, of a GPT of 12 layers, d_model 512, 8 heads
+Usage: python tools/bench/memory.py [PRECISION [OVERRIDE ...]]      default: fp32, of a GPT of 12
+  layers, d_model 512, 8 heads
 
-Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of the fullest rank it shows the
-bytes of tensors at the peak of the third step (those alive before it, and what torch's profiler sees given out and taken back),
-which is what the planner predicts but for its `runtime`; and by how much the resident memory rose above that of the process
-before it had an engine: its peak, as the kernel kept it (VmHWM), set back before. That has the C library's allocator in it,
-which keeps much of what was given back.
+Every layout is trained for three steps on a random batch by processes of its own, one at a time. Of
+the fullest rank it shows the bytes of tensors at the peak of the third step (those alive before it,
+and what torch's profiler sees given out and taken back), which is what the planner predicts but for
+its `runtime`; and by how much the resident memory rose above that of the process before it had an
+engine: its peak, as the kernel kept it (VmHWM), set back before. That has the C library's allocator
+in it, which keeps much of what was given back.
 """
 
 from __future__ import annotations
@@ -60,8 +63,11 @@ def config_of(words: list[str]) -> RunConfig:
     return resolve_cluster(compose([*MODEL, *batch, "cluster=local", *words]))
 
 
-def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]) -> None:
-    """A process: one rank, which sends the bytes of its tensors at the peak, and those by which its resident memory rose."""
+def rank_main(
+    pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]
+) -> None:
+    """A process: one rank, which sends the bytes of its tensors at the peak, and those by which its
+    resident memory rose."""
     import torch
     import torch.distributed as dist
 
@@ -83,7 +89,10 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, word
     engine = build_engine(config, layout, ranks, torch.device("cpu"))
     generator = torch.Generator().manual_seed(ranks.dp_rank)
     rows = torch.randint(config.vocab_size, (BATCH // ranks.dp, SEQ_LEN + 1), generator=generator)
-    batches = [Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous()) for row in rows.split(layout.micro_batch_size)]
+    batches = [
+        Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous())
+        for row in rows.split(layout.micro_batch_size)
+    ]
     for _ in range(STEPS - 1):
         engine.step(batches, lr=1e-4)
     peak = _live_bytes() + _most_given_out(lambda: engine.step(batches, lr=1e-4))
@@ -93,8 +102,16 @@ def rank_main(pipe: Connection, layout: Layout, rank: int, rendezvous: str, word
 def _live_bytes() -> int:
     import torch
 
-    tensors = (one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.device.type == "cpu")
-    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+    tensors = (
+        one
+        for one in gc.get_objects()
+        if isinstance(one, torch.Tensor) and one.device.type == "cpu"
+    )
+    return sum(
+        {
+            one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors
+        }.values()
+    )
 
 
 def _most_given_out(work: Callable[[], object]) -> int:
@@ -105,7 +122,9 @@ def _most_given_out(work: Callable[[], object]) -> int:
         work()
     assert profiled.profiler is not None
     events = profiled.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
     return max(accumulate((n_bytes for _, n_bytes in changes), initial=0))
 
 
@@ -121,7 +140,9 @@ def measured_bytes(layout: Layout, root: str, words: list[str]) -> tuple[int, in
     pipes, processes = [], []
     for rank in range(layout.world_size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=rank_main, args=(theirs, layout, rank, rendezvous, words), daemon=True)
+        process = context.Process(
+            target=rank_main, args=(theirs, layout, rank, rendezvous, words), daemon=True
+        )
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -136,18 +157,32 @@ def main() -> None:
     words = [f"precision={precision}", *overrides]
     os.environ["OMP_NUM_THREADS"] = "1"
     config = config_of(words)
-    print(_line("layout", ["states", "activations", "loss", "buffers", "all", "tensors", "off", "resident"]), flush=True)
+    print(
+        _line(
+            "layout",
+            ["states", "activations", "loss", "buffers", "all", "tensors", "off", "resident"],
+        ),
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as root:
         for name, layout in LAYOUTS.items():
             memory = estimate_memory(config, layout)
             tensors, resident = measured_bytes(layout, root, words)
             held, buffers = memory.total - memory.runtime, memory.gathered + memory.communication
-            cells = [format_bytes(n) for n in (memory.states, memory.activations, memory.logits, buffers, held, tensors)]
-            print(_line(name, [*cells, f"{held / tensors - 1:+.0%}", format_bytes(resident)]), flush=True)
+            cells = [
+                format_bytes(n)
+                for n in (memory.states, memory.activations, memory.logits, buffers, held, tensors)
+            ]
+            print(
+                _line(name, [*cells, f"{held / tensors - 1:+.0%}", format_bytes(resident)]),
+                flush=True,
+            )
 
 
 def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<26}" + "".join(cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 9, 6, 10), strict=True))
+    return f"{name:<26}" + "".join(
+        cell.rjust(width) for cell, width in zip(cells, (9, 13, 9, 9, 9, 9, 6, 10), strict=True)
+    )
 
 
 if __name__ == "__main__":

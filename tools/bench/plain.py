@@ -1,7 +1,9 @@
-"""What one writes without this project: a GPT of the same arrangement and the loop that trains it, in plain PyTorch.
+"""What one writes without this project: a GPT of the same arrangement and the loop that trains it,
+in plain PyTorch.
 
-The yardstick of loop.py, kept as good as a page of code can be: fused attention, fused AdamW, cross-entropy in one call,
-autocast for bf16, batches in memory before the clock starts, no synchronisation but a loss read once a segment.
+The yardstick of loop.py, kept as good as a page of code can be: fused attention, fused AdamW,
+cross-entropy in one call, autocast for bf16, batches in memory before the clock starts, no
+synchronisation but a loss read once a segment.
 
 Shapes: B batch, T positions, D d_model, F d_ff, H heads, K d_head, V vocabulary.
 """
@@ -33,12 +35,19 @@ class Attention(nn.Module):
     def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
         self.d_head = shape.head_width
-        self.q, self.k, self.v, self.o = (nn.Linear(shape.d_model, shape.d_model, bias=False) for _ in range(4))
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(shape.d_model, shape.d_model, bias=False) for _ in range(4)
+        )
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
-        q, k, v = (linear(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2) for linear in (self.q, self.k, self.v))
-        y_BHTK = F.scaled_dot_product_attention(_turn(q, cos_TK, sin_TK), _turn(k, cos_TK, sin_TK), v, is_causal=True)
+        q, k, v = (
+            linear(x_BTD).view(B, T, -1, self.d_head).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
+        )
+        y_BHTK = F.scaled_dot_product_attention(
+            _turn(q, cos_TK, sin_TK), _turn(k, cos_TK, sin_TK), v, is_causal=True
+        )
         return self.o(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
@@ -67,7 +76,8 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Llama's arrangement with a tied head; its parameters bear the names of the project's own model."""
+    """Llama's arrangement with a tied head; its parameters bear the names of the project's own
+    model."""
 
     def __init__(self, shape: ModelConfig, vocab_size: int, seq_len: int, theta: float) -> None:
         super().__init__()
@@ -88,14 +98,34 @@ class PlainGPT(nn.Module):
 
 
 class PlainLoop:
-    """`batches`: (tokens_BT, targets_BT) of each step, taken in turn and from the start again; constant learning rate."""
+    """`batches`: (tokens_BT, targets_BT) of each step, taken in turn and from the start again;
+    constant learning rate."""
 
-    def __init__(self, model: PlainGPT, batches: Sequence[tuple[Tensor, Tensor]], optim: OptimConfig, *, bf16: bool) -> None:
-        self._model, self._batches, self._bf16, self._grad_clip = model, batches, bf16, optim.grad_clip
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name]
+    def __init__(
+        self,
+        model: PlainGPT,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        optim: OptimConfig,
+        *,
+        bf16: bool,
+    ) -> None:
+        self._model, self._batches, self._bf16, self._grad_clip = (
+            model,
+            batches,
+            bf16,
+            optim.grad_clip,
+        )
+        matrices = [
+            p for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name
+        ]
         rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
-        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, fused=True)
+        groups = [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(
+            groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, fused=True
+        )
         self._done = 0
 
     def _precision(self) -> AbstractContextManager[object]:
@@ -110,7 +140,8 @@ class PlainLoop:
         return float(total) / n_steps
 
     def accumulated(self, n_micro_batches: int) -> Tensor:
-        """One step on the gradients of the next `n_micro_batches`; their mean loss, for which nobody waits."""
+        """One step on the gradients of the next `n_micro_batches`; their mean loss, for which
+        nobody waits."""
         total = torch.zeros((), device=self._model.embedding.weight.device)
         for _ in range(n_micro_batches):
             tokens_BT, targets_BT = self._batches[self._done % len(self._batches)]

@@ -2,9 +2,10 @@
 
 Usage: python tools/bench/prepare.py [MB ...]     sizes of the text, default 100 400 1600 3200
 
-Each size is a file of JSON lines: paragraphs drawn from the standard library's sources, each document with a number of its own,
-so that none is a duplicate. It is prepared by two processes with tokenizer=byte and, up to 400 MB, with tokenizer=bpe learnt from
-20 MB. Memory is the largest resident size that the kernel saw of any process (wait4), tokens/s what the command prints.
+Each size is a file of JSON lines: paragraphs drawn from the standard library's sources, each
+document with a number of its own, so that none is a duplicate. It is prepared by two processes with
+tokenizer=byte and, up to 400 MB, with tokenizer=bpe learnt from 20 MB. Memory is the largest
+resident size that the kernel saw of any process (wait4), tokens/s what the command prints.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ TOKENIZERS = {"byte": (), "bpe": ("vocab_size=8192", "tokenizer_sample=20M")}
 def documents(n_bytes: int) -> Iterator[str]:
     """About so many bytes of JSON lines."""
     rng = random.Random(0)
-    lines = [line for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")) for line in path.read_text().splitlines()]
-    paragraphs = ["\n".join(lines[i : i + PARAGRAPH_LINES]) for i in range(0, len(lines), PARAGRAPH_LINES)]
+    lines = [
+        line
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        for line in path.read_text().splitlines()
+    ]
+    paragraphs = [
+        "\n".join(lines[i : i + PARAGRAPH_LINES]) for i in range(0, len(lines), PARAGRAPH_LINES)
+    ]
     number = 0
     while n_bytes > 0:
         text = "\n\n".join([f"document {number}", *rng.choices(paragraphs, k=DOCUMENT_PARAGRAPHS)])
@@ -47,8 +54,16 @@ def documents(n_bytes: int) -> Iterator[str]:
 def prepare(source: Path, tokenizer: str, scratch: Path) -> tuple[str, float, float]:
     """What the command prints of its speed, seconds, and peak memory in MB."""
     out = scratch / f"{source.stem}-{tokenizer}"
-    command = [sys.executable, "-m", "scaling.prepare", f"inputs={source}", f"out={out}", f"tokenizer={tokenizer}", "processes=2",
-               *TOKENIZERS[tokenizer]]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "scaling.prepare",
+        f"inputs={source}",
+        f"out={out}",
+        f"tokenizer={tokenizer}",
+        "processes=2",
+        *TOKENIZERS[tokenizer],
+    ]
     begun_s = time.perf_counter()
     with (scratch / "printed").open("w") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL)
@@ -62,7 +77,10 @@ def prepare(source: Path, tokenizer: str, scratch: Path) -> tuple[str, float, fl
 
 def main() -> None:
     sizes = [int(word) for word in sys.argv[1:]] or [100, 400, 1600, 3200]
-    table = Table("text", *(f"{name}: {what}" for name in TOKENIZERS for what in ("s", "M tokens/s", "peak MB")))
+    table = Table(
+        "text",
+        *(f"{name}: {what}" for name in TOKENIZERS for what in ("s", "M tokens/s", "peak MB")),
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             source = Path(scratch, f"{size}.jsonl")

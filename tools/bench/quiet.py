@@ -1,4 +1,5 @@
-"""Wait for a moment in which nothing else keeps the cores busy, so that a measurement is of what it measures."""
+"""Wait for a moment in which nothing else keeps the cores busy, so that a measurement is of what it
+measures."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ BUSY_CORES = 0.2
 
 
 def busy_cores(seconds: float) -> float:
-    """Cores kept busy over the next `seconds`, by all processes (/proc/stat, first line; proc_stat(5))."""
+    """Cores kept busy over the next `seconds`, by all processes (/proc/stat, first line;
+    proc_stat(5))."""
     before, begun_s = _busy_ticks(), time.perf_counter()
     time.sleep(seconds)
     return (_busy_ticks() - before) / 100 / (time.perf_counter() - begun_s)
 
 
 def wait_for_quiet(limit_s: float = 60.0) -> float:
-    """Return after a quiet second, or after `limit_s` all the same; gives the cores busy in the last second looked at."""
+    """Return after a quiet second, or after `limit_s` all the same; gives the cores busy in the
+    last second looked at."""
     end_s = time.perf_counter() + limit_s
     while (busy := busy_cores(1.0)) > BUSY_CORES and time.perf_counter() < end_s:
         pass

@@ -2,10 +2,10 @@
 
 Usage: python tools/bench/startup.py [REPEATS]      default 5
 
-Runs `python -m scaling.run` (gpt_nano, two steps, each time in a fresh run directory, the corpus cached) with the embedded
-default of two workers under Ray and DeepSpeed, and with one in-process worker, by turns. What each run notes in
-events.jsonl is read back; shown are the medians of the stages, and of the whole with its range. Each run waits up to a
-minute for a quiet machine.
+Runs `python -m scaling.run` (gpt_nano, two steps, each time in a fresh run directory, the corpus
+cached) with the embedded default of two workers under Ray and DeepSpeed, and with one in-process
+worker, by turns. What each run notes in events.jsonl is read back; shown are the medians of the
+stages, and of the whole with its range. Each run waits up to a minute for a quiet machine.
 """
 
 from __future__ import annotations
@@ -32,15 +32,25 @@ TOKENS = 2 * 16 * 256
 def start(root: Path, n_workers: int) -> dict[str, float]:
     """One run from its command to its end; stage -> seconds since the command."""
     overrides = [
-        "model=gpt_nano", "cluster=local", f"cluster.devices_per_node={n_workers}", f"train.n_tokens={TOKENS}",
-        "train.sample_tokens=0", "train.eval_sequences=1", f"run.root={root}",
-    ]  # fmt: skip
+        "model=gpt_nano",
+        "cluster=local",
+        f"cluster.devices_per_node={n_workers}",
+        f"train.n_tokens={TOKENS}",
+        "train.sample_tokens=0",
+        "train.eval_sequences=1",
+        f"run.root={root}",
+    ]
     wait_for_quiet()
     done = subprocess.run(
-        [sys.executable, "-m", "scaling.run", *overrides], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-m", "scaling.run", *overrides],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
-        raise SystemExit(f"the run ended with code {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(
+            f"the run ended with code {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
     [directory] = root.iterdir()
     [event] = [event for event in RunDir(directory).read_events() if event["kind"] == "first_step"]
     return event["startup_s"]
@@ -62,10 +72,16 @@ def main() -> None:
     table = Table("stage", "spent on", *KINDS)
     for stage, meaning in STAGES.items():
         medians = [[stages(s)[stage] for s in runs if stage in s] for runs in seen.values()]
-        table.add_row(stage, meaning, *(f"{statistics.median(m):.2f}" if m else "-" for m in medians))
+        table.add_row(
+            stage, meaning, *(f"{statistics.median(m):.2f}" if m else "-" for m in medians)
+        )
     totals = [[s["first_step"] for s in runs] for runs in seen.values()]
     table.add_section()
-    table.add_row("first_step", "from the command", *(f"{statistics.median(t):.2f} ({min(t):.2f}-{max(t):.2f})" for t in totals))
+    table.add_row(
+        "first_step",
+        "from the command",
+        *(f"{statistics.median(t):.2f} ({min(t):.2f}-{max(t):.2f})" for t in totals),
+    )
     Console(width=140).print(table)
     print(f"{repeats} runs each; load average {os.getloadavg()[0]:.1f}")
 

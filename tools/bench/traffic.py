@@ -1,4 +1,5 @@
-"""Counts what a rank hands to collectives, in elements, from calls of torch.distributed, through which DeepSpeed goes too."""
+"""Counts what a rank hands to collectives, in elements, from calls of torch.distributed, through
+which DeepSpeed goes too."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch import Tensor
 SMALL = 64
 """Tensors of up to so many elements are norms, counts and flags, not counted."""
 
-# Elements that pass a rank in a ring, but for 1/n of them: of an all-reduce twice its tensor, else once what all have together.
+# Elements that pass a rank in a ring, but for 1/n of them: of an all-reduce twice its tensor, else
+# once what all have together.
 _VOLUMES: dict[str, Callable[..., int]] = {
     "all_reduce": lambda tensor, *_, **__: 2 * tensor.numel(),
     "reduce": lambda tensor, *_, **__: tensor.numel(),
@@ -29,7 +31,10 @@ _VOLUMES: dict[str, Callable[..., int]] = {
 }
 
 
-_BOUND = {"all_gather_function": "all_gather_into_tensor", "reduce_scatter_function": "reduce_scatter_tensor"}
+_BOUND = {
+    "all_gather_function": "all_gather_into_tensor",
+    "reduce_scatter_function": "reduce_scatter_tensor",
+}
 """What DeepSpeed has looked up once and for all."""
 
 
@@ -54,8 +59,14 @@ def counted(*, deepspeed: bool = True) -> Iterator[Counter[str]]:
 
     def counting(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            named = [kwargs[key] for key in ("tensor", "output_tensor", "output", "input_tensor", "input") if key in kwargs]
-            volume = _VOLUMES[name](*args, *[value for value in named if isinstance(value, Tensor | list)])
+            named = [
+                kwargs[key]
+                for key in ("tensor", "output_tensor", "output", "input_tensor", "input")
+                if key in kwargs
+            ]
+            volume = _VOLUMES[name](
+                *args, *[value for value in named if isinstance(value, Tensor | list)]
+            )
             if volume > SMALL and dist.get_world_size(kwargs.get("group")) > 1:
                 counts[name] += volume
                 counts[f"{name} calls"] += 1

@@ -1,4 +1,5 @@
-"""A page of 100 units in width, y downwards, on which boxes, arrows and text are put. Readable at 800 pixels in width."""
+"""A page of 100 units in width, y downwards, on which boxes, arrows and text are put. Readable at
+800 pixels in width."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 # Okabe and Ito 2008: told apart by colour-blind readers and in grey print.
-BLUE, VERMILION, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLUE, VERMILION, GREEN, PURPLE, YELLOW, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)
 QUIET, INK, FAINT, LINE = "#6B7280", "#1F2937", "#F3F4F6", "#9CA3AF"
 RANKS = (BLUE, YELLOW, GREEN, PURPLE)
 """One for each of four ranks."""
@@ -24,34 +32,79 @@ class Canvas:
         self.text(2, 2.6, title, size=13, weight="bold", align="left")
 
     def text(
-        self, x: float, y: float, text: str, *, size: float = 10.5, colour: str = INK, weight: str = "normal",
-        align: str = "center", turned: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 10.5,
+        colour: str = INK,
+        weight: str = "normal",
+        align: str = "center",
+        turned: bool = False,
+    ) -> None:
         self._axes.text(
-            x, y, text, size=size, color=colour, weight=weight, ha=align, va="center", rotation=90 if turned else 0,
+            x,
+            y,
+            text,
+            size=size,
+            color=colour,
+            weight=weight,
+            ha=align,
+            va="center",
+            rotation=90 if turned else 0,
             linespacing=1.25,
-        )  # fmt: skip
+        )
 
     def box(
-        self, x: float, y: float, width: float, height: float, text: str = "", *, fill: str = "white", edge: str = LINE,
-        colour: str = INK, size: float = 10, turned: bool = False, dashed: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        text: str = "",
+        *,
+        fill: str = "white",
+        edge: str = LINE,
+        colour: str = INK,
+        size: float = 10,
+        turned: bool = False,
+        dashed: bool = False,
+    ) -> None:
         """x, y: its upper left corner."""
         style = (0, (3, 2)) if dashed else "solid"
-        self._axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=edge, linewidth=1, linestyle=style))
+        self._axes.add_patch(
+            Rectangle(
+                (x, y), width, height, facecolor=fill, edgecolor=edge, linewidth=1, linestyle=style
+            )
+        )
         if text:
             self.text(x + width / 2, y + height / 2, text, size=size, colour=colour, turned=turned)
 
     def arrow(
-        self, start: tuple[float, float], end: tuple[float, float], *, colour: str = QUIET, bend: float = 0.0,
-        dashed: bool = False, both: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        start: tuple[float, float],
+        end: tuple[float, float],
+        *,
+        colour: str = QUIET,
+        bend: float = 0.0,
+        dashed: bool = False,
+        both: bool = False,
+    ) -> None:
         self._axes.add_patch(
             FancyArrowPatch(
-                start, end, arrowstyle="<|-|>" if both else "-|>", mutation_scale=9, linewidth=1.2, color=colour,
-                shrinkA=0, shrinkB=0, connectionstyle=f"arc3,rad={bend}", linestyle=(0, (4, 3)) if dashed else "solid",
+                start,
+                end,
+                arrowstyle="<|-|>" if both else "-|>",
+                mutation_scale=9,
+                linewidth=1.2,
+                color=colour,
+                shrinkA=0,
+                shrinkB=0,
+                connectionstyle=f"arc3,rad={bend}",
+                linestyle=(0, (4, 3)) if dashed else "solid",
             )
-        )  # fmt: skip
+        )
 
     def save(self, path: Path) -> None:
         self.figure.savefig(path, metadata={"Software": None})

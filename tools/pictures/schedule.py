@@ -1,4 +1,5 @@
-"""The schedules of a pipeline, by following DeepSpeed's own instructions with a clock: who computes what, and when."""
+"""The schedules of a pipeline, by following DeepSpeed's own instructions with a clock: who computes
+what, and when."""
 
 from __future__ import annotations
 
@@ -23,11 +24,18 @@ class Work:
 
 
 def followed(
-    schedule: PipelineSchedule, pp: int, n_micro_batches: int, *, forward: float = 1.0, backward: float = 2.0
+    schedule: PipelineSchedule,
+    pp: int,
+    n_micro_batches: int,
+    *,
+    forward: float = 1.0,
+    backward: float = 2.0,
 ) -> list[Work]:
-    """Every piece of work, as early as it can be: a rank takes its own in order, and what it needs of another stage before.
+    """Every piece of work, as early as it can be: a rank takes its own in order, and what it needs
+    of another stage before.
 
-    All stages take as long as each other, and messages no time. By default backward has two products for each of forward's.
+    All stages take as long as each other, and messages no time. By default backward has two
+    products for each of forward's.
     """
     layout = Layout(1, 1, pp, 1, 1, n_micro_batches, "none", "deepspeed", pp_schedule=schedule)
     orders = [_passes(layout, rank) for rank in range(pp)]
@@ -45,7 +53,9 @@ def followed(
                     break
                 order.pop(0)
                 start = max(free[rank], ready)
-                free[rank] = ends[kind, stage, number] = start + (forward if kind == "forward" else backward)
+                free[rank] = ends[kind, stage, number] = start + (
+                    forward if kind == "forward" else backward
+                )
                 counts[kind, stage] += 1
                 done.append(Work(rank, stage, kind, number, start, free[rank]))
         assert len(done) > before, "the schedule never ends"
@@ -57,23 +67,39 @@ def _passes(layout: Layout, rank: int) -> list[tuple[Literal["forward", "backwar
     import_deepspeed()
     from deepspeed.runtime.pipe import schedule
 
-    kinds: dict[Any, Literal["forward", "backward"]] = {schedule.ForwardPass: "forward", schedule.BackwardPass: "backward"}
-    made = schedule.DualPipeVSchedule if layout.pp_schedule == "dualpipev" else schedule.TrainSchedule
+    kinds: dict[Any, Literal["forward", "backward"]] = {
+        schedule.ForwardPass: "forward",
+        schedule.BackwardPass: "backward",
+    }
+    made = (
+        schedule.DualPipeVSchedule if layout.pp_schedule == "dualpipev" else schedule.TrainSchedule
+    )
     steps = made(micro_batches=layout.grad_accum_steps, stages=layout.pp, stage_id=rank).steps()
     stages = layout.stages_of(rank)
-    return [(kinds[type(c)], stages[getattr(c, "phase", 0)]) for commands in steps for c in commands if type(c) in kinds]
+    return [
+        (kinds[type(c)], stages[getattr(c, "phase", 0)])
+        for commands in steps
+        for c in commands
+        if type(c) in kinds
+    ]
 
 
-def _ready(kind: str, stage: int, number: int, n_stages: int, ends: dict[tuple[str, int, int], float]) -> float | None:
+def _ready(
+    kind: str, stage: int, number: int, n_stages: int, ends: dict[tuple[str, int, int], float]
+) -> float | None:
     """When what the work needs is there; None while that is not known."""
     if kind == "forward":
         return 0.0 if stage == 0 else ends.get((kind, stage - 1, number))
-    return ends.get(("forward", stage, number) if stage == n_stages - 1 else (kind, stage + 1, number))
+    return ends.get(
+        ("forward", stage, number) if stage == n_stages - 1 else (kind, stage + 1, number)
+    )
 
 
 def waited(work: list[Work]) -> float:
     """Time that the first rank waits, of the whole."""
-    return max(piece.end for piece in work) - sum(piece.end - piece.start for piece in work if piece.rank == 0)
+    return max(piece.end for piece in work) - sum(
+        piece.end - piece.start for piece in work if piece.rank == 0
+    )
 
 
 def bubble(work: list[Work]) -> float:

@@ -1,7 +1,8 @@
 """Bytes of a file that lies in a directory or behind a URL. Standard library only.
 
-Local paths, file:// and http(s):// are read here, with bounded waits and retries; the remaining schemes that webdataset
-opens without a shell (gs, hf, ais, sftp, ftps, scp) go through its gopen. pipe: URLs run commands and are refused.
+Local paths, file:// and http(s):// are read here, with bounded waits and retries; the remaining
+schemes that webdataset opens without a shell (gs, hf, ais, sftp, ftps, scp) go through its gopen.
+pipe: URLs run commands and are refused.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from scaling.errors import DataError
 
 WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
-"""For what is asked while a person waits: short outages pass, a wrong address is told soon. Assumption."""
+"""For what is asked while a person waits: short outages pass, a wrong address is told soon.
+Assumption."""
 _BUFFER_BYTES = 1 << 20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _NO_HEAD = (405, 501)  # answers of servers that know no HEAD
 
 
 def scheme_of(location: str | Path) -> str:
-    """ "" for a local path, "file", "http" and so on for a URL. Raises DataError for a scheme that is not read.
+    """ "" for a local path, "file", "http" and so on for a URL. Raises DataError for a scheme that
+    is not read.
 
     What exists under this very name is a path, whatever it looks like.
     """
@@ -36,7 +39,8 @@ def scheme_of(location: str | Path) -> str:
     if scheme not in {"", "file", "http", "https"} | WEBDATASET_SCHEMES:
         known = ", ".join(sorted({"file", "http", "https"} | WEBDATASET_SCHEMES))
         raise DataError(
-            f"{location} cannot be opened: scheme {scheme}: is not allowed", fix=f"Use a directory or one of {known}."
+            f"{location} cannot be opened: scheme {scheme}: is not allowed",
+            fix=f"Use a directory or one of {known}.",
         )
     return scheme
 
@@ -52,8 +56,11 @@ def join(directory: str | Path, name: str) -> str:
     return str(path / name) if path is not None else f"{str(directory).rstrip('/')}/{name}"
 
 
-def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: Mapping[str, str] | None = None) -> IO[bytes]:
-    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises OSError, DataError.
+def open_location(
+    location: str | Path, patience: Patience = AT_FIRST, headers: Mapping[str, str] | None = None
+) -> IO[bytes]:
+    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises
+    OSError, DataError.
 
     `headers` go along with requests to the server of an http location.
     """
@@ -61,7 +68,12 @@ def open_location(location: str | Path, patience: Patience = AT_FIRST, headers: 
     if path is not None:
         return path.open("rb")
     if is_http(str(location)):
-        return cast(IO[bytes], io.BufferedReader(HttpFile(str(location), patience=patience, headers=headers), _BUFFER_BYTES))
+        return cast(
+            IO[bytes],
+            io.BufferedReader(
+                HttpFile(str(location), patience=patience, headers=headers), _BUFFER_BYTES
+            ),
+        )
     from webdataset.gopen import gopen
 
     return cast(IO[bytes], gopen(str(location), "rb"))
@@ -73,24 +85,29 @@ def _gopened(url: str, max_bytes: int) -> bytes:
 
 
 def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIRST) -> bytes:
-    """Content of a file, at most `max_bytes` of it. Raises DataError that names the location and the cause."""
+    """Content of a file, at most `max_bytes` of it. Raises DataError that names the location and
+    the cause."""
     try:
         if (path := local_path(location)) is not None:
             return _read(path, max_bytes)
         if is_http(str(location)):
             with open_location(location, patience) as file:
                 return file.read(max_bytes)
-        return Attempts(str(location), patience).until_it_works(lambda: _gopened(str(location), max_bytes))
+        return Attempts(str(location), patience).until_it_works(
+            lambda: _gopened(str(location), max_bytes)
+        )
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
 
 
 def fetch_whole(location: str | Path, max_bytes: int, patience: Patience = AT_FIRST) -> bytes:
-    """All of a file that is to be held in memory. Raises DataError for one of more than `max_bytes`, however long it goes on."""
+    """All of a file that is to be held in memory. Raises DataError for one of more than
+    `max_bytes`, however long it goes on."""
     content = fetch(location, max_bytes + 1, patience)
     if len(content) > max_bytes:
         raise DataError(
-            f"{location} cannot be read: it has more than {max_bytes} bytes", fix="Check that the path or URL is the right one."
+            f"{location} cannot be read: it has more than {max_bytes} bytes",
+            fix="Check that the path or URL is the right one.",
         )
     return content
 
@@ -103,7 +120,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def size_bytes(location: str | Path, patience: Patience = AT_FIRST) -> int | None:
-    """Size of a file without reading it; None where the store does not say. Raises DataError when it is not there."""
+    """Size of a file without reading it; None where the store does not say. Raises DataError when
+    it is not there."""
     try:
         path = local_path(location)
         if path is not None:
@@ -125,7 +143,8 @@ def _http_size(url: str, patience: Patience) -> int | None:
 
 
 def unreadable(location: str | Path, error: Exception) -> DataError:
-    """The error to raise for a file that the system or the server refused: its name, the cause, a way out."""
+    """The error to raise for a file that the system or the server refused: its name, the cause, a
+    way out."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
     return DataError(f"{location} cannot be read: {reason}", fix=_fix(error))
 

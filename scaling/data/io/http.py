@@ -1,4 +1,5 @@
-"""Files behind http and https, read from any place on; what is transient is tried again, from where it broke off.
+"""Files behind http and https, read from any place on; what is transient is tried again, from where
+it broke off.
 
 Standard library only.
 """
@@ -25,20 +26,22 @@ from scaling.errors import DataError
 T = TypeVar("T")
 
 _TRANSIENT = frozenset({408, 425, 429})
-"""Answers below 500 that are about the moment and not about the request: timeout, too early, too many requests."""
+"""Answers below 500 that are about the moment and not about the request: timeout, too early, too
+many requests."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
-"""Between attempts: doubled each time, and each a random part of that, so that many ranks do not come back at once.
-Assumption: the longest is short beside any outage that people notice."""
+"""Between attempts: doubled each time, and each a random part of that, so that many ranks do not
+come back at once. Assumption: the longest is short beside any outage that people notice."""
 _PROGRESS_BYTES = 64 << 10
-"""So much has to come, or the end, within give_up_s. Assumption: a store that sends less is of no use to a training run."""
+"""So much has to come, or the end, within give_up_s. Assumption: a store that sends less is of no
+use to a training run."""
 
 
 @dataclass(frozen=True)
 class Patience:
     """How long a store is borne with. The defaults are assumptions.
 
-    timeout_s: without a byte, after which the request is made anew. give_up_s: spent on attempts, waits between them and
-    bytes that only trickle in, after which it is an error.
+    timeout_s: without a byte, after which the request is made anew. give_up_s: spent on attempts,
+    waits between them and bytes that only trickle in, after which it is an error.
     """
 
     timeout_s: float = 30.0
@@ -46,13 +49,21 @@ class Patience:
 
 
 class HttpFile(io.RawIOBase):
-    """A file behind a URL, as a stream that can be entered anywhere where the server answers ranges of bytes.
+    """A file behind a URL, as a stream that can be entered anywhere where the server answers ranges
+    of bytes.
 
-    Raises OSError (an HTTPError, a timeout) when patience is at an end, and DataError when the file has changed under the
-    reader. `headers` go to the server named in the URL alone, not to those that it points to.
+    Raises OSError (an HTTPError, a timeout) when patience is at an end, and DataError when the file
+    has changed under the reader. `headers` go to the server named in the URL alone, not to those
+    that it points to.
     """
 
-    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         super().__init__()
         self.url = url
         self._headers = dict(headers or {})
@@ -95,7 +106,11 @@ class HttpFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        if not len(buffer) or (self._version is not None and self._version[0] is not None and self._at >= self._version[0]):
+        if not len(buffer) or (
+            self._version is not None
+            and self._version[0] is not None
+            and self._at >= self._version[0]
+        ):
             return 0
         content = self._attempts.until_it_works(lambda: self._read_some(len(buffer)), self._hang_up)
         buffer[: len(content)] = content
@@ -132,7 +147,9 @@ class HttpFile(io.RawIOBase):
         """A response that goes on at this place; None at the end, of which no range can be had."""
         if self._response is not None:
             return self._response
-        request = urllib.request.Request(self.url, headers={"Range": f"bytes={self._at}-", "Accept-Encoding": "identity"})
+        request = urllib.request.Request(
+            self.url, headers={"Range": f"bytes={self._at}-", "Accept-Encoding": "identity"}
+        )
         for name, value in self._headers.items():
             request.add_unredirected_header(name, value)
         try:
@@ -153,7 +170,10 @@ class HttpFile(io.RawIOBase):
         found = _size_in(response.headers), _version_in(response.headers)
         if self._version is not None and self._version != found:
             response.close()
-            raise DataError(f"{self.url} changed while it was read: it was {self._version}, and is {found}", fix="Start again.")
+            raise DataError(
+                f"{self.url} changed while it was read: it was {self._version}, and is {found}",
+                fix="Start again.",
+            )
         self._version = found
 
 
@@ -164,7 +184,9 @@ class Attempts:
         self.url, self.patience = url, patience
         self._waited_s, self._since_progress, self._failures = 0.0, 0, 0
 
-    def until_it_works(self, use: Callable[[], T], after_failure: Callable[[], None] = lambda: None) -> T:
+    def until_it_works(
+        self, use: Callable[[], T], after_failure: Callable[[], None] = lambda: None
+    ) -> T:
         """The result of `use`. Raises OSError."""
         while True:
             begun_s = time.monotonic()
@@ -176,13 +198,17 @@ class Attempts:
                 self._waited_s += time.monotonic() - begun_s
                 if not is_transient(error) or self._waited_s >= self.patience.give_up_s:
                     raise self._told(error) from error
-                delay_s = min(_delay_s(self._failures, error), self.patience.give_up_s - self._waited_s)
+                delay_s = min(
+                    _delay_s(self._failures, error), self.patience.give_up_s - self._waited_s
+                )
                 time.sleep(delay_s)
                 self._waited_s += delay_s
                 continue
             self._waited_s += time.monotonic() - begun_s
             if self._waited_s > self.patience.give_up_s:
-                raise TimeoutError(f"only {self._since_progress} bytes came in {self._waited_s:.0f} s")
+                raise TimeoutError(
+                    f"only {self._since_progress} bytes came in {self._waited_s:.0f} s"
+                )
             return result
 
     def received(self, n_bytes: int) -> None:
@@ -195,14 +221,20 @@ class Attempts:
         """`error`, with how often and how long it was tried."""
         if self._failures < 2 and isinstance(error, OSError):
             return error
-        return OSError(f"{describe(error)} (the last of {self._failures} attempts in {self._waited_s:.0f} s)")
+        return OSError(
+            f"{describe(error)} (the last of {self._failures} attempts in {self._waited_s:.0f} s)"
+        )
 
 
-def head(url: str, patience: Patience, headers: Mapping[str, str] | None = None) -> email.message.Message:
+def head(
+    url: str, patience: Patience, headers: Mapping[str, str] | None = None
+) -> email.message.Message:
     """The headers that a server has for a file. Raises OSError."""
 
     def ask() -> email.message.Message:
-        request = urllib.request.Request(url, method="HEAD", headers={"Accept-Encoding": "identity"})
+        request = urllib.request.Request(
+            url, method="HEAD", headers={"Accept-Encoding": "identity"}
+        )
         for name, value in (headers or {}).items():
             request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=patience.timeout_s) as response:
@@ -218,7 +250,8 @@ def _version_in(headers: email.message.Message) -> str | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may work a little later; not one that the server calls wrong, or for a host that nobody knows."""
+    """Whether the same request may work a little later; not one that the server calls wrong, or for
+    a host that nobody knows."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in _TRANSIENT or error.code >= 500
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
@@ -243,10 +276,16 @@ def is_http(location: str) -> bool:
 
 def _delay_s(failures: int, error: Exception) -> float:
     """Seconds before the next attempt: what the server asks for, or an exponential back-off."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) and error.headers else ""
+    asked = (
+        error.headers.get("Retry-After", "")
+        if isinstance(error, urllib.error.HTTPError) and error.headers
+        else ""
+    )
     if asked.isdecimal():
         return min(float(asked), _LONGEST_DELAY_S)
-    return float(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (failures - 1))) * random.uniform(0.5, 1.0)
+    return float(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (failures - 1))) * random.uniform(
+        0.5, 1.0
+    )
 
 
 def _size_in(headers: email.message.Message) -> int | None:

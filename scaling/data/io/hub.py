@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub: which files a name stands for, and what is sent with a request for them."""
+"""Data sets of the Hugging Face hub: which files a name stands for, and what is sent with a request
+for them."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ _COMPRESSED = (".gz", ".zst", ".zstd")
 _NOT_DATA = re.compile(r"(^|/)(\.[^/]*|readme|license|dataset_infos?)(\.[^/]*)?$", re.IGNORECASE)
 _NAME = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:/]+))?(?::(?P<subset>[^/]+))?(?:/(?P<pattern>.+))?"
-)  # fmt: skip
+)
 _CONVERTED = {"~parquet": "refs/convert/parquet"}
 _SPLIT = "(^|[-._ /]){}($|[-._ /0-9])"
 _TRAIN = re.compile(_SPLIT.format("train(ing)?"), re.IGNORECASE)
-_OTHER = re.compile(_SPLIT.format("(test(ing)?|eval(uation)?|valid(ation)?|val|dev)"), re.IGNORECASE)
-"""The hub's own convention for splits that no one has described: words in the names of files and folders."""
+_OTHER = re.compile(
+    _SPLIT.format("(test(ing)?|eval(uation)?|valid(ation)?|val|dev)"), re.IGNORECASE
+)
+"""The hub's own convention for splits that no one has described: words in the names of files and
+folders."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,22 @@ class HubName:
                 fix="Write hf:OWNER/NAME, with @REVISION, :SUBSET and /GLOB behind it where needed, as hf:allenai/c4:en.",
             )
         revision = match["revision"]
-        return HubName(text, match["name"], _CONVERTED.get(revision or "", revision), match["subset"], match["pattern"])
+        return HubName(
+            text,
+            match["name"],
+            _CONVERTED.get(revision or "", revision),
+            match["subset"],
+            match["pattern"],
+        )
 
 
 def hub_files(name: HubName, commits: dict[str, str]) -> list[HubFile]:
     """The files for training that a name stands for, in the order of their paths.
 
-    `commits`: data set -> commit, used where the name has no revision, and extended by what was found. With a glob those that
-    match; else those that the data set's card gives to the subset; without a card those whose names speak of training, or of
-    no split at all. Raises ConfigError for names that the hub does not know, and for what cannot be read.
+    `commits`: data set -> commit, used where the name has no revision, and extended by what was
+    found. With a glob those that match; else those that the data set's card gives to the subset;
+    without a card those whose names speak of training, or of no split at all. Raises ConfigError
+    for names that the hub does not know, and for what cannot be read.
     """
     api = _api()
     try:
@@ -75,10 +86,15 @@ def hub_files(name: HubName, commits: dict[str, str]) -> list[HubFile]:
         commits[name.name] = commit = str(info.sha)
         card = (info.card_data or {}) if name.pattern is None else {}
         patterns = [name.pattern] if name.pattern else _patterns(name, card.get("configs"))
-        found = {file.path: file for pattern in patterns for file in _matching(api, name.name, commit, pattern)}
+        found = {
+            file.path: file
+            for pattern in patterns
+            for file in _matching(api, name.name, commit, pattern)
+        }
     except ConfigError:
         raise
-    except Exception as error:  # of the hub's client, of the network, of the name: whatever it is, there are no files
+    # of the hub's client, of the network, of the name: whatever it is, there are no files
+    except Exception as error:
         raise _refused(name, error) from error
     paths = sorted(path for path in found if _is_data(path))
     if patterns == [_EVERYTHING]:
@@ -86,11 +102,14 @@ def hub_files(name: HubName, commits: dict[str, str]) -> list[HubFile]:
     if not paths:
         raise _nothing(name, patterns, sorted(found))
     resolve = f"{_endpoint()}/datasets/{name.name}/resolve/{commit}"
-    return [HubFile(f"{resolve}/{quote(path)}", found[path].size, found[path].blob_id) for path in paths]
+    return [
+        HubFile(f"{resolve}/{quote(path)}", found[path].size, found[path].blob_id) for path in paths
+    ]
 
 
 def hub_headers(location: str) -> Mapping[str, str]:
-    """The token of the person who asks, for the hub's own files alone; nothing where there is none."""
+    """The token of the person who asks, for the hub's own files alone; nothing where there is
+    none."""
     if not location.startswith(f"{_endpoint()}/"):
         return {}
     from huggingface_hub import get_token
@@ -115,10 +134,16 @@ def _api() -> Any:
 
 def _patterns(name: HubName, configs: Any) -> list[str]:
     """The globs of a subset's training files, as the data set's card gives them."""
-    subsets = {str(entry.get("config_name")): entry for entry in configs or [] if isinstance(entry, dict)}
+    subsets = {
+        str(entry.get("config_name")): entry for entry in configs or [] if isinstance(entry, dict)
+    }
     if not subsets:
         return [f"{name.subset}/{_EVERYTHING}"] if name.subset else [_EVERYTHING]
-    marked = [key for key, entry in subsets.items() if entry.get("default") or key == "default" or len(subsets) == 1]
+    marked = [
+        key
+        for key, entry in subsets.items()
+        if entry.get("default") or key == "default" or len(subsets) == 1
+    ]
     chosen = name.subset or (marked[0] if marked else None)
     if chosen not in subsets:
         what = f"has no subset {chosen!r}" if chosen else "has several subsets"
@@ -142,14 +167,17 @@ def _training_patterns(data_files: Any) -> Iterator[str]:
 
 
 def _matching(api: Any, name: str, commit: str, pattern: str) -> Iterator[Any]:
-    """The files of a data set that match a glob, with sizes; only the folder of its fixed beginning is listed."""
+    """The files of a data set that match a glob, with sizes; only the folder of its fixed beginning
+    is listed."""
     from fsspec.utils import glob_translate
 
     pattern = pattern.removeprefix("./").lstrip("/")
     fixed = pattern[: re.search(r"[*?\[]|$", pattern).start()]  # type: ignore[union-attr]
     folder = fixed.rpartition("/")[0]
     matches = re.compile(glob_translate(pattern)).match
-    for entry in api.list_repo_tree(name, folder or None, recursive=True, revision=commit, repo_type="dataset"):
+    for entry in api.list_repo_tree(
+        name, folder or None, recursive=True, revision=commit, repo_type="dataset"
+    ):
         if hasattr(entry, "blob_id") and matches(entry.path):
             yield entry
 
@@ -167,9 +195,11 @@ def _for_training(paths: list[str]) -> list[str]:
 
 
 def _nothing(name: HubName, patterns: list[str], found: list[str]) -> ConfigError:
-    what = f"{counted(len(found), 'file')} match {' '.join(patterns)}, and none is of a kind that is read" if found else (
-        f"no file matches {' '.join(patterns)}"
-    )  # fmt: skip
+    what = (
+        f"{counted(len(found), 'file')} match {' '.join(patterns)}, and none is of a kind that is read"
+        if found
+        else (f"no file matches {' '.join(patterns)}")
+    )
     return ConfigError(
         f"nothing of the data set {name.name} can be read: {what}",
         f"from {name.text}",

@@ -1,4 +1,5 @@
-"""What an input that is a URL or the name of a data set stands for: files that are read as a stream from where they are."""
+"""What an input that is a URL or the name of a data set stands for: files that are read as a stream
+from where they are."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ N_THREADS = 16
 
 @dataclass(frozen=True)
 class InputFile:
-    """`size` and `version` are None where the server does not say; `ranges`: it can be entered in the middle."""
+    """`size` and `version` are None where the server does not say; `ranges`: it can be entered in
+    the middle."""
 
     location: str
     size: int | None = None
@@ -27,8 +29,11 @@ class InputFile:
 
 
 def is_remote(text: str) -> bool:
-    """Whether an input is a URL or a name of the hub, and not a path. Raises DataError for a scheme that is not read."""
-    return not exists(text) and (text.startswith("hf:") or ("://" in text and scheme_of(text) not in ("", "file")))
+    """Whether an input is a URL or a name of the hub, and not a path. Raises DataError for a scheme
+    that is not read."""
+    return not exists(text) and (
+        text.startswith("hf:") or ("://" in text and scheme_of(text) not in ("", "file"))
+    )
 
 
 def name_of(location: str) -> PurePosixPath:
@@ -37,12 +42,16 @@ def name_of(location: str) -> PurePosixPath:
 
 
 def find_remote(text: str, commits: dict[str, str]) -> list[InputFile]:
-    """The files that an input stands for; {000..999} in a URL is a range. `commits` as for `hub_files`.
+    """The files that an input stands for; {000..999} in a URL is a range. `commits` as for
+    `hub_files`.
 
     Raises DataError for a URL that is not there, ConfigError for a name that the hub does not know.
     """
     if (name := HubName.parse(text)) is not None:
-        return [InputFile(file.url, file.size, file.version, ranges=True) for file in hub_files(name, commits)]
+        return [
+            InputFile(file.url, file.size, file.version, ranges=True)
+            for file in hub_files(name, commits)
+        ]
     from braceexpand import braceexpand
 
     with ThreadPoolExecutor(N_THREADS) as pool:

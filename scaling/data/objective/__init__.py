@@ -1,9 +1,11 @@
 """What is learnt from a sequence: sequences -> `Batch`, by a registry of objectives.
 
-An objective is a function of sequences (B, S) and their numbers in the order of the run: one that hides or corrupts tokens
-derives its randomness from (seed, number) alone, so that the data position stays one integer.
+An objective is a function of sequences (B, S) and their numbers in the order of the run: one that
+hides or corrupts tokens derives its randomness from (seed, number) alone, so that the data position
+stays one integer.
 
-Shapes: B sequences, S tokens of a stored sequence (`planner/cost/lengths.py` says how many an objective asks for).
+Shapes: B sequences, S tokens of a stored sequence (`planner/cost/lengths.py` says how many an
+objective asks for).
 """
 
 from __future__ import annotations

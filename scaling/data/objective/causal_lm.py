@@ -16,14 +16,18 @@ from scaling.data.tokenizer.byte_level import Tokenizer
 def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
     """End-of-text is predicted, and after it the first token of the next document.
 
-    Both sides in one piece of memory: glibc returns what is freed at the end of its heap to the system where that is more than
-    twice the largest piece freed before (mallopt(3)), and pages that come anew cost ten times the copying.
+    Both sides in one piece of memory: glibc returns what is freed at the end of its heap to the
+    system where that is more than twice the largest piece freed before (mallopt(3)), and pages that
+    come anew cost ten times the copying.
     """
-    return Batch(*torch.from_numpy(np.stack([sequences_BS[:, :-1], sequences_BS[:, 1:]], dtype=np.int64)))
+    return Batch(
+        *torch.from_numpy(np.stack([sequences_BS[:, :-1], sequences_BS[:, 1:]], dtype=np.int64))
+    )
 
 
 class CausalLM:
-    """With data.attend_across_documents=false, positions know their document: end-of-text is the first of the one it precedes."""
+    """With data.attend_across_documents=false, positions know their document: end-of-text is the
+    first of the one it precedes."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self._separate, self._eot_id = not config.data.attend_across_documents, tokenizer.eot_id

@@ -1,4 +1,5 @@
-"""Predict the rest of a text from its beginning, which the encoder reads (Liu et al. 2018; Raffel et al. 2020, section 3.2.1).
+"""Predict the rest of a text from its beginning, which the encoder reads (Liu et al. 2018; Raffel
+et al. 2020, section 3.2.1).
 
 Shapes: B sequences, T tokens of text and positions of encoder and decoder.
 """
@@ -16,7 +17,8 @@ from scaling.data.tokenizer.byte_level import Tokenizer
 
 
 class PrefixLM:
-    """The cut is uniform over the text, so that both sides hold padding: about half of their positions."""
+    """The cut is uniform over the text, so that both sides hold padding: about half of their
+    positions."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self._seed, self._pad = config.train.seed, tokenizer.special("pad")
@@ -24,7 +26,9 @@ class PrefixLM:
     def __call__(self, sequences_BT: np.ndarray, ks_B: np.ndarray) -> Batch:
         text_BT = torch.from_numpy(np.ascontiguousarray(sequences_BT, dtype=np.int64))
         length = text_BT.shape[1]
-        cut_B1 = torch.tensor([[1 + int((length - 1) * generator(self._seed, int(k)).random())] for k in ks_B])
+        cut_B1 = torch.tensor(
+            [[1 + int((length - 1) * generator(self._seed, int(k)).random())] for k in ks_B]
+        )
         place_T = torch.arange(length)
         in_source_BT, in_target_BT = place_T < cut_B1, place_T < length - cut_B1
         targets_BT = text_BT.gather(1, (place_T + cut_B1).clamp(max=length - 1))

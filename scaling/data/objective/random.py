@@ -6,7 +6,8 @@ import numpy as np
 
 
 def generator(seed: int, k: int) -> np.random.Generator:
-    """Of sequence number k. Only its `random` is drawn from, whose stream is the bit generator's own."""
+    """Of sequence number k. Only its `random` is drawn from, whose stream is the bit generator's
+    own."""
     return np.random.Generator(np.random.PCG64([seed, k]))
 
 
@@ -16,6 +17,7 @@ def choose(rng: np.random.Generator, n_of: int, n: int) -> np.ndarray:
 
 
 def composition(rng: np.random.Generator, total: int, parts: int) -> np.ndarray:
-    """`total` as an ordered sum of `parts` positive numbers, each such sum as likely as any other."""
+    """`total` as an ordered sum of `parts` positive numbers, each such sum as likely as any
+    other."""
     cuts = choose(rng, total - 1, parts - 1) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))

@@ -19,18 +19,24 @@ from scaling.planner.cost.lengths import lengths
 
 
 class Seq2Seq:
-    """The pairs that begin in a window, one behind the other, each a document of its own: sources in the encoder, targets in
-    the decoder, where each begins with padding; both end with end-of-text.
+    """The pairs that begin in a window, one behind the other, each a document of its own: sources
+    in the encoder, targets in the decoder, where each begins with padding; both end with
+    end-of-text.
 
-    A pair begins in the window that holds the end-of-text before it, so each is in exactly one, but for the first of a
-    shard and those in its last, incomplete window. One that finds no room is left out: whoever is longer than the model's
-    positions, or comes last in a window whose pairs are very unequal.
+    A pair begins in the window that holds the end-of-text before it, so each is in exactly one, but
+    for the first of a shard and those in its last, incomplete window. One that finds no room is
+    left out: whoever is longer than the model's positions, or comes last in a window whose pairs
+    are very unequal.
     """
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         shape = lengths(config)
         self._stride, self._n_source, self._n_target = shape.stride, shape.inputs, shape.targets
-        self._eot, self._pad, self._sep = tokenizer.eot_id, tokenizer.special("pad"), tokenizer.special("sep")
+        self._eot, self._pad, self._sep = (
+            tokenizer.eot_id,
+            tokenizer.special("pad"),
+            tokenizer.special("sep"),
+        )
 
     def __call__(self, sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
         rows = [self._row(row_S) for row_S in sequences_BS]
@@ -40,8 +46,12 @@ class Seq2Seq:
         return Batch(tokens_BT, targets_BT, source_BU, documents_BT, source_documents_BU)
 
     def _row(self, row_S: np.ndarray) -> tuple[np.ndarray, ...]:
-        source, target = (np.full(n, self._pad, dtype=np.int64) for n in (self._n_source, self._n_target))
-        source_document, document = (np.full(len(side), PADDING, dtype=np.int64) for side in (source, target))
+        source, target = (
+            np.full(n, self._pad, dtype=np.int64) for n in (self._n_source, self._n_target)
+        )
+        source_document, document = (
+            np.full(len(side), PADDING, dtype=np.int64) for side in (source, target)
+        )
         scored = np.full_like(target, IGNORED)
         at = to = 0
         for number, (one, other) in enumerate(self._pairs(row_S)):
@@ -49,7 +59,8 @@ class Seq2Seq:
                 continue
             source[at : at + len(one) + 1] = [*one, self._eot]
             source_document[at : at + len(one) + 1] = number
-            target[to + 1 : to + len(other) + 1] = other  # the position before holds padding, which is the first token
+            # the position before holds padding, which is the first token
+            target[to + 1 : to + len(other) + 1] = other
             scored[to : to + len(other) + 1] = [*other, self._eot]
             document[to : to + len(other) + 1] = number
             at, to = at + len(one) + 1, to + len(other) + 1

@@ -1,11 +1,14 @@
-"""Build a corpus: documents -> order and split by content -> tokenizer -> shards -> index, the same bytes every time.
+"""Build a corpus: documents -> order and split by content -> tokenizer -> shards -> index, the same
+bytes every time.
 
-Documents are known by the SHA-256 of their text. It decides the split, so that equal files never lie on both sides (all
-but one are removed; empty ones too), and it gives the order in which documents are written, which is thereby random,
-and independent of file names. Near duplicates are not looked for.
+Documents are known by the SHA-256 of their text. It decides the split, so that equal files never
+lie on both sides (all but one are removed; empty ones too), and it gives the order in which
+documents are written, which is thereby random, and independent of file names. Near duplicates are
+not looked for.
 
-What is written depends on the documents, the tokenizer and the size of a shard alone: not on the number of processes, nor on
-the pieces, runs and buckets that the work is cut into. Memory is bounded by those, and by the largest document.
+What is written depends on the documents, the tokenizer and the size of a shard alone: not on the
+number of processes, nor on the pieces, runs and buckets that the work is cut into. Memory is
+bounded by those, and by the largest document.
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ WORK = ".work"
 class Recipe:
     """All that the bytes of a corpus are made of, and nothing else.
 
-    `hub`: name or path of a tokenizer that exists, in place of training one. `sample_bytes`: of training text, in the order
-    of hashes, that the tokenizer learns from; None: all.
+    `hub`: name or path of a tokenizer that exists, in place of training one. `sample_bytes`: of
+    training text, in the order of hashes, that the tokenizer learns from; None: all.
     """
 
     name: str
@@ -69,20 +72,28 @@ class Recipe:
 
 
 def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> CorpusIndex:
-    """Write the corpus into `directory`, or finish it there: what an earlier call with this recipe left is used.
+    """Write the corpus into `directory`, or finish it there: what an earlier call with this recipe
+    left is used.
 
     Raises ConfigError, DataError or OSError.
     """
     (directory / WORK).mkdir(parents=True, exist_ok=True)
     with Work(directory / WORK, processes, report) as work:
-        if recipe.hub and not (work.directory / TOKENIZER_FILE).exists():  # before the long work: it may not be there
-            put(work.directory / TOKENIZER_FILE, hub_tokenizer(recipe.hub, recipe.tokenizer, report).to_bytes())
+        # before the long work: it may not be there
+        if recipe.hub and not (work.directory / TOKENIZER_FILE).exists():
+            put(
+                work.directory / TOKENIZER_FILE,
+                hub_tokenizer(recipe.hub, recipe.tokenizer, report).to_bytes(),
+            )
         buckets = _cut_if_one(recipe, work, _ordered(recipe, work, report), report)
         n_held_out = _n_held_out(recipe, buckets)
         trained = _tokenizer(recipe, work, buckets, n_held_out, report)
         encoded = work.run(
-            encode_bucket, "tokens", [(bucket.name, TOKENIZER_FILE, recipe.pairs) for bucket in buckets], "tokenising"
-        )  # fmt: skip
+            encode_bucket,
+            "tokens",
+            [(bucket.name, TOKENIZER_FILE, recipe.pairs) for bucket in buckets],
+            "tokenising",
+        )
         dtype = encoded[0]["dtype"]
         n_documents = [bucket.n_documents for bucket in buckets]
         for text in work.directory.glob("*.text"):
@@ -90,20 +101,33 @@ def build(recipe: Recipe, directory: Path, processes: int, report: Report) -> Co
         shards = {}
         for split in SPLITS:
             plans = plan_shards(work.directory, split, n_documents, n_held_out, recipe.shard_tokens)
-            arguments = [(str(directory), f"{split}-{number:06d}.tar", dtype, plan) for number, plan in enumerate(plans)]
+            arguments = [
+                (str(directory), f"{split}-{number:06d}.tar", dtype, plan)
+                for number, plan in enumerate(plans)
+            ]
             written = work.run(write_shard, split, arguments, f"writing the {split} shards")
             shards[split] = tuple(ShardInfo(**shard) for shard in written)
     return _finish(recipe, directory, dtype, trained, shards)
 
 
 def _finish(
-    recipe: Recipe, directory: Path, dtype: str, trained: Tokenizer, shards: dict[str, tuple[ShardInfo, ...]]
+    recipe: Recipe,
+    directory: Path,
+    dtype: str,
+    trained: Tokenizer,
+    shards: dict[str, tuple[ShardInfo, ...]],
 ) -> CorpusIndex:
     """The index last: a directory without one is no corpus."""
     content = (directory / WORK / TOKENIZER_FILE).read_bytes()
     (directory / TOKENIZER_FILE).write_bytes(content)
     kind = trained.kind if recipe.hub else recipe.tokenizer.kind
-    info = TokenizerInfo(TOKENIZER_FILE, hashlib.sha256(content).hexdigest(), trained.vocab_size, trained.eot_id, kind)
+    info = TokenizerInfo(
+        TOKENIZER_FILE,
+        hashlib.sha256(content).hexdigest(),
+        trained.vocab_size,
+        trained.eot_id,
+        kind,
+    )
     index = CorpusIndex(name=recipe.name, dtype=dtype, tokenizer=info, splits=shards)
     index.save(directory)
     shutil.rmtree(directory / WORK)
@@ -113,12 +137,16 @@ def _finish(
 
 def written_text(index: CorpusIndex) -> str:
     """The end of the work, in a line."""
-    n_tokens = {split: format_count(sum(shard.n_tokens for shard in shards)) for split, shards in index.splits.items()}
+    n_tokens = {
+        split: format_count(sum(shard.n_tokens for shard in shards))
+        for split, shards in index.splits.items()
+    }
     return f"wrote {n_tokens['train']} tokens for training, {n_tokens['val']} held out"
 
 
 def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
-    """Read every piece, and bring the documents into order. The runs are removed when no bucket needs them any more."""
+    """Read every piece, and bring the documents into order. The runs are removed when no bucket
+    needs them any more."""
     arguments = [(piece, recipe.reading) for piece in recipe.pieces]
     read = work.run(sort_piece, "run", arguments, "reading")
     _report_unfit(read, report)
@@ -127,10 +155,16 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     n_buckets = max(1, -(-n_bytes // RUN_BYTES))
     low = int(recipe.val_fraction * 2**64)
     ordered = work.run(
-        merge_bucket, "bucket", [(runs, bucket_bounds(number, n_buckets), low) for number in range(n_buckets)], "ordering"
-    )  # fmt: skip
+        merge_bucket,
+        "bucket",
+        [(runs, bucket_bounds(number, n_buckets), low) for number in range(n_buckets)],
+        "ordering",
+    )
     buckets = [Bucket(**bucket) for bucket in ordered]
-    n_read, n_kept = sum(result["n_documents"] for result in read), sum(bucket.n_documents for bucket in buckets)
+    n_read, n_kept = (
+        sum(result["n_documents"] for result in read),
+        sum(bucket.n_documents for bucket in buckets),
+    )
     n_empty = sum(result["n_empty"] for result in read)
     report(
         f"{counted(n_kept, 'document')}, without {counted(n_read - n_kept, 'exact duplicate')} and "
@@ -144,12 +178,19 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
 
 def _cut_if_one(recipe: Recipe, work: Work, buckets: list[Bucket], report: Report) -> list[Bucket]:
     """Where the source is one document, its beginning and its end. A pair stays whole."""
-    if recipe.held_out_by_name or recipe.pairs or sum(bucket.n_documents for bucket in buckets) != 1:
+    if (
+        recipe.held_out_by_name
+        or recipe.pairs
+        or sum(bucket.n_documents for bucket in buckets) != 1
+    ):
         return buckets
     (whole,) = (bucket for bucket in buckets if bucket.n_documents)
     (found,) = work.run(cut_in_two, "cut", [(whole.name, recipe.val_fraction)], "cutting")
     if found["n_documents"] == 2:
-        report(f"one document: the last {recipe.val_fraction:.3g} of it, by position, is held out", None)
+        report(
+            f"one document: the last {recipe.val_fraction:.3g} of it, by position, is held out",
+            None,
+        )
     return [Bucket(**found)]
 
 
@@ -158,7 +199,9 @@ def _few(work: Work, runs: list[str]) -> list[str]:
     level = 0
     while len(runs) > ordering.FAN_IN:
         level += 1
-        groups = [runs[begin : begin + ordering.FAN_IN] for begin in range(0, len(runs), ordering.FAN_IN)]
+        groups = [
+            runs[begin : begin + ordering.FAN_IN] for begin in range(0, len(runs), ordering.FAN_IN)
+        ]
         merged = work.run(merge_group, f"merged{level}", [(group,) for group in groups], "merging")
         for run in runs:
             remove_documents(work.directory, run)
@@ -173,7 +216,13 @@ def merge_group(directory: Path, name: str, runs: list[str]) -> dict[str, Any]:
 
 def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> dict[str, Any]:
     """Task: the documents of a piece, in sorted runs."""
-    counts: dict[str, Any] = {"n_documents": 0, "n_bytes": 0, "n_empty": 0, "n_unfit": 0, "unfit": None}
+    counts: dict[str, Any] = {
+        "n_documents": 0,
+        "n_bytes": 0,
+        "n_empty": 0,
+        "n_unfit": 0,
+        "unfit": None,
+    }
 
     def fit() -> Iterator[Any]:
         for text in read_piece(piece, reading):
@@ -193,7 +242,9 @@ def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> di
     return {"runs": write_runs(fit(), directory, name), **counts}
 
 
-def merge_bucket(directory: Path, name: str, runs: list[str], bounds: tuple[int, int], low: int) -> dict[str, Any]:
+def merge_bucket(
+    directory: Path, name: str, runs: list[str], bounds: tuple[int, int], low: int
+) -> dict[str, Any]:
     """Task: the distinct documents of one range of hashes, in order."""
     return asdict(write_bucket(directory, runs, name, bounds, low))
 
@@ -202,11 +253,14 @@ def _report_unfit(read: list[dict[str, Any]], report: Report) -> None:
     n_unfit = sum(result["n_unfit"] for result in read)
     if n_unfit:
         first = next(result["unfit"] for result in read if result["unfit"])
-        report(f"left out {counted(n_unfit, 'document')} that cannot be read; the first: {first}", None)
+        report(
+            f"left out {counted(n_unfit, 'document')} that cannot be read; the first: {first}", None
+        )
 
 
 def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
-    """Documents of each bucket, the first in it, that are held out: those of named files, or by the lowest hashes.
+    """Documents of each bucket, the first in it, that are held out: those of named files, or by the
+    lowest hashes.
 
     By hash at least one document is on each side. Raises ConfigError when a side has none.
     """
@@ -215,7 +269,11 @@ def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
         n_train = sum(bucket.n_documents for bucket in buckets) - sum(counts)
         if not n_train or not sum(counts):
             side, key = ("train on", "data.path") if not n_train else ("hold out", "data.val_path")
-            raise ConfigError(f"no text is left to {side}", key, "Give non-empty files that are not the same on both sides.")
+            raise ConfigError(
+                f"no text is left to {side}",
+                key,
+                "Give non-empty files that are not the same on both sides.",
+            )
         return counts
     n_documents = sum(bucket.n_documents for bucket in buckets)
     if n_documents < 2:
@@ -231,21 +289,29 @@ def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
     return counts
 
 
-def _tokenizer(recipe: Recipe, work: Work, buckets: list[Bucket], n_held_out: list[int], report: Report) -> Tokenizer:
-    """That of an earlier call or the one named, which is there, or one trained on the first documents to train on."""
+def _tokenizer(
+    recipe: Recipe, work: Work, buckets: list[Bucket], n_held_out: list[int], report: Report
+) -> Tokenizer:
+    """That of an earlier call or the one named, which is there, or one trained on the first
+    documents to train on."""
     path = work.directory / TOKENIZER_FILE
     if path.exists():
         return Tokenizer.from_bytes(path.read_bytes())
     n_bytes = sum(bucket.n_bytes for bucket in buckets)
     size = n_bytes if recipe.sample_bytes is None else min(n_bytes, recipe.sample_bytes)
     report(f"training the tokenizer on {format_bytes(size)}", None)
-    tokenizer = train_tokenizer(recipe.tokenizer, _sample(recipe, work.directory, buckets, n_held_out))
+    tokenizer = train_tokenizer(
+        recipe.tokenizer, _sample(recipe, work.directory, buckets, n_held_out)
+    )
     put(path, tokenizer.to_bytes())
     return tokenizer
 
 
-def _sample(recipe: Recipe, directory: Path, buckets: list[Bucket], n_held_out: list[int]) -> Iterator[str]:
-    """Texts to train on in the order of their hashes, until their size is enough; of pairs, the sides."""
+def _sample(
+    recipe: Recipe, directory: Path, buckets: list[Bucket], n_held_out: list[int]
+) -> Iterator[str]:
+    """Texts to train on in the order of their hashes, until their size is enough; of pairs, the
+    sides."""
     size = 0
     for bucket, first in zip(buckets, n_held_out, strict=True):
         for content in read_documents(directory, bucket.name, first):

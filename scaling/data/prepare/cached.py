@@ -1,4 +1,5 @@
-"""The prepared corpus of a configuration: found in the cache, or built there once, whole or not at all.
+"""The prepared corpus of a configuration: found in the cache, or built there once, whole or not at
+all.
 
 A cached corpus costs no import of torch, webdataset or tokenizers.
 """
@@ -35,19 +36,29 @@ _FIXES = {
 }
 
 
-def ensure_corpus(data: DataConfig, tokenizer: TokenizerConfig, report: Report = silent) -> Path | str:
-    """Directory (with data=shards the URL, where it is one) of index.json or mixture.json; built first if it is not there.
+def ensure_corpus(
+    data: DataConfig, tokenizer: TokenizerConfig, report: Report = silent
+) -> Path | str:
+    """Directory (with data=shards the URL, where it is one) of index.json or mixture.json; built
+    first if it is not there.
 
-    Two processes that need the same corpus build it once: the second waits. Raises ConfigError for a source without
-    files or a tokenizer that does not fit, DataError for unreadable files and for a full or read-only disk.
+    Two processes that need the same corpus build it once: the second waits. Raises ConfigError for
+    a source without files or a tokenizer that does not fit, DataError for unreadable files and for
+    a full or read-only disk.
     """
     try:
-        return _mixed(data, tokenizer, report) if data.kind == "mixture" else _single(data, tokenizer, report)
+        return (
+            _mixed(data, tokenizer, report)
+            if data.kind == "mixture"
+            else _single(data, tokenizer, report)
+        )
     except OSError as error:
         raise _disk_error(Path(data.cache_dir).expanduser().absolute(), error) from error
 
 
-def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given: Path | None = None) -> Path | str:
+def _single(
+    data: DataConfig, tokenizer: TokenizerConfig, report: Report, given: Path | None = None
+) -> Path | str:
     """`given`: file of a tokenizer that was learnt from another corpus."""
     if data.kind == "shards":
         return _prepared(data, tokenizer)
@@ -56,7 +67,8 @@ def _single(data: DataConfig, tokenizer: TokenizerConfig, report: Report, given:
     directory = cache / directory_name(data, tokenizer, _sha256(hub))
     if (directory / INDEX_FILE).is_file():
         return directory
-    if data.kind == "documents":  # may take hours: built where it stays, and gone on with after a kill
+    # may take hours: built where it stays, and gone on with after a kill
+    if data.kind == "documents":
         commits = noted_commits(directory)
         recipe = recipe_of(data, tokenizer, hub, commits, report)
         index, _ = build_or_finish(recipe, directory, n_cores(), report, commits=commits, wait=True)
@@ -76,7 +88,11 @@ def _sha256(hub: str | None) -> str | None:
     path = Path(plain(hub)) if hub is not None else None
     if path is not None and path.is_dir():
         path /= TOKENIZER_FILE
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+    return (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        if path is not None and path.is_file()
+        else None
+    )
 
 
 def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
@@ -94,7 +110,8 @@ def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
 
 
 def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path:
-    """Directory of mixture.json, which names the corpora, all tokenised alike: a tokenizer is learnt from the first of them."""
+    """Directory of mixture.json, which names the corpora, all tokenised alike: a tokenizer is
+    learnt from the first of them."""
     cache = Path(data.cache_dir).expanduser().absolute()
     components: list[Component] = []
     given: Path | None = None
@@ -105,7 +122,9 @@ def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path
         components.append(Component(name, str(location), index.fingerprint, part.weight))
         _check_alike(name, index, components[0])
         if given is None and tokenizer.kind not in ("byte", "hf"):
-            given = _kept(cache, fetch_whole(join(location, index.tokenizer.file), MAX_TOKENIZER_BYTES))
+            given = _kept(
+                cache, fetch_whole(join(location, index.tokenizer.file), MAX_TOKENIZER_BYTES)
+            )
     return write_mixture(cache, components)
 
 
@@ -131,7 +150,8 @@ def _kept(cache: Path, tokenizer: bytes) -> Path:
 
 @contextlib.contextmanager
 def _lock(cache: Path, name: str, report: Report) -> Iterator[None]:
-    """Hold the lock of one corpus; the kernel lets go of it when its holder dies. Its file stays, empty."""
+    """Hold the lock of one corpus; the kernel lets go of it when its holder dies. Its file stays,
+    empty."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{name}.lock").open("ab") as file:
         try:
@@ -143,16 +163,21 @@ def _lock(cache: Path, name: str, report: Report) -> Iterator[None]:
 
 
 def _build(recipe: Recipe, directory: Path, report: Report) -> None:
-    """Build beside the final place, then rename. Called under the lock, so what an earlier build left behind is dead."""
+    """Build beside the final place, then rename. Called under the lock, so what an earlier build
+    left behind is dead."""
     prefix = f".{directory.name}.building-"
     for left in directory.parent.glob(f"{prefix}*"):
         shutil.rmtree(left)
     if directory.exists():
-        raise DataError(f"{directory} exists but has no {INDEX_FILE}", fix="Move it away; it was not made by a finished build.")
+        raise DataError(
+            f"{directory} exists but has no {INDEX_FILE}",
+            fix="Move it away; it was not made by a finished build.",
+        )
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
     try:
         build(recipe, temporary, 1, report)
-        temporary.chmod(0o755)  # mkdtemp makes it private; the cache is shared as far as its own permissions allow
+        # mkdtemp makes it private; the cache is shared as far as its own permissions allow
+        temporary.chmod(0o755)
         temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -170,5 +195,12 @@ def _sync_parent(path: Path) -> None:
 
 def _disk_error(cache: Path, error: OSError) -> DataError:
     place = error.filename or cache
-    fix = _FIXES.get(error.errno or 0, "Set data.cache_dir (or the variable SCALING_CACHE) to a directory that can be written.")
-    return DataError(f"the corpus cannot be built in {cache}: {error.strerror or error}", where=str(place), fix=fix)
+    fix = _FIXES.get(
+        error.errno or 0,
+        "Set data.cache_dir (or the variable SCALING_CACHE) to a directory that can be written.",
+    )
+    return DataError(
+        f"the corpus cannot be built in {cache}: {error.strerror or error}",
+        where=str(place),
+        fix=fix,
+    )

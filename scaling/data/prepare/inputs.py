@@ -1,4 +1,5 @@
-"""Globs, URLs and names of data sets, and folders of sources -> pieces, in an order that depends on nothing else."""
+"""Globs, URLs and names of data sets, and folders of sources -> pieces, in an order that depends on
+nothing else."""
 
 from __future__ import annotations
 
@@ -19,14 +20,73 @@ from scaling.data.prepare.tasks import Report, silent
 from scaling.errors import ConfigError, DataError
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")  # C4's files of JSON lines end in .json.gz
-_RECORDS = (*(lines + packed for lines in _JSON_LINES for packed in ("", ".gz", ".zst", ".zstd")), ".parquet")
+_RECORDS = (
+    *(lines + packed for lines in _JSON_LINES for packed in ("", ".gz", ".zst", ".zstd")),
+    ".parquet",
+)
 _TEXT = (".txt", ".text", ".md", ".rst")
 SOURCE_SUFFIXES = (
-    ".bash", ".c", ".cc", ".cfg", ".clj", ".cmake", ".cpp", ".cs", ".css", ".cu", ".cuh", ".cxx", ".dart", ".el", ".erl",
-    ".ex", ".f90", ".go", ".h", ".hpp", ".hs", ".html", ".ini", ".java", ".jl", ".js", ".jsx", ".kt", ".lisp", ".lua",
-    ".m", ".md", ".ml", ".mli", ".nim", ".php", ".pl", ".pm", ".proto", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs", ".rst",
-    ".scala", ".sh", ".sql", ".swift", ".tcl", ".tex", ".toml", ".ts", ".tsx", ".txt", ".vim", ".yaml", ".yml", ".zig",
-)  # fmt: skip
+    ".bash",
+    ".c",
+    ".cc",
+    ".cfg",
+    ".clj",
+    ".cmake",
+    ".cpp",
+    ".cs",
+    ".css",
+    ".cu",
+    ".cuh",
+    ".cxx",
+    ".dart",
+    ".el",
+    ".erl",
+    ".ex",
+    ".f90",
+    ".go",
+    ".h",
+    ".hpp",
+    ".hs",
+    ".html",
+    ".ini",
+    ".java",
+    ".jl",
+    ".js",
+    ".jsx",
+    ".kt",
+    ".lisp",
+    ".lua",
+    ".m",
+    ".md",
+    ".ml",
+    ".mli",
+    ".nim",
+    ".php",
+    ".pl",
+    ".pm",
+    ".proto",
+    ".py",
+    ".pyi",
+    ".pyx",
+    ".r",
+    ".rb",
+    ".rs",
+    ".rst",
+    ".scala",
+    ".sh",
+    ".sql",
+    ".swift",
+    ".tcl",
+    ".tex",
+    ".toml",
+    ".ts",
+    ".tsx",
+    ".txt",
+    ".vim",
+    ".yaml",
+    ".yml",
+    ".zig",
+)
 """What is read in a folder, unless suffixes= says otherwise."""
 _NOT_SOURCE = frozenset({"__pycache__", "node_modules"})
 
@@ -43,13 +103,20 @@ def find_pieces(
 ) -> tuple[Piece, ...]:
     """What the inputs name, each file once, of each remote input the first `max_files`.
 
-    `by_line`: each line of a text is a document, not the file. `commits`: of data sets of the hub, extended by those found.
-    `report` is told what is left out. Raises ConfigError for an input without files and for files of an unknown kind,
-    DataError for unreadable ones.
+    `by_line`: each line of a text is a document, not the file. `commits`: of data sets of the hub,
+    extended by those found. `report` is told what is left out. Raises ConfigError for an input
+    without files and for files of an unknown kind, DataError for unreadable ones.
     """
     commits, left_out = {} if commits is None else commits, LeftOut()
-    local, sources = _local_pieces([text for text in inputs if not is_remote(text)], by_line, suffixes, left_out)
-    remote = dict.fromkeys(file for text in inputs if is_remote(text) for file in find_remote(text, commits)[:max_files])
+    local, sources = _local_pieces(
+        [text for text in inputs if not is_remote(text)], by_line, suffixes, left_out
+    )
+    remote = dict.fromkeys(
+        file
+        for text in inputs
+        if is_remote(text)
+        for file in find_remote(text, commits)[:max_files]
+    )
     with ThreadPoolExecutor(N_THREADS) as pool:  # the ends of parquet files are waited for
         found = pool.map(lambda file: _pieces_or_none(file, by_line, left_out), remote)
         pieces = [*local, *(piece for of_file in found for piece in of_file)]
@@ -65,40 +132,61 @@ def _nothing(inputs: Sequence[str], left_out: LeftOut) -> ConfigError:
     fix = "Name files, or folders that hold sources."
     if OTHER_KINDS in left_out:
         fix = "Of folders, sources and texts are read: name others by their endings, as suffixes=.jsonl, or by a glob."
-    return ConfigError("; ".join(["there is nothing to read", *left_out.lines()]), f"inputs={','.join(inputs)}", fix)
+    return ConfigError(
+        "; ".join(["there is nothing to read", *left_out.lines()]),
+        f"inputs={','.join(inputs)}",
+        fix,
+    )
 
 
 def local_files(
-    patterns: Sequence[str], suffixes: Sequence[str] = SOURCE_SUFFIXES, left_out: LeftOut | None = None
+    patterns: Sequence[str],
+    suffixes: Sequence[str] = SOURCE_SUFFIXES,
+    left_out: LeftOut | None = None,
 ) -> dict[Path, bool]:
-    """The files that paths, globs and folders name, each once, and whether it was found in a folder.
+    """The files that paths, globs and folders name, each once, and whether it was found in a
+    folder.
 
-    Raises ConfigError for a pattern without matches, DataError for what is named and no file, as a link to nothing.
+    Raises ConfigError for a pattern without matches, DataError for what is named and no file, as a
+    link to nothing.
     """
     left_out = left_out or LeftOut()
     paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
     for path in paths:
         if (odd := oddity(path)) is not None:
-            raise DataError(f"{path} {odd}, and no file to read", fix="Restore it, or leave it out of inputs.")
+            raise DataError(
+                f"{path} {odd}, and no file to read", fix="Restore it, or leave it out of inputs."
+            )
     folders = [path for path in paths if path.is_dir()]
-    sources = dict.fromkeys(file for folder in folders for file in _sources(folder, _endings_for(folder, suffixes), left_out))
-    return {path: False for path in paths if path.is_file() and path not in sources} | dict.fromkeys(sources, True)
+    sources = dict.fromkeys(
+        file
+        for folder in folders
+        for file in _sources(folder, _endings_for(folder, suffixes), left_out)
+    )
+    return {
+        path: False for path in paths if path.is_file() and path not in sources
+    } | dict.fromkeys(sources, True)
 
 
 def _local_pieces(
     patterns: Sequence[str], by_line: bool, suffixes: Sequence[str], left_out: LeftOut
 ) -> tuple[list[Piece], list[Piece]]:
-    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees hold images and worse.
+    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees
+    hold images and worse.
 
     JSON lines, tables and archives in folders are read as those that are named.
     """
     texts: dict[bool, list[Path]] = {False: [], True: []}
     pieces: list[Piece] = []
     for path, in_folder in local_files(patterns, suffixes, left_out).items():
-        if (in_folder and _kind(str(path)) in (None, "text")) or (_format(str(path)) == "text" and not by_line):
+        if (in_folder and _kind(str(path)) in (None, "text")) or (
+            _format(str(path)) == "text" and not by_line
+        ):
             texts[in_folder].append(path)
         else:
-            pieces += _pieces_or_none(InputFile(str(path), size_of(path), ranges=True), by_line, left_out)
+            pieces += _pieces_or_none(
+                InputFile(str(path), size_of(path), ranges=True), by_line, left_out
+            )
     return [*group_files(texts[False]), *pieces], list(group_files(texts[True], lenient=True))
 
 
@@ -107,7 +195,9 @@ def _matches(pattern: str) -> list[str]:
     found = matching(pattern)
     if not found:
         raise ConfigError(
-            f"inputs={pattern!r} matches nothing", f"seen from {Path.cwd()}", "Give a glob or a folder, as inputs='books/*.txt'."
+            f"inputs={pattern!r} matches nothing",
+            f"seen from {Path.cwd()}",
+            "Give a glob or a folder, as inputs='books/*.txt'.",
         )
     return found
 
@@ -136,7 +226,11 @@ def _format(location: str) -> Literal["text", "jsonl", "parquet", "tar"]:
 
 
 def _pieces_or_none(file: InputFile, by_line: bool, left_out: LeftOut) -> list[Piece]:
-    pieces = [] if file.size == 0 and _format(file.location) != "parquet" else list(_pieces(file, by_line))
+    pieces = (
+        []
+        if file.size == 0 and _format(file.location) != "parquet"
+        else list(_pieces(file, by_line))
+    )
     if not pieces:
         left_out.add(EMPTY, file.location)
     return pieces
@@ -153,7 +247,13 @@ def _pieces(file: InputFile, by_line: bool) -> Iterator[Piece]:
         n_groups = n_row_groups(location)
         n_together = max(1, n_groups * PIECE_BYTES // max(file.size or 0, 1))
         for begin in range(0, n_groups, n_together):
-            yield Piece("parquet", (location,), begin, min(begin + n_together, n_groups), version=file.version)
+            yield Piece(
+                "parquet",
+                (location,),
+                begin,
+                min(begin + n_together, n_groups),
+                version=file.version,
+            )
     else:
         lines: Format = "jsonl" if kind == "jsonl" else "lines"
         if is_compressed(location) or not file.ranges or file.size is None:
@@ -174,7 +274,9 @@ def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Itera
         for name in sorted(folders):
             if name in _NOT_SOURCE or name.startswith("."):
                 left_out.add(FOLDERS, name)
-        folders[:] = sorted(name for name in folders if name not in _NOT_SOURCE and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if name not in _NOT_SOURCE and not name.startswith(".")
+        )
         for name in sorted(names):
             path = Path(root, name)
             if oddity(path) is not None:
@@ -186,7 +288,8 @@ def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Itera
 
 
 def _endings_for(folder: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
-    """The endings to read in a folder: of a folder without any source or text, those of JSON lines and tables."""
+    """The endings to read in a folder: of a folder without any source or text, those of JSON lines
+    and tables."""
     endings = _endings(suffixes)
     if suffixes != SOURCE_SUFFIXES or next(_sources(folder, endings, LeftOut()), None) is not None:
         return endings

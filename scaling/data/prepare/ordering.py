@@ -1,8 +1,10 @@
-"""Documents in the order of their content hashes, each once, whatever their number: sorted runs on disk, then merged.
+"""Documents in the order of their content hashes, each once, whatever their number: sorted runs on
+disk, then merged.
 
-A run holds the documents of some megabytes of text, sorted by SHA-256; a bucket the distinct documents whose hashes lie in
-one range of all runs. Neither is ever larger in memory than RUN_BYTES and one document. Where the runs are many, several are
-merged into one, as a stream, until they are few.
+A run holds the documents of some megabytes of text, sorted by SHA-256; a bucket the distinct
+documents whose hashes lie in one range of all runs. Neither is ever larger in memory than RUN_BYTES
+and one document. Where the runs are many, several are merged into one, as a stream, until they are
+few.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ import numpy as np
 from scaling.data.prepare.tasks import synced
 
 RUN_BYTES = 32 << 20
-"""Text of a run in memory. Assumption: few enough files for large corpora, little memory in each process."""
+"""Text of a run in memory. Assumption: few enough files for large corpora, little memory in each
+process."""
 FAN_IN = 256
-"""Runs that a bucket looks into at most; more are merged before. Assumption: few enough to be open together, and so many that the
-text is merged once beforehand up to 2 TB, and not at all up to 8 GB."""
-_KEY = np.dtype([("digest", "V32"), ("end", "<u8"), ("held_out", "?")])  # of a document: `end` of its text in the file beside
-_OVERHEAD_BYTES = 200  # of a document in memory beside its text; measured with tracemalloc, CPython 3.11
+"""Runs that a bucket looks into at most; more are merged before. Assumption: few enough to be open
+together, and so many that the text is merged once beforehand up to 2 TB, and not at all up to 8
+GB."""
+# of a document: `end` of its text in the file beside
+_KEY = np.dtype([("digest", "V32"), ("end", "<u8"), ("held_out", "?")])
+# of a document in memory beside its text; measured with tracemalloc, CPython 3.11
+_OVERHEAD_BYTES = 200
 _CHUNK = 1024  # keys decoded at once
 
 
@@ -41,7 +47,8 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """One file of documents in order: those that the source holds out, then the others, each side by hash.
+    """One file of documents in order: those that the source holds out, then the others, each side
+    by hash.
 
     `n_low`: documents with a hash below the bound of the hash split.
     """
@@ -59,7 +66,8 @@ def document_of(text: str, held_out: bool) -> Document:
 
 
 def write_runs(documents: Iterable[Document], directory: Path, name: str) -> list[str]:
-    """Sort documents into runs NAME-0, NAME-1, ...; returns their names. Equal documents of a run are one."""
+    """Sort documents into runs NAME-0, NAME-1, ...; returns their names. Equal documents of a run
+    are one."""
     names: list[str] = []
     run: dict[bytes, Document] = {}
     size = 0
@@ -82,7 +90,8 @@ def _write_run(run: dict[bytes, Document], directory: Path, name: str) -> str:
 
 
 def write_documents(documents: Iterable[Document], directory: Path, name: str) -> int:
-    """NAME.text and NAME.keys, the texts one after the other and their keys; returns the number of bytes of text."""
+    """NAME.text and NAME.keys, the texts one after the other and their keys; returns the number of
+    bytes of text."""
     chunk: list[tuple[bytes, int, bool]] = []
     end = 0
     with synced(directory / f"{name}.text") as file, synced(directory / f"{name}.keys") as keys:
@@ -103,7 +112,8 @@ def _keys(directory: Path, name: str) -> np.ndarray:
 
 
 def remove_documents(directory: Path, name: str) -> None:
-    """What `write_documents` wrote; what is not there is no error, since a kill may have come in between."""
+    """What `write_documents` wrote; what is not there is no error, since a kill may have come in
+    between."""
     for suffix in (".text", ".keys"):
         (directory / f"{name}{suffix}").unlink(missing_ok=True)
 
@@ -119,8 +129,11 @@ def bucket_bounds(number: int, n_buckets: int) -> tuple[int, int]:
     return (number << 64) // n_buckets, ((number + 1) << 64) // n_buckets
 
 
-def write_bucket(directory: Path, runs: list[str], name: str, bounds: tuple[int, int], low: int) -> Bucket:
-    """Merge the documents whose prefix lies in `bounds` from all runs; `low` is the bound of the hash split."""
+def write_bucket(
+    directory: Path, runs: list[str], name: str, bounds: tuple[int, int], low: int
+) -> Bucket:
+    """Merge the documents whose prefix lies in `bounds` from all runs; `low` is the bound of the
+    hash split."""
     counts = {"documents": 0, "held_out": 0, "low": 0}
 
     def counted(documents: Iterable[Document]) -> Iterator[Document]:
@@ -149,8 +162,11 @@ class _Place(NamedTuple):
     end: int
 
 
-def _merged(directory: Path, runs: list[str], bounds: tuple[int, int], *, held_out: bool | None = None) -> Iterator[Document]:
-    """The distinct documents, by hash, of one side or of both; one that any run holds out is held out."""
+def _merged(
+    directory: Path, runs: list[str], bounds: tuple[int, int], *, held_out: bool | None = None
+) -> Iterator[Document]:
+    """The distinct documents, by hash, of one side or of both; one that any run holds out is held
+    out."""
     segments = [_segment(directory, run, bounds) for run in runs]
     for digest, places in itertools.groupby(heapq.merge(*segments), key=lambda place: place.digest):
         place = next(places)
@@ -160,9 +176,13 @@ def _merged(directory: Path, runs: list[str], bounds: tuple[int, int], *, held_o
 
 
 def _segment(directory: Path, run: str, bounds: tuple[int, int]) -> Iterator[_Place]:
-    """The documents of a run that lie in a range of prefixes, in order, a chunk of keys at a time."""
+    """The documents of a run that lie in a range of prefixes, in order, a chunk of keys at a
+    time."""
     keys = _keys(directory, run)
-    first, last = (bisect.bisect_left(range(len(keys)), b, key=lambda i: _prefix(keys[i]["digest"].tobytes())) for b in bounds)
+    first, last = (
+        bisect.bisect_left(range(len(keys)), b, key=lambda i: _prefix(keys[i]["digest"].tobytes()))
+        for b in bounds
+    )
     begin = int(keys[first - 1]["end"]) if first else 0
     for start in range(first, last, _CHUNK):
         for digest, end, held_out in keys[start : min(start + _CHUNK, last)].tolist():

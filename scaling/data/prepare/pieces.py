@@ -1,4 +1,5 @@
-"""Pieces of a source, each small enough for one task, and the documents in them, read as a stream."""
+"""Pieces of a source, each small enough for one task, and the documents in them, read as a
+stream."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from scaling.errors import DataError
 
 Format = Literal["files", "pairs", "lines", "jsonl", "parquet", "tar"]
 PIECE_BYTES = 32 << 20
-"""Of the input that one task reads, where it can be cut. Assumption: some seconds of work, so that a kill costs no more."""
+"""Of the input that one task reads, where it can be cut. Assumption: some seconds of work, so that
+a kill costs no more."""
 LARGEST_DOCUMENT_BYTES = 64 << 20
 """Assumption: above that it is a corpus in one file, by mistake."""
 _ROWS = 256  # of a parquet file read at once; assumption: few megabytes
@@ -35,11 +37,13 @@ _NEWLINES = b"\r\n"
 
 @dataclass(frozen=True)
 class Piece:
-    """What one task reads: files, or a range of one file (`begin` to `end`: bytes of lines, row groups of parquet).
+    """What one task reads: files, or a range of one file (`begin` to `end`: bytes of lines, row
+    groups of parquet).
 
-    files: each is a document; pairs: source TAB target, or two files; lines, jsonl: each line is one; parquet: each row;
-    tar: each member of the wanted extension. `locations`: paths or URLs; `version`: of a remote one, what its server tells one
-    version of it from another by. `lenient`: documents that cannot be read are left out and counted.
+    files: each is a document; pairs: source TAB target, or two files; lines, jsonl: each line is
+    one; parquet: each row; tar: each member of the wanted extension. `locations`: paths or URLs;
+    `version`: of a remote one, what its server tells one version of it from another by. `lenient`:
+    documents that cannot be read are left out and counted.
     """
 
     format: Format
@@ -53,7 +57,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reading:
-    """How documents are found: the field of JSON objects and parquet rows, the extension of tar members, the size allowed."""
+    """How documents are found: the field of JSON objects and parquet rows, the extension of tar
+    members, the size allowed."""
 
     field: str = "text"
     member: str = "txt"
@@ -67,7 +72,10 @@ def pieces_of(source: Source) -> tuple[Piece, ...]:
         return (*group_files(source.files, lenient=not source.strict), *held_out)
     return (
         *(Piece("pairs", _sides(path, source.target_file)) for path in source.files),
-        *(Piece("pairs", _sides(path, source.val_target_file), held_out=True) for path in source.val_files),
+        *(
+            Piece("pairs", _sides(path, source.val_target_file), held_out=True)
+            for path in source.val_files
+        ),
     )
 
 
@@ -75,8 +83,11 @@ def _sides(path: Path, target_file: Path | None) -> tuple[str, ...]:
     return (str(path), str(target_file)) if target_file is not None else (str(path),)
 
 
-def group_files(paths: Iterable[Path], *, lenient: bool = False, held_out: bool = False) -> Iterator[Piece]:
-    """Files that are a document each, about PIECE_BYTES together. Raises DataError for one that is not there."""
+def group_files(
+    paths: Iterable[Path], *, lenient: bool = False, held_out: bool = False
+) -> Iterator[Piece]:
+    """Files that are a document each, about PIECE_BYTES together. Raises DataError for one that is
+    not there."""
     group: list[str] = []
     size = 0
     for path in paths:
@@ -96,19 +107,33 @@ def local_paths(pieces: Iterable[Piece]) -> list[Path]:
 
 
 def read_piece(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
-    """The documents in order; in place of one that is unfit, the error that says why. Raises DataError for unreadable files."""
-    read = {"files": _files, "pairs": _pairs, "lines": _text_lines, "jsonl": _objects, "parquet": _rows, "tar": _members}
+    """The documents in order; in place of one that is unfit, the error that says why. Raises
+    DataError for unreadable files."""
+    read = {
+        "files": _files,
+        "pairs": _pairs,
+        "lines": _text_lines,
+        "jsonl": _objects,
+        "parquet": _rows,
+        "tar": _members,
+    }
     try:
         yield from read[piece.format](piece, reading)
     except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
         raise _damaged(piece, error) from error
     except OSError as error:
         remote = scheme_of(piece.locations[0]) != ""
-        raise (unreadable(piece.locations[0], error) if error.errno or remote else _damaged(piece, error)) from error
+        raise (
+            unreadable(piece.locations[0], error)
+            if error.errno or remote
+            else _damaged(piece, error)
+        ) from error
 
 
 def _damaged(piece: Piece, error: Exception) -> DataError:
-    return UnfitInput(f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out.")
+    return UnfitInput(
+        f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out."
+    )
 
 
 def _files(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
@@ -120,7 +145,9 @@ def _files(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
 
 def _pairs(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     source, *targets = map(Path, piece.locations)
-    for _, text in read_pairs(Source((source,), strict=True, pairs=True, target_file=targets[0] if targets else None)):
+    for _, text in read_pairs(
+        Source((source,), strict=True, pairs=True, target_file=targets[0] if targets else None)
+    ):
         yield text
 
 
@@ -131,7 +158,8 @@ def _text_lines(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
 
 def _objects(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
     for place, line in _lines(piece, reading):
-        text = _checked(line, place, reading, begins=True)  # files that were joined have marks inside
+        # files that were joined have marks inside
+        text = _checked(line, place, reading, begins=True)
         if isinstance(text, UnfitText) or text.strip():
             yield text if isinstance(text, UnfitText) else _field(text, place, reading)
 
@@ -143,19 +171,32 @@ def _field(text: str, place: str, reading: Reading) -> str | UnfitText:
     except (ValueError, RecursionError) as error:
         return UnfitText(f"{place} is not JSON: {error}", fix="One JSON object a line.")
     if not isinstance(found, dict):
-        return UnfitText(f"{place} is {_JSON_NAMES[type(found)]}, not an object", fix="One JSON object a line.")
+        return UnfitText(
+            f"{place} is {_JSON_NAMES[type(found)]}, not an object", fix="One JSON object a line."
+        )
     if reading.field not in found:
         what = f"{place} has no text in {reading.field!r}, but: {', '.join(sorted(found))}"
         return UnfitText(what, fix="Name the field with field=NAME.")
     value = found[reading.field]
-    return _encodable(value, place) if isinstance(value, str) else _no_text(place, reading, _JSON_NAMES[type(value)])
+    return (
+        _encodable(value, place)
+        if isinstance(value, str)
+        else _no_text(place, reading, _JSON_NAMES[type(value)])
+    )
 
 
 _JSON_NAMES = {
-    type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array",
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
     dict: "an object",
-}  # fmt: skip
-_NO_TEXT_FIX = "Correct or leave out that document; on_bad=skip of scaling.prepare leaves out all such."
+}
+_NO_TEXT_FIX = (
+    "Correct or leave out that document; on_bad=skip of scaling.prepare leaves out all such."
+)
 
 
 def _no_text(place: str, reading: Reading, found: str) -> UnfitText:
@@ -163,7 +204,8 @@ def _no_text(place: str, reading: Reading, found: str) -> UnfitText:
 
 
 def _lines(piece: Piece, reading: Reading) -> Iterator[tuple[str, bytes]]:
-    """(where, line) of those lines that begin in the range; a line too long is cut where that can still be seen."""
+    """(where, line) of those lines that begin in the range; a line too long is cut where that can
+    still be seen."""
     location, at = piece.locations[0], piece.begin
     # JSON escapes a character by six bytes at most
     limit = -1 if reading.max_bytes is None else 6 * reading.max_bytes + 4096
@@ -195,12 +237,17 @@ def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
         schema = file.schema_arrow
         if reading.field not in schema.names:
             has = ", ".join(schema.names)
-            raise UnfitInput(f"{location} has no column {reading.field!r}, but: {has}", fix="Name the column with field=NAME.")
+            raise UnfitInput(
+                f"{location} has no column {reading.field!r}, but: {has}",
+                fix="Name the column with field=NAME.",
+            )
         if not is_text(schema.field(reading.field).type):
             has = ", ".join(name for name in schema.names if is_text(schema.field(name).type))
             raise UnfitInput(
                 f"{location} has {schema.field(reading.field).type} in column {reading.field!r}, and no text",
-                fix=f"Columns of text are: {has}; name one with field=NAME." if has else "It has no column of text.",
+                fix=f"Columns of text are: {has}; name one with field=NAME."
+                if has
+                else "It has no column of text.",
             )
         groups = range(piece.begin, file.num_row_groups if piece.end is None else piece.end)
         number = 0
@@ -208,7 +255,11 @@ def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
             for content in binary_values(batch.column(0)):
                 place = f"row {number} from row group {piece.begin} of {location}"
                 number += 1
-                yield _no_text(place, reading, "null") if content is None else _checked(content, place, reading)
+                yield (
+                    _no_text(place, reading, "null")
+                    if content is None
+                    else _checked(content, place, reading)
+                )
 
 
 def _members(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
@@ -223,15 +274,27 @@ def _members(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
             found, place = True, f"member {member.name!r} of {location}"
             content = tar.extractfile(member)
             assert content is not None
-            text = _checked(content.read(-1 if reading.max_bytes is None else reading.max_bytes + 1), place, reading, begins=True)
-            yield text if extension != "json" or isinstance(text, UnfitText) else _field(text, place, reading)
+            text = _checked(
+                content.read(-1 if reading.max_bytes is None else reading.max_bytes + 1),
+                place,
+                reading,
+                begins=True,
+            )
+            yield (
+                text
+                if extension != "json" or isinstance(text, UnfitText)
+                else _field(text, place, reading)
+            )
     if not found:
         raise UnfitInput(
-            f"{location} has no member KEY.{reading.member}", fix="Name the extension of texts with member=EXTENSION."
+            f"{location} has no member KEY.{reading.member}",
+            fix="Name the extension of texts with member=EXTENSION.",
         )
 
 
-def _checked(content: bytes, place: str, reading: Reading, *, begins: bool = False) -> str | UnfitText:
+def _checked(
+    content: bytes, place: str, reading: Reading, *, begins: bool = False
+) -> str | UnfitText:
     """The text of a document; `begins`: it begins a file, and so perhaps with a byte order mark."""
     if reading.max_bytes is not None and len(content) > reading.max_bytes:
         return UnfitText(
@@ -249,5 +312,8 @@ def _encodable(text: str, place: str) -> str | UnfitText:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return UnfitText(f"{place} holds half of a surrogate pair: {error}", fix="Correct or leave out that document.")
+        return UnfitText(
+            f"{place} holds half of a surrogate pair: {error}",
+            fix="Correct or leave out that document.",
+        )
     return text

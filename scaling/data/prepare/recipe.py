@@ -1,4 +1,5 @@
-"""What a configuration says of a corpus -> the recipe of it, and a name by which the same one is found again."""
+"""What a configuration says of a corpus -> the recipe of it, and a name by which the same one is
+found again."""
 
 from __future__ import annotations
 
@@ -19,24 +20,33 @@ from scaling.data.prepare.tasks import Report, silent
 from scaling.data.shards import FORMAT_VERSION
 
 SAMPLE_BYTES = 100_000_000
-"""Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes little."""
+"""Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes
+little."""
 LARGEST_DOCUMENT_BYTES = 64_000_000
 """As max_document of scaling.prepare."""
-_BUILDER_VERSION = 1  # of what a build writes: raise it when the same source and settings give other bytes
+# of what a build writes: raise it when the same source and settings give other bytes
+_BUILDER_VERSION = 1
 
 
 def recipe_of(
-    data: DataConfig, tokenizer: TokenizerConfig, hub: str | None, commits: dict[str, str], report: Report = silent
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    hub: str | None,
+    commits: dict[str, str],
+    report: Report = silent,
 ) -> Recipe:
-    """The recipe of a corpus that is prepared here. `hub`: name or path of a tokenizer that exists, in place of `tokenizer`.
+    """The recipe of a corpus that is prepared here. `hub`: name or path of a tokenizer that exists,
+    in place of `tokenizer`.
 
-    `commits` and `report` as for `find_pieces`. Raises ConfigError for a source without files, DataError for one that cannot
-    be read.
+    `commits` and `report` as for `find_pieces`. Raises ConfigError for a source without files,
+    DataError for one that cannot be read.
     """
     large = data.kind in ("python_packages", "documents")
     by_name, pairs = data.val_path is not None, data.kind == "text_pairs"
     if data.kind == "documents":
-        pieces = find_pieces(inputs_of(data), max_files=data.max_files, commits=commits, report=report)
+        pieces = find_pieces(
+            inputs_of(data), max_files=data.max_files, commits=commits, report=report
+        )
         if data.val_path is not None:
             held_out = find_pieces(split_paths(data.val_path), commits=commits, report=report)
             pieces += tuple(replace(piece, held_out=True) for piece in held_out)
@@ -57,14 +67,20 @@ def recipe_of(
     )
 
 
-def directory_name(data: DataConfig, tokenizer: TokenizerConfig, tokenizer_sha256: str | None) -> str:
-    """Kind and a hash of all that the corpus is made of; of remote inputs the names, since a cached corpus needs no network.
+def directory_name(
+    data: DataConfig, tokenizer: TokenizerConfig, tokenizer_sha256: str | None
+) -> str:
+    """Kind and a hash of all that the corpus is made of; of remote inputs the names, since a cached
+    corpus needs no network.
 
     `tokenizer_sha256`: of one that is given, and not learnt from this corpus.
     """
     identity = {
-        "source": _documents_identity(data) if data.kind == "documents" else find_source(data).identity(),
-        "tokenizer": tokenizer.model_dump(exclude_defaults=True) | ({"sha256": tokenizer_sha256} if tokenizer_sha256 else {}),
+        "source": _documents_identity(data)
+        if data.kind == "documents"
+        else find_source(data).identity(),
+        "tokenizer": tokenizer.model_dump(exclude_defaults=True)
+        | ({"sha256": tokenizer_sha256} if tokenizer_sha256 else {}),
         "val_fraction": data.val_fraction,
         "shard_tokens": data.shard_tokens,
         "format": [FORMAT_VERSION, _BUILDER_VERSION],
@@ -79,9 +95,14 @@ def inputs_of(data: DataConfig) -> Sequence[str]:
 
 def _documents_identity(data: DataConfig) -> list[object]:
     identity = [*_inputs_identity(inputs_of(data)), data.field, data.max_files]
-    return identity + ([_inputs_identity(split_paths(data.val_path))] if data.val_path is not None else [])
+    return identity + (
+        [_inputs_identity(split_paths(data.val_path))] if data.val_path is not None else []
+    )
 
 
 def _inputs_identity(inputs: Sequence[str]) -> list[object]:
-    remote, local = [text for text in inputs if is_remote(text)], [text for text in inputs if not is_remote(text)]
+    remote, local = (
+        [text for text in inputs if is_remote(text)],
+        [text for text in inputs if not is_remote(text)],
+    )
     return [remote, files_identity(map(Path, local_files(local)))]

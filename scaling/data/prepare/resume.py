@@ -36,10 +36,12 @@ def build_or_finish(
 ) -> tuple[CorpusIndex, bool]:
     """The corpus in `out`, and whether all the work was done in this call.
 
-    `commits`: of data sets of the hub, to be noted. `wait`: until another process that builds there has ended.
+    `commits`: of data sets of the hub, to be noted. `wait`: until another process that builds there
+    has ended.
 
-    Raises ConfigError when the directory holds anything else, or another process builds there; DataError for bad input and a
-    full disk. What is done is left for the next call, but for inputs and options that would end the same way again.
+    Raises ConfigError when the directory holds anything else, or another process builds there;
+    DataError for bad input and a full disk. What is done is left for the next call, but for inputs
+    and options that would end the same way again.
     """
     directory = Path(out).expanduser().absolute()
     try:
@@ -49,17 +51,27 @@ def build_or_finish(
                 return CorpusIndex.load(directory), False
             try:
                 return build(recipe, directory, processes, report), fresh
-            except (ConfigError, UnfitInput):  # these options with these inputs come to nothing: others may use the directory
+            # these options with these inputs come to nothing: others may use the directory
+            except (ConfigError, UnfitInput):
                 _give_up(directory)
                 raise
     except OSError as error:
-        full = "Free some space: about three times the size of the text is needed meanwhile. T" if error.errno in _FULL else "T"
+        full = (
+            "Free some space: about three times the size of the text is needed meanwhile. T"
+            if error.errno in _FULL
+            else "T"
+        )
         fix = f"{full}he same command goes on where it ended."
-        raise DataError(f"the corpus cannot be built in {directory}: {error.strerror or error}", error.filename, fix) from error
+        raise DataError(
+            f"the corpus cannot be built in {directory}: {error.strerror or error}",
+            error.filename,
+            fix,
+        ) from error
 
 
 def noted_commits(out: str | Path) -> dict[str, str]:
-    """The commits of data sets that an earlier call began with: a data set may have moved on since."""
+    """The commits of data sets that an earlier call began with: a data set may have moved on
+    since."""
     try:
         found = json.loads((Path(out).expanduser() / RECIPE_FILE).read_bytes())
         return dict(found.get("commits", {}))
@@ -68,7 +80,8 @@ def noted_commits(out: str | Path) -> dict[str, str]:
 
 
 def identity(recipe: Recipe) -> str:
-    """Hash of the recipe and of the size and time of change of its files. Raises DataError for one that is not there."""
+    """Hash of the recipe and of the size and time of change of its files. Raises DataError for one
+    that is not there."""
     parts = repr((FORMAT_VERSION, recipe)) + files_identity(local_paths(recipe.pieces))
     return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
 
@@ -80,8 +93,11 @@ def _give_up(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _owned(directory: Path, recipe: str, commits: Mapping[str, str], wait: Report | None) -> Iterator[bool]:
-    """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock when its holder dies."""
+def _owned(
+    directory: Path, recipe: str, commits: Mapping[str, str], wait: Report | None
+) -> Iterator[bool]:
+    """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock
+    when its holder dies."""
     where = f"out={directory}"
     directory.mkdir(parents=True, exist_ok=True)
     fix = "Choose another out, or delete that one."
@@ -92,14 +108,18 @@ def _owned(directory: Path, recipe: str, commits: Mapping[str, str], wait: Repor
             except BlockingIOError as error:
                 if wait is None:
                     raise ConfigError(
-                        "another process prepares a corpus in the directory", where, "Wait for it, or choose another."
+                        "another process prepares a corpus in the directory",
+                        where,
+                        "Wait for it, or choose another.",
                     ) from error
                 wait("waiting for another process that builds the same corpus", None)
                 fcntl.flock(file, fcntl.LOCK_EX)
             found = _recipe_in(file)
             if found not in (None, recipe):
                 raise ConfigError(
-                    "the directory holds a corpus of other inputs or options, or of inputs that have changed", where, fix
+                    "the directory holds a corpus of other inputs or options, or of inputs that have changed",
+                    where,
+                    fix,
                 )
             if found is None:
                 file.write(json.dumps({"recipe": recipe, "commits": dict(commits)}).encode())

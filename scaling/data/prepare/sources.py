@@ -1,4 +1,5 @@
-"""Where documents come from: the files of a source, their identity, and their text. Standard library only."""
+"""Where documents come from: the files of a source, their identity, and their text. Standard
+library only."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from scaling.errors import ConfigError, DataError
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
-"""Between source and target where a pair is one string: the record separator of ASCII, which text does not hold."""
+"""Between source and target where a pair is one string: the record separator of ASCII, which text
+does not hold."""
 _TESTS = frozenset({"test", "tests", "idle_test"})
 
 
@@ -29,8 +31,9 @@ PAIR_SUFFIXES = (".tsv", ".txt")
 class Source:
     """Files, sorted, and what a document is in them.
 
-    Each file is one, or each line (`pairs`): source TAB target, or with a `target_file` the line of the same number of each.
-    `strict`: a file that is not UTF-8 is an error; otherwise it is left out. `val_files` are held out, whatever their hash.
+    Each file is one, or each line (`pairs`): source TAB target, or with a `target_file` the line of
+    the same number of each. `strict`: a file that is not UTF-8 is an error; otherwise it is left
+    out. `val_files` are held out, whatever their hash.
     """
 
     files: tuple[Path, ...]
@@ -46,7 +49,8 @@ class Source:
 
 
 def files_identity(paths: Iterable[Path]) -> str:
-    """SHA-256 over path, size and time of change of every file: another one whenever the text may have changed.
+    """SHA-256 over path, size and time of change of every file: another one whenever the text may
+    have changed.
 
     Raises DataError for one that is not there.
     """
@@ -56,7 +60,9 @@ def files_identity(paths: Iterable[Path]) -> str:
             status = path.stat()
         except OSError as error:
             raise unreadable(path, error) from error
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(
+            f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()
 
 
@@ -80,19 +86,30 @@ def find_source(data: DataConfig) -> Source:
         pairs=data.kind == "text_pairs",
         target_file=_target("data.target_path", data.target_path, "data.path", data.path, files),
         val_files=val_files,
-        val_target_file=_target("data.val_target_path", data.val_target_path, "data.val_path", data.val_path, val_files),
+        val_target_file=_target(
+            "data.val_target_path", data.val_target_path, "data.val_path", data.val_path, val_files
+        ),
     )
 
 
-def _target(key: str, name: str | None, of: str, path: str | None, files: Sequence[Path]) -> Path | None:
-    """The file of the targets of one file. Raises ConfigError for several, or where it is not there."""
+def _target(
+    key: str, name: str | None, of: str, path: str | None, files: Sequence[Path]
+) -> Path | None:
+    """The file of the targets of one file. Raises ConfigError for several, or where it is not
+    there."""
     if not name:
         return None
     if len(files) > 1:
-        raise ConfigError(f"{of}={path!r} is {len(files)} files, and {key} one", fix="Give one of each.")
+        raise ConfigError(
+            f"{of}={path!r} is {len(files)} files, and {key} one", fix="Give one of each."
+        )
     found = Path(plain(name)).absolute()
     if not found.is_file():
-        raise ConfigError(f"{key}={name!r} is no file", f"seen from {Path.cwd()}", f"Give the targets of {of}, line by line.")
+        raise ConfigError(
+            f"{key}={name!r} is no file",
+            f"seen from {Path.cwd()}",
+            f"Give the targets of {of}, line by line.",
+        )
     return found
 
 
@@ -104,7 +121,11 @@ def _matches(key: str, pattern: str, suffixes: Sequence[str]) -> tuple[Path, ...
     found = [Path(path) for path in matching(pattern)]
     for path in found:
         if (odd := oddity(path)) is not None:
-            raise DataError(f"{path} {odd}, and no file to read", f"{key}={pattern}", "Restore it, or leave it out.")
+            raise DataError(
+                f"{path} {odd}, and no file to read",
+                f"{key}={pattern}",
+                "Restore it, or leave it out.",
+            )
     files = sorted(path for path in found if path.is_file())
     if not files:
         files = [path for folder in found for path in _in_folder(folder, suffixes)]
@@ -121,7 +142,9 @@ def _in_folder(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """Files of some suffixes under a folder, in order, but for hidden folders."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root, name) for name in sorted(names) if name.lower().endswith(tuple(suffixes)))
+        paths = (
+            Path(root, name) for name in sorted(names) if name.lower().endswith(tuple(suffixes))
+        )
         yield from (path for path in paths if path.is_file())
 
 
@@ -130,11 +153,13 @@ def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - left_out)
         paths = (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
-        yield from (path for path in paths if path.is_file())  # distributions link some, not always to a file
+        # distributions link some, not always to a file
+        yield from (path for path in paths if path.is_file())
 
 
 class UnfitInput(DataError):
-    """An input that the options given can make nothing of: the same command would end the same way."""
+    """An input that the options given can make nothing of: the same command would end the same
+    way."""
 
 
 class UnfitText(UnfitInput):
@@ -142,13 +167,17 @@ class UnfitText(UnfitInput):
 
 
 _OTHER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
-}  # fmt: skip
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 """Byte order marks; the longer ones first, since one begins like another."""
 
 
 def without_mark(content: bytes) -> bytes:
-    """The beginning of a file, without the byte order mark that some programs write before UTF-8."""
+    """The beginning of a file, without the byte order mark that some programs write before
+    UTF-8."""
     return content.removeprefix(codecs.BOM_UTF8)
 
 
@@ -158,24 +187,35 @@ def decoded(content: bytes, place: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = content[error.start]
-        other = next((name for mark, name in _OTHER_MARKS.items() if content.startswith(mark)), None)
+        other = next(
+            (name for mark, name in _OTHER_MARKS.items() if content.startswith(mark)), None
+        )
         raise UnfitText(
-            f"{place} is not UTF-8 text: byte {byte:#04x} at {error.start}" + (f", the mark of {other}" if other else ""),
-            fix=f"Convert the file, as with iconv -f {other} -t UTF-8." if other else "Convert the file, or leave it out.",
+            f"{place} is not UTF-8 text: byte {byte:#04x} at {error.start}"
+            + (f", the mark of {other}" if other else ""),
+            fix=f"Convert the file, as with iconv -f {other} -t UTF-8."
+            if other
+            else "Convert the file, or leave it out.",
         ) from error
 
 
 def read_pairs(source: Source) -> Iterator[tuple[Path, str]]:
-    """Every pair as source, BETWEEN, target, with its file; pairs of two empty sides are passed over.
+    """Every pair as source, BETWEEN, target, with its file; pairs of two empty sides are passed
+    over.
 
-    Raises DataError for a line with another number of TABs than one, for parallel files of unequal length, and for a side that
-    holds BETWEEN itself.
+    Raises DataError for a line with another number of TABs than one, for parallel files of unequal
+    length, and for a side that holds BETWEEN itself.
     """
     for path in source.files:
-        pairs = _columns(path) if source.target_file is None else _parallel(path, source.target_file)
+        pairs = (
+            _columns(path) if source.target_file is None else _parallel(path, source.target_file)
+        )
         for number, (one, other) in enumerate(pairs, start=1):
             if BETWEEN in one + other:
-                raise UnfitInput(f"pair {number} of {path} holds the control character {BETWEEN!r}", fix="Remove it.")
+                raise UnfitInput(
+                    f"pair {number} of {path} holds the control character {BETWEEN!r}",
+                    fix="Remove it.",
+                )
             if one.strip() or other.strip():
                 yield path, one + BETWEEN + other
 
@@ -184,7 +224,10 @@ def _columns(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(_lines(path), start=1):
         sides = line.split("\t")
         if line.strip() and len(sides) != 2:
-            raise UnfitInput(f"line {number} of {path} has {len(sides) - 1} TABs", fix="Every line is: source, one TAB, target.")
+            raise UnfitInput(
+                f"line {number} of {path} has {len(sides) - 1} TABs",
+                fix="Every line is: source, one TAB, target.",
+            )
         yield sides[0], sides[-1]
 
 
@@ -208,4 +251,6 @@ def _lines(path: Path) -> list[str]:
 
 def unreadable(location: Path | str, error: OSError) -> DataError:
     """The error to raise for an input that the system or its server refused."""
-    return DataError(f"{location} cannot be read: {describe(error)}", fix="Make it readable, or leave it out.")
+    return DataError(
+        f"{location} cannot be read: {describe(error)}", fix="Make it readable, or leave it out."
+    )

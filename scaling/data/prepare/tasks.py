@@ -1,4 +1,5 @@
-"""Many independent tasks over several processes, each done once: what was finished before a kill is not done again."""
+"""Many independent tasks over several processes, each done once: what was finished before a kill is
+not done again."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ import numpy as np
 from scaling.errors import DataError
 
 Report = Callable[[str, float | None], None]
-"""Told what is being done, and the part of it that is done (0 to 1, None where that is not known)."""
+"""Told what is being done, and the part of it that is done (0 to 1, None where that is not
+known)."""
 
 
 def silent(message: str, part: float | None) -> None:
@@ -28,7 +30,8 @@ def silent(message: str, part: float | None) -> None:
 
 
 Task = Callable[..., dict[str, Any]]
-"""Called as task(directory, name, *arguments): writes files that begin with the name, returns what JSON can hold."""
+"""Called as task(directory, name, *arguments): writes files that begin with the name, returns what
+JSON can hold."""
 
 
 def n_cores() -> int:
@@ -37,7 +40,8 @@ def n_cores() -> int:
 
 
 class Work:
-    """A directory of unfinished work. The result of task NAME is NAME.json, written when all its files are on the disk."""
+    """A directory of unfinished work. The result of task NAME is NAME.json, written when all its
+    files are on the disk."""
 
     def __init__(self, directory: Path, processes: int, report: Report) -> None:
         self.directory, self._processes, self._report = directory, processes, report
@@ -58,9 +62,11 @@ class Work:
             return None
         return found
 
-    def run(self, task: Task, kind: str, arguments: Sequence[tuple[Any, ...]], message: str) -> list[dict[str, Any]]:
-        """Results of `task` on each of `arguments`, in order; task i is called KIND-i. Raises what a task raises, DataError
-        for a process that died."""
+    def run(
+        self, task: Task, kind: str, arguments: Sequence[tuple[Any, ...]], message: str
+    ) -> list[dict[str, Any]]:
+        """Results of `task` on each of `arguments`, in order; task i is called KIND-i. Raises what
+        a task raises, DataError for a process that died."""
         names = [f"{kind}-{number:06d}" for number in range(len(arguments))]
         results = [self.result(name) for name in names]
         left = [number for number, result in enumerate(results) if result is None]
@@ -72,14 +78,21 @@ class Work:
         return [result for result in results if result is not None]
 
     def _perform(
-        self, task: Task, names: Sequence[str], arguments: Sequence[tuple[Any, ...]], left: Sequence[int]
+        self,
+        task: Task,
+        names: Sequence[str],
+        arguments: Sequence[tuple[Any, ...]],
+        left: Sequence[int],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         if self._processes == 1 or (len(left) < 2 and self._pool is None):
             for number in left:
                 yield number, _perform(task, self.directory, names[number], arguments[number])
             return
         pool = self._started_pool()
-        futures = {pool.submit(_perform, task, self.directory, names[number], arguments[number]): number for number in left}
+        futures = {
+            pool.submit(_perform, task, self.directory, names[number], arguments[number]): number
+            for number in left
+        }
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures.pop(future), future.result()
@@ -90,15 +103,19 @@ class Work:
             ) from error
 
     def _started_pool(self) -> concurrent.futures.ProcessPoolExecutor:
-        """New interpreters, not copies: a copy of a process with threads (the tokenizer's) may hang."""
+        """New interpreters, not copies: a copy of a process with threads (the tokenizer's) may
+        hang."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(self._processes, context, initializer=_begin)
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self._processes, context, initializer=_begin
+            )
         return self._pool
 
 
 def _begin() -> None:
-    """A process of the pool: one thread each, interrupted by nobody but its parent, and dead when that is."""
+    """A process of the pool: one thread each, interrupted by nobody but its parent, and dead when
+    that is."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -119,7 +136,8 @@ def _perform(task: Task, directory: Path, name: str, arguments: tuple[Any, ...])
 
 @contextlib.contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is at `path`, whole and on the disk, or not at all. Several processes may write the same content."""
+    """A file that is at `path`, whole and on the disk, or not at all. Several processes may write
+    the same content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -140,6 +158,7 @@ def put(path: Path, content: bytes | memoryview) -> None:
 
 def put_array(path: Path, array: np.ndarray) -> None:
     """Write an .npy file that is there whole or not at all."""
-    buffer = io.BytesIO()  # numpy's own writing to a file does not tell a full disk from another failure
+    # numpy's own writing to a file does not tell a full disk from another failure
+    buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     put(path, buffer.getbuffer())

@@ -1,4 +1,5 @@
-"""Copies of remote shards on the disk of this machine, shared by its processes, and never more than were asked for."""
+"""Copies of remote shards on the disk of this machine, shared by its processes, and never more than
+were asked for."""
 
 from __future__ import annotations
 
@@ -16,24 +17,28 @@ from scaling.data.shards import ShardInfo
 from scaling.errors import DataError
 
 _LOCKS = 256
-"""Files to lock: shards that share one are fetched one after the other, which many files make rare. Assumption."""
+"""Files to lock: shards that share one are fetched one after the other, which many files make rare.
+Assumption."""
 _LOCK = ".lock-"
 _POLL_S = 0.1
-_ABANDONED_S = 3600.0  # a copy in the making that nobody has written to for so long is of a process that was killed
+# a copy in the making that nobody has written to for so long is of a process that was killed
+_ABANDONED_S = 3600.0
 
 
 class ShardCache:
     """At most `max_bytes` of shards in a directory, each under its checksum, those used last kept.
 
-    Several processes may use one directory: a shard is fetched by one of them while the others wait. Nothing is synced to the
-    disk, since a copy is compared with a checksum whenever it is read.
+    Several processes may use one directory: a shard is fetched by one of them while the others
+    wait. Nothing is synced to the disk, since a copy is compared with a checksum whenever it is
+    read.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.directory, self.max_bytes = directory, max_bytes
 
     def get(self, shard: ShardInfo, verified: Verified | None = None) -> bytes | None:
-        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a bad one, which is removed."""
+        """The copy of a shard, sound or as it was when `verified`; None where there is none, or a
+        bad one, which is removed."""
         path = self._path(shard)
         try:
             content = path.read_bytes()
@@ -48,7 +53,8 @@ class ShardCache:
         return None
 
     def fill(self, shard: ShardInfo, fetch: Callable[[], bytes]) -> bytes:
-        """What `fetch` gives, kept from now on; not asked where another process has put it here meanwhile.
+        """What `fetch` gives, kept from now on; not asked where another process has put it here
+        meanwhile.
 
         Raises what `fetch` raises, and DataError for a disk that is full or cannot be written.
         """
@@ -87,7 +93,10 @@ class ShardCache:
                     continue
                 with contextlib.suppress(FileNotFoundError):  # removed by another process
                     status = entry.stat()
-                    if not entry.name.startswith(".") or time.time() - status.st_mtime > _ABANDONED_S:
+                    if (
+                        not entry.name.startswith(".")
+                        or time.time() - status.st_mtime > _ABANDONED_S
+                    ):
                         found.append((status.st_mtime_ns, status.st_size, entry.path))
             total = sum(size for _, size, _ in found)
             for _, size, path in sorted(found):

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 Step = tuple[list["Batch"], int]
 GROUP_TOKENS = 1 << 19
-"""Made at a time by a worker, 8 MB of batches: half of it cost 0.5 ns a token more at seq_len=4096 (of 4)."""
+"""Made at a time by a worker, 8 MB of batches: half of it cost 0.5 ns a token more at seq_len=4096
+(of 4)."""
 OnStall = Callable[[float, list[str]], None]
-"""Told for how many seconds a step has been awaited, and where the shards lie that are on their way."""
+"""Told for how many seconds a step has been awaited, and where the shards lie that are on their
+way."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,38 @@ class _Cut:
         return self.global_batch_size // self.dp
 
     def sequences(self, first: int, n_steps: int) -> np.ndarray:
-        """Numbers of this rank's sequences in the steps from that on which begins with sequence `first`.
+        """Numbers of this rank's sequences in the steps from that on which begins with sequence
+        `first`.
 
         int64 (n_steps * global_batch_size / dp,), step by step.
         """
         steps, rows = np.arange(n_steps, dtype=np.int64), np.arange(self.rows, dtype=np.int64)
-        return (first + self.dp_rank * self.rows + steps[:, None] * self.global_batch_size + rows).reshape(-1)
+        return (
+            first + self.dp_rank * self.rows + steps[:, None] * self.global_batch_size + rows
+        ).reshape(-1)
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """Views of a batch of any number of steps."""
-        fields = [None if tensor is None else tensor.split(self.micro_batch_size) for tensor in batch]
+        fields = [
+            None if tensor is None else tensor.split(self.micro_batch_size) for tensor in batch
+        ]
         number = len(batch.tokens_BT) // self.micro_batch_size
-        return [type(batch)._make(None if field is None else field[i] for field in fields) for i in range(number)]
+        return [
+            type(batch)._make(None if field is None else field[i] for field in fields)
+            for i in range(number)
+        ]
 
 
 class Loader:
     """Steps of one data-parallel rank: iterates over (micro-batches, next_sequence), without end.
 
-    A step consumes global_batch_size sequences; `next_sequence` is the data position after it, with which a new Loader
-    continues, on any dp, micro_batch_size and number of workers. `workers` threads keep at least `prefetch_steps` steps in
-    hand, which come in order; what a worker raises is raised here, at its step. They make several steps at a time, one at first
-    and then up to GROUP_TOKENS tokens. `last_wait_s` is the time for which the last step kept its consumer waiting; `on_stall` is
-    told of waits from `stall_after_s` on, each time they have doubled. A context manager.
+    A step consumes global_batch_size sequences; `next_sequence` is the data position after it, with
+    which a new Loader continues, on any dp, micro_batch_size and number of workers. `workers`
+    threads keep at least `prefetch_steps` steps in hand, which come in order; what a worker raises
+    is raised here, at its step. They make several steps at a time, one at first and then up to
+    GROUP_TOKENS tokens. `last_wait_s` is the time for which the last step kept its consumer
+    waiting; `on_stall` is told of waits from `stall_after_s` on, each time they have doubled. A
+    context manager.
     """
 
     def __init__(
@@ -101,10 +113,14 @@ class Loader:
         self._failure: BaseException | None = None
         self._on_stall, self._stall_after_s = on_stall, stall_after_s
         self._next_sequence = start_sequence
-        self._group, self._largest_group = 1, max(1, GROUP_TOKENS // (self._cut.rows * stream.n_read))
+        self._group, self._largest_group = (
+            1,
+            max(1, GROUP_TOKENS // (self._cut.rows * stream.n_read)),
+        )
         self._ready: deque[Step | BaseException] = deque()
         self._coming: deque[Future[list[Step | BaseException]]] = deque()
-        # Its threads know their parts and not the Loader, so that one which is dropped or forgotten ends them too.
+        # Its threads know their parts and not the Loader, so that one which is dropped or forgotten
+        # ends them too.
         self._pool: DaemonPool | None = DaemonPool(workers, "loader")
         for _ in range(max(prefetch_steps, workers)):
             self._begin_group(self._pool)
@@ -156,15 +172,24 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
-def _make_steps(stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int, n_steps: int) -> list[Step | BaseException]:
-    """Steps from that on whose first sequence, of all ranks, has number `first`; in place of one that fails, and last, the error.
+def _make_steps(
+    stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int, n_steps: int
+) -> list[Step | BaseException]:
+    """Steps from that on whose first sequence, of all ranks, has number `first`; in place of one
+    that fails, and last, the error.
 
-    They are made as one batch, of which they are views: that costs about as much as one step does, and memory is taken in pieces
-    that are large enough to be used again instead of being returned to the system, which was most of the time.
+    They are made as one batch, of which they are views: that costs about as much as one step does,
+    and memory is taken in pieces that are large enough to be used again instead of being returned
+    to the system, which was most of the time.
     """
     begins = [first + step * cut.global_batch_size for step in range(n_steps)]
     try:
@@ -172,7 +197,8 @@ def _make_steps(stream: Sequences, make_batch: MakeBatch, cut: _Cut, first: int,
         micro_batches = cut.micro_batches(make_batch(stream.read(ks_N), ks_N))
         per_step = len(micro_batches) // n_steps
         return [
-            (micro_batches[i * per_step : (i + 1) * per_step], begin + cut.global_batch_size) for i, begin in enumerate(begins)
+            (micro_batches[i * per_step : (i + 1) * per_step], begin + cut.global_batch_size)
+            for i, begin in enumerate(begins)
         ]
     except BaseException as error:
         if n_steps == 1:

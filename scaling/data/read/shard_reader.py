@@ -1,7 +1,8 @@
 """One shard: tar -> token stream, every claim of the index checked before a token is used.
 
-webdataset walks the tar, but for those of the one layout that is written here; the members are decoded here, from an
-allow-list of one raw extension. Nothing is unpickled, and member names are never used as paths.
+webdataset walks the tar, but for those of the one layout that is written here; the members are
+decoded here, from an allow-list of one raw extension. Nothing is unpickled, and member names are
+never used as paths.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from scaling.data.shards import DTYPES, CorpusIndex, ShardInfo
 from scaling.errors import DataError
 
 _SIZE, _TYPE, _MAGIC = 124, 156, 257
-"""Where a header of POSIX.1-1988 (ustar) has the size of the member, its type, and the format's name."""
+"""Where a header of POSIX.1-1988 (ustar) has the size of the member, its type, and the format's
+name."""
 _FILE = b"0" + bytes(_MAGIC - _TYPE - 1) + b"ustar"
 FIX = "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves damaged shards of the train split out."
 
 
 def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> np.ndarray:
-    """Token stream of a shard: its documents, each followed by end-of-text; (n_tokens,) of index.dtype.
+    """Token stream of a shard: its documents, each followed by end-of-text; (n_tokens,) of
+    index.dtype.
 
     Raises DataError, naming the shard, when it is missing or not what the index says.
     """
@@ -37,9 +40,13 @@ def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> n
 
 
 def fetch_shard(
-    directory: str | Path, shard: ShardInfo, patience: Patience = AT_FIRST, verified: Verified | None = None
+    directory: str | Path,
+    shard: ShardInfo,
+    patience: Patience = AT_FIRST,
+    verified: Verified | None = None,
 ) -> bytes:
-    """The content of a shard, of the size and checksum that the index gives. Raises DataError that names it.
+    """The content of a shard, of the size and checksum that the index gives. Raises DataError that
+    names it.
 
     One that was `verified` is compared with what it was then, by its CRC32, a quarter of the time.
     """
@@ -60,9 +67,14 @@ def is_sound(content: bytes, shard: ShardInfo, verified: Verified | None = None)
 
 
 def decode_shard(
-    content: bytes, index: CorpusIndex, shard: ShardInfo, location: str, known: VerifiedShards | None = None
+    content: bytes,
+    index: CorpusIndex,
+    shard: ShardInfo,
+    location: str,
+    known: VerifiedShards | None = None,
 ) -> np.ndarray:
-    """The token stream in the sound content of a shard. Raises DataError, naming the shard, for one that the index belies.
+    """The token stream in the sound content of a shard. Raises DataError, naming the shard, for one
+    that the index belies.
 
     What is found goes to `known`, and is taken from there the next time.
     """
@@ -73,7 +85,11 @@ def decode_shard(
     with _named(shard, location):
         extension = DTYPES[index.dtype]
         spans = _own_spans(content, extension)
-        documents = list(_documents(content, extension)) if spans is None else [view[begin:end] for begin, end in spans]
+        documents = (
+            list(_documents(content, extension))
+            if spans is None
+            else [view[begin:end] for begin, end in spans]
+        )
         _check_documents(documents, index)
         tokens = _join(documents, index)
         _check_tokens(tokens, len(documents), shard, index)
@@ -89,7 +105,9 @@ def _named(shard: ShardInfo, location: str) -> Iterator[None]:
         yield
     except (_Damaged, DataError) as error:
         reason = error.what if isinstance(error, DataError) else str(error)
-        raise DataError(f"shard {shard.name} is missing or damaged: {reason}", where=location, fix=FIX) from error
+        raise DataError(
+            f"shard {shard.name} is missing or damaged: {reason}", where=location, fix=FIX
+        ) from error
 
 
 class _Damaged(Exception):
@@ -103,17 +121,23 @@ def _check_content(content: bytes, shard: ShardInfo, verified: Verified | None) 
         raise _Damaged(f"it has {more}{found} bytes, and the index says {shard.size_bytes}")
     if verified is not None:
         if (found_crc := zlib.crc32(content)) != verified.crc32:
-            raise _Damaged(f"it has changed since it was verified: its crc32 is {found_crc:08x}, and was {verified.crc32:08x}")
+            raise _Damaged(
+                f"it has changed since it was verified: its crc32 is {found_crc:08x}, and was {verified.crc32:08x}"
+            )
         return
     found_hash = hashlib.sha256(content).hexdigest()
     if found_hash != shard.sha256:
-        raise _Damaged(f"its sha256 is {found_hash[:16]}..., and the index says {shard.sha256[:16]}...")
+        raise _Damaged(
+            f"its sha256 is {found_hash[:16]}..., and the index says {shard.sha256[:16]}..."
+        )
 
 
 def _own_spans(content: bytes, extension: str) -> list[tuple[int, int]] | None:
-    """Begin and end of each document in a tar of exactly the layout that `write_shard` gives it; None for any other.
+    """Begin and end of each document in a tar of exactly the layout that `write_shard` gives it;
+    None for any other.
 
-    A tenth of the time of webdataset's general walk, which was most of the loader's (docs/benchmarks.md).
+    A tenth of the time of webdataset's general walk, which was most of the loader's
+    (docs/benchmarks.md).
     """
     at = 0
     found: list[tuple[int, int]] = []
@@ -148,10 +172,14 @@ def _documents(content: bytes, extension: str) -> Iterator[bytes]:
             key, members = sample["__key__"], sample.keys() - {"__key__", "__url__"}
             if not key.isdecimal() or members != {extension}:
                 names = ", ".join(f"{key}.{member}" for member in sorted(members))
-                raise _Damaged(f"it holds {names!r}; a document is one member NUMBER.{extension}, and nothing else is read")
+                raise _Damaged(
+                    f"it holds {names!r}; a document is one member NUMBER.{extension}, and nothing else is read"
+                )
             yield sample[extension]
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise _Damaged(f"it is not a readable tar file: {error.args[0] if error.args else error}") from error
+        raise _Damaged(
+            f"it is not a readable tar file: {error.args[0] if error.args else error}"
+        ) from error
 
 
 def _check_documents(documents: Sequence[bytes | memoryview], index: CorpusIndex) -> None:
@@ -168,10 +196,17 @@ def _join(documents: Sequence[bytes | memoryview], index: CorpusIndex) -> np.nda
     return np.frombuffer(stream, dtype=dtype).astype(index.dtype, copy=False)
 
 
-def _check_tokens(tokens: np.ndarray, n_documents: int, shard: ShardInfo, index: CorpusIndex) -> None:
+def _check_tokens(
+    tokens: np.ndarray, n_documents: int, shard: ShardInfo, index: CorpusIndex
+) -> None:
     if (n_documents, len(tokens)) != (shard.n_documents, shard.n_tokens):
-        found, expected = f"{n_documents} documents of {len(tokens)} tokens", f"{shard.n_documents} of {shard.n_tokens}"
+        found, expected = (
+            f"{n_documents} documents of {len(tokens)} tokens",
+            f"{shard.n_documents} of {shard.n_tokens}",
+        )
         raise _Damaged(f"it holds {found}, and the index says {expected}")
     largest = int(tokens.max(initial=0))
     if largest >= index.tokenizer.vocab_size:
-        raise _Damaged(f"it holds token id {largest}, and the vocabulary has {index.tokenizer.vocab_size} entries")
+        raise _Damaged(
+            f"it holds token id {largest}, and the vocabulary has {index.tokenizer.vocab_size} entries"
+        )

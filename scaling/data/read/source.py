@@ -1,4 +1,5 @@
-"""The bytes of shards, verified; remote ones are fetched ahead of their use, into a bounded cache or into memory."""
+"""The bytes of shards, verified; remote ones are fetched ahead of their use, into a bounded cache
+or into memory."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ CACHE = "streamed"
 
 @dataclass(frozen=True)
 class Streaming:
-    """How shards come: `cache_dir` and `cache_bytes` bound the copies of remote ones on this machine, 0 for none."""
+    """How shards come: `cache_dir` and `cache_bytes` bound the copies of remote ones on this
+    machine, 0 for none."""
 
     cache_dir: Path | None = None
     cache_bytes: int = 0
@@ -42,8 +44,8 @@ class Streaming:
 class ShardSource:
     """Shards of one corpus by their entry in its index, for any number of threads.
 
-    `known`: those verified in full, of which files on this machine are compared with what they were then. What comes over
-    the network is always compared by its SHA-256.
+    `known`: those verified in full, of which files on this machine are compared with what they were
+    then. What comes over the network is always compared by its SHA-256.
     """
 
     def __init__(self, directory: str | Path, streaming: Streaming) -> None:
@@ -58,7 +60,8 @@ class ShardSource:
         self._pool: DaemonPool | None = None
 
     def read(self, shard: ShardInfo) -> bytes:
-        """The content of a shard, of the size and checksum that the index gives. Raises DataError that names it."""
+        """The content of a shard, of the size and checksum that the index gives. Raises DataError
+        that names it."""
         if self._is_local:
             return fetch_shard(self.directory, shard, verified=self.known.get(shard))
         with self._lock:
@@ -68,10 +71,11 @@ class ShardSource:
         return self._remote(shard)
 
     def ahead(self, shards: Sequence[ShardInfo], beside: Iterable[ShardInfo] = ()) -> None:
-        """Say what will be read soon, in order, while `beside` is in use. Replaces what was said before and has not begun.
+        """Say what will be read soon, in order, while `beside` is in use. Replaces what was said
+        before and has not begun.
 
-        Of local files the system is told. Remote ones are fetched: into the cache, as many as it has room for, or where there
-        is none into memory.
+        Of local files the system is told. Remote ones are fetched: into the cache, as many as it
+        has room for, or where there is none into memory.
         """
         if self._is_local:
             for shard in shards:
@@ -128,6 +132,7 @@ class ShardSource:
 
 
 def _will_need(path: Path) -> None:
-    """Ask the system to have a file in memory soon; one that is not there is found out when it is read."""
+    """Ask the system to have a file in memory soon; one that is not there is found out when it is
+    read."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

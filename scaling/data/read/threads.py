@@ -1,4 +1,5 @@
-"""Threads that work in the background and hold nobody up: neither the interpreter's exit nor who drops them."""
+"""Threads that work in the background and hold nobody up: neither the interpreter's exit nor who
+drops them."""
 
 from __future__ import annotations
 
@@ -18,15 +19,18 @@ _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 class DaemonPool:
     """Runs what is submitted, first come, first served, on `n_threads` daemon threads.
 
-    concurrent.futures joins its threads when the interpreter exits, and one that hangs in a read would keep a killed run from
-    ending. A pool that is dropped ends like one that is closed: what has not begun is forgotten, and the rest is waited for,
-    for `wait_s` at most.
+    concurrent.futures joins its threads when the interpreter exits, and one that hangs in a read
+    would keep a killed run from ending. A pool that is dropped ends like one that is closed: what
+    has not begun is forgotten, and the rest is waited for, for `wait_s` at most.
     """
 
     def __init__(self, n_threads: int, name: str, wait_s: float = 5.0) -> None:
         assert n_threads > 0
         jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        threads = [threading.Thread(target=_work, args=(jobs,), name=name, daemon=True) for _ in range(n_threads)]
+        threads = [
+            threading.Thread(target=_work, args=(jobs,), name=name, daemon=True)
+            for _ in range(n_threads)
+        ]
         self._jobs = jobs
         self._finalizer = weakref.finalize(self, _end, threads, jobs, wait_s)
         for thread in threads:
@@ -55,7 +59,9 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
         del job, future, function, arguments  # what a job held is not held until the next one comes
 
 
-def _end(threads: list[threading.Thread], jobs: queue.SimpleQueue[_Job | None], wait_s: float) -> None:
+def _end(
+    threads: list[threading.Thread], jobs: queue.SimpleQueue[_Job | None], wait_s: float
+) -> None:
     with contextlib.suppress(queue.Empty):
         while True:
             if (job := jobs.get_nowait()) is not None:
@@ -65,4 +71,5 @@ def _end(threads: list[threading.Thread], jobs: queue.SimpleQueue[_Job | None], 
     end_s = time.monotonic() + wait_s
     for thread in threads:
         if thread is not threading.current_thread():
-            thread.join(timeout=max(0.0, end_s - time.monotonic()))  # a daemon: one that hangs dies with the process
+            # a daemon: one that hangs dies with the process
+            thread.join(timeout=max(0.0, end_s - time.monotonic()))

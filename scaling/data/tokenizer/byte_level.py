@@ -1,8 +1,9 @@
 """Byte-level tokenizers: text -> token ids and back, without loss.
 
-BPE (Sennrich et al. 2016), WordPiece (Schuster and Nakajima 2012) and Unigram (Kudo 2018), all over bytes as in Radford et
-al. 2019, so that none needs an unknown token; trained by the `tokenizers` library. It runs on all cores unless the
-environment says TOKENIZERS_PARALLELISM=false; the result does not depend on that.
+BPE (Sennrich et al. 2016), WordPiece (Schuster and Nakajima 2012) and Unigram (Kudo 2018), all over
+bytes as in Radford et al. 2019, so that none needs an unknown token; trained by the `tokenizers`
+library. It runs on all cores unless the environment says TOKENIZERS_PARALLELISM=false; the result
+does not depend on that.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ if TYPE_CHECKING:
 
 EOT = "<|endoftext|>"
 SPECIAL = ("pad", "cls", "sep", "mask")
-"""Written <|pad|> and so on; with tokenizer.special_tokens=all they follow end-of-text in the vocabulary, in this order."""
+"""Written <|pad|> and so on; with tokenizer.special_tokens=all they follow end-of-text in the
+vocabulary, in this order."""
 INSIDE = "▁"
-"""What WordPiece puts before a piece that does not begin a word; BERT's ## could be text, this is not in the alphabet."""
+"""What WordPiece puts before a piece that does not begin a word; BERT's ## could be text, this is
+not in the alphabet."""
 MAX_TOKENIZER_BYTES = 256 << 20
 """Of a tokenizer.json. Assumption: several times the largest that are published, of some 35 MB."""
-LONGEST_WORD = 64  # bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
+# bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
+LONGEST_WORD = 64
 
 
 class Tokenizer:
-    """A trained tokenizer. `eot_id` separates documents; the text "<|endoftext|>" itself is encoded like any other."""
+    """A trained tokenizer. `eot_id` separates documents; the text "<|endoftext|>" itself is encoded
+    like any other."""
 
     def __init__(self, hf: HFTokenizer) -> None:
         hf.encode_special_tokens = True
@@ -50,7 +55,10 @@ class Tokenizer:
         """Id of pad, cls, sep or mask. Raises DataError when the vocabulary was made without it."""
         token_id = self._hf.token_to_id(f"<|{name}|>")
         if token_id is None:
-            raise DataError(f"the tokenizer has no token <|{name}|>", fix="Prepare the text with tokenizer.special_tokens=all.")
+            raise DataError(
+                f"the tokenizer has no token <|{name}|>",
+                fix="Prepare the text with tokenizer.special_tokens=all.",
+            )
         return int(token_id)
 
     @functools.cached_property
@@ -64,17 +72,24 @@ class Tokenizer:
     @functools.cached_property
     def ordinary_ids(self) -> np.ndarray:
         """Ids of all that stands for text, int64 ascending."""
-        return np.array([i for i in range(self.vocab_size) if i not in self._special_ids], dtype=np.int64)
+        return np.array(
+            [i for i in range(self.vocab_size) if i not in self._special_ids], dtype=np.int64
+        )
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text. Added tokens need not be special: runs of blanks in GPT-NeoX's are text."""
-        return frozenset(i for i, token in self._hf.get_added_tokens_decoder().items() if token.special)
+        """Ids that stand for no text. Added tokens need not be special: runs of blanks in
+        GPT-NeoX's are text."""
+        return frozenset(
+            i for i, token in self._hf.get_added_tokens_decoder().items() if token.special
+        )
 
     @functools.cached_property
     def is_bytes(self) -> bool:
         """Whether token i is byte i, and there are no other tokens for text."""
-        return len(self.ordinary_ids) == 256 and self._bytes[:256] == [bytes([i]) for i in range(256)]
+        return len(self.ordinary_ids) == 256 and self._bytes[:256] == [
+            bytes([i]) for i in range(256)
+        ]
 
     @property
     def kind(self) -> str:
@@ -83,8 +98,11 @@ class Tokenizer:
 
     @functools.cached_property
     def begins_word(self) -> np.ndarray:
-        """Of each token of a WordPiece vocabulary: whether it begins a word; bool of length vocab_size."""
-        return np.array([not (self._hf.id_to_token(i) or "").startswith(INSIDE) for i in range(self.vocab_size)])
+        """Of each token of a WordPiece vocabulary: whether it begins a word; bool of length
+        vocab_size."""
+        return np.array(
+            [not (self._hf.id_to_token(i) or "").startswith(INSIDE) for i in range(self.vocab_size)]
+        )
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Tokenizer:
@@ -106,7 +124,8 @@ class Tokenizer:
         return b"".join(self.bytes_of(int(i)) for i in ids).decode("utf-8", "replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of `decode`, in pieces: each character as soon as the last of its bytes is there."""
+        """The text of `decode`, in pieces: each character as soon as the last of its bytes is
+        there."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in ids:
             if text := decoder.decode(self.bytes_of(token_id)):
@@ -115,12 +134,14 @@ class Tokenizer:
             yield text
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What a token stands for: part of a character, or many; nothing for special tokens and ids beyond the vocabulary."""
+        """What a token stands for: part of a character, or many; nothing for special tokens and ids
+        beyond the vocabulary."""
         return self._bytes[token_id] if token_id < self.vocab_size else b""
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
-        """Entries of the model are written in the alphabet of bytes, added tokens as the text that they match."""
+        """Entries of the model are written in the alphabet of bytes, added tokens as the text that
+        they match."""
         added = self._hf.get_added_tokens_decoder()
         inside = INSIDE if self.kind == "wordpiece" else ""
 
@@ -133,13 +154,15 @@ class Tokenizer:
 
     @functools.cached_property
     def text_entries(self) -> tuple[str, ...]:
-        """Added tokens that stand for text; they are looked for before the text is split into words."""
+        """Added tokens that stand for text; they are looked for before the text is split into
+        words."""
         added = self._hf.get_added_tokens_decoder()
         return tuple(token.content for _, token in sorted(added.items()) if not token.special)
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token stands for, int32 of length vocab_size; 0 for special tokens."""
+        """UTF-8 bytes that each token stands for, int32 of length vocab_size; 0 for special
+        tokens."""
         return np.array([len(piece) for piece in self._bytes], dtype=np.int32)
 
     def to_bytes(self) -> bytes:
@@ -151,13 +174,16 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: str | Path, index: CorpusIndex) -> Tokenizer:
-    """The tokenizer beside the shards of a corpus, in a directory or behind a URL. Raises DataError if it is another one."""
+    """The tokenizer beside the shards of a corpus, in a directory or behind a URL. Raises DataError
+    if it is another one."""
     info, location = index.tokenizer, join(directory, index.tokenizer.file)
     content = fetch_whole(location, MAX_TOKENIZER_BYTES)
     fix = "Prepare the corpus again, or copy the file anew."
     found = hashlib.sha256(content).hexdigest()
     if found != info.sha256:
-        raise DataError(f"{location} has sha256 {found[:16]}, and the index says {info.sha256[:16]}", fix=fix)
+        raise DataError(
+            f"{location} has sha256 {found[:16]}, and the index says {info.sha256[:16]}", fix=fix
+        )
     try:
         tokenizer = Tokenizer.from_bytes(content)
     except ValueError as error:
@@ -185,13 +211,16 @@ def special_tokens(config: TokenizerConfig) -> list[str]:
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Learn the vocabulary from texts. Raises ConfigError when they are too few for it.
 
-    The same texts give the same one, except for unigram: the library's trainer sums in an order that changes from one process
-    to the next, so a corpus that two machines must share is prepared once and copied.
-    Special tokens come first in the vocabulary; with kind=byte last, so that token i is byte i.
+    The same texts give the same one, except for unigram: the library's trainer sums in an order
+    that changes from one process to the next, so a corpus that two machines must share is prepared
+    once and copied. Special tokens come first in the vocabulary; with kind=byte last, so that token
+    i is byte i.
     """
     if config.kind == "byte":
         return _byte_tokenizer(config)
-    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece_pieces, "unigram": _unigram}[config.kind](config)
+    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece_pieces, "unigram": _unigram}[config.kind](
+        config
+    )
     hf.train_from_iterator(texts, trainer)
     found = hf.get_vocab_size()
     if found != config.vocab_size:
@@ -215,8 +244,9 @@ def _bpe(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
 def _wordpiece_pieces(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
     """What learns the pieces.
 
-    Every byte inside a word is given beforehand, as if it were special: the trainer would add those that it meets, in an
-    order that changes from one process to the next, and ties are decided by that order.
+    Every byte inside a word is given beforehand, as if it were special: the trainer would add those
+    that it meets, in an order that changes from one process to the next, and ties are decided by
+    that order.
     """
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import models, trainers
@@ -225,7 +255,9 @@ def _wordpiece_pieces(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
     hf.pre_tokenizer = _short_words()
     training = _training(config)
     training["special_tokens"] += [INSIDE + byte for byte in _alphabet()]
-    return hf, trainers.WordPieceTrainer(**training, initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE)
+    return hf, trainers.WordPieceTrainer(
+        **training, initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE
+    )
 
 
 def _wordpiece(vocab: dict[str, int], config: TokenizerConfig) -> HFTokenizer:
@@ -233,7 +265,11 @@ def _wordpiece(vocab: dict[str, int], config: TokenizerConfig) -> HFTokenizer:
     from tokenizers import AddedToken, decoders, models
     from tokenizers import Tokenizer as HFTokenizer
 
-    hf = HFTokenizer(models.WordPiece(vocab=vocab, max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE))
+    hf = HFTokenizer(
+        models.WordPiece(
+            vocab=vocab, max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE
+        )
+    )
     hf.pre_tokenizer = _short_words()
     hf.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
@@ -258,7 +294,11 @@ def _unigram(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
 
 
 def _training(config: TokenizerConfig) -> dict[str, Any]:
-    return {"vocab_size": config.vocab_size, "special_tokens": special_tokens(config), "show_progress": False}
+    return {
+        "vocab_size": config.vocab_size,
+        "special_tokens": special_tokens(config),
+        "show_progress": False,
+    }
 
 
 def _alphabet() -> list[str]:
@@ -272,7 +312,9 @@ def _byte_tokenizer(config: TokenizerConfig) -> Tokenizer:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as HFTokenizer
 
-    hf = HFTokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[]))
+    hf = HFTokenizer(
+        models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[])
+    )
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
@@ -280,9 +322,14 @@ def _byte_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 def spelt(piece: str) -> bytes:
-    """The bytes of an entry; those of the text itself where it is not written in the alphabet, which no text gives."""
+    """The bytes of an entry; those of the text itself where it is not written in the alphabet,
+    which no text gives."""
     byte_of = _bytes_of_letters()
-    return bytes(byte_of[char] for char in piece) if all(char in byte_of for char in piece) else piece.encode()
+    return (
+        bytes(byte_of[char] for char in piece)
+        if all(char in byte_of for char in piece)
+        else piece.encode()
+    )
 
 
 @functools.cache
@@ -291,7 +338,8 @@ def _bytes_of_letters() -> dict[str, int]:
 
 
 def _byte_alphabet() -> list[str]:
-    """The printable character that stands for each byte: itself where it is one, else the next from U+0100 on (GPT-2)."""
+    """The printable character that stands for each byte: itself where it is one, else the next from
+    U+0100 on (GPT-2)."""
     characters = _alphabet()
     printable = {ord(char) for char in characters if ord(char) < 256}
     others = iter(char for char in characters if ord(char) >= 256)

@@ -23,8 +23,9 @@ _TIMEOUT_S = 10.0  # assumption: a hub that says nothing for so long cannot be r
 def hub_tokenizer(name: str, config: TokenizerConfig, report: Report | None = None) -> Tokenizer:
     """The tokenizer at a path (tokenizer.json or its directory) or of that name on the hub.
 
-    Special tokens that it lacks (end-of-text, and what `config` asks for) are added behind its own. Raises ConfigError for one
-    that cannot be had, and for one that does not give every text back. `report` is told what is left out of it.
+    Special tokens that it lacks (end-of-text, and what `config` asks for) are added behind its own.
+    Raises ConfigError for one that cannot be had, and for one that does not give every text back.
+    `report` is told what is left out of it.
     """
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as HFTokenizer
@@ -37,10 +38,15 @@ def hub_tokenizer(name: str, config: TokenizerConfig, report: Report | None = No
         if (composed := without_composing(raw)) is not None:
             raw, text = composed, json.dumps(composed)
             if report is not None:
-                report(f"tokenizer {name}: its normaliser NFC is left out, so that every text comes back as it was", None)
+                report(
+                    f"tokenizer {name}: its normaliser NFC is left out, so that every text comes back as it was",
+                    None,
+                )
         hf = HFTokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"{path} is not a tokenizer: {error}", f"tokenizer=hf:{name}", "Give a tokenizer.json.") from error
+        raise ConfigError(
+            f"{path} is not a tokenizer: {error}", f"tokenizer=hf:{name}", "Give a tokenizer.json."
+        ) from error
     _check(hf, name)
     hf.no_truncation()
     hf.no_padding()
@@ -66,13 +72,20 @@ def _check(hf: HFTokenizer, name: str) -> None:
     kind = type(hf.model).__name__.lower()
     fix = f"Use one over bytes, as those of GPT-2 and Llama 3 are, or train one: tokenizer={' or '.join(_KINDS)}."
     if kind not in _KINDS:
-        raise ConfigError(f"tokenizer {name} is of kind {kind}, and only {', '.join(_KINDS)} are read", fix=fix)
-    if "ByteLevel" not in repr(hf.decoder):  # as the tokens of T5 and Llama 2, with their byte fallback
-        raise ConfigError(f"the tokens of {name} are not of bytes, so that not every text can be restored", fix=fix)
+        raise ConfigError(
+            f"tokenizer {name} is of kind {kind}, and only {', '.join(_KINDS)} are read", fix=fix
+        )
+    # as the tokens of T5 and Llama 2, with their byte fallback
+    if "ByteLevel" not in repr(hf.decoder):
+        raise ConfigError(
+            f"the tokens of {name} are not of bytes, so that not every text can be restored",
+            fix=fix,
+        )
 
 
 def _file(name: str) -> Path:
-    """tokenizer.json of a path or a name. Raises ConfigError when there is none or the hub cannot be reached."""
+    """tokenizer.json of a path or a name. Raises ConfigError when there is none or the hub cannot
+    be reached."""
     path = Path(plain(name))
     if path.is_dir():
         path /= "tokenizer.json"
@@ -82,10 +95,13 @@ def _file(name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise ConfigError(f"there is no file {path}, and no huggingface_hub to fetch it", where, "Give a file.") from error
+        raise ConfigError(
+            f"there is no file {path}, and no huggingface_hub to fetch it", where, "Give a file."
+        ) from error
     try:
         return Path(hf_hub_download(name, "tokenizer.json", etag_timeout=_TIMEOUT_S))
-    except Exception as error:  # of the hub, of the network, of the name: whatever it is, there is no tokenizer
+    # of the hub, of the network, of the name: whatever it is, there is no tokenizer
+    except Exception as error:
         reason = str(error).strip().splitlines()
         raise ConfigError(
             f"there is no file {path}, and the hub gives no tokenizer.json of that name: "

@@ -8,32 +8,69 @@ from typing import Any
 from scaling.data.tokenizer.byte_level import EOT, Tokenizer, spelt
 from scaling.errors import ConfigError
 
-_SPLITTERS = frozenset({"ByteLevel", "Digits", "FixedLength", "Punctuation", "Split", "UnicodeScripts"})
-"""Pre-tokenizers that cut text and keep all of it, as long as none is told to remove what it cuts at."""
+_SPLITTERS = frozenset(
+    {"ByteLevel", "Digits", "FixedLength", "Punctuation", "Split", "UnicodeScripts"}
+)
+"""Pre-tokenizers that cut text and keep all of it, as long as none is told to remove what it cuts
+at."""
 _COMPOSE = "NFC"
-"""The one normaliser that is left out rather than refused: GPT-NeoX, OLMo and Qwen have it, most text is in that form
-already, and tokens over bytes need no form at all."""
+"""The one normaliser that is left out rather than refused: GPT-NeoX, OLMo and Qwen have it, most
+text is in that form already, and tokens over bytes need no form at all."""
 _PROBES = (  # the first two have every byte that UTF-8 has
     "".join(map(chr, range(0x250))),
-    "".join(map(chr, (*range(0x240, 0x800, 0x40), *range(0x800, 0xD800, 0x400), *range(0x10000, 0x110000, 0x8000)))),
-    " leading", "trailing ", "\t\ttabs\r\n\r\nlines\n", "a  b   c    d", "  def f():\n        return  1\n", " ", "\n",
-    "HELLO Hello hello", "ﬁ Ａ １ ² ½ ℌ …", "é e\u0301 \u1100\u1161 Å Å", "naïve café Straße İ ı", "日本語 中文 한국어 ไทย",
-    "🙂👩‍👩‍👧🏽 𝔘 \U0010ffff", "\ufeffmark\u200b\u00a0\u3000\u2028\x85", "▁a ▁ ##b Ġc </w> <0x0A> <unk> [UNK]",
-    "x" * 300, "don't we'll 12345 3.14 -- !!!", f"a{EOT}b", "\x00\x1e",
-)  # fmt: skip
+    "".join(
+        map(
+            chr,
+            (
+                *range(0x240, 0x800, 0x40),
+                *range(0x800, 0xD800, 0x400),
+                *range(0x10000, 0x110000, 0x8000),
+            ),
+        )
+    ),
+    " leading",
+    "trailing ",
+    "\t\ttabs\r\n\r\nlines\n",
+    "a  b   c    d",
+    "  def f():\n        return  1\n",
+    " ",
+    "\n",
+    "HELLO Hello hello",
+    "ﬁ Ａ １ ² ½ ℌ …",
+    "é e\u0301 \u1100\u1161 Å Å",
+    "naïve café Straße İ ı",
+    "日本語 中文 한국어 ไทย",
+    "🙂👩‍👩‍👧🏽 𝔘 \U0010ffff",
+    "\ufeffmark\u200b\u00a0\u3000\u2028\x85",
+    "▁a ▁ ##b Ġc </w> <0x0A> <unk> [UNK]",
+    "x" * 300,
+    "don't we'll 12345 3.14 -- !!!",
+    f"a{EOT}b",
+    "\x00\x1e",
+)
 
 
 def without_composing(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """The tokenizer.json without its normaliser, where that is NFC alone; None for any other."""
-    return {**raw, "normalizer": None} if [part["type"] for part in _parts(raw.get("normalizer"))] == [_COMPOSE] else None
+    return (
+        {**raw, "normalizer": None}
+        if [part["type"] for part in _parts(raw.get("normalizer"))] == [_COMPOSE]
+        else None
+    )
 
 
 def check_lossless(raw: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> None:
-    """Raise ConfigError for a tokenizer some of whose text cannot be restored, naming the part of it that is to blame."""
+    """Raise ConfigError for a tokenizer some of whose text cannot be restored, naming the part of
+    it that is to blame."""
     if (culprit := next(_culprits(raw), None)) is not None:
         what, fix = culprit
-        raise ConfigError(f"tokenizer {name} does not give every text back: {what}", "in its tokenizer.json", fix)
-    probes = [*(probe for text in _added(raw) for probe in (text, f" {text} ", f"x{text}x", text + text)), *_PROBES]
+        raise ConfigError(
+            f"tokenizer {name} does not give every text back: {what}", "in its tokenizer.json", fix
+        )
+    probes = [
+        *(probe for text in _added(raw) for probe in (text, f" {text} ", f"x{text}x", text + text)),
+        *_PROBES,
+    ]
     for probe, ids in zip(probes, tokenizer.encode_batch(probes), strict=True):
         found = tokenizer.decode(ids)
         if found != probe:
@@ -55,7 +92,10 @@ def _culprits(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for part in _parts(raw.get("pre_tokenizer")):
         kind = part["type"]
         if kind not in _SPLITTERS or part.get("behavior") == "Removed":
-            yield f"its pre-tokenizer {kind} removes or replaces what it cuts at", "Use one that cuts by ByteLevel."
+            yield (
+                f"its pre-tokenizer {kind} removes or replaces what it cuts at",
+                "Use one that cuts by ByteLevel.",
+            )
         if part.get("add_prefix_space"):
             yield (
                 f"its pre-tokenizer {kind} puts a space before every text (add_prefix_space)",
@@ -63,7 +103,10 @@ def _culprits(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             )
     model = raw["model"]
     if model.get("dropout"):
-        yield f"it drops merges at random (dropout={model['dropout']})", 'Set "dropout": null in its model.'
+        yield (
+            f"it drops merges at random (dropout={model['dropout']})",
+            'Set "dropout": null in its model.',
+        )
     for token in raw.get("added_tokens") or ():
         flags = [flag for flag in ("lstrip", "rstrip") if token.get(flag)]
         if flags and not token["special"]:
@@ -77,12 +120,15 @@ def _parts(section: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     """The normalisers or pre-tokenizers of a section, those of sequences one by one."""
     if section is None:
         return []
-    inner: Sequence[Mapping[str, Any]] | None = section.get("normalizers", section.get("pretokenizers"))
+    inner: Sequence[Mapping[str, Any]] | None = section.get(
+        "normalizers", section.get("pretokenizers")
+    )
     return [section] if inner is None else [part for each in inner for part in _parts(each)]
 
 
 def _added(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Texts that added tokens stand for, and those of entries of the model with the same spelling."""
+    """Texts that added tokens stand for, and those of entries of the model with the same
+    spelling."""
     for token in raw.get("added_tokens") or ():
         yield token["content"]
         yield spelt(token["content"]).decode("utf-8", "ignore")
@@ -90,5 +136,8 @@ def _added(raw: Mapping[str, Any]) -> Iterator[str]:
 
 def _difference(text: str, found: str) -> str:
     """What differs, from the first character that does."""
-    begin = next((i for i, (one, other) in enumerate(zip(text, found, strict=False)) if one != other), min(len(text), len(found)))
+    begin = next(
+        (i for i, (one, other) in enumerate(zip(text, found, strict=False)) if one != other),
+        min(len(text), len(found)),
+    )
     return f"{text[begin : begin + 12]!r} comes back as {found[begin : begin + 12]!r}"

@@ -1,4 +1,5 @@
-"""The channel of workers in other processes: both ends of it, in the key-value store of Ray's head."""
+"""The channel of workers in other processes: both ends of it, in the key-value store of Ray's
+head."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from scaling.channel.base import Notice
 
 
 class KvChannel:
-    """A worker's end. `prefix` is the launch's own. watches_machines: under Ray Train, on a cluster whose nodes may drain."""
+    """A worker's end. `prefix` is the launch's own. watches_machines: under Ray Train, on a cluster
+    whose nodes may drain."""
 
     def __init__(self, prefix: str, rank: int, *, watches_machines: bool = False) -> None:
         self._prefix = prefix
@@ -22,7 +24,9 @@ class KvChannel:
         from ray.experimental.internal_kv import _internal_kv_put
 
         name = "progress" if kind == "progress" else f"message/{time.time_ns():020d}-{self._rank}"
-        _internal_kv_put(f"{self._prefix}/{name}", json.dumps([kind, message]).encode(), overwrite=True)
+        _internal_kv_put(
+            f"{self._prefix}/{name}", json.dumps([kind, message]).encode(), overwrite=True
+        )
 
     def stop_requested(self) -> bool:
         from ray.experimental.internal_kv import _internal_kv_exists
@@ -35,7 +39,10 @@ class KvChannel:
         found = ray.train.get_preemption_info()
         if found is None:
             return None
-        return Notice(tuple(found.preempted_ranks), None if found.deadline_ms is None else found.deadline_ms / 1000)
+        return Notice(
+            tuple(found.preempted_ranks),
+            None if found.deadline_ms is None else found.deadline_ms / 1000,
+        )
 
     def abandon(self) -> None:
         os._exit(1)
@@ -49,10 +56,17 @@ class KvInbox:
 
     def receive(self) -> list[tuple[str, dict[str, Any]]]:
         """Everything new since the last call, in order, progress last."""
-        from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
+        from ray.experimental.internal_kv import (
+            _internal_kv_del,
+            _internal_kv_get,
+            _internal_kv_list,
+        )
 
         messages = []
-        for key in [*sorted(_internal_kv_list(f"{self._prefix}/message/")), f"{self._prefix}/progress".encode()]:
+        for key in [
+            *sorted(_internal_kv_list(f"{self._prefix}/message/")),
+            f"{self._prefix}/progress".encode(),
+        ]:
             value = _internal_kv_get(key)
             if value is not None:
                 _internal_kv_del(key)

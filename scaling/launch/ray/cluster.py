@@ -1,4 +1,5 @@
-"""A connection to Ray: to a cluster that is started here and ends with us, or to one that stands."""
+"""A connection to Ray: to a cluster that is started here and ends with us, or to one that
+stands."""
 
 from __future__ import annotations
 
@@ -17,14 +18,15 @@ from scaling.errors import LaunchError
 from scaling.launch.ray.tempdir import end_processes, remove_tree, session_directory
 
 _ENVIRONMENT = {
-    # No reports to the vendor, no dashboards, no print patching. The controller looks at its workers every 0.3 s instead
-    # of every 2 s, so that an end or an error is seen at once.
+    # No reports to the vendor, no dashboards, no print patching. The controller looks at its
+    # workers every 0.3 s instead of every 2 s, so that an end or an error is seen at once.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Machines that have just gone are counted for a while: the wait for them (60 s) is a restart's, where others are left.
+    # Machines that have just gone are counted for a while: the wait for them (60 s) is a restart's,
+    # where others are left.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -35,30 +37,42 @@ _EMBEDDED_ENVIRONMENT = {
     "RAY_enable_worker_prestart": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
-    # The name is historical: 0 makes the node's address the loopback one, and every service listen there only.
+    # The name is historical: 0 makes the node's address the loopback one, and every service listen
+    # there only.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _TOKEN = secrets.token_hex(32)
-"""What processes of this driver's embedded clusters show to one another; it is in their environments alone, never on a disk."""
+"""What processes of this driver's embedded clusters show to one another; it is in their
+environments alone, never on a disk."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large passes through Ray, and /dev/shm may be small: 80 MiB was measured to suffice."""
 _VITAL = ("raylet", "gcs_server")
 """Ray's process on a machine, and that of its head."""
 _ATTEMPTS = 2
-"""At a start. A busy machine may take longer than the 30 s that Ray gives itself, and then find everything in its caches."""
+"""At a start. A busy machine may take longer than the 30 s that Ray gives itself, and then find
+everything in its caches."""
 _CONNECT_S = 10.0
 """Longest wait for the head of a standing cluster to answer: assumption."""
 
 
 class RayCluster:
-    """Ray for `n_workers` workers. The thread that connects must live until the shutdown: Ray's servers die with it.
+    """Ray for `n_workers` workers. The thread that connects must live until the shutdown: Ray's
+    servers die with it.
 
-    helpers: actors beside the workers, which take no CPU, but for each of which a process is started ahead.
+    helpers: actors beside the workers, which take no CPU, but for each of which a process is
+    started ahead.
     """
 
-    def __init__(self, cluster: ClusterConfig, n_workers: int, *, helpers: int = 0, debug: bool = False) -> None:
-        self._cluster, self._n_workers, self._helpers, self._debug = cluster, n_workers, helpers, debug
+    def __init__(
+        self, cluster: ClusterConfig, n_workers: int, *, helpers: int = 0, debug: bool = False
+    ) -> None:
+        self._cluster, self._n_workers, self._helpers, self._debug = (
+            cluster,
+            n_workers,
+            helpers,
+            debug,
+        )
         self.embedded = cluster.kind == "embedded"
         self.session: Path | None = session_directory() if self.embedded else None
         self._seen: dict[int, str] | None = {}
@@ -73,7 +87,8 @@ class RayCluster:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
 
     def connect(self) -> None:
-        """Start the cluster, or join the one that stands. Raises LaunchError when neither comes about in _ATTEMPTS attempts."""
+        """Start the cluster, or join the one that stands. Raises LaunchError when neither comes
+        about in _ATTEMPTS attempts."""
         for attempt in range(1, _ATTEMPTS + 1):
             begun_s = time.monotonic()
             try:
@@ -129,19 +144,22 @@ class RayCluster:
         if self.session is None:
             address = self._cluster.address or "this machine (cluster.address=auto)"
             return LaunchError(
-                f"the Ray cluster at {address} cannot be joined: {said}", where,
+                f"the Ray cluster at {address} cannot be joined: {said}",
+                where,
                 "See that it stands (ray status), that its Ray is the version here, and that both have the same "
                 "RAY_AUTH_TOKEN or none; cluster/README.md starts one.",
-            )  # fmt: skip
+            )
         remove_tree(self.session)
         return LaunchError(
-            f"Ray did not start on this machine: {said}", where,
+            f"Ray did not start on this machine: {said}",
+            where,
             "It may be busy, or short of memory or of space in /tmp: try again, or with fewer workers "
             "(cluster.devices_per_node=1 needs no Ray). scaling.debug=true shows Ray's own words.",
-        )  # fmt: skip
+        )
 
     def free_reservations(self) -> None:
-        """Take back what a controller that died had reserved for its workers, on a cluster that is ours alone.
+        """Take back what a controller that died had reserved for its workers, on a cluster that is
+        ours alone.
 
         Elsewhere an actor of Ray Train's does so, which this cluster is started without.
         """
@@ -154,7 +172,8 @@ class RayCluster:
                 remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
     def lost_process(self) -> str | None:
-        """A process of Ray's own that has died, of a cluster started here: nothing can be started on it any more.
+        """A process of Ray's own that has died, of a cluster started here: nothing can be started
+        on it any more.
 
         Ray ends the driver for it, some seconds later and without a word of ours.
         """
@@ -167,12 +186,16 @@ class RayCluster:
         return next((kind for kind in _VITAL if kind in dead), None)
 
     def _lost_in_the_start(self) -> str | None:
-        """Before Ray has a record of its processes, as `lost_process`: it waits a minute for a store that has died."""
+        """Before Ray has a record of its processes, as `lost_process`: it waits a minute for a
+        store that has died."""
         children, seen = _vital_children(), self._seen
         if seen is None:  # an attempt is being undone, by the thread that connects
             return None
         seen |= {pid: kind for pid, (kind, _) in children.items()}
-        return next((kind for pid, kind in seen.items() if pid not in children or not children[pid][1]), None)
+        return next(
+            (kind for pid, kind in seen.items() if pid not in children or not children[pid][1]),
+            None,
+        )
 
     def abandon(self) -> None:
         """Take away what is left of a cluster that has lost a process."""
@@ -192,12 +215,14 @@ class RayCluster:
 
 
 def _vital_children() -> dict[int, tuple[str, bool]]:
-    """Ray's servers among the children of this process, whichever thread started them: pid -> kind, and whether it lives."""
+    """Ray's servers among the children of this process, whichever thread started them: pid -> kind,
+    and whether it lives."""
     found = {}
     for children in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for pid in map(int, children.read_text().split()):
-                head, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")  # proc_pid_stat(5)
+                # proc_pid_stat(5)
+                head, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
                 kind = head.partition("(")[2]
                 if kind in _VITAL:
                     found[pid] = kind, fields.split()[0] not in "ZX"
@@ -205,12 +230,14 @@ def _vital_children() -> dict[int, tuple[str, bool]]:
 
 
 def _own_node() -> Any:
-    """Ray's own record of the processes that it has started here; None before another thread has imported Ray."""
+    """Ray's own record of the processes that it has started here; None before another thread has
+    imported Ray."""
     return getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
 
 
 def _require_answer(address: str) -> None:
-    """Raise LaunchError unless something listens at HOST:PORT; Ray itself would wait for it without end."""
+    """Raise LaunchError unless something listens at HOST:PORT; Ray itself would wait for it without
+    end."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
@@ -225,6 +252,7 @@ def _require_answer(address: str) -> None:
 
 
 def _has_token() -> bool:
-    """Whether there is a token to show to a cluster; Ray sends it to one that stands only when asked to."""
+    """Whether there is a token to show to a cluster; Ray sends it to one that stands only when
+    asked to."""
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     return bool(given) or (Path.home() / ".ray" / "auth_token").exists()

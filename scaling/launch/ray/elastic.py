@@ -1,4 +1,5 @@
-"""Ray Train on a standing cluster whose machines come and go: as many workers as there is room for and the model can use."""
+"""Ray Train on a standing cluster whose machines come and go: as many workers as there is room for
+and the model can use."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class LegalSizes(ElasticScalingPolicy):
-    """Ray's elastic policy, which otherwise takes every number of workers between least and most."""
+    """Ray's elastic policy, which otherwise takes every number of workers between least and
+    most."""
 
     def __init__(self, scaling_config: Any, sizes: Sequence[int]) -> None:
         super().__init__(scaling_config)
@@ -25,7 +27,9 @@ class LegalSizes(ElasticScalingPolicy):
 class ElasticTrainer(DataParallelTrainer):
     """`sizes`: the numbers of workers that make a legal plan, ascending."""
 
-    def __init__(self, *args: Any, sizes: Sequence[int], scaling_config: ScalingConfig, **parts: Any) -> None:
+    def __init__(
+        self, *args: Any, sizes: Sequence[int], scaling_config: ScalingConfig, **parts: Any
+    ) -> None:
         super().__init__(*args, scaling_config=scaling_config, **parts)
         self._sizes = sizes
 

@@ -1,4 +1,5 @@
-"""Ray Train on a cluster that belongs to one run alone and ends with its driver, without what serves clusters that are shared."""
+"""Ray Train on a cluster that belongs to one run alone and ends with its driver, without what
+serves clusters that are shared."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
-"""Each would start an actor, one second each: for Ray Data's shards, which we do not use, and to free the cluster's
-resources after a controller that died (`RayCluster.free_reservations` does)."""
+"""Each would start an actor, one second each: for Ray Data's shards, which we do not use, and to
+free the cluster's resources after a controller that died (`RayCluster.free_reservations` does)."""
 
 
 class WholeClusterPolicy(FixedScalingPolicy):
-    """A fixed number of workers that asks no autoscaler and shares with no data pipeline: one actor, one second, saved."""
+    """A fixed number of workers that asks no autoscaler and shares with no data pipeline: one
+    actor, one second, saved."""
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         """No request is registered, so there is none to repeat and none to take back."""
@@ -33,7 +35,8 @@ class WholeClusterPolicy(FixedScalingPolicy):
 class EmbeddedController(TrainController):
     """A controller that sends its workers no environment: every process here has the driver's.
 
-    A process with an environment of its own is started anew through an agent; without one, a process started ahead serves.
+    A process with an environment of its own is started anew through an agent; without one, a
+    process started ahead serves.
     """
 
     def __init__(self, **parts: Any) -> None:
@@ -43,7 +46,8 @@ class EmbeddedController(TrainController):
 
 
 class EmbeddedTrainer(DataParallelTrainer):
-    """DataParallelTrainer whose processes are the controller, one for synchronisation, and the workers."""
+    """DataParallelTrainer whose processes are the controller, one for synchronisation, and the
+    workers."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, NEEDLESS)]

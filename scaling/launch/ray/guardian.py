@@ -1,7 +1,9 @@
-"""Ends what is left of an embedded cluster when its driver has gone, however it went. Run as a file, beside the driver.
+"""Ends what is left of an embedded cluster when its driver has gone, however it went. Run as a
+file, beside the driver.
 
-Ray's servers die with the driver (PR_SET_PDEATHSIG), but two agents of theirs look for a store that is gone for a minute
-(62 s measured). The driver holds the other end of this process's standard input, so its end is an end of file here.
+Ray's servers die with the driver (PR_SET_PDEATHSIG), but two agents of theirs look for a store that
+is gone for a minute (62 s measured). The driver holds the other end of this process's standard
+input, so its end is an end of file here.
 
     python guardian.py SESSION_DIRECTORY
 """
@@ -20,7 +22,8 @@ _PAUSE_S = 0.1
 
 
 def belonging_to(session: str) -> list[int]:
-    """Processes, this one left out, that name the session's directory on their command line or hold a file of it open.
+    """Processes, this one left out, that name the session's directory on their command line or hold
+    a file of it open.
 
     Ray's agents give themselves other command lines, and log into it.
     """

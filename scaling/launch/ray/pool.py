@@ -1,8 +1,8 @@
 """Kept-alive workers on one Ray cluster, for many runs one after the other and side by side.
 
-A start of Python, torch and Ray costs ten seconds, and a trial of a study may take no longer; a warm worker begins within one.
-A worker that dies or raises is replaced, and the others of its run with it, as is one whose engine leaves something behind; no
-other run notices.
+A start of Python, torch and Ray costs ten seconds, and a trial of a study may take no longer; a
+warm worker begins within one. A worker that dies or raises is replaced, and the others of its run
+with it, as is one whose engine leaves something behind; no other run notices.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _LAST_WORDS_S = 2.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker runs: its node, that node's address, and the accelerator that it sees ("" on a CPU)."""
+    """Where a worker runs: its node, that node's address, and the accelerator that it sees ("" on a
+    CPU)."""
 
     node: str
     address: str
@@ -58,7 +59,9 @@ class WarmWorker:
             free.bind(("", 0))
             return f"tcp://{address}:{free.getsockname()[1]}"
 
-    def run(self, worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, prefix: str, rendezvous: str) -> dict[str, Any]:
+    def run(
+        self, worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, prefix: str, rendezvous: str
+    ) -> dict[str, Any]:
         from scaling.launch.ray import warm
 
         with warm.one_run():
@@ -70,14 +73,17 @@ def start_worker(cluster: ClusterConfig, *, share: float = 1.0, **options: Any) 
     import ray
 
     cpus, gpus = resources_of(cluster)
-    return ray.remote(num_cpus=cpus * share, num_gpus=gpus * share, max_restarts=0, **options)(WarmWorker).remote()
+    return ray.remote(num_cpus=cpus * share, num_gpus=gpus * share, max_restarts=0, **options)(
+        WarmWorker
+    ).remote()
 
 
 def leaves_nothing(layout: Layout) -> bool:
     """Whether a worker that ran this layout is as new for the next run.
 
-    DeepSpeed 0.19.8 keeps ZeRO-3 engines reachable as long as their process lives: measured, each left all its parameters after
-    it was closed and collected, where those of ZeRO-1 and ZeRO-2 left none.
+    DeepSpeed 0.19.8 keeps ZeRO-3 engines reachable as long as their process lives: measured, each
+    left all its parameters after it was closed and collected, where those of ZeRO-1 and ZeRO-2 left
+    none.
     """
     return not (layout.engine == "deepspeed" and layout.zero_stage == 3)
 
@@ -89,7 +95,8 @@ def resources_of(cluster: ClusterConfig) -> tuple[int, int]:
 
 @dataclass
 class Slot:
-    """A worker's share of a device. `device` tells which slots share one; None until its worker is warm."""
+    """A worker's share of a device. `device` tells which slots share one; None until its worker is
+    warm."""
 
     actor: Any
     warming: Any
@@ -99,9 +106,12 @@ class Slot:
 
 
 class WorkerPool:
-    """`n_devices` devices with `slots` workers each. Entered, it connects and starts them; they become ready one by one."""
+    """`n_devices` devices with `slots` workers each. Entered, it connects and starts them; they
+    become ready one by one."""
 
-    def __init__(self, cluster: ClusterConfig, n_devices: int, *, slots: int = 1, debug: bool = False) -> None:
+    def __init__(
+        self, cluster: ClusterConfig, n_devices: int, *, slots: int = 1, debug: bool = False
+    ) -> None:
         self._ray = RayCluster(cluster, n_devices, helpers=n_devices * (slots - 1), debug=debug)
         self._cluster, self._n_devices, self._n_slots = cluster, n_devices, slots
         self._slots: list[Slot] = []
@@ -135,7 +145,9 @@ class WorkerPool:
                 slot.device = self._device_of(slot)
         if len(cold) == len(self._slots) and time.monotonic() - self._began_s > _START_S:
             raise LaunchError(
-                f"no worker was started within {_START_S:.0f} s", "cluster", "Look whether others hold its devices (ray status)."
+                f"no worker was started within {_START_S:.0f} s",
+                "cluster",
+                "Look whether others hold its devices (ray status).",
             )
 
     def _device_of(self, slot: Slot) -> str:
@@ -144,36 +156,60 @@ class WorkerPool:
             return f"{slot.place.node}/{slot.place.device}"
         counts: dict[str, int] = {}
         for other in self._slots:
-            if other is not slot and other.device is not None and other.device.startswith(f"{slot.place.node}/cpu"):
+            if (
+                other is not slot
+                and other.device is not None
+                and other.device.startswith(f"{slot.place.node}/cpu")
+            ):
                 counts[other.device] = counts.get(other.device, 0) + 1
         names = (f"{slot.place.node}/cpu{number}" for number in itertools.count())
         return next(name for name in names if counts.get(name, 0) < self._n_slots)
 
     def room(self, n_ranks: int, *, whole: bool) -> list[Slot] | None:
-        """Slots on which a run of so many ranks can start now: of its own devices, where `whole`; None where there is no room."""
+        """Slots on which a run of so many ranks can start now: of its own devices, where `whole`;
+        None where there is no room."""
         by_device: dict[str, list[Slot]] = {}
         for slot in self._slots:
             if slot.device is not None:
                 by_device.setdefault(slot.device, []).append(slot)
         alone = whole or n_ranks > 1
-        free = {device: [slot for slot in slots if not slot.busy] for device, slots in by_device.items()}
+        free = {
+            device: [slot for slot in slots if not slot.busy] for device, slots in by_device.items()
+        }
         usable = {
-            device: slots for device, slots in free.items() if slots and (not alone or len(slots) == len(by_device[device]))
+            device: slots
+            for device, slots in free.items()
+            if slots and (not alone or len(slots) == len(by_device[device]))
         }
         chosen = _nearest(usable, n_ranks)
         if chosen is None:
             return None
-        return [slot for device in chosen for slot in (usable[device] if alone else usable[device][:1])]
+        return [
+            slot for device in chosen for slot in (usable[device] if alone else usable[device][:1])
+        ]
 
-    def launch(self, worker_fn: WorkerFn, spec: dict[str, Any], layout: Layout, slots: Sequence[Slot]) -> GroupLaunch:
-        """Start a run on slots that `room` gave for as many ranks; they are free again when it is done."""
+    def launch(
+        self, worker_fn: WorkerFn, spec: dict[str, Any], layout: Layout, slots: Sequence[Slot]
+    ) -> GroupLaunch:
+        """Start a run on slots that `room` gave for as many ranks; they are free again when it is
+        done."""
         n_ranks, as_new = layout.world_size, leaves_nothing(layout)
         for slot in slots:
             slot.busy = True
         used = list({slot.device: slot for slot in slots}.values())[:n_ranks]
-        workers, places = [slot.actor for slot in used], [slot.place for slot in used if slot.place is not None]
+        workers, places = (
+            [slot.actor for slot in used],
+            [slot.place for slot in used if slot.place is not None],
+        )
         meeting = meeting_place(workers[0], places[0], self._ray.session) if n_ranks > 1 else ""
-        return GroupLaunch(worker_fn, spec, workers, places, meeting, lambda sound: self._give_back(slots, sound and as_new))
+        return GroupLaunch(
+            worker_fn,
+            spec,
+            workers,
+            places,
+            meeting,
+            lambda sound: self._give_back(slots, sound and as_new),
+        )
 
     def _give_back(self, slots: Iterable[Slot], as_new: bool) -> None:
         """Workers that are not `as_new` are ended, and others started in their place."""
@@ -184,11 +220,17 @@ class WorkerPool:
             if not as_new:
                 ray.kill(slot.actor, no_restart=True)
                 fresh = self._start()
-                slot.actor, slot.warming, slot.place, slot.device = fresh.actor, fresh.warming, None, None
+                slot.actor, slot.warming, slot.place, slot.device = (
+                    fresh.actor,
+                    fresh.warming,
+                    None,
+                    None,
+                )
 
 
 def meeting_place(worker: Any, place: Place, session: Path | None) -> str:
-    """Where the ranks of a run meet: a file in `session` on a single machine, else a free port of the first rank's."""
+    """Where the ranks of a run meet: a file in `session` on a single machine, else a free port of
+    the first rank's."""
     import ray
 
     if session is not None:
@@ -198,14 +240,17 @@ def meeting_place(worker: Any, place: Place, session: Path | None) -> str:
 
 
 def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
-    """`n_ranks` devices, of one node where one has enough: of those the fullest; None where there are too few in all."""
+    """`n_ranks` devices, of one node where one has enough: of those the fullest; None where there
+    are too few in all."""
     nodes: dict[str, list[str]] = {}
     for device in usable:
         nodes.setdefault(device.partition("/")[0], []).append(device)
     enough = [devices for devices in nodes.values() if len(devices) >= n_ranks]
     if enough:
         return min(enough, key=len)[:n_ranks]
-    spread = [device for devices in sorted(nodes.values(), key=len, reverse=True) for device in devices]
+    spread = [
+        device for devices in sorted(nodes.values(), key=len, reverse=True) for device in devices
+    ]
     return spread[:n_ranks] if len(spread) >= n_ranks else None
 
 
@@ -216,9 +261,14 @@ class GroupLaunch:
     """
 
     def __init__(
-        self, worker_fn: WorkerFn, spec: dict[str, Any], workers: Sequence[Any], places: Sequence[Place], rendezvous: str,
+        self,
+        worker_fn: WorkerFn,
+        spec: dict[str, Any],
+        workers: Sequence[Any],
+        places: Sequence[Place],
+        rendezvous: str,
         on_over: Callable[[bool], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         prefix = f"scaling/{uuid.uuid4().hex}"
         self._inbox, self._on_over = KvInbox(prefix), on_over
         self._result: dict[str, Any] | None = None
@@ -237,10 +287,13 @@ class GroupLaunch:
         self._inbox.request_stop()
 
     def done(self, timeout_s: float) -> bool:
-        """Whether all workers have ended, or one has failed and the others were given time to say what they know."""
+        """Whether all workers have ended, or one has failed and the others were given time to say
+        what they know."""
         import ray
 
-        ended, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=timeout_s)
+        ended, self._running = ray.wait(
+            self._running, num_returns=len(self._running), timeout=timeout_s
+        )
         for ref in ended:
             try:
                 value = ray.get(ref)

@@ -1,4 +1,5 @@
-"""Directories of embedded clusters: one a driver, and gone with it, at the latest when the next driver starts."""
+"""Directories of embedded clusters: one a driver, and gone with it, at the latest when the next
+driver starts."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _guardians: list[subprocess.Popen[bytes]] = []
 
 
 def session_directory() -> Path:
-    """A new directory for this driver's cluster, with a guardian; removes those that drivers killed outright have left behind.
+    """A new directory for this driver's cluster, with a guardian; removes those that drivers killed
+    outright have left behind.
 
     Its path is short: Ray puts Unix sockets into it, whose paths may have at most 107 bytes.
     """
@@ -43,7 +45,8 @@ def remove_tree(path: Path) -> None:
 
 
 def end_processes(session: Path) -> None:
-    """End the processes that name this session's directory on their command lines, as all of Ray's do."""
+    """End the processes that name this session's directory on their command lines, as all of Ray's
+    do."""
     for pid in guardian.belonging_to(str(session)):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -52,7 +55,11 @@ def end_processes(session: Path) -> None:
 def _guard(path: Path) -> None:
     command = [sys.executable, "-I", "-S", guardian.__file__, str(path)]
     null = subprocess.DEVNULL
-    _guardians.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True))
+    _guardians.append(
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
+        )
+    )
 
 
 def _is_driven(path: Path, pid: int) -> bool:
@@ -66,7 +73,8 @@ def _is_driven(path: Path, pid: int) -> bool:
 
 
 def _identity(pid: int) -> list[str] | None:
-    """What tells a process from all others: the kernel's start, and its own, in ticks since then; None where there is none."""
+    """What tells a process from all others: the kernel's start, and its own, in ticks since then;
+    None where there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), fields[19]]

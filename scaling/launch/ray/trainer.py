@@ -23,21 +23,30 @@ from scaling.runs.startup import mark
 from scaling.units import counted
 
 _HELPERS = 2
-"""Ray Train's controller and its actor for synchronisation. They take no CPU, but so many processes more are started ahead."""
+"""Ray Train's controller and its actor for synchronisation. They take no CPU, but so many processes
+more are started ahead."""
 _SHUTDOWN_S = 30.0
 """Longest wait for Ray to end: assumption."""
 _RENDEZVOUS = "SCALING_RENDEZVOUS"
 
 
 def _loss_teller(prefix: str) -> Any:
-    """Ray Train's callback, in its controller: a group has ended, and these ranks without an error of their own."""
+    """Ray Train's callback, in its controller: a group has ended, and these ranks without an error
+    of their own."""
     from ray.exceptions import RayActorError
     from ray.train import UserCallback
 
     class LossTeller(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
-            lost = sorted(rank for rank, cause in causes.items() if isinstance(cause, RayActorError))
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            causes = {
+                rank: getattr(error, "health_check_failure", error)
+                for rank, error in worker_exceptions.items()
+            }
+            lost = sorted(
+                rank for rank, cause in causes.items() if isinstance(cause, RayActorError)
+            )
             KvChannel(prefix, 0).send("lost", {"ranks": lost})
 
     return LossTeller()
@@ -49,7 +58,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), context.get_local_rank())
-    channel: Channel = KvChannel(config["prefix"], ranks.rank, watches_machines=config["watches_machines"])
+    channel: Channel = KvChannel(
+        config["prefix"], ranks.rank, watches_machines=config["watches_machines"]
+    )
     return guarded(config["worker_fn"], config["spec"], ranks, channel, os.environ[_RENDEZVOUS])
 
 
@@ -58,10 +69,11 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 
 def _make_backend(rendezvous_dir: str | None) -> Any:
-    """How the ranks of one start find each other: a file on a single machine, else rank 0's address and a free port.
+    """How the ranks of one start find each other: a file on a single machine, else rank 0's address
+    and a free port.
 
-    Ray's TorchConfig would do the second, but imports torch into driver and controller (2 s measured) and listens on
-    every interface.
+    Ray's TorchConfig would do the second, but imports torch into driver and controller (2 s
+    measured) and listens on every interface.
     """
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
@@ -69,10 +81,16 @@ def _make_backend(rendezvous_dir: str | None) -> Any:
     class Rendezvous(Backend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             if backend_config.directory is not None:
-                variables = {_RENDEZVOUS: f"file://{backend_config.directory}/rendezvous-{uuid.uuid4().hex}"}
+                variables = {
+                    _RENDEZVOUS: f"file://{backend_config.directory}/rendezvous-{uuid.uuid4().hex}"
+                }
             else:
                 address, port = worker_group.execute_single(0, get_address_and_port)
-                variables = {"MASTER_ADDR": address, "MASTER_PORT": str(port), _RENDEZVOUS: f"tcp://{address}:{port}"}
+                variables = {
+                    "MASTER_ADDR": address,
+                    "MASTER_PORT": str(port),
+                    _RENDEZVOUS: f"tcp://{address}:{port}",
+                }
             worker_group.execute(_set_environment, variables)
 
     @dataclass
@@ -87,19 +105,32 @@ def _make_backend(rendezvous_dir: str | None) -> Any:
 
 
 class RayLaunch:
-    """Workers of one run under Ray Train, on a cluster started here for it or on one that stands."""
+    """Workers of one run under Ray Train, on a cluster started here for it or on one that
+    stands."""
 
     dies_with_its_worker = False
 
     def __init__(
-        self, worker_fn: WorkerFn, spec: dict[str, Any], cluster: ClusterConfig, sizes: Sequence[int], *, debug: bool = False
+        self,
+        worker_fn: WorkerFn,
+        spec: dict[str, Any],
+        cluster: ClusterConfig,
+        sizes: Sequence[int],
+        *,
+        debug: bool = False,
     ) -> None:
-        """sizes: the numbers of workers with which the run can be, ascending; several where it is elastic."""
+        """sizes: the numbers of workers with which the run can be, ascending; several where it is
+        elastic."""
         self._prefix = f"scaling/{uuid.uuid4().hex}"
         self._inbox = KvInbox(self._prefix)
         self._spec = spec
         watched = cluster.kind == "existing"
-        self._train_config = {"worker_fn": worker_fn, "spec": spec, "prefix": self._prefix, "watches_machines": watched}
+        self._train_config = {
+            "worker_fn": worker_fn,
+            "spec": spec,
+            "prefix": self._prefix,
+            "watches_machines": watched,
+        }
         self._cluster = cluster
         self._sizes = sizes
         self._ray = RayCluster(cluster, sizes[-1], helpers=_HELPERS, debug=debug)
@@ -119,7 +150,8 @@ class RayLaunch:
         return self
 
     def _run(self) -> None:
-        """The life of the cluster. One thread from start to shutdown: Ray's servers die with the thread that started them."""
+        """The life of the cluster. One thread from start to shutdown: Ray's servers die with the
+        thread that started them."""
         try:
             self._ray.set_environment()
             imports = threading.Thread(target=_import_ray_train, daemon=True)
@@ -151,7 +183,8 @@ class RayLaunch:
                 result = self._trainer().fit()
             except RayActorError:
                 n_lost += 1
-                self._lost = self._lost or self._ray.lost_process()  # this thread may learn of it before `done` does
+                # this thread may learn of it before `done` does
+                self._lost = self._lost or self._ray.lost_process()
                 if n_lost > self._cluster.max_failures or self._lost:
                     raise
                 self._own_words.append(("controller_lost", {}))
@@ -166,18 +199,25 @@ class RayLaunch:
         cluster, sizes = self._cluster, self._sizes
         gpu = cluster.device.kind == "gpu"
         resources = {"GPU": 1.0, "CPU": 1.0} if gpu else {"CPU": float(cluster.threads_per_worker)}
-        failure_config: Any = FailureConfig  # of Ray Train's second version, which has more fields than the first that types know
+        # of Ray Train's second version, which has more fields than the first that types know
+        failure_config: Any = FailureConfig
         n_workers: Any = sizes[-1] if len(sizes) == 1 else (sizes[0], sizes[-1])
         return _trainer_class(self._ray.embedded, sizes)(
             _worker,
             train_loop_config=self._train_config,
             backend_config=_make_backend(str(self._ray.session) if self._ray.session else None),
-            scaling_config=ScalingConfig(num_workers=n_workers, use_gpu=gpu, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=n_workers, use_gpu=gpu, resources_per_worker=resources
+            ),
             run_config=RunConfig(
-                # A fresh name each time: our manifests are the truth about checkpoints, Ray's snapshot is none of them.
+                # A fresh name each time: our manifests are the truth about checkpoints, Ray's
+                # snapshot is none of them.
                 name=uuid.uuid4().hex,
                 storage_path=str(self._storage),
-                failure_config=failure_config(max_failures=cluster.max_failures, max_preemption_failures=cluster.max_preemptions),
+                failure_config=failure_config(
+                    max_failures=cluster.max_failures,
+                    max_preemption_failures=cluster.max_preemptions,
+                ),
                 callbacks=[_loss_teller(self._prefix)],
             ),
         )

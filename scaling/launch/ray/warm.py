@@ -1,4 +1,5 @@
-"""What a worker that is kept from run to run does before the first and after each: everything imported, nothing left over."""
+"""What a worker that is kept from run to run does before the first and after each: everything
+imported, nothing left over."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def up() -> None:
 
 @contextlib.contextmanager
 def one_run() -> Iterator[None]:
-    """A run whose memory peak is its own, and that leaves no process group, engine or cached memory to the next."""
+    """A run whose memory peak is its own, and that leaves no process group, engine or cached memory
+    to the next."""
     _forget_peak()
     try:
         yield
@@ -39,5 +41,6 @@ def _forget_peak() -> None:
     """Start the peak of resident memory anew: "5" resets it (proc_pid_clear_refs(5))."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # a kernel without it: the peak is then the largest run's so far
+    # a kernel without it: the peak is then the largest run's so far
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

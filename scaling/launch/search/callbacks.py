@@ -1,4 +1,5 @@
-"""What the driver of a search does between two decisions of Ray Tune: note what was drawn, show what runs, pass on a stop."""
+"""What the driver of a search does between two decisions of Ray Tune: note what was drawn, show
+what runs, pass on a stop."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from scaling.units import format_count
 
 
 class _Here:
-    """Tune pickles what it is given, for a restoration that we do not use: nothing of ours goes along."""
+    """Tune pickles what it is given, for a restoration that we do not use: nothing of ours goes
+    along."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -41,21 +43,33 @@ class Stopper(_Here, tune.Stopper):
 class Watcher(_Here, tune.Callback):
     """prefix: of the keys by which trials and driver talk (`trainable.SearchSpec`)."""
 
-    def __init__(self, study: Study, prefix: str, signals: StopSignals, shown: StudyConsole) -> None:
+    def __init__(
+        self, study: Study, prefix: str, signals: StopSignals, shown: StudyConsole
+    ) -> None:
         self._study, self._prefix, self._signals, self._shown = study, prefix, signals, shown
         self._drawn = read_drawn(study.directory)
-        self._labels = {entry["run"]: _called(entry["run"], entry["values"]) for entry in self._drawn}
+        self._labels = {
+            entry["run"]: _called(entry["run"], entry["values"]) for entry in self._drawn
+        }
         self._progress: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
         self._runs: dict[str, str] = {}
         self._told = False
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         before, self._runs[trial.trial_id] = self._runs.get(trial.trial_id), result["run"]
-        self._names[trial.trial_id] = self._labels[result["run"]] = _called(result["run"], json.loads(result["values"]))
+        self._names[trial.trial_id] = self._labels[result["run"]] = _called(
+            result["run"], json.loads(result["values"])
+        )
         if before is not None and before != result["run"]:
             self._stop(before, f"{result['run']} goes on from a better one in its place")
-        entry = {"values": json.loads(result["values"]), "parent": result["parent"], "run": result["run"]}
+        entry = {
+            "values": json.loads(result["values"]),
+            "parent": result["parent"],
+            "run": result["run"],
+        }
         entry["member"] = trials.index(trial)
         if entry["run"] not in {known["run"] for known in self._drawn}:
             self._drawn.append(entry)
@@ -81,14 +95,18 @@ class Watcher(_Here, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "").strip().splitlines()
-        self._shown.say(f"{self._names.get(trial.trial_id, trial.trial_id)}: failed: {lines[-1] if lines else 'no reason given'}")
+        self._shown.say(
+            f"{self._names.get(trial.trial_id, trial.trial_id)}: failed: {lines[-1] if lines else 'no reason given'}"
+        )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._signals.renew()
         if self._signals.received and not self._told:
             self._told = True
             KvInbox(self._prefix).request_stop()
-            self._shown.say(f"{self._signals.by}: writing checkpoints and stopping; Ctrl-C{self._signals.again} leaves at once.")
+            self._shown.say(
+                f"{self._signals.by}: writing checkpoints and stopping; Ctrl-C{self._signals.again} leaves at once."
+            )
         running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
         for trial_id in running:
             for _, message in KvInbox(f"{self._prefix}/{trial_id}").receive():
@@ -97,10 +115,16 @@ class Watcher(_Here, tune.Callback):
         done = sum(trial.status == "TERMINATED" for trial in trials)
         failed = sum(trial.status == "ERROR" for trial in trials)
         waiting = max(0, self._study.config.n_trials - done - failed - len(running))
-        rows = {self._names.get(trial_id, trial_id): self._progress.get(trial_id, {}) for trial_id in running}
+        rows = {
+            self._names.get(trial_id, trial_id): self._progress.get(trial_id, {})
+            for trial_id in running
+        }
         self._shown.show(rows, Tally(self._study.config.n_trials, done, failed, waiting))
 
 
 def _called(run: str, values: dict[str, Any]) -> str:
-    """What a person calls a trial: the values that were drawn for it, and the hash of its configuration."""
-    return label({key: value for key, value in values.items() if key != PARENT}, run.rpartition("-")[2])
+    """What a person calls a trial: the values that were drawn for it, and the hash of its
+    configuration."""
+    return label(
+        {key: value for key, value in values.items() if key != PARENT}, run.rpartition("-")[2]
+    )

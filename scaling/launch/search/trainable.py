@@ -1,4 +1,5 @@
-"""A trial of a search as Ray Tune sees it: it trains an ordinary run from one stop to the next, on warm workers of its own."""
+"""A trial of a search as Ray Tune sees it: it trains an ordinary run from one stop to the next, on
+warm workers of its own."""
 
 from __future__ import annotations
 
@@ -37,17 +38,19 @@ from scaling.studies.search_space import PARENT
 from scaling.studies.trials import place
 
 WORST = 1e6
-"""Loss of a run that has none to show: schedulers order numbers, and would not know what to make of a NaN."""
+"""Loss of a run that has none to show: schedulers order numbers, and would not know what to make of
+a NaN."""
 _POLL_S = 0.2
 _POINTER = "run.json"
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What all trials of a search share. base is narrowed to a trial's devices; `prefix` is where trials and driver meet.
+    """What all trials of a search share. base is narrowed to a trial's devices; `prefix` is where
+    trials and driver meet.
 
-    stops: steps at which a trial pauses to be judged. jumps: whether one that is begun again is judged where it stands only.
-    session: directory on a single machine where ranks meet, else None.
+    stops: steps at which a trial pauses to be judged. jumps: whether one that is begun again is
+    judged where it stands only. session: directory on a single machine where ranks meet, else None.
     """
 
     base: dict[str, Any]
@@ -87,7 +90,8 @@ class RunTrainable(tune.Trainable):
         return place(config, Path(self._spec.directory))
 
     def _target(self, run_dir: RunDir) -> int:
-        """The next stop; of a population that is begun again the last one that the member has passed, where it stands now."""
+        """The next stop; of a population that is begun again the last one that the member has
+        passed, where it stands now."""
         ahead = [step for step in self._spec.stops if step > self._step]
         if self._spec.jumps and self._first:
             passed = [step for step in ahead if _known_loss(run_dir, step) is not None]
@@ -113,7 +117,11 @@ class RunTrainable(tune.Trainable):
         if loss is not None:
             self._step = target
         judged = WORST if loss is None or not math.isfinite(loss) else min(loss, WORST)
-        where = {"run": run_dir.path.name, "parent": self._parent, "n_tokens": self._step * tokens_per_step(config)}
+        where = {
+            "run": run_dir.path.name,
+            "parent": self._parent,
+            "n_tokens": self._step * tokens_per_step(config),
+        }
         return {
             names.VAL_LOSS: judged,
             "done": diverged or self._step >= plan.n_steps,
@@ -121,8 +129,11 @@ class RunTrainable(tune.Trainable):
             **where,
         }
 
-    def _train(self, config: RunConfig, plan: RunPlan, run_dir: RunDir, target: int) -> float | None:
-        """The held-out loss at `target`; None where the search was stopped before. Raises ScalingError."""
+    def _train(
+        self, config: RunConfig, plan: RunPlan, run_dir: RunDir, target: int
+    ) -> float | None:
+        """The held-out loss at `target`; None where the search was stopped before. Raises
+        ScalingError."""
         open_run(run_dir, config, plan)
         if self._parent is not None:
             trunk, step = self._parent.split("@")
@@ -132,23 +143,40 @@ class RunTrainable(tune.Trainable):
         for stage in ("composed", "prepared"):
             mark(marks, stage)
         spec = {
-            "config": config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": self._spec.corpus_dir,
-            "skipped_shards": self._spec.skipped, "until_step": target, "startup": marks,
-        }  # fmt: skip
+            "config": config.model_dump(),
+            "run_dir": str(run_dir.path),
+            "corpus_dir": self._spec.corpus_dir,
+            "skipped_shards": self._spec.skipped,
+            "until_step": target,
+            "startup": marks,
+        }
         session = Path(self._spec.session) if self._spec.session else None
-        meeting = meeting_place(self._workers[0], self._places[0], session) if self._spec.n_ranks > 1 else ""
-        launch = GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, self._over_after(plan.layout))
+        meeting = (
+            meeting_place(self._workers[0], self._places[0], session)
+            if self._spec.n_ranks > 1
+            else ""
+        )
+        launch = GroupLaunch(
+            worker_entry, spec, self._workers, self._places, meeting, self._over_after(plan.layout)
+        )
         result = self._watch(launch, run_dir.path.name)
         run_dir.settle_account()
         if result["step"] < target:
             run_dir.event("stopped", step=result["step"], reason="the search was stopped")
             return None
         if result["finished"]:
-            finish(config, plan, run_dir, Corpus.open(self._spec.corpus_dir, self._spec.skipped), result)
+            finish(
+                config,
+                plan,
+                run_dir,
+                Corpus.open(self._spec.corpus_dir, self._spec.skipped),
+                result,
+            )
         return _known_loss(run_dir, target)
 
     def _over_after(self, layout: Layout) -> Callable[[bool], None]:
-        """What a run of this layout leaves to do: new workers in place of those that are not as new."""
+        """What a run of this layout leaves to do: new workers in place of those that are not as
+        new."""
 
         def over(sound: bool) -> None:
             if not (sound and leaves_nothing(layout)):
@@ -187,11 +215,16 @@ class RunTrainable(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         config = self._config()
-        pointer = {"run": f"{config.semantic_hash}@{self._step}", "values": self._values, "parent": self._parent}
+        pointer = {
+            "run": f"{config.semantic_hash}@{self._step}",
+            "values": self._values,
+            "parent": self._parent,
+        }
         (Path(checkpoint_dir) / _POINTER).write_text(json.dumps(pointer))
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        """Go on where the checkpoint's run stands: with its own values as that run, with others as one that branches from it."""
+        """Go on where the checkpoint's run stands: with its own values as that run, with others as
+        one that branches from it."""
         pointer = json.loads((Path(checkpoint_dir) / _POINTER).read_text())
         self._parent = pointer["parent"] if pointer["values"] == self._values else pointer["run"]
         self._step, self._first = int(pointer["run"].split("@")[1]), False

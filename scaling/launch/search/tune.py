@@ -1,7 +1,9 @@
-"""ASHA and PBT by Ray Tune, Bayesian search by Optuna, with tokens as the time; the trials are ordinary runs.
+"""ASHA and PBT by Ray Tune, Bayesian search by Optuna, with tokens as the time; the trials are
+ordinary runs.
 
-Tune decides who goes on and what is drawn; it keeps nothing that we need. The runs' own records are what a repeated command
-replays: a trial that has passed a stop answers at once with what it measured there.
+Tune decides who goes on and what is drawn; it keeps nothing that we need. The runs' own records are
+what a repeated command replays: a trial that has passed a stop answers at once with what it
+measured there.
 """
 
 from __future__ import annotations
@@ -64,11 +66,16 @@ _ENVIRONMENT = {
 
 
 def declare_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
-    """A study whose trials are still to be drawn. Raises ConfigError, or PlanError for a trial that has no layout."""
+    """A study whose trials are still to be drawn. Raises ConfigError, or PlanError for a trial that
+    has no layout."""
     base = resolve_cluster(jobs[0][0])
     if len(jobs) > 1:
         fix = "Give the values as a space: study.space={KEY:[a,b]}."
-        raise ConfigError(f"study={base.study.kind} draws its values itself, and this sweeps", "from the command line", fix)
+        raise ConfigError(
+            f"study={base.study.kind} draws its values itself, and this sweeps",
+            "from the command line",
+            fix,
+        )
     space_of(base)
     make_plan(trial_base(base))
     return drawn_study(Study(base.study, study_directory(base), base, ()))
@@ -85,7 +92,11 @@ def search_lines(study: Study) -> Iterator[str]:
     for key, choices in space_of(study.base).items():
         yield f"  {key}: {choices.model_dump() if isinstance(choices, Range) else list(choices)}"
     usd = "unknown" if plan.usd is None else f"{config.n_trials * plan.usd:,.2f}"
-    hours = "unknown" if plan.hours is None else format_duration(3600 * config.n_trials * plan.hours * plan.layout.world_size)
+    hours = (
+        "unknown"
+        if plan.hours is None
+        else format_duration(3600 * config.n_trials * plan.hours * plan.layout.world_size)
+    )
     yield f"  at most {format_flops(most)}, device time {hours}, USD {usd}; each on {counted(plan.layout.world_size, 'device')}"
 
 
@@ -118,17 +129,29 @@ def trial_base(base: RunConfig) -> RunConfig:
 
 
 def run_search(study: Study, console: Console) -> int:
-    """Search until all trials are done or stopped, or a signal comes; returns the exit code. Raises ScalingError."""
+    """Search until all trials are done or stopped, or a signal comes; returns the exit code. Raises
+    ScalingError."""
     if study.config.kind == "bayesian" or study.config.sampler == "optuna":
         _require_optuna()
     space, base = space_of(study.base), trial_base(study.base)
     plan = make_plan(base)
     with ExitStack() as cleanup:
         run_dir = RunDir(study.directory)
-        corpus_dir, skipped = prepare_corpus(base, run_dir, console)  # which a signal interrupts: it may take long
+        # which a signal interrupts: it may take long
+        corpus_dir, skipped = prepare_corpus(base, run_dir, console)
         signals = cleanup.enter_context(StopSignals())
-        cluster = RayCluster(study.base.cluster, n_devices(study.base), helpers=n_devices(study.base), debug=base.scaling.debug)
-        console.print(starting_text(study.base, n_devices(study.base), study=True), highlight=False, markup=False, soft_wrap=True)
+        cluster = RayCluster(
+            study.base.cluster,
+            n_devices(study.base),
+            helpers=n_devices(study.base),
+            debug=base.scaling.debug,
+        )
+        console.print(
+            starting_text(study.base, n_devices(study.base), study=True),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         cluster.set_environment()
         os.environ.update(_ENVIRONMENT)
         cluster.connect()
@@ -138,14 +161,27 @@ def run_search(study: Study, console: Console) -> int:
         from scaling.launch.search.trainable import SearchSpec
 
         spec = SearchSpec(
-            base.model_dump(), str(study.directory), str(corpus_dir), skipped, stops(base),
-            study.config.kind == "pbt", plan.layout.world_size,
-            f"scaling/{uuid.uuid4().hex}", str(cluster.session) if cluster.session else None,
-        )  # fmt: skip
+            base.model_dump(),
+            str(study.directory),
+            str(corpus_dir),
+            skipped,
+            stops(base),
+            study.config.kind == "pbt",
+            plan.layout.world_size,
+            f"scaling/{uuid.uuid4().hex}",
+            str(cluster.session) if cluster.session else None,
+        )
         return _tune(study, base, space, spec, signals, shown)
 
 
-def _tune(study: Study, base: RunConfig, space: dict[str, Choices], spec: Any, signals: StopSignals, shown: StudyConsole) -> int:
+def _tune(
+    study: Study,
+    base: RunConfig,
+    space: dict[str, Choices],
+    spec: Any,
+    signals: StopSignals,
+    shown: StudyConsole,
+) -> int:
     from ray import tune
 
     from scaling.launch.search.callbacks import Stopper, Watcher
@@ -154,13 +190,16 @@ def _tune(study: Study, base: RunConfig, space: dict[str, Choices], spec: Any, s
     cpus, gpus = resources_of(base.cluster)
     bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     trainable = tune.with_resources(
-        tune.with_parameters(RunTrainable, spec=spec), tune.PlacementGroupFactory([{}, *(bundle for _ in range(spec.n_ranks))])
-    )  # fmt: skip
+        tune.with_parameters(RunTrainable, spec=spec),
+        tune.PlacementGroupFactory([{}, *(bundle for _ in range(spec.n_ranks))]),
+    )
     watch = Watcher(study, spec.prefix, signals, shown)
     storage = study.directory / ".ray"
     drawn = renumbered(read_drawn(study.directory))
     write_drawn(study.directory, drawn)
-    begun = [entry["values"] | {PARENT: entry["parent"]} for entry in population(drawn)][: study.config.n_trials]
+    begun = [entry["values"] | {PARENT: entry["parent"]} for entry in population(drawn)][
+        : study.config.n_trials
+    ]
     random.seed(study.config.seed)  # PBT draws from the global generators
     np.random.seed(study.config.seed)
     try:
@@ -196,7 +235,9 @@ def _require_optuna() -> None:
         import optuna  # noqa: F401
     except ImportError as error:
         fix = "Install it: pip install -c constraints.txt -e '.[search]'."
-        raise ConfigError("Optuna is not installed", "study=bayesian and study.sampler=optuna draw with it", fix) from error
+        raise ConfigError(
+            "Optuna is not installed", "study=bayesian and study.sampler=optuna draw with it", fix
+        ) from error
 
 
 def _domain(choices: Choices) -> Any:
@@ -218,14 +259,25 @@ def _scheduler(base: RunConfig, study: Study, space: dict[str, Choices]) -> Any:
     marks = [at * step for at in stops(base)]
     if study.config.kind == "asha":
         factor = study.config.reduction_factor
-        return ASHAScheduler(time_attr="n_tokens", grace_period=marks[0], max_t=marks[-1], reduction_factor=factor)
+        return ASHAScheduler(
+            time_attr="n_tokens", grace_period=marks[0], max_t=marks[-1], reduction_factor=factor
+        )
     if study.config.kind == "pbt":
-        # A list is walked along by PBT, one place at a time; a range is perturbed, and kept within its ends here.
-        mutations = {key: _domain(choices) if isinstance(choices, Range) else list(choices) for key, choices in space.items()}
+        # A list is walked along by PBT, one place at a time; a range is perturbed, and kept within
+        # its ends here.
+        mutations = {
+            key: _domain(choices) if isinstance(choices, Range) else list(choices)
+            for key, choices in space.items()
+        }
         return PopulationBasedTraining(
-            time_attr="n_tokens", metric=names.VAL_LOSS, mode="min", perturbation_interval=marks[0],
-            hyperparam_mutations=mutations, custom_explore_fn=lambda values: clipped(values, space), log_config=False,
-        )  # fmt: skip
+            time_attr="n_tokens",
+            metric=names.VAL_LOSS,
+            mode="min",
+            perturbation_interval=marks[0],
+            hyperparam_mutations=mutations,
+            custom_explore_fn=lambda values: clipped(values, space),
+            log_config=False,
+        )
     return FIFOScheduler()
 
 

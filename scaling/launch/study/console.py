@@ -1,4 +1,5 @@
-"""What the person at the terminal sees while a study goes on: a live table, or plain lines where there is no terminal."""
+"""What the person at the terminal sees while a study goes on: a live table, or plain lines where
+there is no terminal."""
 
 from __future__ import annotations
 
@@ -19,14 +20,20 @@ from scaling.units import format_count, format_duration
 
 _REFRESH_PER_S = 2
 _COLUMNS = (
-    Column("trial", wraps=True), Column("state", 4, left=True), Column("step"), Column("curve", 5, left=True), Column("loss"),
-    Column("tokens/s", 6), Column("ETA", 3),
-)  # fmt: skip
+    Column("trial", wraps=True),
+    Column("state", 4, left=True),
+    Column("step"),
+    Column("curve", 5, left=True),
+    Column("loss"),
+    Column("tokens/s", 6),
+    Column("ETA", 3),
+)
 
 
 @dataclass
 class Tally:
-    """The study as a whole. flops: of what is still to be done, and done since this command began."""
+    """The study as a whole. flops: of what is still to be done, and done since this command
+    began."""
 
     n_trials: int
     finished: int = 0
@@ -37,13 +44,18 @@ class Tally:
 
 
 class StudyConsole:
-    """The trials that run, each with its progress, and a line for the study. `notes` are printed above, once."""
+    """The trials that run, each with its progress, and a line for the study. `notes` are printed
+    above, once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._losses: dict[str, dict[int, float]] = {}
         self._began_s = self._last_plain_s = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> StudyConsole:
         if self._live is not None:
@@ -60,7 +72,9 @@ class StudyConsole:
     def show(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> None:
         """running: what a trial is called -> its latest progress, empty before the first."""
         for name, progress in running.items():
-            self._losses.setdefault(name, {}).update({progress["step"]: progress["loss"]} if "loss" in progress else {})
+            self._losses.setdefault(name, {}).update(
+                {progress["step"]: progress["loss"]} if "loss" in progress else {}
+            )
         if self._live is not None:
             self._live.update(self._table(running, tally))
         elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
@@ -72,7 +86,9 @@ class StudyConsole:
         table = FittedTable(_COLUMNS)
         for name, progress in running.items():
             state, step, loss, rate, eta = progress_cells(progress)
-            table.add(name, state, step, sparkline(self._losses[name].values()) or "-", loss, rate, eta)
+            table.add(
+                name, state, step, sparkline(self._losses[name].values()) or "-", loss, rate, eta
+            )
         whole = Text("\n".join(textwrap.wrap(self._whole(tally), self._console.width)))
         return Group(table, whole) if table.rows else whole
 
@@ -84,7 +100,8 @@ class StudyConsole:
         if tally.waiting:
             parts.append(f"{tally.waiting} waiting")
         parts.append(f"{format_duration(elapsed_s)} so far")
-        if tally.flops and tally.flops_done > 0.01 * tally.flops:  # before that the rate is that of the start
+        # before that the rate is that of the start
+        if tally.flops and tally.flops_done > 0.01 * tally.flops:
             parts.append(f"ETA {format_duration(elapsed_s * (tally.flops / tally.flops_done - 1))}")
         return ", ".join(parts)
 

@@ -1,6 +1,8 @@
-"""A study from its declaration to its results: what the process at the user's terminal does with many runs.
+"""A study from its declaration to its results: what the process at the user's terminal does with
+many runs.
 
-Each trial is an ordinary run in a directory of its own; the workers are kept from one to the next (`pool.py`).
+Each trial is an ordinary run in a directory of its own; the workers are kept from one to the next
+(`pool.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from scaling.checkpoint.branch import reached, take_over
 from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
-from scaling.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, LaunchError, PlanError, ScalingError, SupersededError
+from scaling.errors import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_STOPPED,
+    LaunchError,
+    PlanError,
+    ScalingError,
+    SupersededError,
+)
 from scaling.launch.blame import Troubles
 from scaling.launch.console import starting_text
 from scaling.launch.entry import worker_entry
@@ -48,9 +58,11 @@ _POLL_S = 0.1
 
 
 def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
-    """List, and unless `dry_run`, run the trials of these configurations; returns the exit code, raises ScalingError.
+    """List, and unless `dry_run`, run the trials of these configurations; returns the exit code,
+    raises ScalingError.
 
-    0 all are finished; 1 some failed too often, all others are finished; 75 stopped, the same command goes on.
+    0 all are finished; 1 some failed too often, all others are finished; 75 stopped, the same
+    command goes on.
     """
     console = output_console()
     if jobs[0][0].study.is_search:
@@ -59,7 +71,9 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     standings = _standings(study)
     console.print(study_table(study, standings))
     _refuse(study)
-    _check_inputs(trial.config for trial in study.trials if standings[trial.identity].state != "finished")
+    _check_inputs(
+        trial.config for trial in study.trials if standings[trial.identity].state != "finished"
+    )
     if study.base.dry_run:
         return EXIT_FINISHED
     with _holding(study):
@@ -89,7 +103,9 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
 
 def _check_inputs(configs: Iterable[RunConfig]) -> None:
     """Whether the data of all trials are there, each once. Raises ConfigError, DataError."""
-    for config in {repr((c.data, c.tokenizer, c.train.seq_len, c.objective)): c for c in configs}.values():
+    for config in {
+        repr((c.data, c.tokenizer, c.train.seq_len, c.objective)): c for c in configs
+    }.values():
         check_inputs(config)
 
 
@@ -115,7 +131,8 @@ def _mended(study: Study, standings: dict[str, Standing], console: Console) -> d
 
 @contextlib.contextmanager
 def _holding(study: Study) -> Iterator[None]:
-    """The study's directory, with its lock. Raises RunDirError, or ConfigError where the cluster is not here."""
+    """The study's directory, with its lock. Raises RunDirError, or ConfigError where the cluster is
+    not here."""
     check_available(study.base)
     try:
         study.directory.mkdir(parents=True, exist_ok=True)
@@ -134,7 +151,11 @@ def _back_fill(study: Study, standings: dict[str, Standing], console: Console) -
         if standings[trial.identity].state == "finished":
             label = called[trial.name]
             with trial.run_dir.lock():
-                back_fill(trial.config, trial.run_dir.path, lambda text, label=label: _print(console, f"{label}: {text}"))  # type: ignore[misc]
+                back_fill(
+                    trial.config,
+                    trial.run_dir.path,
+                    lambda text, label=label: _print(console, f"{label}: {text}"),
+                )  # type: ignore[misc]
 
 
 def _print(console: Console, text: str) -> None:
@@ -157,12 +178,17 @@ def _report(study: Study, standings: dict[str, Standing], console: Console) -> l
 
 
 def _refuse(study: Study) -> None:
-    """Raise PlanError where a trial cannot be planned: the whole study is refused before anything of it is started."""
+    """Raise PlanError where a trial cannot be planned: the whole study is refused before anything
+    of it is started."""
     refused = study.refused
     if refused:
         first = refused[0].refused
         assert first is not None
-        more = f" ({len(refused)} of {len(study.trials)} trials are refused)" if len(refused) > 1 else ""
+        more = (
+            f" ({len(refused)} of {len(study.trials)} trials are refused)"
+            if len(refused) > 1
+            else ""
+        )
         raise PlanError(f"{refused[0].name}: {first.what}{more}", first.where, first.fix)
 
 
@@ -170,8 +196,13 @@ class _Attempt:
     """One trial on its way through the pool. Entered, it holds the run directory's lock."""
 
     def __init__(
-        self, trial: Trial, corpus: tuple[Path | str, list[str]], slots: list[Slot], pool: WorkerPool, label: str
-    ) -> None:  # fmt: skip
+        self,
+        trial: Trial,
+        corpus: tuple[Path | str, list[str]],
+        slots: list[Slot],
+        pool: WorkerPool,
+        label: str,
+    ) -> None:
         assert trial.plan is not None
         self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
         self.began_step: int | None = None
@@ -183,9 +214,12 @@ class _Attempt:
         run_dir = trial.run_dir
         self.began_s = now_s = time.time()
         spec = {
-            "config": trial.config.model_dump(), "run_dir": str(run_dir.path), "corpus_dir": str(corpus_dir),
-            "skipped_shards": skipped, "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
-        }  # fmt: skip
+            "config": trial.config.model_dump(),
+            "run_dir": str(run_dir.path),
+            "corpus_dir": str(corpus_dir),
+            "skipped_shards": skipped,
+            "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
+        }
         self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout, slots)
 
     def over(self, console: StudyConsole) -> bool:
@@ -222,7 +256,8 @@ class _Attempt:
 
     @property
     def trained_device_s(self) -> float:
-        """Seconds that its own steps took, over its devices; those of earlier commands are not among them."""
+        """Seconds that its own steps took, over its devices; those of earlier commands are not
+        among them."""
         if self.began_step is None:
             return 0.0
         records = read_metrics(self.trial.run_dir.metrics, only=(names.STEP, names.STEP_TIME_S))
@@ -230,11 +265,15 @@ class _Attempt:
 
 
 class _Runner:
-    """Starts what fits, watches what runs, and writes down what came of it, until nothing is left or a signal comes."""
+    """Starts what fits, watches what runs, and writes down what came of it, until nothing is left
+    or a signal comes."""
 
     def __init__(self, study: Study, standings: dict[str, Standing], console: Console) -> None:
         self._study, self._standings, self._console = study, standings, console
-        self._waiting = sorted((trial for trial in study.trials if self._is_open(trial)), key=lambda trial: -trial.flops)
+        self._waiting = sorted(
+            (trial for trial in study.trials if self._is_open(trial)),
+            key=lambda trial: -trial.flops,
+        )
         self._labels = labels(study.trials)
         self._running: dict[str, tuple[_Attempt, ExitStack]] = {}
         self._corpora: dict[str, tuple[Path | str, list[str]]] = {}
@@ -250,7 +289,10 @@ class _Runner:
     def _left(self, trial: Trial) -> float:
         """FLOPs still to be done of a trial."""
         assert trial.plan is not None
-        step = max(self._standings[trial.identity].step, trial.branch.step if trial.branch is not None else 0)
+        step = max(
+            self._standings[trial.identity].step,
+            trial.branch.step if trial.branch is not None else 0,
+        )
         return trial.flops * max(0.0, 1 - step / trial.plan.n_steps)
 
     def run(self) -> int:
@@ -272,7 +314,9 @@ class _Runner:
             signals = cleanup.enter_context(StopSignals())
             slots = base.study.trials_per_device
             self._say(starting_text(base, slots * n_devices(base), study=True))
-            pool = cleanup.enter_context(WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug))
+            pool = cleanup.enter_context(
+                WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug)
+            )
             console = cleanup.enter_context(StudyConsole(self._console))
             while self._waiting or self._running:
                 signals.renew()
@@ -283,7 +327,9 @@ class _Runner:
                 self._start_what_fits(pool)
                 for attempt in over:
                     self._settle(attempt, console)
-                console.show({a.label: a.progress for a, _ in self._running.values()}, self._tally())
+                console.show(
+                    {a.label: a.progress for a, _ in self._running.values()}, self._tally()
+                )
                 time.sleep(_POLL_S)
 
     def _prepare(self, trial: Trial) -> None:
@@ -308,9 +354,13 @@ class _Runner:
                 self._waiting.remove(trial)
                 trunk = self._trunk_of(trial)
                 assert trunk is not None
-                self._standings[trial.identity] = Standing("failed", trouble=f"its trunk {trunk.name} failed")
+                self._standings[trial.identity] = Standing(
+                    "failed", trouble=f"its trunk {trunk.name} failed"
+                )
             elif self._may_start(trial):
-                slots = pool.room(trial.plan.layout.world_size, whole=not self._shares_device(trial))
+                slots = pool.room(
+                    trial.plan.layout.world_size, whole=not self._shares_device(trial)
+                )
                 if slots is not None:
                     self._waiting.remove(trial)
                     self._start(trial, slots, pool)
@@ -323,19 +373,27 @@ class _Runner:
     def _trunk_of(self, trial: Trial) -> Trial | None:
         if trial.branch is None:
             return None
-        return next((other for other in self._study.trials if other.identity == trial.branch.trunk), None)
+        return next(
+            (other for other in self._study.trials if other.identity == trial.branch.trunk), None
+        )
 
     def _may_start(self, trial: Trial) -> bool:
-        """A branch waits for its trunk's checkpoint, and no longer than the trunk may still write it."""
+        """A branch waits for its trunk's checkpoint, and no longer than the trunk may still write
+        it."""
         trunk = self._trunk_of(trial)
         if trunk is None or trial.branch is None or self._standings[trial.identity].step:
             return True
-        return reached(trunk.run_dir, trial.branch.step) or self._standings[trunk.identity].state == "finished"
+        return (
+            reached(trunk.run_dir, trial.branch.step)
+            or self._standings[trunk.identity].state == "finished"
+        )
 
     def _trunk_failed(self, trial: Trial) -> bool:
         trunk = self._trunk_of(trial)
         return (
-            trunk is not None and self._standings[trunk.identity].state in ("given up", "damaged") and not self._may_start(trial)
+            trunk is not None
+            and self._standings[trunk.identity].state in ("given up", "damaged")
+            and not self._may_start(trial)
         )
 
     def _start(self, trial: Trial, slots: list[Slot], pool: WorkerPool) -> None:
@@ -349,7 +407,9 @@ class _Runner:
             open_run(run_dir, trial.config, trial.plan)
             if (trunk := self._trunk_of(trial)) is not None and trial.branch is not None:
                 take_over(trunk.run_dir, run_dir, trial.config, trial.branch.step)
-            attempt = _Attempt(trial, self._corpora[self._corpus_key(trial)], slots, pool, self._labels[trial.name])
+            attempt = _Attempt(
+                trial, self._corpora[self._corpus_key(trial)], slots, pool, self._labels[trial.name]
+            )
         except ScalingError as error:
             held.close()
             self._standings[trial.identity] = Standing("failed", trouble=str(error))
@@ -358,7 +418,8 @@ class _Runner:
         self._running[trial.identity] = attempt, held
 
     def _settle(self, attempt: _Attempt, console: StudyConsole) -> None:
-        """Note how a trial ended; one that failed goes to the end of the queue while it may be tried again."""
+        """Note how a trial ended; one that failed goes to the end of the queue while it may be
+        tried again."""
         trial = attempt.trial
         _, held = self._running.pop(trial.identity)
         with held:
@@ -371,10 +432,13 @@ class _Runner:
                     attempt.complete(result)
                 else:
                     reason, step = "the study was stopped", result["step"]
-                    trial.run_dir.event(self._stopped_as, step=step, reason=reason, command_s=attempt.began_s)
+                    trial.run_dir.event(
+                        self._stopped_as, step=step, reason=reason, command_s=attempt.began_s
+                    )
                     draw_curve(trial.config, trial.run_dir)
             except ScalingError as error:
-                with contextlib.suppress(SupersededError):  # the run is another driver's, and stands as that says
+                # the run is another driver's, and stands as that says
+                with contextlib.suppress(SupersededError):
                     trial.run_dir.failed(error, command_s=attempt.began_s)
             standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
@@ -383,7 +447,9 @@ class _Runner:
             console.say(f"{attempt.label}: finished, loss {number_text(loss, '.4f')}")
         elif standing.state in ("failed", "given up"):
             most = trial.config.study.max_attempts
-            console.say(f"{attempt.label}: failed ({standing.failures} of at most {most}): {standing.trouble}")
+            console.say(
+                f"{attempt.label}: failed ({standing.failures} of at most {most}): {standing.trouble}"
+            )
             if standing.state == "failed" and not self._stopping:
                 self._waiting.append(trial)
 
@@ -395,7 +461,9 @@ class _Runner:
         self._waiting.clear()
         for attempt, _ in self._running.values():
             attempt.launch.request_stop()
-        console.say(f"{signals.by}: writing checkpoints and stopping; Ctrl-C{signals.again} leaves at once.")
+        console.say(
+            f"{signals.by}: writing checkpoints and stopping; Ctrl-C{signals.again} leaves at once."
+        )
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -405,11 +473,19 @@ class _Runner:
         done = self._flops_done
         for attempt, _ in self._running.values():
             if attempt.progress and attempt.began_step is not None:
-                done += attempt.trial.flops * (attempt.progress["step"] - attempt.began_step) / attempt.plan.n_steps
+                done += (
+                    attempt.trial.flops
+                    * (attempt.progress["step"] - attempt.began_step)
+                    / attempt.plan.n_steps
+                )
         return Tally(
-            len(states), states.count("finished"), sum(state in ("given up", "damaged") for state in states), len(self._waiting),
-            self._flops, done,
-        )  # fmt: skip
+            len(states),
+            states.count("finished"),
+            sum(state in ("given up", "damaged") for state in states),
+            len(self._waiting),
+            self._flops,
+            done,
+        )
 
     def _tell(self, wall_s: float) -> None:
         say = self._say
@@ -417,10 +493,14 @@ class _Runner:
             standing = self._standings[trial.identity]
             if standing.state in ("failed", "given up", "damaged"):
                 failures = counted(standing.failures, "failure")
-                say(f"{self._labels[trial.name]}: {standing.state} after {failures}: {standing.trouble}")
+                say(
+                    f"{self._labels[trial.name]}: {standing.state} after {failures}: {standing.trouble}"
+                )
         if self._training_s:
             share = self._training_s / wall_s / n_devices(self._study.base)
-            say(f"{format_duration(wall_s)}, of whose device time {100 * share:.1f} % went into training steps.")
+            say(
+                f"{format_duration(wall_s)}, of whose device time {100 * share:.1f} % went into training steps."
+            )
         if any(standing.state == "given up" for standing in self._standings.values()):
             most = self._study.config.max_attempts
             say(f"Trials given up are tried again with study.max_attempts above {most}.")

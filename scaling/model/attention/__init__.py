@@ -1,8 +1,8 @@
 """The kinds of attention, by the name that `attention=` gives them.
 
-Self-attention is built as KIND(config, causal=..., scale=...) and called as (x_BTD, context, cache); see base.Attention.
-Cross-attention is built as KIND(config, scale=...); `source(memory_BSD)` makes what is called as (x_BTD, source,
-documents_BT, source_documents_BS).
+Self-attention is built as KIND(config, causal=..., scale=...) and called as (x_BTD, context,
+cache); see base.Attention. Cross-attention is built as KIND(config, scale=...);
+`source(memory_BSD)` makes what is called as (x_BTD, source, documents_BT, source_documents_BS).
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ CROSS_ATTENTIONS: dict[str, type[CrossAttention]] = {
     "hierarchical": CrossAttention,
     "linear": LinearCrossAttention,
 }
-"""Kinds that choose positions by their distance see the whole source: a target has no distance to it (Guo et al. 2022,
-arXiv:2112.07916, do the same)."""
+"""Kinds that choose positions by their distance see the whole source: a target has no distance to
+it (Guo et al. 2022, arXiv:2112.07916, do the same)."""

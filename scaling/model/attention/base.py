@@ -16,15 +16,26 @@ from scaling.model.layers import working
 from scaling.model.position import Context, Rotation, rotate
 from scaling.model.split import WHOLE, OutputLinear, Split
 
-HEADS = {"q.weight": 0, "q.bias": 0, "k.weight": 0, "k.bias": 0, "v.weight": 0, "v.bias": 0, "o.weight": 1}
-"""Dimensions in which the parameters of attention are cut among tensor parallel ranks: each holds some of the heads."""
+HEADS = {
+    "q.weight": 0,
+    "q.bias": 0,
+    "k.weight": 0,
+    "k.bias": 0,
+    "v.weight": 0,
+    "v.bias": 0,
+    "o.weight": 1,
+}
+"""Dimensions in which the parameters of attention are cut among tensor parallel ranks: each holds
+some of the heads."""
 
 
 class Attention(nn.Module, ABC):
-    """Queries, keys and values of x, what a kind makes of them, and the projection of that back to d_model.
+    """Queries, keys and values of x, what a kind makes of them, and the projection of that back to
+    d_model.
 
-    `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 / sqrt(K).
-    Head counts are read from the tensors, so a rank that holds a slice of the heads runs the same code.
+    `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 /
+    sqrt(K). Head counts are read from the tensors, so a rank that holds a slice of the heads runs
+    the same code.
     """
 
     split: Split = WHOLE
@@ -32,7 +43,9 @@ class Attention(nn.Module, ABC):
     partial: tuple[str, ...] = ()
     """Parameters that all heads share: a tp rank's gradient of them is that of its own heads."""
 
-    def __init__(self, config: RunConfig, *, causal: bool = True, scale: float | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, *, causal: bool = True, scale: float | None = None
+    ) -> None:
         super().__init__()
         model = config.model
         self.d_head, self.dropout = model.head_width, config.attention.dropout
@@ -44,15 +57,23 @@ class Attention(nn.Module, ABC):
         self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
 
     def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
-        """What each position gathers; with a cache, of T positions that follow those already in it."""
+        """What each position gathers; with a cache, of T positions that follow those already in
+        it."""
         x_BTD = working(self.split.enter(x_BTD))
         B, T, _ = x_BTD.shape
         q_BTHK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head))
         k_BTGK = self.split.to_heads(self.k(x_BTD).view(B, T, -1, self.d_head))
         v_BTGK = self.split.to_heads(self.v(x_BTD).view(B, T, -1, self.d_head))
         if context.rotation is not None:
-            q_BTHK, k_BTGK = self.turn(q_BTHK, context.rotation), self.turn(k_BTGK, context.rotation)
-        q_BHTK, k_BGTK, v_BGTK = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+            q_BTHK, k_BTGK = (
+                self.turn(q_BTHK, context.rotation),
+                self.turn(k_BTGK, context.rotation),
+            )
+        q_BHTK, k_BGTK, v_BGTK = (
+            q_BTHK.transpose(1, 2),
+            k_BTGK.transpose(1, 2),
+            v_BTGK.transpose(1, 2),
+        )
         if cache is None:
             with self.split.own_randomness(self.dropout_p > 0):
                 y_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, context)
@@ -73,17 +94,27 @@ class Attention(nn.Module, ABC):
         """Put the first T positions into an empty cache."""
         raise NotImplementedError
 
-    def step(self, q_BH1K: Tensor, k_BG1K: Tensor, v_BG1K: Tensor, context: Context, cache: Cache) -> Tensor:
+    def step(
+        self, q_BH1K: Tensor, k_BG1K: Tensor, v_BG1K: Tensor, context: Context, cache: Cache
+    ) -> Tensor:
         """y_BH1K of the next position, whose key and value the cache takes in."""
         raise NotImplementedError
 
-    def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
+    def decode(
+        self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache
+    ) -> Tensor:
         """y_BHTK of the next T positions: the first at once, later ones one after the other."""
         if cache.length == 0 and q_BHTK.shape[2] > 1:
             self.remember(k_BGTK, v_BGTK, cache)
             return self.attend(q_BHTK, k_BGTK, v_BGTK, context)
         parts = [
-            self.step(q_BHTK[:, :, t : t + 1], k_BGTK[:, :, t : t + 1], v_BGTK[:, :, t : t + 1], context, cache)
+            self.step(
+                q_BHTK[:, :, t : t + 1],
+                k_BGTK[:, :, t : t + 1],
+                v_BGTK[:, :, t : t + 1],
+                context,
+                cache,
+            )
             for t in range(q_BHTK.shape[2])
         ]
         return torch.cat(parts, dim=2)
@@ -94,9 +125,13 @@ class Attention(nn.Module, ABC):
 
     def _check_cached(self, context: Context) -> None:
         if not self.causal:
-            raise ValueError("a bidirectional layer has no past to keep: the whole sequence is needed at once")
+            raise ValueError(
+                "a bidirectional layer has no past to keep: the whole sequence is needed at once"
+            )
         if context.documents_BT is not None:
-            raise ValueError("generation takes one document a row, without padding: a cache holds no document numbers")
+            raise ValueError(
+                "generation takes one document a row, without padding: a cache holds no document numbers"
+            )
 
     @property
     def dropout_p(self) -> float:

@@ -1,7 +1,8 @@
-"""Attention to every position, multi-head or grouped-query, through fused scaled-dot-product attention.
+"""Attention to every position, multi-head or grouped-query, through fused scaled-dot-product
+attention.
 
-Shapes: B batch, T new positions, S all positions (of the source, in cross-attention), D d_model, H query heads,
-G key/value heads, K d_head.
+Shapes: B batch, T new positions, S all positions (of the source, in cross-attention), D d_model, H
+query heads, G key/value heads, K d_head.
 """
 
 from __future__ import annotations
@@ -22,15 +23,29 @@ from scaling.model.split import WHOLE, OutputLinear, Split
 
 
 def attend_all(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context, causal: bool, scale: float | None, dropout_p: float
-) -> Tensor:  # fmt: skip
-    """y_BHTK of the last T of S positions, by the fused kernel; where nothing is added to scores, it needs no mask."""
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    context: Context,
+    causal: bool,
+    scale: float | None,
+    dropout_p: float,
+) -> Tensor:
+    """y_BHTK of the last T of S positions, by the fused kernel; where nothing is added to scores,
+    it needs no mask."""
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     if context.bias is not None or context.documents_BT is not None:
         return attend_in_pieces(
-            q_BHTK, k_BGSK, v_BGSK, causal=causal, bias=context.bias, documents_BT=context.documents_BT,
-            source_documents_BS=context.documents_BT, scale=scale, dropout_p=dropout_p,
-        )  # fmt: skip
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            causal=causal,
+            bias=context.bias,
+            documents_BT=context.documents_BT,
+            source_documents_BS=context.documents_BT,
+            scale=scale,
+            dropout_p=dropout_p,
+        )
     mask_TS = None
     if causal and 1 < T < S:
         mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(diagonal=S - T)
@@ -38,19 +53,30 @@ def attend_all(
 
 
 class FullAttention(Attention):
-    """softmax(q k^T / sqrt(K) + bias) v (Vaswani et al. 2017); G < H shares keys and values (Ainslie et al. 2023)."""
+    """softmax(q k^T / sqrt(K) + bias) v (Vaswani et al. 2017); G < H shares keys and values
+    (Ainslie et al. 2023)."""
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
         """With T < S the queries are the last T of S positions."""
         if self.split.ring:
             assert self.split.sp is not None
             return ring_attention(
-                q_BHTK, k_BGSK, v_BGSK, self.split.sp, causal=self.causal, bias=context.bias, documents_BT=context.documents_BT,
-                source_documents_BS=context.documents_BT, scale=self.scale, dropout_p=self.dropout_p,
-            )  # fmt: skip
+                q_BHTK,
+                k_BGSK,
+                v_BGSK,
+                self.split.sp,
+                causal=self.causal,
+                bias=context.bias,
+                documents_BT=context.documents_BT,
+                source_documents_BS=context.documents_BT,
+                scale=self.scale,
+                dropout_p=self.dropout_p,
+            )
         return attend_all(q_BHTK, k_BGSK, v_BGSK, context, self.causal, self.scale, self.dropout_p)
 
-    def decode(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache) -> Tensor:
+    def decode(
+        self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache
+    ) -> Tensor:
         assert isinstance(cache, KVCache)
         return self.attend(q_BHTK, *cache.append(k_BGTK, v_BGTK), context)
 
@@ -59,8 +85,8 @@ class FullAttention(Attention):
 
 
 class KeyValues(NamedTuple):
-    """A source as cross-attention sees it: made once, looked at by every position of the target. `sum_BGKV` is of linear
-    attention, which needs no more of a source."""
+    """A source as cross-attention sees it: made once, looked at by every position of the target.
+    `sum_BGKV` is of linear attention, which needs no more of a source."""
 
     k_BGSK: Tensor
     v_BGSK: Tensor
@@ -72,7 +98,8 @@ class KeyValues(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """softmax(q k^T / sqrt(K)) v with the keys and values of another sequence, the encoder's (Vaswani et al. 2017).
+    """softmax(q k^T / sqrt(K)) v with the keys and values of another sequence, the encoder's
+    (Vaswani et al. 2017).
 
     No positions: a distance between a word of the target and one of the source means nothing.
     """
@@ -95,7 +122,8 @@ class CrossAttention(nn.Module):
         source_BSD = working(self.split.enter_whole(source_BSD))
         B, S, _ = source_BSD.shape
         k_BGSK, v_BGSK = (
-            self.split.to_heads(linear(source_BSD).view(B, S, -1, self.d_head)).transpose(1, 2) for linear in (self.k, self.v)
+            self.split.to_heads(linear(source_BSD).view(B, S, -1, self.d_head)).transpose(1, 2)
+            for linear in (self.k, self.v)
         )
         return KeyValues(k_BGSK, v_BGSK)
 
@@ -106,7 +134,8 @@ class CrossAttention(nn.Module):
         documents_BT: Tensor | None = None,
         source_documents_BS: Tensor | None = None,
     ) -> Tensor:
-        """What each position of the target gathers from the source; with documents, from those of its own only."""
+        """What each position of the target gathers from the source; with documents, from those of
+        its own only."""
         x_BTD = working(self.split.enter(x_BTD))
         B, T, _ = x_BTD.shape
         q_BHTK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head)).transpose(1, 2)
@@ -115,19 +144,36 @@ class CrossAttention(nn.Module):
         return self.o(self.split.to_positions(y_BHTK.transpose(1, 2)).reshape(B, T, -1))
 
     def attend(
-        self, q_BHTK: Tensor, source: KeyValues, documents_BT: Tensor | None, source_documents_BS: Tensor | None
+        self,
+        q_BHTK: Tensor,
+        source: KeyValues,
+        documents_BT: Tensor | None,
+        source_documents_BS: Tensor | None,
     ) -> Tensor:
         """y_BHTK of T queries."""
         dropout_p = self.dropout if self.training else 0.0
         if self.split.ring:
             assert self.split.sp is not None
             return ring_attention(
-                q_BHTK, source.k_BGSK, source.v_BGSK, self.split.sp, causal=False, documents_BT=documents_BT,
-                source_documents_BS=source_documents_BS, scale=self.scale, dropout_p=dropout_p,
-            )  # fmt: skip
+                q_BHTK,
+                source.k_BGSK,
+                source.v_BGSK,
+                self.split.sp,
+                causal=False,
+                documents_BT=documents_BT,
+                source_documents_BS=source_documents_BS,
+                scale=self.scale,
+                dropout_p=dropout_p,
+            )
         if documents_BT is None or source_documents_BS is None:
             return sdpa(q_BHTK, source.k_BGSK, source.v_BGSK, None, self.scale, dropout_p)
         return attend_in_pieces(
-            q_BHTK, source.k_BGSK, source.v_BGSK, causal=False, documents_BT=documents_BT,
-            source_documents_BS=source_documents_BS, scale=self.scale, dropout_p=dropout_p,
-        )  # fmt: skip
+            q_BHTK,
+            source.k_BGSK,
+            source.v_BGSK,
+            causal=False,
+            documents_BT=documents_BT,
+            source_documents_BS=source_documents_BS,
+            scale=self.scale,
+            dropout_p=dropout_p,
+        )

@@ -1,7 +1,8 @@
-"""Attention with learnt vectors of distances. They meet queries and weights, so scores are formed, piece by piece.
+"""Attention with learnt vectors of distances. They meet queries and weights, so scores are formed,
+piece by piece.
 
-Shapes: B batch, T positions, S keys, t queries of a piece, s keys that they may see, H = G R query heads, G key/value heads,
-K d_head, N vectors.
+Shapes: B batch, T positions, S keys, t queries of a piece, s keys that they may see, H = G R query
+heads, G key/value heads, K d_head, N vectors.
 """
 
 from __future__ import annotations
@@ -18,22 +19,28 @@ from scaling.model.position import Context
 
 
 class RelativeAttention(FullAttention):
-    """softmax(q (k + a) / sqrt(K)) (v + b), with vectors a and b of the clipped distance (Shaw et al. 2018, eqs. 3 and 4).
+    """softmax(q (k + a) / sqrt(K)) (v + b), with vectors a and b of the clipped distance (Shaw et
+    al. 2018, eqs. 3 and 4).
 
-    Distances of max_distance or more share a vector; causal layers have none for the future. The heads of a layer share
-    all vectors, as in the paper. Only a piece's T x S part of the scores is ever held, and it is made anew in backward.
+    Distances of max_distance or more share a vector; causal layers have none for the future. The
+    heads of a layer share all vectors, as in the paper. Only a piece's T x S part of the scores is
+    ever held, and it is made anew in backward.
     """
 
     partial = ("relative_k.weight", "relative_v.weight")
 
-    def __init__(self, config: RunConfig, *, causal: bool = True, scale: float | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, *, causal: bool = True, scale: float | None = None
+    ) -> None:
         super().__init__(config, causal=causal, scale=scale)
         attention = config.attention
         assert attention.max_distance is not None
         self.max_distance = attention.max_distance
         n_vectors = self.max_distance + 1 if causal else 2 * self.max_distance + 1
         self.relative_k = nn.Embedding(n_vectors, self.d_head)
-        self.relative_v = nn.Embedding(n_vectors, self.d_head) if attention.relative_values else None
+        self.relative_v = (
+            nn.Embedding(n_vectors, self.d_head) if attention.relative_values else None
+        )
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
         """With T < S the queries are the last T of S positions."""
@@ -47,16 +54,28 @@ class RelativeAttention(FullAttention):
             arguments = (start, q_BGRtK, k_BGSK, v_BGSK, a_NK, b_NK, T, context)
             again = torch.is_grad_enabled() and T > PIECE
             parts.append(
-                checkpoint(self._piece, *arguments, use_reentrant=False, preserve_rng_state=self.dropout_p > 0)
+                checkpoint(
+                    self._piece,
+                    *arguments,
+                    use_reentrant=False,
+                    preserve_rng_state=self.dropout_p > 0,
+                )
                 if again
                 else self._piece(*arguments)
             )
         return torch.cat(parts, dim=3).flatten(1, 2)
 
     def _piece(
-        self, start: int, q_BGRtK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, a_NK: Tensor, b_NK: Tensor | None, T: int,
+        self,
+        start: int,
+        q_BGRtK: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        a_NK: Tensor,
+        b_NK: Tensor | None,
+        T: int,
         context: Context,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         G, R, t, S = *q_BGRtK.shape[1:4], k_BGSK.shape[2]
         offset = S - T if self.causal else 0
         s = start + t + offset if self.causal else S
@@ -65,19 +84,32 @@ class RelativeAttention(FullAttention):
         scores_BGRts = (q_BGRtK.flatten(2, 3) @ k_BGsK.transpose(2, 3)).unflatten(2, (R, t))
         scores_BGRts = scores_BGRts + (q_BGRtK @ a_NK.T.to(q_BGRtK.dtype)).gather(4, row_ts)
         ids_BT = context.documents_BT
-        mask = mask_of(start, start + t, s, offset, self.causal, context.bias, ids_BT, ids_BT, q_BGRtK.device)
+        mask = mask_of(
+            start, start + t, s, offset, self.causal, context.bias, ids_BT, ids_BT, q_BGRtK.device
+        )
         if mask is not None and mask.dtype == torch.bool:
-            scores_BGRts = scores_BGRts.masked_fill(~(mask.unsqueeze(1) if mask.ndim == 4 else mask), float("-inf"))
+            scores_BGRts = scores_BGRts.masked_fill(
+                ~(mask.unsqueeze(1) if mask.ndim == 4 else mask), float("-inf")
+            )
         elif mask is not None:
             scores_BGRts = scores_BGRts + mask.unflatten(-3, (G, R))
-        weights_BGRts = F.dropout(scores_BGRts.softmax(dim=-1, dtype=torch.float32).to(v_BGsK.dtype), self.dropout_p)
+        weights_BGRts = F.dropout(
+            scores_BGRts.softmax(dim=-1, dtype=torch.float32).to(v_BGsK.dtype), self.dropout_p
+        )
         y_BGRtK = (weights_BGRts.flatten(2, 3) @ v_BGsK).unflatten(2, (R, t))
         if b_NK is not None:
-            by_row_BGRtN = weights_BGRts.new_zeros(*weights_BGRts.shape[:4], len(b_NK)).scatter_add(4, row_ts, weights_BGRts)
+            by_row_BGRtN = weights_BGRts.new_zeros(*weights_BGRts.shape[:4], len(b_NK)).scatter_add(
+                4, row_ts, weights_BGRts
+            )
             y_BGRtK = y_BGRtK + by_row_BGRtN @ b_NK.to(v_BGsK.dtype)
         return y_BGRtK
 
     def _rows(self, q_start: int, t: int, s: int, device: torch.device) -> Tensor:
         """row_ts of the vectors for t queries from q_start and the first s keys."""
-        relative_ts = torch.arange(s, device=device) - torch.arange(q_start, q_start + t, device=device).unsqueeze(1)
-        return relative_ts.clamp(-self.max_distance, 0 if self.causal else self.max_distance) + self.max_distance
+        relative_ts = torch.arange(s, device=device) - torch.arange(
+            q_start, q_start + t, device=device
+        ).unsqueeze(1)
+        return (
+            relative_ts.clamp(-self.max_distance, 0 if self.causal else self.max_distance)
+            + self.max_distance
+        )

@@ -1,9 +1,11 @@
-"""What strided and hierarchical attention share: near keys by neighbouring blocks, far ones besides, under one softmax.
+"""What strided and hierarchical attention share: near keys by neighbouring blocks, far ones
+besides, under one softmax.
 
-Two sets of keys under one softmax are beyond the fused kernels, so these scores are formed: T (W + F) of them, never T x T.
+Two sets of keys under one softmax are beyond the fused kernels, so these scores are formed: T (W +
+F) of them, never T x T.
 
-Shapes: B batch, T positions, H = G R query heads, G key/value heads, R queries that share one, K d_head, n blocks,
-C positions of a block, W near keys of a block, F far keys of a query.
+Shapes: B batch, T positions, H = G R query heads, G key/value heads, R queries that share one, K
+d_head, n blocks, C positions of a block, W near keys of a block, F far keys of a query.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from torch import Tensor
 from scaling.model.position import Context, bias_grid
 
 OUTSIDE, BEYOND = -2, -3
-"""Document numbers of positions that fill up the last block, and of blocks before the first and after the last. No document has
-them (PADDING is -1); the first see one another, so that no query is without a key."""
+"""Document numbers of positions that fill up the last block, and of blocks before the first and
+after the last. No document has them (PADDING is -1); the first see one another, so that no query is
+without a key."""
 
 
 def to_blocks(x_BHTK: Tensor, C: int) -> Tensor:
@@ -35,7 +38,8 @@ def from_blocks(y_BGnRCK: Tensor, T: int) -> Tensor:
 
 
 def near(x_BGnCK: Tensor, causal: bool) -> Tensor:
-    """x_BGnWK: of each block the one before and itself, W = 2C, and without a causal mask the one after, W = 3C."""
+    """x_BGnWK: of each block the one before and itself, W = 2C, and without a causal mask the one
+    after, W = 3C."""
     n = x_BGnCK.shape[2]
     padded = F.pad(x_BGnCK, (0, 0, 0, 0, 1, 0 if causal else 1))
     return torch.cat([padded[:, :, i : i + n] for i in range(2 if causal else 3)], dim=3)
@@ -55,10 +59,20 @@ def near_ids(ids_BnC: Tensor, causal: bool) -> Tensor:
     return torch.cat([padded[:, i : i + n] for i in range(2 if causal else 3)], dim=2)
 
 
-def near_scores(q_BGnRCK: Tensor, k_BGnWK: Tensor, ids_BnC: Tensor, window: int | None, causal: bool, context: Context) -> Tensor:
-    """scores_BGnRCW, -inf where a key is of another document, in the future, or `window` or more away."""
+def near_scores(
+    q_BGnRCK: Tensor,
+    k_BGnWK: Tensor,
+    ids_BnC: Tensor,
+    window: int | None,
+    causal: bool,
+    context: Context,
+) -> Tensor:
+    """scores_BGnRCW, -inf where a key is of another document, in the future, or `window` or more
+    away."""
     G, R, C, W = *q_BGnRCK.shape[1:5:2], q_BGnRCK.shape[4], k_BGnWK.shape[3]
-    relative_CW = torch.arange(-C, W - C, device=q_BGnRCK.device) - torch.arange(C, device=q_BGnRCK.device).unsqueeze(1)
+    relative_CW = torch.arange(-C, W - C, device=q_BGnRCK.device) - torch.arange(
+        C, device=q_BGnRCK.device
+    ).unsqueeze(1)
     seen_CW = relative_CW <= 0 if causal else torch.ones_like(relative_CW, dtype=torch.bool)
     if window is not None:
         seen_CW = seen_CW & (relative_CW.abs() < window)
@@ -69,10 +83,14 @@ def near_scores(q_BGnRCK: Tensor, k_BGnWK: Tensor, ids_BnC: Tensor, window: int 
     return scores.masked_fill(~seen_BnCW[:, None, :, None], float("-inf"))
 
 
-def joint_softmax(near_BGnRCW: Tensor, far_BGnRCF: Tensor, dropout_p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def joint_softmax(
+    near_BGnRCW: Tensor, far_BGnRCF: Tensor, dropout_p: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The weights of near and far keys in `dtype`, which together sum to 1; softmax in fp32."""
     W = near_BGnRCW.shape[-1]
-    weights = torch.cat((near_BGnRCW, far_BGnRCF), dim=-1).softmax(dim=-1, dtype=torch.float32).to(dtype)
+    weights = (
+        torch.cat((near_BGnRCW, far_BGnRCF), dim=-1).softmax(dim=-1, dtype=torch.float32).to(dtype)
+    )
     weights = F.dropout(weights, dropout_p)
     return weights[..., :W], weights[..., W:]
 

@@ -1,9 +1,12 @@
-"""Softmax attention with biases or documents, whose scores are masked piece by piece of the queries.
+"""Softmax attention with biases or documents, whose scores are masked piece by piece of the
+queries.
 
-A mask of all T x S pairs would take more memory than all else in a layer, so one of a piece's queries is made, used
-and, where there are more pieces, made again in backward. Causal pieces look at no later keys, which halves the work.
+A mask of all T x S pairs would take more memory than all else in a layer, so one of a piece's
+queries is made, used and, where there are more pieces, made again in backward. Causal pieces look
+at no later keys, which halves the work.
 
-Shapes: B batch, T queries, S keys, t queries of a piece, s keys that they may see, H query heads, G key/value heads, K d_head.
+Shapes: B batch, T queries, S keys, t queries of a piece, s keys that they may see, H query heads, G
+key/value heads, K d_head.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ PIECE = 512
 
 
 def sdpa(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None, scale: float | None, dropout_p: float,
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    dropout_p: float,
     is_causal: bool = False,
-) -> Tensor:  # fmt: skip
-    """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to the scores; of two dims,
-    three (heads first) or four."""
+) -> Tensor:
+    """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to
+    the scores; of two dims, three (heads first) or four."""
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     if grouped and q_BHTK.is_cuda and q_BHTK.dtype == torch.float32:
         # In fp32 the only fused CUDA kernel is the memory-efficient one, and it takes no groups.
@@ -35,7 +43,14 @@ def sdpa(
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(0)  # fused kernels take two dims or four
     return F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, scale=scale, enable_gqa=grouped
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        attn_mask=mask,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        scale=scale,
+        enable_gqa=grouped,
     )
 
 
@@ -51,13 +66,16 @@ def attend_in_pieces(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """y_BHTK; causal queries are the last T of the S positions. A query that may see nothing gets zeros."""
+    """y_BHTK; causal queries are the last T of the S positions. A query that may see nothing gets
+    zeros."""
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     offset = S - T if causal else 0
 
     def piece(start: int, end: int, q_BHtK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         s = end + offset if causal else S
-        mask = mask_of(start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device)
+        mask = mask_of(
+            start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device
+        )
         return sdpa(q_BHtK, k_BGSK[:, :, :s], v_BGSK[:, :, :s], mask, scale, dropout_p)
 
     if T <= PIECE:
@@ -74,15 +92,27 @@ def attend_in_pieces(
 
 
 def mask_of(
-    start: int, end: int, s: int, offset: int, causal: bool, bias: BiasAt | None,
-    documents_BT: Tensor | None, source_documents_BS: Tensor | None, device: torch.device,
-) -> Tensor | None:  # fmt: skip
-    """Of queries start to end and the first s keys: boolean, or with biases added to the scores; None: all may be seen."""
+    start: int,
+    end: int,
+    s: int,
+    offset: int,
+    causal: bool,
+    bias: BiasAt | None,
+    documents_BT: Tensor | None,
+    source_documents_BS: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Of queries start to end and the first s keys: boolean, or with biases added to the scores;
+    None: all may be seen."""
     seen = None
     if causal and (s > 1 or end - start > 1):
-        seen = torch.ones(end - start, s, dtype=torch.bool, device=device).tril(diagonal=start + offset)
+        seen = torch.ones(end - start, s, dtype=torch.bool, device=device).tril(
+            diagonal=start + offset
+        )
     if documents_BT is not None and source_documents_BS is not None:
-        same_B1ts = (documents_BT[:, start:end, None] == source_documents_BS[:, None, :s]).unsqueeze(1)
+        same_B1ts = (
+            documents_BT[:, start:end, None] == source_documents_BS[:, None, :s]
+        ).unsqueeze(1)
         seen = same_B1ts if seen is None else same_B1ts & seen
     if bias is None:
         return seen

@@ -1,6 +1,8 @@
-"""Models as directories that the transformers library reads and writes: config.json and model.safetensors.
+"""Models as directories that the transformers library reads and writes: config.json and
+model.safetensors.
 
-Needs safetensors and json alone. What the library calls each setting is here; what it calls each weight, in convert.py.
+Needs safetensors and json alone. What the library calls each setting is here; what it calls each
+weight, in convert.py.
 """
 
 from __future__ import annotations
@@ -20,12 +22,21 @@ from scaling.planner.cost.lengths import lengths
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
-_ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "swiglu": "silu", "geglu": "gated-gelu"}
+_ACTIVATIONS = {
+    "gelu": "gelu_new",
+    "gelu_exact": "gelu",
+    "relu": "relu",
+    "swiglu": "silu",
+    "geglu": "gated-gelu",
+}
 """Ours -> theirs; their gated-gelu is in the tanh form."""
 
 
-def save_pretrained(config: RunConfig, weights: Mapping[str, Tensor], directory: Path, *, eos_id: int, pad_id: int) -> None:
-    """Write a directory for `from_pretrained`. Raises ConfigError when the library has no counterpart of the model."""
+def save_pretrained(
+    config: RunConfig, weights: Mapping[str, Tensor], directory: Path, *, eos_id: int, pad_id: int
+) -> None:
+    """Write a directory for `from_pretrained`. Raises ConfigError when the library has no
+    counterpart of the model."""
     theirs = to_transformers(config, weights)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(theirs, directory / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -34,10 +45,12 @@ def save_pretrained(config: RunConfig, weights: Mapping[str, Tensor], directory:
 
 
 def load_pretrained(config: RunConfig, directory: Path) -> dict[str, Tensor]:
-    """Weights under our names. Raises CheckpointError when the shape is another, ConfigError when weights do not fit."""
+    """Weights under our names. Raises CheckpointError when the shape is another, ConfigError when
+    weights do not fit."""
     found = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     wanted = hub_config(config, eos_id=0, pad_id=0)
-    if "scale_decoder_outputs" in found:  # of T5: since version 5 of the library it tells an untied head from a tied one
+    # of T5: since version 5 of the library it tells an untied head from a tied one
+    if "scale_decoder_outputs" in found:
         found["tie_word_embeddings"] = found["scale_decoder_outputs"]
     for key in wanted.keys() & found.keys() - _ABOUT_TOKENS:
         if found[key] != wanted[key]:
@@ -49,18 +62,31 @@ def load_pretrained(config: RunConfig, directory: Path) -> dict[str, Tensor]:
     return from_transformers(config, load_file(directory / WEIGHTS_FILE))
 
 
-_ABOUT_TOKENS = {"eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "dtype", "architectures"}
+_ABOUT_TOKENS = {
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "dtype",
+    "architectures",
+}
 
 
 def hub_config(config: RunConfig, *, eos_id: int, pad_id: int) -> dict[str, Any]:
-    """What config.json says. eos_id and pad_id are of the tokenizer; a decoder beside an encoder begins with padding."""
+    """What config.json says. eos_id and pad_id are of the tokenizer; a decoder beside an encoder
+    begins with padding."""
     kind = arrangement(config)
     made = {"gpt2": _gpt2, "llama": _llama, "bert": _bert, "t5": _t5}[kind](config)
-    common = {"model_type": kind, "vocab_size": config.vocab_size, "tie_word_embeddings": config.model.tie_embeddings}
+    common = {
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.model.tie_embeddings,
+    }
     if kind == "t5":
         common["decoder_start_token_id"] = pad_id
     elif kind != "bert":
-        common["bos_token_id"] = eos_id  # the end of a document before stands in front of the first token
+        # the end of a document before stands in front of the first token
+        common["bos_token_id"] = eos_id
     return made | common | {"eos_token_id": eos_id, "pad_token_id": pad_id, "dtype": "float32"}
 
 

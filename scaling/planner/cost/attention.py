@@ -5,28 +5,37 @@ from __future__ import annotations
 from scaling.config.run_config import RunConfig
 
 PIECE = 512
-"""Queries whose scores are masked at once: that of scaling/model/attention/tiles.py, with which a test compares it."""
+"""Queries whose scores are masked at once: that of scaling/model/attention/tiles.py, with which a
+test compares it."""
 
 CHUNK = 64
-"""Positions of a chunk of linear attention: that of scaling/model/attention/linear.py, compared as well."""
+"""Positions of a chunk of linear attention: that of scaling/model/attention/linear.py, compared as
+well."""
 
 CHUNKS_PER_WINDOW = 2
-"""Into which local attention cuts its window: that of scaling/model/attention/local.py, compared as well."""
+"""Into which local attention cuts its window: that of scaling/model/attention/local.py, compared as
+well."""
 
 
 def relative_params(config: RunConfig, *, causal: bool) -> int:
-    """Entries of the vectors of distances of one layer (attention=relative), which its heads share."""
+    """Entries of the vectors of distances of one layer (attention=relative), which its heads
+    share."""
     attention = config.attention
     if attention.kind != "relative":
         return 0
-    return (2 if attention.relative_values else 1) * _relative_vectors(config, causal) * config.model.head_width
+    return (
+        (2 if attention.relative_values else 1)
+        * _relative_vectors(config, causal)
+        * config.model.head_width
+    )
 
 
 def attended(config: RunConfig, length: int, *, causal: bool) -> int:
-    """Positions that each of `length` positions multiplies its query and a weight with, not halved for causality.
+    """Positions that each of `length` positions multiplies its query and a weight with, not halved
+    for causality.
 
-    linear: a query and a key meet a d_head x d_head state, as costly as d_head positions. relative: its vectors are
-    multiplied besides, on the side of the values too where they have some.
+    linear: a query and a key meet a d_head x d_head state, as costly as d_head positions. relative:
+    its vectors are multiplied besides, on the side of the values too where they have some.
     """
     attention, both = config.attention, 1 if causal else 2
     if attention.kind == "linear":
@@ -54,10 +63,11 @@ def cross_pairs(config: RunConfig, targets: int, sources: int) -> int:
 
 
 def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal: bool) -> int:
-    """What self-attention keeps for backward beyond full attention without a bias: queries, keys, values, outputs and an fp32
-    log-sum a head. `width`: bytes of a value.
+    """What self-attention keeps for backward beyond full attention without a bias: queries, keys,
+    values, outputs and an fp32 log-sum a head. `width`: bytes of a value.
 
-    Summed over the tensors that autograd holds, which a test weighs. Masks count as of a single sequence; more share them.
+    Summed over the tensors that autograd holds, which a test weighs. Masks count as of a single
+    sequence; more share them.
     """
     model, attention = config.model, config.attention
     kv_width, q_width = model.kv_heads * model.head_width, model.n_heads * model.head_width
@@ -70,13 +80,26 @@ def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal:
         turned = q_width + kv_width + pairs if config.position.kind == "rope" else 0
         return 4 * ((3 if causal else 2) * (q_width + kv_width) + sums + pairs + turned)
     if attention.kind == "relative" and length <= PIECE:
-        return length * (4 * model.n_heads + (width if width < 4 else 0) * model.n_heads + 8) + 2 * width * q_width
-    if attention.kind == "strided" and length > (stride := attention.stride_for(config.train.seq_len)):
+        return (
+            length * (4 * model.n_heads + (width if width < 4 else 0) * model.n_heads + 8)
+            + 2 * width * q_width
+        )
+    if attention.kind == "strided" and length > (
+        stride := attention.stride_for(config.train.seq_len)
+    ):
         far = -(-length // stride)
-        return _formed_bytes(config, sides * stride, far, width, 2 * q_width + 2 * (sides + 1) * kv_width, far)
-    if attention.kind == "hierarchical" and attention.block is not None and length > 2 * attention.block:
+        return _formed_bytes(
+            config, sides * stride, far, width, 2 * q_width + 2 * (sides + 1) * kv_width, far
+        )
+    if (
+        attention.kind == "hierarchical"
+        and attention.block is not None
+        and length > 2 * attention.block
+    ):
         far = -(-length // attention.block) * (1 if causal else 2)
-        return _formed_bytes(config, sides * attention.block, far, width, 2 * q_width + 2 * sides * kv_width, 0)
+        return _formed_bytes(
+            config, sides * attention.block, far, width, 2 * q_width + 2 * sides * kv_width, 0
+        )
     if attention.kind == "relative":
         return width * q_width  # scaled queries; the rest is made anew in backward
     if length > PIECE:
@@ -94,24 +117,37 @@ def _local_bytes(config: RunConfig, length: int, width: int, causal: bool) -> in
     back = -(-(window - 1) // chunk)
     ahead, learnt = 0 if causal else back, config.position.kind == "relative_bias"
     copies = back + 1 + ahead
-    together = max(0, length // chunk - back - ahead) * chunk / length  # the chunks near the ends need no copies
-    # A learnt bias falls back on a kernel that repeats keys and values for every head and keeps the weights.
+    # the chunks near the ends need no copies
+    together = max(0, length // chunk - back - ahead) * chunk / length
+    # A learnt bias falls back on a kernel that repeats keys and values for every head and keeps the
+    # weights.
     kv_heads = model.n_heads if learnt else model.kv_heads
-    values = model.n_heads * model.head_width * (1 + together) + together * copies * 2 * kv_heads * model.head_width
+    values = (
+        model.n_heads * model.head_width * (1 + together)
+        + together * copies * 2 * kv_heads * model.head_width
+    )
     weights = 4 * model.n_heads * copies * chunk if learnt else 0
-    masks = copies / 2 * model.n_heads * copies * chunk**2 / length if config.position.kind == "alibi" else 0
+    masks = (
+        copies / 2 * model.n_heads * copies * chunk**2 / length
+        if config.position.kind == "alibi"
+        else 0
+    )
     return round(width * (values + masks) + weights)
 
 
-def _formed_bytes(config: RunConfig, near: int, far: int, width: int, values: int, copied: int) -> int:
-    """Weights of near and far keys, in fp32 and again in a narrower width, and dropped out; of `copied` once more."""
+def _formed_bytes(
+    config: RunConfig, near: int, far: int, width: int, values: int, copied: int
+) -> int:
+    """Weights of near and far keys, in fp32 and again in a narrower width, and dropped out; of
+    `copied` once more."""
     n_weights = near + far
     each = 4 + (width if width < 4 else 0) + (1 + width if config.attention.dropout else 0)
     return width * values + config.model.n_heads * (each * n_weights + width * copied)
 
 
 def _mask_bytes(config: RunConfig, length: int, width: int) -> int:
-    """Of up to PIECE positions: a bias of every head and pair, with a learnt one the weights too; or pairs of one document."""
+    """Of up to PIECE positions: a bias of every head and pair, with a learnt one the weights too;
+    or pairs of one document."""
     if config.position.kind == "alibi":
         return width * config.model.n_heads * length
     if config.position.kind == "relative_bias":

@@ -1,4 +1,5 @@
-"""Parameters, and training FLOPs per token, of a model. No torch: tests compare with the sizes of the real module."""
+"""Parameters, and training FLOPs per token, of a model. No torch: tests compare with the sizes of
+the real module."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ class ModelCounts:
     """The sizes with which a run is published.
 
     n_params                 every trained number; a tied head and a shared block are counted once
-    n_params_embedding       embeddings of tokens (with their projection), segments and positions, and an untied head
-    n_params_non_embedding   the rest: N of Kaplan et al. 2020 (arXiv:2001.08361), whose norms and biases are counted too
+    n_params_embedding       embeddings of tokens (with their projection), segments and positions,
+                             and an untied head
+    n_params_non_embedding   the rest: N of Kaplan et al. 2020 (arXiv:2001.08361), whose norms and
+                             biases are counted too
     flops_per_token          forward and backward, without recomputation
     """
 
@@ -26,7 +29,8 @@ class ModelCounts:
 
 
 def block_matmul_params(model: ModelConfig) -> int:
-    """Entries of the matrices of one block: q, k, v, o, and the feed-forward layer or its experts and their router."""
+    """Entries of the matrices of one block: q, k, v, o, and the feed-forward layer or its experts
+    and their router."""
     experts = model.n_experts * feed_forward_matmul_params(model)
     return attention_matmul_params(model) + experts + _router_params(model)
 
@@ -42,16 +46,26 @@ def feed_forward_matmul_params(model: ModelConfig) -> int:
 
 
 def block_params(model: ModelConfig, *, cross: bool = False) -> int:
-    """All of one block: its matrices, their biases and two norms; with cross-attention that and its norm too."""
-    block = block_matmul_params(model) + _attention_biases(model) + model.n_experts * _feed_forward_biases(model)
+    """All of one block: its matrices, their biases and two norms; with cross-attention that and its
+    norm too."""
+    block = (
+        block_matmul_params(model)
+        + _attention_biases(model)
+        + model.n_experts * _feed_forward_biases(model)
+    )
     block += 2 * _norm_params(model, model.d_model)
     if cross:
-        block += attention_matmul_params(model) + _attention_biases(model) + _norm_params(model, model.d_model)
+        block += (
+            attention_matmul_params(model)
+            + _attention_biases(model)
+            + _norm_params(model, model.d_model)
+        )
     return block
 
 
 def count(config: RunConfig) -> ModelCounts:
-    """Count the parameters and FLOPs of `config.model` at the vocabulary and sequence length of the run."""
+    """Count the parameters and FLOPs of `config.model` at the vocabulary and sequence length of the
+    run."""
     embedding, non_embedding = _embedding_params(config), _non_embedding_params(config)
     return ModelCounts(
         n_params=embedding + non_embedding,
@@ -62,38 +76,47 @@ def count(config: RunConfig) -> ModelCounts:
 
 
 def flops_per_sequence(config: RunConfig) -> int:
-    """Forward and backward of one sequence: two FLOPs a multiply-add, a backward of twice the forward (Chowdhery et al. 2022,
-    arXiv:2204.02311, appendix B).
+    """Forward and backward of one sequence: two FLOPs a multiply-add, a backward of twice the
+    forward (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
 
-    Every position of a stack meets the matrices of its blocks (of experts, those it takes), attention every pair of
-    positions that it looks at, not halved for causality. So for GPT with full attention, a token:
-    6 (n_layers block_matmul_params + V d_model) + 12 n_layers seq_len n_heads d_head.
-    A decoder beside an encoder meets the queries and outputs of cross-attention at its own positions, keys and values at the
-    encoder's. Heads are counted where they are computed, tied or not: BERT's at the scored positions. Padding counts as
-    positions do. A token is one of the train.seq_len by which a run counts: of T5 a position of the encoder, of text pairs
-    one of source or target.
+    Every position of a stack meets the matrices of its blocks (of experts, those it takes),
+    attention every pair of positions that it looks at, not halved for causality. So for GPT with
+    full attention, a token: 6 (n_layers block_matmul_params + V d_model) + 12 n_layers seq_len
+    n_heads d_head. A decoder beside an encoder meets the queries and outputs of cross-attention at
+    its own positions, keys and values at the encoder's. Heads are counted where they are computed,
+    tied or not: BERT's at the scored positions. Padding counts as positions do. A token is one of
+    the train.seq_len by which a run counts: of T5 a position of the encoder, of text pairs one of
+    source or target.
     """
     model, shape = config.model, lengths(config)
     n_in, n_out = shape.inputs, shape.targets
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     multiplied = model.n_layers * active * (n_in + n_out)
-    pairs = n_in * attended(config, n_in, causal=model.family == "gpt") + n_out * attended(config, n_out, causal=True)
+    pairs = n_in * attended(config, n_in, causal=model.family == "gpt") + n_out * attended(
+        config, n_out, causal=True
+    )
     pairs += cross_pairs(config, n_out, n_in) if n_out else 0
     if n_out:
-        multiplied += model.n_layers * 2 * model.d_model * (_q_width(model) * n_out + _kv_width(model) * n_in)
+        multiplied += (
+            model.n_layers * 2 * model.d_model * (_q_width(model) * n_out + _kv_width(model) * n_in)
+        )
     multiplied += _head_matmul_params(config) * head_positions(config)
     multiplied += _projection_params(model) * (n_in + n_out)
     return 6 * multiplied + 12 * model.n_layers * pairs * _q_width(model)
 
 
 def block_flops(config: RunConfig) -> list[float]:
-    """FLOPs of a training sequence in each block, forward and backward, an encoder's blocks before its decoder's."""
+    """FLOPs of a training sequence in each block, forward and backward, an encoder's blocks before
+    its decoder's."""
     model, shape = config.model, lengths(config)
     n_in, n_out, width = shape.inputs, shape.targets, _q_width(model)
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
-    first = 6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
+    first = (
+        6.0 * active * n_in
+        + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
+    )
     blocks = [first] * model.n_layers
     if n_out:
         second = 6 * active * n_out + 12 * n_out * attended(config, n_out, causal=True) * width
@@ -133,17 +156,28 @@ def _position_params(config: RunConfig) -> int:
 def _non_embedding_params(config: RunConfig) -> int:
     model = config.model
     n_blocks = 1 if model.share_layers else model.n_layers
-    blocks = n_blocks * (block_params(model) + relative_params(config, causal=model.family == "gpt"))
+    blocks = n_blocks * (
+        block_params(model) + relative_params(config, causal=model.family == "gpt")
+    )
     if model.has_encoder_and_decoder:
-        blocks += n_blocks * (block_params(model, cross=True) + relative_params(config, causal=True))
-    final_norms = n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
+        blocks += n_blocks * (
+            block_params(model, cross=True) + relative_params(config, causal=True)
+        )
+    final_norms = (
+        n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
+    )
     return blocks + final_norms + (_masked_head_params(config) if model.family == "bert" else 0)
 
 
 def _masked_head_params(config: RunConfig) -> int:
-    """BERT's embedding norm; dense layer, norm and bias of the head; and with sentence order pooler and classifier."""
+    """BERT's embedding norm; dense layer, norm and bias of the head; and with sentence order pooler
+    and classifier."""
     model, bias = config.model, int(config.model.bias)
-    head = model.embedding_width * (model.d_model + bias) + _norm_params(model, model.embedding_width) + config.vocab_size
+    head = (
+        model.embedding_width * (model.d_model + bias)
+        + _norm_params(model, model.embedding_width)
+        + config.vocab_size
+    )
     order = (model.d_model + 2) * (model.d_model + bias) if config.objective.sentence_order else 0
     return _norm_params(model, model.d_model) + head + order
 

@@ -1,4 +1,5 @@
-"""How many tokens of the corpus a sequence takes, and how many positions the model makes of them."""
+"""How many tokens of the corpus a sequence takes, and how many positions the model makes of
+them."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ class Lengths:
 
 
 PAIR_ROOM = 0.75
-"""Positions of encoder and of decoder for each token of a window of text pairs. Each side takes about half of them; the rest
-is room for pairs whose sides are not equal, and for the last pair, which reaches beyond the window. Assumption."""
+"""Positions of encoder and of decoder for each token of a window of text pairs. Each side takes
+about half of them; the rest is room for pairs whose sides are not equal, and for the last pair,
+which reaches beyond the window. Assumption."""
 
 SHORTEST = 8
 """Least seq_len but for causal LM: special tokens, and on each side of a cut something."""
@@ -39,15 +41,21 @@ def lengths(config: RunConfig) -> Lengths:
 
     causal_lm        the targets are the inputs, one token on
     masked_lm        a class token, the text, and a separator after each of its one or two segments
-    span_corruption  as much text as leaves seq_len inputs when its spans are hidden (Raffel et al. 2020)
-    prefix_lm        seq_len tokens cut in two; either part may be the longer, so both sides have room for all
+    span_corruption  as much text as leaves seq_len inputs when its spans are hidden (Raffel et al.
+                     2020)
+    prefix_lm        seq_len tokens cut in two; either part may be the longer, so both sides have
+                     room for all
     seq2seq          the pairs that begin in seq_len tokens of source and target
 
-    Raises ConfigError when seq_len is too short, or has more hidden spans than the tokenizer has sentinels.
+    Raises ConfigError when seq_len is too short, or has more hidden spans than the tokenizer has
+    sentinels.
     """
     objective, seq_len = config.objective, config.train.seq_len
     if objective.kind != "causal_lm" and seq_len < SHORTEST:
-        raise ConfigError(f"train.seq_len={seq_len} is too short for objective={objective.kind}", fix=f"Use {SHORTEST} or more.")
+        raise ConfigError(
+            f"train.seq_len={seq_len} is too short for objective={objective.kind}",
+            fix=f"Use {SHORTEST} or more.",
+        )
     if objective.kind == "causal_lm":
         return Lengths(seq_len, 1, seq_len, 0, seq_len)
     if objective.kind == "masked_lm":
@@ -76,16 +84,19 @@ def masked_tokens(n_tokens: int, fraction: float) -> int:
 
 
 def hidden_spans(n_tokens: int, fraction: float, mean_span: float) -> tuple[int, int]:
-    """Tokens that are hidden of so many, and in how many spans: at least one of each, and one left between any two."""
+    """Tokens that are hidden of so many, and in how many spans: at least one of each, and one left
+    between any two."""
     hidden = min(max(round(n_tokens * fraction), 1), n_tokens - 1)
     spans = max(1, round(hidden / mean_span))
     return hidden, min(spans, hidden, n_tokens - hidden)
 
 
 def corrupted_text(seq_len: int, fraction: float, mean_span: float) -> int:
-    """The longest text whose inputs, with a sentinel for each hidden span and an end token, have at most seq_len tokens.
+    """The longest text whose inputs, with a sentinel for each hidden span and an end token, have at
+    most seq_len tokens.
 
-    With 512, 0.15 and 3.0 it is 568, and its targets have 114 tokens, as in the code of Raffel et al. 2020 (T5).
+    With 512, 0.15 and 3.0 it is 568, and its targets have 114 tokens, as in the code of Raffel et
+    al. 2020 (T5).
     """
     n_tokens = 2
     while _corrupted(n_tokens + 1, fraction, mean_span) <= seq_len:

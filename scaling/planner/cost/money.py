@@ -12,15 +12,15 @@ CHECKPOINT_BYTES_PER_PARAM = 12
 """fp32 weights and two moments (scaling/checkpoint/fragments.py)."""
 
 COPY_BYTES_PER_S_PER_DEVICE = 1e9
-"""From a device into the host's memory, while training waits: assumption, far below a PCIe 4.0 link's 25 GB/s, and below the
-18 GB/s measured from memory to memory on one CPU core."""
+"""From a device into the host's memory, while training waits: assumption, far below a PCIe 4.0
+link's 25 GB/s, and below the 18 GB/s measured from memory to memory on one CPU core."""
 
 WRITE_BYTES_PER_S_PER_NODE = 2e9
 """Of shared storage, behind training: assumption."""
 
 RESTART_S = 300.0
-"""From a failure to the first step after it, machines found and the checkpoint read: assumption (here a worker killed on one
-machine cost 8 to 15 s)."""
+"""From a failure to the first step after it, machines found and the checkpoint read: assumption
+(here a worker killed on one machine cost 8 to 15 s)."""
 
 KG_CO2E_PER_KWH = 0.473
 """World average of electricity in 2024 (Ember, Global Electricity Review 2025)."""
@@ -28,7 +28,8 @@ KG_CO2E_PER_KWH = 0.473
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a run fails, for how long a checkpoint keeps training waiting and until when it is on the disk, and a restart."""
+    """How often a run fails, for how long a checkpoint keeps training waiting and until when it is
+    on the disk, and a restart."""
 
     hours_between_failures: float
     stall_s: float
@@ -38,10 +39,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole run without failures; device_hours, usd and kwh are of every device of the cluster, used or not.
+    """Of a whole run without failures; device_hours, usd and kwh are of every device of the
+    cluster, used or not.
 
-    kwh               at the board power limit, without hosts and cooling: an upper bound of the boards' own
-    goodput           share of the time that steps which count take, failures and checkpoints included
+    kwh               at the board power limit, without hosts and cooling: an upper bound of the
+                      boards' own
+    goodput           share of the time that steps which count take, failures and checkpoints
+                      included
     expected_hours    hours / goodput, which expected_usd pays for
     checkpoint_every_s  the interval at which that is best (`failures.checkpoint_interval_s`)
     """
@@ -62,12 +66,19 @@ class Cost:
 
 
 def cost_of(
-    hours: float, reliability: Reliability, *, n_devices: int, usd_per_device_hour: float | None, power_w: float | None
+    hours: float,
+    reliability: Reliability,
+    *,
+    n_devices: int,
+    usd_per_device_hour: float | None,
+    power_w: float | None,
 ) -> Cost:
     device_hours = hours * n_devices
     kwh = None if power_w is None else device_hours * power_w / 1000
     usd = None if usd_per_device_hour is None else device_hours * usd_per_device_hour
-    every_s = checkpoint_interval_s(reliability.stall_s, reliability.write_s, reliability.hours_between_failures)
+    every_s = checkpoint_interval_s(
+        reliability.stall_s, reliability.write_s, reliability.hours_between_failures
+    )
     goodput = goodput_of(reliability, every_s)
     return Cost(
         hours=hours,
@@ -90,7 +101,9 @@ def reliability_of(cluster: ClusterConfig, *, n_devices: int, n_params: int) -> 
     """What a cluster says of itself, else what is assumed above."""
     size_bytes = CHECKPOINT_BYTES_PER_PARAM * n_params
     gb_per_s = cluster.checkpoint_gb_per_s
-    write_bytes_per_s = cluster.n_nodes * (WRITE_BYTES_PER_S_PER_NODE if gb_per_s is None else 1e9 * gb_per_s)
+    write_bytes_per_s = cluster.n_nodes * (
+        WRITE_BYTES_PER_S_PER_NODE if gb_per_s is None else 1e9 * gb_per_s
+    )
     return Reliability(
         hours_between_failures=hours_between_failures(cluster, n_devices),
         stall_s=size_bytes / (n_devices * COPY_BYTES_PER_S_PER_DEVICE),
@@ -100,9 +113,10 @@ def reliability_of(cluster: ClusterConfig, *, n_devices: int, n_params: int) -> 
 
 
 def goodput_of(reliability: Reliability, every_s: float) -> float:
-    """Share of useful time with a checkpoint after each `every_s` of training, where failures come as a Poisson process (Daly
-    2006, doi:10.1016/j.future.2004.11.016, eq. 20). Each costs a restart and what was trained since the last checkpoint that
-    is on the disk, so what is trained while one is written counts with the restart."""
+    """Share of useful time with a checkpoint after each `every_s` of training, where failures come
+    as a Poisson process (Daly 2006, doi:10.1016/j.future.2004.11.016, eq. 20). Each costs a restart
+    and what was trained since the last checkpoint that is on the disk, so what is trained while one
+    is written counts with the restart."""
     between_s = 3600 * reliability.hours_between_failures
     lost = (every_s + reliability.stall_s) / between_s
     again = (reliability.restart_s + reliability.write_s) / between_s

@@ -1,4 +1,5 @@
-"""Seconds of one block, and of the head, for one micro-batch on one rank: products, attention, element-wise kernels, traffic."""
+"""Seconds of one block, and of the head, for one micro-batch on one rank: products, attention,
+element-wise kernels, traffic."""
 
 from __future__ import annotations
 
@@ -12,31 +13,36 @@ from scaling.planner.layout import Layout
 from scaling.planner.machines.rates import Machine
 
 ALIGNED, VECTOR = 64, 8
-"""Widths of products that run at full rate on tensor cores are multiples of 128 bytes, and those that run well at all of 16
-(NVIDIA, Matrix Multiplication Background User's Guide, section 2.2)."""
+"""Widths of products that run at full rate on tensor cores are multiples of 128 bytes, and those
+that run well at all of 16 (NVIDIA, Matrix Multiplication Background User's Guide, section 2.2)."""
 
 FLASH = {1: 1.0, 2: 1.7, 3: 1.7}
 FLASH_3_HOPPER = 3.0
-"""Rate of fused attention over that of FlashAttention 1: 2 is 1.7 to 3.0 times as fast forward and backward (Dao 2023,
-arXiv:2307.08691, section 4.1), and on Hopper 3 is 1.5 to 2.0 times as fast as 2 (Shah et al. 2024, arXiv:2407.08608)."""
+"""Rate of fused attention over that of FlashAttention 1: 2 is 1.7 to 3.0 times as fast forward and
+backward (Dao 2023, arXiv:2307.08691, section 4.1), and on Hopper 3 is 1.5 to 2.0 times as fast as 2
+(Shah et al. 2024, arXiv:2407.08608)."""
 
 FUSED_BACKWARD = 2.5
-"""Backward of fused attention makes five products where the forward makes two (Dao 2023, section 3.1)."""
+"""Backward of fused attention makes five products where the forward makes two (Dao 2023, section
+3.1)."""
 
 EAGER_SCORE_BYTES = 8.0
 """Read and written for each score by scale and mask apart from the softmax: 4 each."""
 
 GATE_BYTES, ROTATION_BYTES, NORM_BYTES = 4, 12, 28
-"""Moved more than by one kernel, where each operation is a kernel, a value of 2 bytes (counted): SiLU and product of d_ff (10
-against 6); rotation of a query or key (16 against 4); RMSNorm in fp32, squared, averaged, scaled and cast back (32 against 4)."""
+"""Moved more than by one kernel, where each operation is a kernel, a value of 2 bytes (counted):
+SiLU and product of d_ff (10 against 6); rotation of a query or key (16 against 4); RMSNorm in fp32,
+squared, averaged, scaled and cast back (32 against 4)."""
 
 PARTLY = 3
-"""Exponent with which host and device wait for each other: max(host, device) is infinity, their sum 1: assumption."""
+"""Exponent with which host and device wait for each other: max(host, device) is infinity, their sum
+1: assumption."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds of one micro-batch: all compute, traffic that waits, and of compute the backward with its recomputation."""
+    """Seconds of one micro-batch: all compute, traffic that waits, and of compute the backward with
+    its recomputation."""
 
     compute_s: float
     traffic_s: float
@@ -50,7 +56,14 @@ class Work:
         )
 
 
-def block_work(work: Workload, stack: Stack, layout: Layout, software: Software, machine: Machine, constants: Constants) -> Work:
+def block_work(
+    work: Workload,
+    stack: Stack,
+    layout: Layout,
+    software: Software,
+    machine: Machine,
+    constants: Constants,
+) -> Work:
     """One block of `stack`."""
     tokens = layout.micro_batch_size * stack.length / layout.sp
     products = _products_s(work, stack, layout, tokens, machine, constants, fp8=software.fp8)
@@ -70,28 +83,45 @@ def block_work(work: Workload, stack: Stack, layout: Layout, software: Software,
     return Work(forward + backward + again, waits + ring, backward + again)
 
 
-def head_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> Work:
+def head_work(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
+) -> Work:
     """Logits and loss."""
     tokens = layout.micro_batch_size * work.head_positions / layout.sp
     entries = software.vocabulary(work.vocab_size, layout.tp)
     product = product_s(tokens, entries, work.d_model, machine, constants)
     assert machine.bytes_per_s is not None
-    passes = 2 * software.logit_bytes * tokens * entries / (constants.bandwidth * machine.bytes_per_s)
+    passes = (
+        2 * software.logit_bytes * tokens * entries / (constants.bandwidth * machine.bytes_per_s)
+    )
     return Work(3 * product + passes, 0.0, 2 * product + passes / 2)
 
 
-def product_s(rows: float, columns: float, inner: float, machine: Machine, constants: Constants, *, fp8: bool = False) -> float:
-    """Of a rows x inner by inner x columns product of 2-byte values: its arithmetic, and of its memory traffic a part.
+def product_s(
+    rows: float,
+    columns: float,
+    inner: float,
+    machine: Machine,
+    constants: Constants,
+    *,
+    fp8: bool = False,
+) -> float:
+    """Of a rows x inner by inner x columns product of 2-byte values: its arithmetic, and of its
+    memory traffic a part.
 
-    So the share of the peak falls as a dimension nears the machine's ratio of peak to bandwidth; and where widths are not
-    aligned.
+    So the share of the peak falls as a dimension nears the machine's ratio of peak to bandwidth;
+    and where widths are not aligned.
     """
     assert machine.peak_flops_per_s is not None
     assert machine.bytes_per_s is not None
     share = gemm_share(machine, constants) * (constants.fp8 if fp8 else 1.0)
     slow = unaligned(machine, constants, columns, inner)
     arithmetic = 2 * rows * columns * inner * slow / (share * machine.peak_flops_per_s)
-    memory = 2 * (rows * inner + inner * columns + rows * columns) / (constants.bandwidth * machine.bytes_per_s)
+    memory = (
+        2
+        * (rows * inner + inner * columns + rows * columns)
+        / (constants.bandwidth * machine.bytes_per_s)
+    )
     return arithmetic + constants.gemm_memory * memory
 
 
@@ -109,25 +139,43 @@ def _longer(device_s: float, host_s: float) -> float:
 
 
 def gemm_share(machine: Machine, constants: Constants) -> float:
-    """Share of the dense peak that this device's products reach; Ampere's for generations that no source measured: assumption."""
+    """Share of the dense peak that this device's products reach; Ampere's for generations that no
+    source measured: assumption."""
     return float(getattr(constants, f"gemm_{machine.generation}", constants.gemm_ampere))
 
 
 def _products_s(
-    work: Workload, stack: Stack, layout: Layout, tokens: float, machine: Machine, constants: Constants, *, fp8: bool
+    work: Workload,
+    stack: Stack,
+    layout: Layout,
+    tokens: float,
+    machine: Machine,
+    constants: Constants,
+    *,
+    fp8: bool,
 ) -> float:
     tp, d_model = layout.tp, work.d_model
-    inputs = product_s(tokens, (work.q_width + 2 * work.kv_width) / tp, d_model, machine, constants, fp8=fp8)
+    inputs = product_s(
+        tokens, (work.q_width + 2 * work.kv_width) / tp, d_model, machine, constants, fp8=fp8
+    )
     output = product_s(tokens, d_model, work.q_width / tp, machine, constants, fp8=fp8)
     routed = tokens * work.experts_per_token / work.n_experts
-    wide = product_s(routed, work.d_ff * (2 if work.gated else 1) / tp, d_model, machine, constants, fp8=fp8)
+    wide = product_s(
+        routed, work.d_ff * (2 if work.gated else 1) / tp, d_model, machine, constants, fp8=fp8
+    )
     narrow = product_s(routed, d_model, work.d_ff / tp, machine, constants, fp8=fp8)
     cross = (1 + stack.cross_length / stack.length) * output if stack.cross_length else 0.0
     return inputs + output + work.n_experts * (wide + narrow) + cross
 
 
 def _attention_s(
-    work: Workload, stack: Stack, layout: Layout, software: Software, tokens: float, machine: Machine, constants: Constants
+    work: Workload,
+    stack: Stack,
+    layout: Layout,
+    software: Software,
+    tokens: float,
+    machine: Machine,
+    constants: Constants,
 ) -> tuple[float, float]:
     """Forward and backward of scores, weights and their products, cross-attention's too."""
     assert machine.peak_flops_per_s is not None
@@ -156,12 +204,19 @@ def _fused_share(software: Software, machine: Machine, constants: Constants) -> 
 
 
 def _elementwise_s(
-    work: Workload, layout: Layout, software: Software, tokens: float, machine: Machine, constants: Constants
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    tokens: float,
+    machine: Machine,
+    constants: Constants,
 ) -> float:
-    """Forward of norms (read and written), residual sums with bias and dropout, the activation, rotation of queries and keys.
+    """Forward of norms (read and written), residual sums with bias and dropout, the activation,
+    rotation of queries and keys.
 
-    22 values of 1 byte a d_model, of which sequence parallel ranks share; 4 (6 where gated) a d_ff; 4 a query and key. Of
-    blocks with a gate, which go with RMSNorm and rotation, what is not fused moves more.
+    22 values of 1 byte a d_model, of which sequence parallel ranks share; 4 (6 where gated) a d_ff;
+    4 a query and key. Of blocks with a gate, which go with RMSNorm and rotation, what is not fused
+    moves more.
     """
     assert machine.bytes_per_s is not None
     whole = software.elementwise * 11 * software.residual_width * work.d_model
@@ -176,10 +231,16 @@ def _elementwise_s(
 
 
 def _tensor_traffic_s(
-    work: Workload, layout: Layout, software: Software, tokens: float, machine: Machine, constants: Constants
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    tokens: float,
+    machine: Machine,
+    constants: Constants,
 ) -> float:
-    """Two all-reduces of the residual stream a forward of a block, and as many a backward (Shoeybi et al. 2019,
-    arXiv:1909.08053, section 3); with sequence parallel each is a reduce-scatter and an all-gather, the same traffic."""
+    """Two all-reduces of the residual stream a forward of a block, and as many a backward (Shoeybi
+    et al. 2019, arXiv:1909.08053, section 3); with sequence parallel each is a reduce-scatter and
+    an all-gather, the same traffic."""
     if layout.tp == 1:
         return 0.0
     rate = tensor_bytes_per_s(layout.tp, machine, constants)
@@ -187,10 +248,17 @@ def _tensor_traffic_s(
 
 
 def _context_traffic_s(
-    work: Workload, layout: Layout, software: Software, tokens: float, core_s: float, machine: Machine, constants: Constants
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    tokens: float,
+    core_s: float,
+    machine: Machine,
+    constants: Constants,
 ) -> float:
-    """Of a block among the sp ranks. ring: keys and values passed around, forward and twice backward, behind attention. ulysses:
-    queries, keys, values and outputs dealt anew, forward and backward, which attention waits for."""
+    """Of a block among the sp ranks. ring: keys and values passed around, forward and twice
+    backward, behind attention. ulysses: queries, keys, values and outputs dealt anew, forward and
+    backward, which attention waits for."""
     sp = layout.sp
     if sp == 1:
         return 0.0

@@ -18,21 +18,25 @@ from scaling.planner.measured.systems import LIVE, UNFUSED
 from scaling.planner.prediction import Prediction, predict
 
 CPU_PROCESS_BYTES = 600_000_000
-"""A worker process before it holds a model. Measured 0.40 GB resident after importing torch 2.13.0, deepspeed 0.19.8,
-ray.train 2.60.0 and webdataset 1.0.2 on Linux; the rest, for loader, buffers and allocator, is an assumption."""
+"""A worker process before it holds a model. Measured 0.40 GB resident after importing torch 2.13.0,
+deepspeed 0.19.8, ray.train 2.60.0 and webdataset 1.0.2 on Linux; the rest, for loader, buffers and
+allocator, is an assumption."""
 
 REDUCE_BUCKET = 40_000_000
-"""Gradients that ZeRO sends at once, while backward makes the next: as many as Megatron-LM's buckets begin with. DeepSpeed's own
-500 million are one bucket for most models, and so leave nothing to overlap; its buffers are of this size whatever the model's."""
+"""Gradients that ZeRO sends at once, while backward makes the next: as many as Megatron-LM's
+buckets begin with. DeepSpeed's own 500 million are one bucket for most models, and so leave nothing
+to overlap; its buffers are of this size whatever the model's."""
 
 LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
-"""Tokens whose logits are held at once: those of scaling/model/loss.py, with which a test compares them."""
+"""Tokens whose logits are held at once: those of scaling/model/loss.py, with which a test compares
+them."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a configuration asks to be planned: one workload on one machine, with the engines of this package; `compiled`: as they
-    would be with train.compile=true, None where they are or compute on a CPU."""
+    """What a configuration asks to be planned: one workload on one machine, with the engines of
+    this package; `compiled`: as they would be with train.compile=true, None where they are or
+    compute on a CPU."""
 
     work: Workload
     machine: Machine
@@ -48,7 +52,9 @@ def setting_of(config: RunConfig) -> Setting:
     engines: tuple[Engine, ...] = ("reference", "ddp", "deepspeed")
     compiled = None
     if config.cluster.device.kind == "gpu" and not config.train.compile:
-        fused = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+        fused = config.model_copy(
+            update={"train": config.train.model_copy(update={"compile": True})}
+        )
         compiled = {engine: software_of_run(fused, engine) for engine in engines}
     own = {engine: software_of_run(config, engine) for engine in engines}
     return Setting(workload_of(config), machine_of(config), own, compiled)
@@ -64,14 +70,27 @@ def workload_of(config: RunConfig) -> Workload:
     head = 0 if model.tie_embeddings else config.vocab_size * model.d_model
     embedding = counts.n_params_embedding - head
     return Workload(
-        name=model.name, stacks=tuple(stacks), d_model=model.d_model, n_heads=model.n_heads, n_kv_heads=model.kv_heads,
-        d_head=model.head_width, d_ff=model.ff_width, gated=model.gated, dropout=model.dropout > 0, vocab_size=config.vocab_size,
-        embedding_params=embedding, head_params=counts.n_params - blocks - embedding, tied=model.tie_embeddings,
-        head_positions=head_positions(config), seq_len=config.train.seq_len,
-        flops_per_token=flops_per_sequence(config) / config.train.seq_len, n_experts=model.n_experts,
-        experts_per_token=model.experts_per_token, distinct_blocks=not model.share_layers,
+        name=model.name,
+        stacks=tuple(stacks),
+        d_model=model.d_model,
+        n_heads=model.n_heads,
+        n_kv_heads=model.kv_heads,
+        d_head=model.head_width,
+        d_ff=model.ff_width,
+        gated=model.gated,
+        dropout=model.dropout > 0,
+        vocab_size=config.vocab_size,
+        embedding_params=embedding,
+        head_params=counts.n_params - blocks - embedding,
+        tied=model.tie_embeddings,
+        head_positions=head_positions(config),
+        seq_len=config.train.seq_len,
+        flops_per_token=flops_per_sequence(config) / config.train.seq_len,
+        n_experts=model.n_experts,
+        experts_per_token=model.experts_per_token,
+        distinct_blocks=not model.share_layers,
         full_attention=config.attention.kind in ("full", "gqa", "mqa"),
-    )  # fmt: skip
+    )
 
 
 def _stack(config: RunConfig, length: int, *, causal: bool, cross_length: int = 0) -> Stack:
@@ -80,7 +99,8 @@ def _stack(config: RunConfig, length: int, *, causal: bool, cross_length: int = 
         length=length,
         attended=attended(config, length, causal=causal),
         causal=causal,
-        block_params=block_params(config.model, cross=cross_length > 0) + relative_params(config, causal=causal),
+        block_params=block_params(config.model, cross=cross_length > 0)
+        + relative_params(config, causal=causal),
         cross_length=cross_length,
         extra_bytes=extra_bytes_per_token(config, length, dtype_bytes(config), causal=causal),
     )
@@ -94,10 +114,11 @@ def dtype_bytes(config: RunConfig) -> int:
 def software_of_run(config: RunConfig, engine: Engine) -> Software:
     """The engines of this package.
 
-    DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its stage_1_and_2.py clones
-    them). The plain engines have fp32 weights alone, and in bf16 the copies that autocast makes of them. Blocks are eager
-    PyTorch, about 60 kernels a forward (counted), unless train.compile fuses them; norms and attention are one kernel always.
-    Compiled, a gated layer makes its activation anew (measured on an H200). The loss holds a chunk's logits and fp32
+    DeepSpeed keeps an fp32 master of its shard beside the two moments, also of fp32 weights (its
+    stage_1_and_2.py clones them). The plain engines have fp32 weights alone, and in bf16 the copies
+    that autocast makes of them. Blocks are eager PyTorch, about 60 kernels a forward (counted),
+    unless train.compile fuses them; norms and attention are one kernel always. Compiled, a gated
+    layer makes its activation anew (measured on an H200). The loss holds a chunk's logits and fp32
     log-probabilities, or compiled their gradient.
     """
     width, device = dtype_bytes(config), config.cluster.device
@@ -121,7 +142,8 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
-        bucket_elements=0 if plain else REDUCE_BUCKET,  # DistributedDataParallel's buckets are the gradients
+        # DistributedDataParallel's buckets are the gradients
+        bucket_elements=0 if plain else REDUCE_BUCKET,
         n_buckets=2,
         buckets_alone=True,
         live_parameters=LIVE,
@@ -130,14 +152,16 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
 
 
 def _flash(generation: str | None) -> Literal[1, 2, 3]:
-    """PyTorch's choice of a fused attention: cuDNN's on an H200 (seen in a profile, torch 2.11), as fast as FlashAttention 3."""
+    """PyTorch's choice of a fused attention: cuDNN's on an H200 (seen in a profile, torch 2.11), as
+    fast as FlashAttention 3."""
     if generation in ("hopper", "blackwell"):
         return 3
     return 1 if generation == "volta" else 2
 
 
 def machine_of(config: RunConfig) -> Machine:
-    """Of a cluster that is resolved (`machine.resolve_cluster`); links that it does not give are its device's."""
+    """Of a cluster that is resolved (`machine.resolve_cluster`); links that it does not give are
+    its device's."""
     cluster, device = config.cluster, config.cluster.device
     per_node = cluster.devices_per_node or device.devices_per_node
     assert per_node is not None, "resolve_cluster(config) comes first"

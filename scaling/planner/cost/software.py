@@ -1,4 +1,5 @@
-"""How a training program holds and computes what every program must: bytes of states, kernels, buffers, overlap."""
+"""How a training program holds and computes what every program must: bytes of states, kernels,
+buffers, overlap."""
 
 from __future__ import annotations
 
@@ -14,25 +15,32 @@ class Software:
 
     weight_bytes, gradient_bytes, optimizer_bytes  a parameter; the optimiser's with its fp32 master
     width, residual_width  bytes of an activation, and of the residual stream
-    attention          fused: no T x T matrix is kept; softmax: one fused softmax kernel over it; eager: a kernel an operation
+    attention          fused: no T x T matrix is kept; softmax: one fused softmax kernel over it;
+                       eager: a kernel an operation
     flash              generation of the fused attention: FlashAttention 1, 2, or 3 and cuDNN's
     fp8                products are in 8 bits
-    elementwise        passes over memory of element-wise operations, 1 where each chain of them is one kernel
-    fuses_gate         a gated feed-forward layer's activation and product, and the rotation of queries and keys, are one kernel
+    elementwise        passes over memory of element-wise operations, 1 where each chain of them is
+                       one kernel
+    fuses_gate         a gated feed-forward layer's activation and product, and the rotation of
+                       queries and keys, are one kernel
     fuses_norms        RMSNorm is one kernel; LayerNorm always is
     kernels            launched for the forward of a block
     adam_bytes         read and written a parameter by the optimiser
     logit_bytes        held for each position and entry of the vocabulary at the peak of the loss
     loss_chunk_rows    positions whose logits are held at once, with what they become; None: all
-    kept_gated         values of d_ff that a gated feed-forward layer keeps: gate, its activation, up, product; 3 where fused
-    kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and output
+    kept_gated         values of d_ff that a gated feed-forward layer keeps: gate, its activation,
+                       up, product; 3 where fused
+    kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and
+                       output
     kept_norm          bytes that an unfused RMSNorm keeps of each value beside input and output
-    selective          what selective recomputation makes anew: core: attention's T x T; pointwise: all but products and
+    selective          what selective recomputation makes anew: core: attention's T x T; pointwise:
+                       all but products and
                        attention; half: that and every second product
     pads_vocabulary    to a multiple of 128 tp
     whole_gradients    tp ranks each send the whole gradient to the stage before, not a part of it
     shards_gradients   from ZeRO stage 2 on, also while gradients accumulate
-    gathers_again      with sequence parallel norms, the inputs of linear layers for backward, which else are kept whole
+    gathers_again      with sequence parallel norms, the inputs of linear layers for backward, which
+                       else are kept whole
     gradient_overlap   gradients are sent while backward computes
     hides_tensor       traffic of tensor parallelism overlaps with the products it feeds
     hides_gathers      weights of ZeRO-3 are gathered while others compute

@@ -12,9 +12,11 @@ from scaling.planner.prediction import Prediction
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Predicted, never measured. `mfu` counts the model's FLOPs without recomputation, over the peak of the used devices.
+    """Predicted, never measured. `mfu` counts the model's FLOPs without recomputation, over the
+    peak of the used devices.
 
-    communication_s counts what does not hide behind compute: tensor and data parallel traffic, and the pipeline's bubble.
+    communication_s counts what does not hide behind compute: tensor and data parallel traffic, and
+    the pipeline's bubble.
     """
 
     step_time_s: float
@@ -26,13 +28,17 @@ class TimeEstimate:
     def scaled(self, scale: float) -> TimeEstimate:
         """On a machine that is slower than predicted by `scale`."""
         return TimeEstimate(
-            self.step_time_s * scale, self.tokens_per_s / scale, self.mfu / scale, self.compute_s * scale,
+            self.step_time_s * scale,
+            self.tokens_per_s / scale,
+            self.mfu / scale,
+            self.compute_s * scale,
             self.communication_s * scale,
-        )  # fmt: skip
+        )
 
 
 def estimate_time(config: RunConfig, layout: Layout) -> TimeEstimate | None:
-    """Time of one optimiser step; None where the device's peak, or a link that is needed, is unknown."""
+    """Time of one optimiser step; None where the device's peak, or a link that is needed, is
+    unknown."""
     return time_estimate(setting_of(config).predict(layout))
 
 
@@ -42,4 +48,6 @@ def time_estimate(found: Prediction) -> TimeEstimate | None:
     time = found.time
     waits = time.tensor_parallel_s + time.data_parallel_s + time.bubble_s
     tokens_per_s = found.tokens_per_s_per_device * found.layout.world_size
-    return TimeEstimate(time.step_time_s, tokens_per_s, found.mfu, time.compute_s + time.optimizer_s, waits)
+    return TimeEstimate(
+        time.step_time_s, tokens_per_s, found.mfu, time.compute_s + time.optimizer_s, waits
+    )

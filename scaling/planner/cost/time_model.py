@@ -1,4 +1,5 @@
-"""Seconds of one optimiser step: a roofline of every operation, the traffic on its link, the pipeline's bubble."""
+"""Seconds of one optimiser step: a roofline of every operation, the traffic on its link, the
+pipeline's bubble."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optim
 """Of a step's time, as `StepTime` has them."""
 
 HOST_BYTES_PER_S = 25e9
-"""One device's share of its host's memory bandwidth, behind which Adam runs when offloaded: assumption (200 GB/s for eight)."""
+"""One device's share of its host's memory bandwidth, behind which Adam runs when offloaded:
+assumption (200 GB/s for eight)."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step on the slowest rank, by what they are spent on; they add up to `step_time_s`.
+    """Seconds of one step on the slowest rank, by what they are spent on; they add up to
+    `step_time_s`.
 
     compute            forward, backward and recomputation of this rank's blocks and head
     tensor_parallel    all-reduces among tp ranks, and keys and values among sp ranks
@@ -45,11 +48,21 @@ class StepTime:
 
     @property
     def step_time_s(self) -> float:
-        return self.compute_s + self.tensor_parallel_s + self.data_parallel_s + self.bubble_s + self.optimizer_s
+        return (
+            self.compute_s
+            + self.tensor_parallel_s
+            + self.data_parallel_s
+            + self.bubble_s
+            + self.optimizer_s
+        )
 
 
 def step_time(
-    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants = CONSTANTS
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    machine: Machine,
+    constants: Constants = CONSTANTS,
 ) -> StepTime | None:
     """None where the device's peak or bandwidth, or a link that is needed, is unknown."""
     if machine.peak_flops_per_s is None or machine.bytes_per_s is None:
@@ -60,16 +73,27 @@ def step_time(
         return None
     micro = layout.grad_accum_steps
     block, head = _stage_work(work, layout, software, machine, constants)
-    slowest = Work(block.compute_s + head.compute_s, block.traffic_s, block.backward_s + head.backward_s)
+    slowest = Work(
+        block.compute_s + head.compute_s, block.traffic_s, block.backward_s + head.backward_s
+    )
     average = block.compute_s + head.compute_s / layout.pp + block.traffic_s
     bubble = 0.0
     if layout.pp > 1:
-        bubble = bubble_s(layout, average, slowest.backward_s * average / (slowest.compute_s + slowest.traffic_s))
+        bubble = bubble_s(
+            layout, average, slowest.backward_s * average / (slowest.compute_s + slowest.traffic_s)
+        )
         bubble += (
-            2 * micro * layout.n_stages / layout.pp * layout.virtual_pp * _pass_s(work, layout, software, machine, constants)
+            2
+            * micro
+            * layout.n_stages
+            / layout.pp
+            * layout.virtual_pp
+            * _pass_s(work, layout, software, machine, constants)
         )
     data = _data_parallel_s(work, layout, software, machine, constants, slowest)
-    late = 1 + constants.jitter * max(0, (-(-layout.world_size // machine.devices_per_node)).bit_length() - 1)
+    late = 1 + constants.jitter * max(
+        0, (-(-layout.world_size // machine.devices_per_node)).bit_length() - 1
+    )
     return StepTime(
         compute_s=late * micro * slowest.compute_s,
         tensor_parallel_s=late * micro * slowest.traffic_s,
@@ -80,11 +104,13 @@ def step_time(
 
 
 def bubble_s(layout: Layout, average_s: float, backward_s: float) -> float:
-    """Seconds in which a rank waits for others; `average_s` a micro-batch takes on one, of which backward `backward_s`.
+    """Seconds in which a rank waits for others; `average_s` a micro-batch takes on one, of which
+    backward `backward_s`.
 
-    1F1B waits for a micro-batch at each other stage, or at a chunk of it (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
-    DualPipeV has two stages a rank, and waits for 2 (pp - 1) backwards of a stage but for one forward: found by following
-    DeepSpeed's instructions (tests/planner/test_pictures.py).
+    1F1B waits for a micro-batch at each other stage, or at a chunk of it (Narayanan et al. 2021,
+    arXiv:2104.04473, section 2.2). DualPipeV has two stages a rank, and waits for 2 (pp - 1)
+    backwards of a stage but for one forward: found by following DeepSpeed's instructions
+    (tests/planner/test_pictures.py).
     """
     if layout.pp_schedule == "dualpipev":
         forward_s = average_s - backward_s
@@ -92,7 +118,9 @@ def bubble_s(layout: Layout, average_s: float, backward_s: float) -> float:
     return (layout.pp - 1) * average_s / layout.virtual_pp
 
 
-def _stage_work(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> tuple[Work, Work]:
+def _stage_work(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
+) -> tuple[Work, Work]:
     """One micro-batch through the blocks of the fullest stage, and through the head."""
     share = blocks_of_stage(work, layout) / work.n_blocks
     total = Work(0.0, 0.0, 0.0)
@@ -102,9 +130,11 @@ def _stage_work(work: Workload, layout: Layout, software: Software, machine: Mac
     return total, head_work(work, layout, software, machine, constants)
 
 
-def _pass_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
-    """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a part each, or whole gradients
-    back: then the mean of both ways."""
+def _pass_s(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
+) -> float:
+    """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a
+    part each, or whole gradients back: then the mean of both ways."""
     tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.sp
     inside = layout.tp * layout.replicas < machine.devices_per_node
     rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
@@ -115,11 +145,16 @@ def _pass_s(work: Workload, layout: Layout, software: Software, machine: Machine
 
 
 def _data_parallel_s(
-    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants, slowest: Work
+    work: Workload,
+    layout: Layout,
+    software: Software,
+    machine: Machine,
+    constants: Constants,
+    slowest: Work,
 ) -> float:
-    """Of the rank with most parameters. Stages 0 and 1 reduce gradients once a step, 2 every micro-batch where it keeps no whole
-    ones; 1 and 2 gather new weights; 3 gathers weights twice and reduces gradients every micro-batch (Rajbhandari et al.
-    2020, section 7)."""
+    """Of the rank with most parameters. Stages 0 and 1 reduce gradients once a step, 2 every
+    micro-batch where it keeps no whole ones; 1 and 2 gather new weights; 3 gathers weights twice
+    and reduces gradients every micro-batch (Rajbhandari et al. 2020, section 7)."""
     if layout.replicas == 1:
         return 0.0
     params = stage_params(work, layout, first=True, last=layout.pp == 1)
@@ -131,21 +166,43 @@ def _data_parallel_s(
         moved = times * reduced + (width * params if layout.zero_stage else reduced)
         rate = group_bytes_per_s(layout, machine, constants, ranks=layout.replicas)
         seconds = reduce_s(moved, layout.replicas, rate, constants, calls=times + 1)
-        return exposed(seconds, times * slowest.backward_s, constants) if software.gradient_overlap else seconds
+        return (
+            exposed(seconds, times * slowest.backward_s, constants)
+            if software.gradient_overlap
+            else seconds
+        )
     shard_rate = group_bytes_per_s(layout, machine, constants, ranks=layout.shards)
     once = 3 * reduce_s(width * params, layout.shards, shard_rate, constants, calls=calls)
     seconds = micro * once
     if layout.shards < layout.replicas:
         apart = node_bytes_per_s(machine, constants)
-        seconds += 2 * reduce_s(reduced / layout.shards, layout.replicas // layout.shards, apart, constants)
-    return exposed(seconds, micro * slowest.compute_s, constants) if software.hides_gathers else seconds
+        seconds += 2 * reduce_s(
+            reduced / layout.shards, layout.replicas // layout.shards, apart, constants
+        )
+    return (
+        exposed(seconds, micro * slowest.compute_s, constants)
+        if software.hides_gathers
+        else seconds
+    )
 
 
-def _optimizer_s(work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants) -> float:
+def _optimizer_s(
+    work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
+) -> float:
     params = stage_params(work, layout, first=True, last=layout.pp == 1)
     own = params / layout.shards if layout.zero_stage >= 1 else params
     assert machine.bytes_per_s is not None
     if layout.offload == "none":
-        return constants.step_s + software.adam_bytes * own / (constants.bandwidth * machine.bytes_per_s)
-    moved = own * (2 * software.width if layout.offload == "optimizer" else 2 * software.width * (1 + layout.grad_accum_steps))
-    return constants.step_s + moved / machine.host_bytes_per_s + software.adam_bytes * own / HOST_BYTES_PER_S
+        return constants.step_s + software.adam_bytes * own / (
+            constants.bandwidth * machine.bytes_per_s
+        )
+    moved = own * (
+        2 * software.width
+        if layout.offload == "optimizer"
+        else 2 * software.width * (1 + layout.grad_accum_steps)
+    )
+    return (
+        constants.step_s
+        + moved / machine.host_bytes_per_s
+        + software.adam_bytes * own / HOST_BYTES_PER_S
+    )

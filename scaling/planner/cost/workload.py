@@ -1,6 +1,7 @@
 """What is trained, as numbers: the only form in which memory, time and search know a model.
 
-A configuration and a row of a table of measurements both become a `Workload`, so that what is scored is what plans.
+A configuration and a row of a table of measurements both become a `Workload`, so that what is
+scored is what plans.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Stack:
 class Workload:
     """One model at one sequence length.
 
-    embedding_params  of tokens, segments and positions; head_params of an untied head and what stands before it
+    embedding_params  of tokens, segments and positions; head_params of an untied head and what
+                      stands before it
     tied              the last pipeline stage holds a copy of the first one's token embedding
     head_positions    of a sequence, for which logits are made
     seq_len           tokens by which a run counts, for one sequence
-    flops_per_token   forward and backward of the model, without recomputation: `counts.flops_per_sequence`
+    flops_per_token   forward and backward of the model, without recomputation:
+                      `counts.flops_per_sequence`
     distinct_blocks   False where all blocks of a stack are one and the same
     full_attention    every position attends to all before it, or to all
     """
@@ -70,7 +73,10 @@ class Workload:
 
     @cached_property
     def n_params(self) -> int:
-        blocks = sum((stack.n_blocks if self.distinct_blocks else 1) * stack.block_params for stack in self.stacks)
+        blocks = sum(
+            (stack.n_blocks if self.distinct_blocks else 1) * stack.block_params
+            for stack in self.stacks
+        )
         return blocks + self.embedding_params + self.head_params
 
     @cached_property

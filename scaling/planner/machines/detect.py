@@ -13,10 +13,12 @@ from scaling.config.run_config import ClusterConfig, DeviceConfig, RunConfig
 from scaling.errors import ConfigError
 
 THIS_MACHINE = "this machine"
-"""`device.name` of a device that is asked of the machine (conf/cluster/device/this_machine.yaml)."""
+"""`device.name` of a device that is asked of the machine
+(conf/cluster/device/this_machine.yaml)."""
 
 MAX_CPU_WORKERS = 2
-"""Enough to run every collective; more gain little on few cores. A choice: cluster.devices_per_node overrides it."""
+"""Enough to run every collective; more gain little on few cores. A choice: cluster.devices_per_node
+overrides it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Gpu:
 
 
 def resolve_cluster(config: RunConfig) -> RunConfig:
-    """Fill what is null for this machine's devices; a value that is set wins. A described cluster comes back as it is.
+    """Fill what is null for this machine's devices; a value that is set wins. A described cluster
+    comes back as it is.
 
     Raises ConfigError when the cluster is not this machine and is not described.
     """
@@ -55,17 +58,19 @@ def n_devices(config: RunConfig) -> int:
 
 
 def check_available(config: RunConfig) -> None:
-    """Refuse to start a cluster here that this machine is not. For the moment before launch, never for a dry run.
+    """Refuse to start a cluster here that this machine is not. For the moment before launch, never
+    for a dry run.
 
-    CPU workers are processes: more of them than cores are slow but no mistake, so only their machine count is checked.
-    Raises ConfigError.
+    CPU workers are processes: more of them than cores are slow but no mistake, so only their
+    machine count is checked. Raises ConfigError.
     """
     cluster = config.cluster
     if cluster.kind == "existing":
         return
     gpus = visible_gpus()
     same = cluster.n_nodes == 1 and (
-        cluster.device.kind == "cpu" or (n_devices(config) <= len(gpus) and _device_name(gpus[0]) == cluster.device.name)
+        cluster.device.kind == "cpu"
+        or (n_devices(config) <= len(gpus) and _device_name(gpus[0]) == cluster.device.name)
     )
     if same:
         return
@@ -81,7 +86,8 @@ def check_available(config: RunConfig) -> None:
 
 
 def visible_gpus() -> list[Gpu]:
-    """GPUs that CUDA would use, in its order, after CUDA_VISIBLE_DEVICES; none where there is no NVIDIA driver.
+    """GPUs that CUDA would use, in its order, after CUDA_VISIBLE_DEVICES; none where there is no
+    NVIDIA driver.
 
     Raises ConfigError when there is a driver that does not answer.
     """
@@ -114,7 +120,8 @@ def usable_cores() -> int:
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """Memory that processes here may use: the machine's, or less where a control group (version 1 or 2) limits it."""
+    """Memory that processes here may use: the machine's, or less where a control group (version 1
+    or 2) limits it."""
     meminfo = root / "proc/meminfo"
     if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -175,16 +182,27 @@ def _with_gpus(cluster: ClusterConfig, gpus: list[Gpu]) -> ClusterConfig:
     known = known_gpu(gpus[0].name)
     memory_gb = min(gpu.memory_bytes for gpu in gpus) / 1e9
     sheet = known.device if known else {"kind": "gpu", "name": gpus[0].name}
-    return _filled(cluster, len(gpus), sheet | {"memory_gb": memory_gb}, known.nvlink_gb_per_s if known else None)
+    return _filled(
+        cluster,
+        len(gpus),
+        sheet | {"memory_gb": memory_gb},
+        known.nvlink_gb_per_s if known else None,
+    )
 
 
 def _with_cpus(cluster: ClusterConfig) -> ClusterConfig:
     n_workers = cluster.devices_per_node or min(MAX_CPU_WORKERS, usable_cores())
-    device = {"kind": "cpu", "name": _cpu_name(), "memory_gb": memory_limit_bytes() / n_workers / 1e9}
+    device = {
+        "kind": "cpu",
+        "name": _cpu_name(),
+        "memory_gb": memory_limit_bytes() / n_workers / 1e9,
+    }
     return _filled(cluster, n_workers, device, None)
 
 
-def _filled(cluster: ClusterConfig, n_found: int, found: dict[str, Any], link_gb_per_s: float | None) -> ClusterConfig:
+def _filled(
+    cluster: ClusterConfig, n_found: int, found: dict[str, Any], link_gb_per_s: float | None
+) -> ClusterConfig:
     """`cluster` with what was found in the place of null values."""
     given = cluster.device.model_dump(exclude={"kind", "name"}, exclude_none=True)
     return cluster.model_copy(
@@ -197,7 +215,10 @@ def _filled(cluster: ClusterConfig, n_found: int, found: dict[str, Any], link_gb
 
 
 def _require_described(cluster: ClusterConfig) -> None:
-    for key, value in (("device.memory_gb", cluster.device.memory_gb), ("devices_per_node", cluster.devices_per_node)):
+    for key, value in (
+        ("device.memory_gb", cluster.device.memory_gb),
+        ("devices_per_node", cluster.devices_per_node),
+    ):
         if value is None:
             raise ConfigError(
                 f"cluster.{key} is null, and {cluster.device.name} is not asked of this machine",

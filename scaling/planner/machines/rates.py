@@ -13,7 +13,8 @@ class Machine:
     """Equal nodes of equal devices.
 
     peak_flops_per_s   dense, in the dtype of the products
-    intra_bytes_per_s, inter_bytes_per_s  of one device and direction, within a node and between nodes; None: unknown
+    intra_bytes_per_s, inter_bytes_per_s  of one device and direction, within a node and between
+                                          nodes; None: unknown
     host_bytes_per_s   between a device and its host
     """
 

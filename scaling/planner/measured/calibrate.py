@@ -1,4 +1,5 @@
-"""A scale of one's own machine, from rows or runs that were measured on it: how much slower it is than predicted."""
+"""A scale of one's own machine, from rows or runs that were measured on it: how much slower it is
+than predicted."""
 
 from __future__ import annotations
 
@@ -22,34 +23,44 @@ FROM_RUNS = "calibration.json"
 
 
 def time_scale(cases: Sequence[Case], constants: Constants = CONSTANTS) -> float:
-    """Predicted over measured rate of a machine, from some of its rows: a factor on predicted times. Raises PlanError without a
-    rate.
+    """Predicted over measured rate of a machine, from some of its rows: a factor on predicted
+    times. Raises PlanError without a rate.
 
-    Their median is trusted as far as machines differ by more than the rows of one scatter: with one row a factor of
-    between^2 / (between^2 + within^2) of its logarithm, with many nearly all (the posterior mean of normal errors).
+    Their median is trusted as far as machines differ by more than the rows of one scatter: with one
+    row a factor of between^2 / (between^2 + within^2) of its logarithm, with many nearly all (the
+    posterior mean of normal errors).
     """
     logs = [
         math.log(predicted / case.tokens_per_s_per_device)
         for case in cases
-        if case.tokens_per_s_per_device and (predicted := predict_case(case, constants).tokens_per_s_per_device)
+        if case.tokens_per_s_per_device
+        and (predicted := predict_case(case, constants).tokens_per_s_per_device)
     ]
     if not logs:
-        raise PlanError("no row holds tokens_per_s_per_gpu", "plan.calibrate", "Give at least one measured row.")
+        raise PlanError(
+            "no row holds tokens_per_s_per_gpu", "plan.calibrate", "Give at least one measured row."
+        )
     trust = constants.between**2 / (constants.between**2 + constants.within**2 / len(logs))
     return math.exp(trust * statistics.median(logs))
 
 
 def scale_of(config: RunConfig) -> float:
-    """What `plan.calibrate` says of the configuration's devices; 1 where it is null. Raises PlanError, DataError.
+    """What `plan.calibrate` says of the configuration's devices; 1 where it is null. Raises
+    PlanError, DataError.
 
-    A table in the columns of `scaling.planner.measured.score`; or of runs of one's own, whose rate is taken as it is, the directory of a
-    finished one, or the file that `plan.calibrate_from_run` adds to.
+    A table in the columns of `scaling.planner.measured.score`; or of runs of one's own, whose rate
+    is taken as it is, the directory of a finished one, or the file that `plan.calibrate_from_run`
+    adds to.
     """
     if config.plan.calibrate is None:
         return 1.0
     path = Path(config.plan.calibrate).expanduser()
     if not path.exists():
-        raise PlanError(f"there is no {path}", "plan.calibrate", "Give a table, a run's directory or a calibration.json.")
+        raise PlanError(
+            f"there is no {path}",
+            "plan.calibrate",
+            "Give a table, a run's directory or a calibration.json.",
+        )
     if path.is_dir():
         return _scale_of_run(path)
     if path.suffix == ".json":
@@ -57,14 +68,24 @@ def scale_of(config: RunConfig) -> float:
     return time_scale(read_cases(path))
 
 
-def learn(config: RunConfig, *, run: str, n_devices: int, predicted: float, measured: float) -> tuple[Path, float]:
-    """Add a run's tokens a second to the file of this machine; returns it and the scale that it now says. `predicted`: without
-    any scale. Raises PlanError where the file is no such file."""
+def learn(
+    config: RunConfig, *, run: str, n_devices: int, predicted: float, measured: float
+) -> tuple[Path, float]:
+    """Add a run's tokens a second to the file of this machine; returns it and the scale that it now
+    says. `predicted`: without any scale. Raises PlanError where the file is no such file."""
     given = config.plan.calibrate
-    path = Path(given if given and given.endswith(".json") else f"{config.run.root}/{FROM_RUNS}").expanduser()
+    path = Path(
+        given if given and given.endswith(".json") else f"{config.run.root}/{FROM_RUNS}"
+    ).expanduser()
     device = config.cluster.device.name
-    entry = {"run": run, "device": device, "n_devices": n_devices, "predicted_tokens_per_s": predicted,
-             "measured_tokens_per_s": measured, "planner": _fingerprint()}  # fmt: skip
+    entry = {
+        "run": run,
+        "device": device,
+        "n_devices": n_devices,
+        "predicted_tokens_per_s": predicted,
+        "measured_tokens_per_s": measured,
+        "planner": _fingerprint(),
+    }
     known = [one for one in _entries(path) if one["run"] != run] if path.exists() else []
     write_json(path, [*known, entry])
     return path, _scale_of_runs(path, device)
@@ -80,14 +101,18 @@ def _scale_of_runs(path: Path, device: str) -> float:
             None,
             "Run once with plan.calibrate_from_run=true on these devices.",
         )
-    return statistics.median(one["predicted_tokens_per_s"] / one["measured_tokens_per_s"] for one in here)
+    return statistics.median(
+        one["predicted_tokens_per_s"] / one["measured_tokens_per_s"] for one in here
+    )
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text())
         for entry in entries:
-            assert float(entry["predicted_tokens_per_s"]) > 0 < float(entry["measured_tokens_per_s"])
+            assert (
+                float(entry["predicted_tokens_per_s"]) > 0 < float(entry["measured_tokens_per_s"])
+            )
             assert {"run", "device", "planner"} <= entry.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise PlanError(

@@ -1,4 +1,5 @@
-"""Which layouts a row of a table may mean: what is blank takes every value that divides, or what its program does."""
+"""Which layouts a row of a table may mean: what is blank takes every value that divides, or what
+its program does."""
 
 from __future__ import annotations
 
@@ -18,20 +19,29 @@ SPLITS = ("Megatron", "Megatron-Core", "Megatron-DeepSpeed", "nanotron", "XLA")
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 STEPS_PER_STAGE = 8
-"""Micro-batches a pipeline stage of a row without a global batch; without stages it is one: assumption."""
+"""Micro-batches a pipeline stage of a row without a global batch; without stages it is one:
+assumption."""
 
 T = TypeVar("T")
 
 
-def layouts_of(row: Mapping[str, str], work: Workload, software: Software, machine: Machine) -> tuple[Layout, ...]:
+def layouts_of(
+    row: Mapping[str, str], work: Workload, software: Software, machine: Machine
+) -> tuple[Layout, ...]:
     found = tuple(_layouts(row, work, software, machine))
     return found or tuple(_layouts({**row, "micro_batch": "1"}, work, software, machine))
 
 
-def _layouts(row: Mapping[str, str], work: Workload, software: Software, machine: Machine) -> Iterator[Layout]:
+def _layouts(
+    row: Mapping[str, str], work: Workload, software: Software, machine: Machine
+) -> Iterator[Layout]:
     n, cp = machine.n_devices, whole(row, "cp") or 1
     shardings = _shardings(row.get("zero_stage_or_sharding", ""), software, machine)
-    batch, wanted_micro, given_dp = whole(row, "global_batch_seqs"), whole(row, "micro_batch"), whole(row, "dp")
+    batch, wanted_micro, given_dp = (
+        whole(row, "global_batch_seqs"),
+        whole(row, "micro_batch"),
+        whole(row, "dp"),
+    )
     words = " ".join(row.get(key, "") for key in ("system", "attention_impl", "notes")).lower()
     for tp, pp in _splits(row, work, software, machine):
         dp = given_dp or n // (tp * pp * cp)
@@ -42,19 +52,37 @@ def _layouts(row: Mapping[str, str], work: Workload, software: Software, machine
             if wanted_micro is None and total % (micro * dp):
                 continue
             accum = max(1, round(total / (micro * dp)))
-            for checkpointing, (stage, shard) in product(_checkpointing(row.get("act_checkpoint", "").lower()), shardings):
+            for checkpointing, (stage, shard) in product(
+                _checkpointing(row.get("act_checkpoint", "").lower()), shardings
+            ):
                 yield Layout(
-                    dp, tp, pp, stage, micro, accum, checkpointing, "deepspeed", sp=cp,
+                    dp,
+                    tp,
+                    pp,
+                    stage,
+                    micro,
+                    accum,
+                    checkpointing,
+                    "deepspeed",
+                    sp=cp,
                     sp_attention="ring" if cp > 1 and "ulysses" not in words else "ulysses",
-                    sequence_parallel=_sequence_parallel(row, software, tp), virtual_pp=_virtual(row, work, pp),
-                    offload=_offload(row.get("offload", "")), shard_ranks=shard,
-                )  # fmt: skip
+                    sequence_parallel=_sequence_parallel(row, software, tp),
+                    virtual_pp=_virtual(row, work, pp),
+                    offload=_offload(row.get("offload", "")),
+                    shard_ranks=shard,
+                )
 
 
-def _splits(row: Mapping[str, str], work: Workload, software: Software, machine: Machine) -> Iterator[tuple[int, int]]:
+def _splits(
+    row: Mapping[str, str], work: Workload, software: Software, machine: Machine
+) -> Iterator[tuple[int, int]]:
     """(tp, pp)"""
     may = software.name in SPLITS
-    tensor = [d for d in (1, 2, 4, 8) if work.n_heads % d == 0 and d <= machine.devices_per_node] if may else [1]
+    tensor = (
+        [d for d in (1, 2, 4, 8) if work.n_heads % d == 0 and d <= machine.devices_per_node]
+        if may
+        else [1]
+    )
     stages = [p for p in (1, 2, 4, 8, 16) if work.n_blocks % p == 0] if may else [1]
     for tp in _or(whole(row, "tp"), tensor):
         for pp in _or(whole(row, "pp"), stages):
@@ -98,7 +126,8 @@ def _offload(text: str) -> Offload:
 
 
 def _shardings(text: str, software: Software, machine: Machine) -> list[tuple[int, int | None]]:
-    """Blank: full shards of FSDP, the optimiser's states of what splits models, and of others either."""
+    """Blank: full shards of FSDP, the optimiser's states of what splits models, and of others
+    either."""
     if text:
         return [_sharding(text.lower(), machine)]
     if software.name == "FSDP":

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 PCIE_GB_PER_S = 20.0
-"""Of one direction of PCIe 4 x16 between devices, 32 GB/s less what the host's bridges take: assumption."""
+"""Of one direction of PCIe 4 x16 between devices, 32 GB/s less what the host's bridges take:
+assumption."""
 
 PORTS_GBIT = {"edr": 100, "hdr": 200, "ndr": 400, "xdr": 800}
-"""Of one InfiniBand port of four lanes by its generation's name (InfiniBand Trade Association's roadmap)."""
+"""Of one InfiniBand port of four lanes by its generation's name (InfiniBand Trade Association's
+roadmap)."""
 
-_RATE = re.compile(r"(?:(\d+)\s*[x×*]\s*)?(?:[A-Za-z-]+\s+)*?(\d+(?:\.\d+)?)\s*(Gb(?!y)|Gig|Tb|GB/s|per node)")
+_RATE = re.compile(
+    r"(?:(\d+)\s*[x×*]\s*)?(?:[A-Za-z-]+\s+)*?(\d+(?:\.\d+)?)\s*(Gb(?!y)|Gig|Tb|GB/s|per node)"
+)
 
 
 @dataclass(frozen=True)
 class Links:
-    """GB/s of one device and direction; `domain`: devices of an NVLink domain that is larger than a node."""
+    """GB/s of one device and direction; `domain`: devices of an NVLink domain that is larger than a
+    node."""
 
     intra_gb_per_s: float
     inter_gb_per_s: float
@@ -26,13 +31,18 @@ class Links:
 
 
 def links_of(text: str, sheet: Mapping[str, Any], per_node: int, *, pcie: bool = False) -> Links:
-    """Of a text such as "8x200 Gbps HDR IB per node; NVLink"; what it does not say is the device's usual node's."""
+    """Of a text such as "8x200 Gbps HDR IB per node; NVLink"; what it does not say is the device's
+    usual node's."""
     intra, inter = float(sheet["intra_node_gb_per_s"]), float(sheet["inter_node_gb_per_s"])
     domain = re.search(r"NVL(\d+)", text)
     bridged = re.search(r"nvlink|nvswitch|\bnvl", text, re.I)
     if not bridged and (pcie or re.search(r"pcie", text, re.I)):
         intra = min(intra, PCIE_GB_PER_S)
-    between = [part for part in re.split(r"[;,]", text) if not re.search(r"nvl|nvswitch|pcie|xgmi|infinity", part, re.I)]
+    between = [
+        part
+        for part in re.split(r"[;,]", text)
+        if not re.search(r"nvl|nvswitch|pcie|xgmi|infinity", part, re.I)
+    ]
     told = [rate for part in between if (rate := _port_gb_per_s(part, per_node)) is not None]
     if told:
         inter = told[0]

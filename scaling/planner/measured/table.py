@@ -1,4 +1,5 @@
-"""Rows of a table of published measurements -> what the planner plans with; a blank column is unknown."""
+"""Rows of a table of published measurements -> what the planner plans with; a blank column is
+unknown."""
 
 from __future__ import annotations
 
@@ -36,8 +37,10 @@ class Case:
 
     layouts          every layout that the row may mean
     fits             whether it ran; None too where the device's memory is not known
-    peak_memory_bytes, mfu, tokens_per_s_per_device   as measured; `mfu` by the one definition of the table (`mfu_std`)
-    memory_metric    device: read outside the process, its context included; reserved: by the allocator; allocated: in use
+    peak_memory_bytes, mfu, tokens_per_s_per_device   as measured; `mfu` by the one definition of
+      the table (`mfu_std`)
+    memory_metric    device: read outside the process, its context included; reserved: by the
+                     allocator; allocated: in use
     """
 
     source: str
@@ -74,16 +77,23 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def read_table(path: Path) -> tuple[list[Case], list[Unread]]:
-    """The rows of a CSV file that can be read, and the others. Raises DataError where it is no such table."""
+    """The rows of a CSV file that can be read, and the others. Raises DataError where it is no such
+    table."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", None, "Give a CSV file."
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
+            None,
+            "Give a CSV file.",
         ) from error
     if rows and (missing := [name for name in NEEDED if name not in rows[0]]):
-        raise DataError(f"{path} has no column {', '.join(missing)}", None, f"It needs {', '.join(NEEDED)}, and may have more.")
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}",
+            None,
+            f"It needs {', '.join(NEEDED)}, and may have more.",
+        )
     cases, unread = [], []
     for line, row in enumerate(rows, 2):
         try:
@@ -94,7 +104,8 @@ def read_table(path: Path) -> tuple[list[Case], list[Unread]]:
 
 
 def case_of(row: dict[str, str]) -> Case:
-    """Raises ValueError for a value that cannot be read, or a GPU that is not in the hardware table."""
+    """Raises ValueError for a value that cannot be read, or a GPU that is not in the hardware
+    table."""
     software = software_of(row)
     work = replace(_workload(row), dropout=software.name.startswith(("Megatron", "HF")))
     machine = _machine(row, software)
@@ -119,15 +130,17 @@ def case_of(row: dict[str, str]) -> Case:
 
 
 def _metric(text: str) -> Literal["device", "reserved", "allocated"]:
-    """Blank: what the allocator reserved, which lies between the others and is what most programs print."""
+    """Blank: what the allocator reserved, which lies between the others and is what most programs
+    print."""
     if "allocated" in text:
         return "allocated"
     return "device" if "smi" in text or "device" in text else "reserved"
 
 
 def _workload(row: Mapping[str, str]) -> Workload:
-    """A GPT decoder: heads of 128, a vocabulary of 50304 and 2048 positions where the row says nothing. Gated models have an
-    untied head. Without `mlp`, feed-forward layers are gated where that alone gives the printed number of parameters."""
+    """A GPT decoder: heads of 128, a vocabulary of 50304 and 2048 positions where the row says
+    nothing. Gated models have an untied head. Without `mlp`, feed-forward layers are gated where
+    that alone gives the printed number of parameters."""
     text = row.get("mlp", "").lower()
     plain, gated = _decoder(row, gated=False), _decoder(row, gated=True)
     if text:
@@ -154,16 +167,28 @@ def _decoder(row: Mapping[str, str], *, gated: bool) -> Workload:
     return Workload(
         name=row.get("model", ""),
         stacks=(Stack(n_layers, seq_len, seq_len, True, matrices + 2 * d_model),),
-        d_model=d_model, n_heads=n_heads, n_kv_heads=kv_heads, d_head=round(d_model / n_heads), d_ff=d_ff, gated=gated,
-        dropout=False, vocab_size=vocab, embedding_params=vocab * d_model, head_params=vocab * d_model if gated else 0,
-        tied=not gated, head_positions=seq_len, seq_len=seq_len,
-        flops_per_token=6 * (n_layers * matrices + d_model * vocab) + 12 * n_layers * d_model * seq_len,
-    )  # fmt: skip
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=kv_heads,
+        d_head=round(d_model / n_heads),
+        d_ff=d_ff,
+        gated=gated,
+        dropout=False,
+        vocab_size=vocab,
+        embedding_params=vocab * d_model,
+        head_params=vocab * d_model if gated else 0,
+        tied=not gated,
+        head_positions=seq_len,
+        seq_len=seq_len,
+        flops_per_token=6 * (n_layers * matrices + d_model * vocab)
+        + 12 * n_layers * d_model * seq_len,
+    )
 
 
 @cache
 def _sheet(name: str, memory: float | None) -> dict[str, Any]:
-    """Of the card with this memory, else the largest of its name; what a PCIe card's links are, its row says."""
+    """Of the card with this memory, else the largest of its name; what a PCIe card's links are, its
+    row says."""
     name = re.sub(r"[ _-]*(pcie|nvl)\b", "", name, flags=re.IGNORECASE)
     if memory:
         with contextlib.suppress(ValueError):
@@ -172,7 +197,8 @@ def _sheet(name: str, memory: float | None) -> dict[str, Any]:
 
 
 def _machine(row: Mapping[str, str], software: Software) -> Machine:
-    """Without gpu_mem_gb the largest card of its name, and without interconnect the links of its usual node."""
+    """Without gpu_mem_gb the largest card of its name, and without interconnect the links of its
+    usual node."""
     name, memory = row["gpu"], number(row, "gpu_mem_gb")
     sheet = _sheet(name, memory)
     n_devices = whole(row, "n_gpus") or 1
@@ -180,10 +206,15 @@ def _machine(row: Mapping[str, str], software: Software) -> Machine:
     per_node = -(-n_devices // nodes) if nodes else min(n_devices, sheet["devices_per_node"])
     links = links_of(row.get("interconnect", ""), sheet, per_node, pcie="pcie" in name.lower())
     return Machine(
-        device=sheet["name"], kind="gpu", generation=sheet["generation"],
+        device=sheet["name"],
+        kind="gpu",
+        generation=sheet["generation"],
         memory_bytes=memory * GIB if memory else sheet["memory_gb"] * 1e9,
-        peak_flops_per_s=sheet["peak_tflops_fp32" if software.width == 4 else "peak_tflops_bf16"] * 1e12,
+        peak_flops_per_s=sheet["peak_tflops_fp32" if software.width == 4 else "peak_tflops_bf16"]
+        * 1e12,
         bytes_per_s=sheet["memory_gb_per_s"] * 1e9,
-        intra_bytes_per_s=links.intra_gb_per_s * 1e9, inter_bytes_per_s=links.inter_gb_per_s * 1e9,
-        devices_per_node=links.domain or per_node, n_devices=n_devices,
-    )  # fmt: skip
+        intra_bytes_per_s=links.intra_gb_per_s * 1e9,
+        inter_bytes_per_s=links.inter_gb_per_s * 1e9,
+        devices_per_node=links.domain or per_node,
+        n_devices=n_devices,
+    )

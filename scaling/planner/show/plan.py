@@ -1,4 +1,5 @@
-"""The plan, for the person who waits: one table of plain words, units and the word "estimated" where it applies."""
+"""The plan, for the person who waits: one table of plain words, units and the word "estimated"
+where it applies."""
 
 from __future__ import annotations
 
@@ -21,16 +22,28 @@ Row = tuple[str, str]
 
 
 def plan_table(config: RunConfig, plan: RunPlan, run_dir: str | Path) -> Table:
-    """The rich table that `python -m scaling.run` prints first; wraps at any width, plain where there is no terminal."""
+    """The rich table that `python -m scaling.run` prints first; wraps at any width, plain where
+    there is no terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     title = f"Plan of {config.name}"
-    table = Table(box=box.HORIZONTALS, show_header=False, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        box=box.HORIZONTALS,
+        show_header=False,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for section in (_model(config, plan), _training(config, plan), _execution(config, plan), _prediction(config, plan)):
+    for section in (
+        _model(config, plan),
+        _training(config, plan),
+        _execution(config, plan),
+        _prediction(config, plan),
+    ):
         for name, value in section:
             table.add_row(name, Text(value))
         table.add_section()
@@ -43,7 +56,10 @@ def _model(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     heads = f"{counted(model.n_heads, 'head')} of {model.head_width}"
     if model.kv_heads != model.n_heads:
         heads += f" ({model.kv_heads} for keys and values)"
-    yield "model", f"{model.name}: {counted(model.n_layers, 'layer')}, d_model {model.d_model}, {heads}, d_ff {model.ff_width}"
+    yield (
+        "model",
+        f"{model.name}: {counted(model.n_layers, 'layer')}, d_model {model.d_model}, {heads}, d_ff {model.ff_width}",
+    )
     style = f"{model.activation}, {model.norm}, {config.position.kind} positions, {config.attention.kind} attention"
     yield "", f"{style}, {'tied' if model.tie_embeddings else 'untied'} embeddings"
     without = format_count(counts.n_params_non_embedding)
@@ -59,14 +75,24 @@ def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     warmup = f"warm-up {format_count(plan.warmup_tokens)} tokens"
     decay = f", decay {format_count(plan.decay_tokens)} tokens" if plan.decay_tokens else ""
     yield "learning rate", f"{config.optim.lr:g}, {schedule.kind}, {warmup}{decay}"
-    yield "compute", f"{format_flops(plan.flops)}, {format_flops(plan.counts.flops_per_token)} a token"
-    yield "corpus", f"{_source(config.data)}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries"
+    yield (
+        "compute",
+        f"{format_flops(plan.flops)}, {format_flops(plan.counts.flops_per_token)} a token",
+    )
+    yield (
+        "corpus",
+        f"{_source(config.data)}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries",
+    )
 
 
 def _source(data: DataConfig) -> str:
     total = sum(component.weight for component in data.components or ())
-    parts = [f"{component.weight / total:.3g} {component.name}" for component in data.components or ()]
-    return " ".join(filter(None, [data.kind, f"of {', '.join(parts)}" if parts else None, data.path]))
+    parts = [
+        f"{component.weight / total:.3g} {component.name}" for component in data.components or ()
+    ]
+    return " ".join(
+        filter(None, [data.kind, f"of {', '.join(parts)}" if parts else None, data.path])
+    )
 
 
 def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
@@ -78,39 +104,62 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     yield "cluster", f"{cluster.name}: {of} {cluster.device.name}{nodes}{spot}"
     zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
     sp = f" sp={layout.sp} ({layout.sp_attention})" if layout.sp > 1 else ""
-    yield "layout", f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}"
+    yield (
+        "layout",
+        f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}",
+    )
     if layout.offload != "none":
         yield "", f"offload={layout.offload}: held by the host's memory"
     if layout.tp > 1:
         yield from _vocabulary(config.vocab_size, layout.tp)
     if layout.pp > 1:
-        blocks = ", ".join(f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.n_stages))
-        yield "", f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the {layout.pp_schedule} bubble"
+        blocks = ", ".join(
+            f"{start}-{end - 1}" for start, end in stage_bounds(config, layout.n_stages)
+        )
+        yield (
+            "",
+            f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the {layout.pp_schedule} bubble",
+        )
     if layout.world_size < devices:
         batch, idle = config.train.global_batch_size, devices - layout.world_size
-        yield "", f"{idle} of {devices} devices {'stays' if idle == 1 else 'stay'} idle: dp={layout.dp} of batch {batch}"
+        yield (
+            "",
+            f"{idle} of {devices} devices {'stays' if idle == 1 else 'stay'} idle: dp={layout.dp} of batch {batch}",
+        )
     recompute = {
         "none": "no activation checkpointing",
         "selective": "selective activation checkpointing",
         "full": "full activation checkpointing",
     }[layout.activation_checkpointing]
-    yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute}"
+    yield (
+        "micro-batch",
+        f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank, {recompute}",
+    )
 
 
 def _vocabulary(n_entries: int, tp: int) -> Iterator[Row]:
     """Where the vocabulary does not divide, the parts differ by a row."""
     if n_entries % tp:
-        yield "", f"vocabulary {n_entries} over tp={tp}: parts of {n_entries // tp + 1} and {n_entries // tp}"
+        yield (
+            "",
+            f"vocabulary {n_entries} over tp={tp}: parts of {n_entries // tp + 1} and {n_entries // tp}",
+        )
 
 
 def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
-    yield "memory", f"estimated {format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device:"
+    yield (
+        "memory",
+        f"estimated {format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device:",
+    )
     yield "", parts(plan.memory)
     price, unknown = usd_per_device_hour(config), []
     if plan.time is None or plan.hours is None:
         unknown.append("time")
     else:
-        yield "time", f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step"
+        yield (
+            "time",
+            f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step",
+        )
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
         if plan.time_scale != 1:
             yield "", f"times x {plan.time_scale:.3g}, as calibrated"

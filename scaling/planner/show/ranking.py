@@ -10,19 +10,32 @@ from scaling.units import counted, format_bytes, format_count, format_duration
 
 TIME_PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
 RECOMPUTE = {"none": "none", "selective": "select", "full": "full"}
-ABBREVIATIONS = (
-    "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload o, p: of optimizer, parameters"
-)
+ABBREVIATIONS = "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload o, p: of optimizer, parameters"
 _COLUMNS = (
-    Column("dp"), Column("tp"), Column("pp"), Column("sp", 2), Column("schedule", 3), Column("zero", 2), Column("micro", 1),
-    Column("accum", 5), Column("recompute", 2), Column("offload", 3), Column("need/dev", 2), Column("verdict", 1, left=True),
-    Column("tok/s/dev", 6), Column("MFU", 1), Column("MFU, 80 %", 8), Column("hours"), Column("runs here", 5),
-)  # fmt: skip
+    Column("dp"),
+    Column("tp"),
+    Column("pp"),
+    Column("sp", 2),
+    Column("schedule", 3),
+    Column("zero", 2),
+    Column("micro", 1),
+    Column("accum", 5),
+    Column("recompute", 2),
+    Column("offload", 3),
+    Column("need/dev", 2),
+    Column("verdict", 1, left=True),
+    Column("tok/s/dev", 6),
+    Column("MFU", 1),
+    Column("MFU, 80 %", 8),
+    Column("hours"),
+    Column("runs here", 5),
+)
 SHOWN_RULES, SHOWN_TOO_LARGE = 12, 5
 
 
 def lines(answer: dict[str, Any], top: int) -> Iterator[str | FittedTable]:
-    """What `python -m scaling.plan` prints. Estimates throughout; intervals hold 80 % of errors on unseen sources."""
+    """What `python -m scaling.plan` prints. Estimates throughout; intervals hold 80 % of errors on
+    unseen sources."""
     yield from _head(answer)
     yield ""
     if answer["layouts"]:
@@ -62,7 +75,10 @@ def _head(answer: dict[str, Any]) -> Iterator[str]:
 def _table(layouts: list[dict[str, Any]]) -> FittedTable:
     table = FittedTable(_COLUMNS)
     for layout in layouts:
-        shared, ring = layout["sequence_parallel"], layout["sp"] > 1 and layout["sp_attention"] == "ring"
+        shared, ring = (
+            layout["sequence_parallel"],
+            layout["sp"] > 1 and layout["sp_attention"] == "ring",
+        )
         low, high = layout["mfu_interval"] if layout["mfu"] is not None else (None, None)
         table.add(
             str(layout["dp"]),
@@ -90,7 +106,9 @@ def _first(answer: dict[str, Any]) -> Iterator[str]:
     layout = answer["layouts"][0]
     memory = layout["memory_bytes"]
     held = ", ".join(
-        f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory.items() if n_bytes and name not in ("total", "need")
+        f"{name} {format_bytes(n_bytes)}"
+        for name, n_bytes in memory.items()
+        if n_bytes and name not in ("total", "need")
     )
     low, high = layout["memory_interval_bytes"]
     yield f"memory a device: {format_bytes(memory['total'])} ({format_bytes(low)} to {format_bytes(high)}): {held}"
@@ -121,7 +139,9 @@ def _cost(answer: dict[str, Any], cost: dict[str, Any], hours: list[float]) -> I
     if cost["usd"] is not None:
         usd = f"{cost['usd']:,.0f} USD at {answer['usd_per_device_hour']:g} a device-hour"
     energy = (
-        "energy unknown" if cost["kwh"] is None else f"{cost['kwh']:,.0f} kWh at the power limit, {cost['kg_co2e']:,.0f} kg CO2e"
+        "energy unknown"
+        if cost["kwh"] is None
+        else f"{cost['kwh']:,.0f} kWh at the power limit, {cost['kg_co2e']:,.0f} kg CO2e"
     )
     yield f"  {usd}; {energy}"
     kind = "failure or preemption" if answer["preemptible"] else "failure"
