@@ -221,7 +221,10 @@ def test_progress_on_a_terminal_and_in_a_file(terminal):
 
 
 def test_the_command_costs_no_torch():
-    code = "import sys, scaling.prepare, scaling.data.prepare.resume, scaling.data.prepare.inputs; assert not {'torch', 'ray'} & set(sys.modules)"
+    code = (
+        "import sys, scaling.prepare, scaling.data.prepare.resume, scaling.data.prepare.inputs\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
