@@ -203,7 +203,7 @@ class TrainConfig(Section):
 
 
 class RunSection(Section):
-    root: str = Field(min_length=1, description="directory of run directories")
+    root: str = Field(description="directory of run directories")
     name: Name | None = Field(
         None, description="first part of the run directory's name; null: the model's"
     )

@@ -44,7 +44,8 @@ def _check_name(value: Any) -> Any:
         )
     if value != value.strip() or value[0] in "-." or set(value) & set("/\\"):
         raise ValueError(
-            "cannot be part of a directory's name: it begins with '-', '.' or a blank, ends in one, or has a slash"
+            f"{value!r} cannot be part of a directory's name: "
+            "it begins with '-', '.' or a blank, ends in one, or has a slash"
         )
     return value
 

@@ -103,14 +103,7 @@ class RunDir:
 
     @classmethod
     def for_config(cls, config: RunConfig) -> Self:
-        """<run.root>/<name>-<run_id>. Raises ConfigError for a run.root or run.name that makes no
-        directory here."""
-        if not re.fullmatch(r"[^/\\\0]+", config.name) or config.name.startswith("."):
-            raise ConfigError(
-                f"run.name={config.name!r} cannot be part of a directory's name",
-                "run.name",
-                "Use letters, digits, '-', '_' and '.', beginning with a letter or digit.",
-            )
+        """<run.root>/<name>-<run_id>. Raises ConfigError for a run.root that is no place here."""
         return cls(_local_path(config.run.root) / f"{config.name}-{config.run_id}")
 
     @property
