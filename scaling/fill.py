@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from scaling.api import open_run
 from scaling.commands.options import run_command, say
 from scaling.inference.options import FillOptions
 
@@ -21,13 +22,10 @@ were still hidden. For bert; other families: scaling.generate.
 
 def show_choices(options: FillOptions) -> None:
     """Write the choices of each gap to standard output. Raises ScalingError."""
-    from scaling.runs.by_name import find_run
+    opened = open_run(options.run, options.root)
+    from scaling.inference.text import choices  # torch: a wrong run is reported before it is loaded
 
-    found = find_run(options.run, options.root, say)
-    from scaling.inference.text import choices  # a mistake is told before torch is loaded
-    from scaling.inference.trained import find_device, open_trained
-
-    run = open_trained(found, find_device(options.device), say)
+    run = opened.trained(device=options.device)
     say(f"{run.path.name}, after step {run.step}")
     for number, best in enumerate(choices(run, options), start=1):
         print(f"gap {number}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from scaling.api import open_run
 from scaling.commands.options import run_command, say
 from scaling.inference.options import GenerateOptions
 
@@ -24,13 +25,10 @@ Shows what a trained run makes of a text, token by token: what follows it (gpt, 
 
 def generate(options: GenerateOptions) -> None:
     """Write the texts to standard output. Raises ScalingError."""
-    from scaling.runs.by_name import find_run
+    opened = open_run(options.run, options.root)
+    from scaling.inference.text import texts  # torch: a wrong run is reported before it is loaded
 
-    found = find_run(options.run, options.root, say)
-    from scaling.inference.text import texts  # a mistake is told before torch is loaded
-    from scaling.inference.trained import find_device, open_trained
-
-    run = open_trained(found, find_device(options.device), say)
+    run = opened.trained(device=options.device)
     say(f"{run.path.name}, after step {run.step}")
     for number, pieces in enumerate(texts(run, options), start=1):
         if options.n_samples > 1:

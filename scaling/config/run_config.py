@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
+from scaling import markup
 from scaling.config.attention import AttentionConfig, PositionConfig, check_combination
 from scaling.config.cluster import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.config.data import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
@@ -317,6 +318,11 @@ class RunConfig(Section):
         if self.precision.kind == "auto":
             return "bf16" if self.cluster.device.kind == "gpu" else "fp32"
         return self.precision.kind
+
+    def _repr_html_(self) -> str:
+        sections = self.model_dump(mode="json")
+        name = f"{self.name}, id {self.run_id}"
+        return markup.folded(f"Configuration of {name}", sections)
 
     def semantic(self) -> dict[str, Any]:
         """All that the mathematics of the run depends on, as a plain dict with null values

@@ -32,15 +32,19 @@ class Trained:
     step: int
 
 
-def open_trained(path: Path, device: torch.device, notice: Callable[[str], None]) -> Trained:
-    """The run at `path`. Raises ConfigError for one without a checkpoint, CheckpointError or
+def open_trained(
+    path: Path, device: torch.device, notice: Callable[[str], None], *, step: int | None = None
+) -> Trained:
+    """The run at `path`, with the weights of its newest sound checkpoint or of `step`.
+
+    Raises ConfigError for one without that checkpoint, CheckpointError or RunDirError for a damaged one.
     RunDirError for a damaged one.
 
     notice: is told of checkpoints that are damaged and passed over.
     """
     run_dir = RunDir(path)
     config = run_dir.read_config()
-    checkpoint, manifest = find_checkpoint(run_dir, config, notice)
+    checkpoint, manifest = find_checkpoint(run_dir, config, notice, step=step)
     tokenizer = read_tokenizer(run_dir, config)
     model = build_model(config, device)
     _load(model, checkpoint)

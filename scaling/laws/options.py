@@ -146,6 +146,55 @@ class FitOptions(Section):
         return self
 
 
+class PredictOptions(Section):
+    """What `python -m scaling.predict` is asked."""
+
+    fit: Place = Field(
+        description="the directory of a report of python -m scaling.fit, or its fit.json"
+    )
+    form: str | None = Field(
+        None, description="the form to predict with; default: the first fitted"
+    )
+    c: float | None = Field(
+        None, gt=0, description="a budget in FLOPs: the best N and D, and their loss"
+    )
+    n: float | None = Field(None, gt=0, description="parameters of a run, with d")
+    d: float | None = Field(None, gt=0, description="tokens of a run, with n")
+    loss: float | None = Field(
+        None, gt=0, description="a wanted loss in nats: the least budget that reaches it"
+    )
+    cluster: str | None = Field(
+        None, description="a cluster of conf/cluster: hours, cost and energy of the recommended run"
+    )
+    model: str | None = Field(
+        None, description="from_law: the nearest shape and the command that trains it"
+    )
+    out: Place | None = Field(
+        None, description="file for the recommended configuration as YAML; default: none is written"
+    )
+    launch: bool = Field(False, description="start that command")
+    json_: bool = Field(False, alias="json", description="print one JSON object instead of text")
+
+    @model_validator(mode="after")
+    def _question(self) -> Self:
+        asked = [
+            self.c is not None,
+            self.n is not None or self.d is not None,
+            self.loss is not None,
+        ]
+        if sum(asked) != 1:
+            raise ValueError("ask one thing: c=FLOPS, n=PARAMETERS d=TOKENS, or loss=NATS")
+        if (self.n is None) != (self.d is None):
+            raise ValueError("a run is given by both n=PARAMETERS and d=TOKENS")
+        if self.model not in (None, "from_law"):
+            raise ValueError(f"model={self.model} is unknown; there is model=from_law")
+        if self.out is not None and not (self.model or self.cluster or self.launch):
+            raise ValueError(
+                "out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME"
+            )
+        return self
+
+
 def parse(kind: type[O], words: Sequence[str], command: str) -> O:
     """key=value words -> options. Raises ConfigError that names the word and its neighbours."""
     given: dict[str, str] = {}

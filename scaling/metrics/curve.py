@@ -44,20 +44,25 @@ _MANY_POINTS = 60  # more than this are drawn faint, with a running mean over a 
 def plot_loss_curve(
     metrics_path: Path, png_path: Path, *, baselines: Mapping[str, float] | None = None, title: str
 ) -> None:
-    """Draw training and validation loss (nats per token) against tokens, with `baselines` as
-    labelled levels.
+    """Write `loss_curve` to `png_path`, completely or not at all. Raises DataError or RunDirError."""
+    write_atomic(Path(png_path), loss_curve(metrics_path, baselines=baselines, title=title))
 
-    Points that are not finite are left out. The PNG, 1400 x 875 pixels, is complete or absent.
-    Raises DataError when no loss was recorded, RunDirError when a file cannot be read or written.
+
+def loss_curve(
+    metrics_path: Path, *, baselines: Mapping[str, float] | None = None, title: str
+) -> bytes:
+    """Training and validation loss (nats per token) against tokens, with `baselines` as labelled levels.
+
+    A PNG of 1400 x 875 pixels. Points that are not finite are left out. Raises DataError when no loss
+    was recorded, RunDirError when the file cannot be read.
     """
     records = read_metrics(metrics_path, only=(names.N_TOKENS, names.TRAIN_LOSS, names.VAL_LOSS))
     train, val = loss_points(records, names.TRAIN_LOSS), loss_points(records, names.VAL_LOSS)
     if not train and not val:
         raise DataError(
-            f"{metrics_path} holds no finite loss to draw",
-            fix="Train for at least train.log_every steps.",
+            f"{metrics_path} holds no loss to draw", fix="Train for at least train.log_every steps."
         )
-    write_atomic(Path(png_path), _draw(train, val, baselines or {}, title))
+    return _draw(train, val, baselines or {}, title)
 
 
 def loss_points(records: Sequence[Record], name: str) -> Points:

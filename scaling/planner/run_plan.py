@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, TypeVar
 
 from scaling.config.run_config import RunConfig
 from scaling.errors import PlanError
@@ -18,6 +19,8 @@ from scaling.planner.cost.time import TimeEstimate, estimate_time
 from scaling.planner.layout import Layout
 from scaling.planner.machines.detect import n_devices
 from scaling.planner.prediction import SURE, p_fits
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,29 @@ class RunPlan:
         plan["memory"]["total"] = self.memory.total
         plan["layout"]["world_size"] = self.layout.world_size
         return plan
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The plan that `to_dict` wrote; what that derives is passed over."""
+        parts = (
+            ("layout", Layout),
+            ("counts", ModelCounts),
+            ("memory", MemoryEstimate),
+            ("time", TimeEstimate),
+        )
+        whole = {name: values[name] and _read(kind, values[name]) for name, kind in parts}
+        return _read(cls, {**values, **whole})
+
+    def _repr_html_(self) -> str:
+        from scaling.planner.show.notebook import plan_html
+
+        return plan_html(self)
+
+
+def _read(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from its fields by name."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names if name in values})
 
 
 @dataclass(frozen=True)

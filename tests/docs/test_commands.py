@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from scaling import __main__, run
+from scaling import run
 from scaling.commands.options import read_options
+from scaling.__main__ import COMMANDS as VERBS
 from scaling.composition.compose import compose
 from scaling.convert import ConvertOptions
 from scaling.inference.options import FillOptions, GenerateOptions
-from scaling.laws.options import FitOptions, parse
+from scaling.laws.options import FitOptions, PredictOptions, parse
 from scaling.plan import FLAGS
 from scaling.planner.machines.detect import resolve_cluster
-from scaling.predict import PredictOptions
 from scaling.prepare import PrepareOptions
 from scaling.rehearsal.options import DrillOptions, split_words
 from scaling.rehearse import RUN_DEFAULTS
@@ -135,9 +135,7 @@ def check(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) 
         name, rest = kept[1], kept[2:]
     else:
         return False
-    assert name in __main__.COMMANDS or name in OURS or name == "help", (
-        f"there is no command {name}"
-    )
+    assert name in VERBS or name in OURS or name == "help", f"there is no command {name}"
     incomplete = len(kept) < len(words)
     if name == "run" and rest[:1] != ["--help"]:
         compose(rest) if incomplete else dry_run(rest, place, monkeypatch)

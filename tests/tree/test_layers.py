@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"units", "redaction", "errors", "screen", "batch"},
+    {"units", "redaction", "errors", "screen", "batch", "markup"},
     {"config"},
     {"runs"},
     {"parallel"},
@@ -34,6 +34,7 @@ LAYERS = [
     {"rehearsal"},
     {"launch"},
     {"commands"},
+    {"api"},
     {
         "run",
         "status",
@@ -90,9 +91,13 @@ LIGHT = [
     "scaling.prepare",
     "scaling.fit",
     "scaling.predict",
+    "scaling.rehearse",
+    "scaling.api",
+    "scaling.run",
     "scaling.laws.analysis",
     "scaling.laws.report",
     "scaling.laws.recommend",
+    "scaling.laws.answer",
     "scaling.studies.trials",
     "scaling.studies.table",
     "scaling.studies.results",
