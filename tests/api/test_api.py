@@ -11,7 +11,7 @@ import pytest
 
 import scaling
 from scaling import api
-from scaling.__main__ import COMMANDS as VERBS
+from scaling.commands.verbs import VERBS
 from scaling.errors import ConfigError, DataError
 
 LAW = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}

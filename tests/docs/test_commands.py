@@ -12,7 +12,7 @@ import pytest
 
 from scaling import run
 from scaling.commands.options import read_options
-from scaling.__main__ import COMMANDS as VERBS
+from scaling.commands.verbs import VERBS
 from scaling.composition.compose import compose
 from scaling.convert import ConvertOptions
 from scaling.inference.options import FillOptions, GenerateOptions

@@ -46,6 +46,7 @@ LAYERS = [
         "prepare",
         "convert",
         "rehearse",
+        "completion",
     },
     {"__main__"},
 ]
@@ -92,6 +93,8 @@ LIGHT = [
     "scaling.fit",
     "scaling.predict",
     "scaling.rehearse",
+    "scaling.completion",
+    "scaling.__main__",
     "scaling.api",
     "scaling.run",
     "scaling.laws.analysis",

@@ -116,19 +116,8 @@ def test_the_wheel_plans_a_run_in_an_empty_directory(installed: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "scaling",
-        "scaling-run",
-        "scaling-status",
-        "scaling-generate",
-        "scaling-fill",
-        "scaling-prepare",
-        "scaling-convert",
-    ],
-)
-def test_the_commands_are_installed(installed: Path, tmp_path: Path, command: str) -> None:
-    done = run(installed, tmp_path, str(installed / "bin" / command), "--help")
+def test_one_program_is_installed(installed: Path, tmp_path: Path) -> None:
+    assert [path.name for path in (installed / "bin").iterdir()] == ["scaling"]
+    done = run(installed, tmp_path, str(installed / "bin" / "scaling"), "help", "status")
     assert done.returncode == 0, done.stderr
-    assert command.replace("scaling-", "scaling.") in done.stdout or command in done.stdout
+    assert "python -m scaling.status" in done.stdout

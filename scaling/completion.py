@@ -1,0 +1,45 @@
+"""`scaling completion bash`: tab completion of commands, groups, options, keys and values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from scaling.commands.completion import BASH, SHELLS, candidates
+from scaling.composition.flags import answered
+from scaling.errors import ConfigError
+from scaling.screen import print_help
+
+USAGE = """\
+Usage: eval "$(scaling completion bash)"
+
+python -m scaling.completion prints the script that completes `scaling` in a shell: commands, groups,
+options, keys, values and names of runs. Put the line above into ~/.bashrc. In zsh:
+
+  autoload -U +X bashcompinit && bashcompinit && eval "$(scaling completion bash)"
+
+  scaling completion bash        the script
+  scaling completion words LINE  what may stand at the end of LINE, one word a line; the script calls it"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the script or the candidates; the exit code is 0, or 2 for an unknown shell."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["words"]:  # first: the line itself may contain --help
+        print("\n".join(candidates(" ".join(words[1:]))))
+        return 0
+    if answered(words, lambda: print_help(USAGE)):
+        return 0
+    if len(words) == 1 and words[0] in SHELLS:
+        print(BASH, end="")
+        return 0
+    given = " ".join(words) or "nothing"
+    error = ConfigError(
+        f"there is no completion for {given!r}", None, f"There is: {', '.join(SHELLS)}."
+    )
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
