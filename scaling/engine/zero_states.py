@@ -83,8 +83,8 @@ class ZeroStates:
             zero.fp32_partitioned_groups_flat[group],
             int(offset),
             start,
-            min(width, param.ds_numel - start),
-        )  # type: ignore[attr-defined]
+            min(width, param.ds_numel - start),  # type: ignore[attr-defined]
+        )
 
     def written(self, param: nn.Parameter, master: torch.Tensor) -> None:
         """Take the master weights of this rank's run over into the weights that the model computes

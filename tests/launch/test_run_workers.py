@@ -32,6 +32,7 @@ from tests.support.runs import (
 
 FILES = {
     "config.yaml",
+    "corpus.json",
     "plan.json",
     "provenance.json",
     "metrics.jsonl",

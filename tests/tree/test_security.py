@@ -222,6 +222,11 @@ FORBIDDEN = {
     "hydra.utils.instantiate",
     "instantiate",
 }
+OF_OUR_OWN_NAMES = {
+    ("__main__.py", "importlib.import_module"),
+    ("completion.py", "importlib.import_module"),
+}
+"""The door and its completion import a command by its name, after looking it up in a table of ours."""
 FORBIDDEN_METHODS = {
     "extractall",
     "extract",
@@ -253,7 +258,8 @@ def test_nothing_that_executes_what_it_reads_is_called() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in FORBIDDEN, where
+                called = ast.unparse(node.func)
+                assert called not in FORBIDDEN or (path.name, called) in OF_OUR_OWN_NAMES, where
                 assert getattr(node.func, "attr", "") not in FORBIDDEN_METHODS, where
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert (

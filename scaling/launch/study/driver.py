@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,13 +150,16 @@ def _back_fill(study: Study, standings: dict[str, Standing], console: Console) -
     called = labels(study.trials)
     for trial in study.trials:
         if standings[trial.identity].state == "finished":
-            label = called[trial.name]
             with trial.run_dir.lock():
                 back_fill(
                     trial.config,
                     trial.run_dir.path,
-                    lambda text, label=label: _print(console, f"{label}: {text}"),
-                )  # type: ignore[misc]
+                    partial(_print_labelled, console, called[trial.name]),
+                )
+
+
+def _print_labelled(console: Console, label: str, text: str) -> None:
+    _print(console, f"{label}: {text}")
 
 
 def _print(console: Console, text: str) -> None:
