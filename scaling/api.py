@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scaling import markup
 from scaling.errors import ConfigError
@@ -301,6 +301,7 @@ class Study:
 # Laws.
 
 
+@runtime_checkable
 class Frame(Protocol):
     """A table that lists its rows, such as a pandas DataFrame."""
 
@@ -414,7 +415,7 @@ def _source(
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         return ("study" if path.is_dir() else "table"), path, path.name
-    rows = source.to_dict("records") if hasattr(source, "to_dict") else list(source)
+    rows = source.to_dict("records") if isinstance(source, Frame) else list(source)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     # Through a file: the text of a float reads back as the same float, and the table is checked
     # by the same reader as every other.

@@ -20,14 +20,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
     return "\n".join([*filter(None, lines), "</table>"])
 
 
-def folded(title: str, tree: Mapping[str, Any]) -> str:
+def folded(title: str, tree: Mapping[str, Any], *, is_open: bool = False) -> str:
     """A nested mapping: its plain values as a table, each inner mapping folded under its own name."""
     plain = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
     inner = {key: value for key, value in tree.items() if isinstance(value, Mapping)}
     parts = [table((), plain.items())] if plain else []
     parts += [folded(key, value) for key, value in inner.items()]
     indented = f'<div style="margin-left:1em">{"".join(parts)}</div>'
-    return f"<details><summary>{_text(title)}</summary>{indented}</details>"
+    tag = "details open" if is_open else "details"
+    return f"<{tag}><summary>{_text(title)}</summary>{indented}</details>"
 
 
 def _text(value: object) -> str:

@@ -36,7 +36,7 @@ SHELLS = ("bash",)
 
 BASH = """\
 _scaling_complete() {
-    local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word cut=""
+    local IFS=$'\\n' line="${COMP_LINE:0:$COMP_POINT}" word cut=""
     COMPREPLY=( $("$1" completion words "$line" 2>/dev/null) )
     # Readline splits words at = and :, and wants only what follows the last of them.
     word="${line##*[[:space:]]}"

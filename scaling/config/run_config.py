@@ -322,7 +322,7 @@ class RunConfig(Section):
     def _repr_html_(self) -> str:
         sections = self.model_dump(mode="json")
         name = f"{self.name}, id {self.run_id}"
-        return markup.folded(f"Configuration of {name}", sections)
+        return markup.folded(f"Configuration of {name}", sections, is_open=True)
 
     def semantic(self) -> dict[str, Any]:
         """All that the mathematics of the run depends on, as a plain dict with null values

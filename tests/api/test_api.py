@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ import scaling
 from scaling import api
 from scaling.commands.verbs import VERBS
 from scaling.errors import ConfigError, DataError
+from scaling.metrics.record import MetricLog
 
 LAW = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 """Hoffmann et al. 2022 (arXiv:2203.15556), table A3."""
@@ -26,8 +30,8 @@ def rows() -> list[dict[str, float]]:
             "D": d,
             "val": LAW["E"] + LAW["A"] / n ** LAW["alpha"] + LAW["B"] / d ** LAW["beta"],
         }
-        for n in (1e7, 3e7, 1e8, 3e8, 1e9)
-        for d in (2e8, 1e9, 5e9, 2e10)
+        for n in (1e7, 1e8, 1e9)
+        for d in (2e8, 2e9, 2e10)
     ]
 
 
@@ -36,25 +40,25 @@ def law() -> api.FittedLaws:
     return scaling.fit_law(rows(), n="N", d="D", loss="val", form=["chinchilla"], draws=50)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
-    """A run of a few steps, started from Python."""
-    root = tmp_path_factory.mktemp("api")
+def words_of(root: Path, n_tokens: str) -> list[str]:
+    """The overrides of a run of a few steps on a text that is written here."""
     text = root / "text"
     text.mkdir()
     for number in range(12):
         lines = [f"value_{number} = {k * number}\n" for k in range(60)]
         (text / f"{number}.txt").write_text("".join(lines))
-    words = ["model=gpt_nano", "model.n_layers=1", "model.d_model=16", "model.n_heads=2"]
-    words += ["data=text_files", f"data.path='{text}/*.txt'", "tokenizer=byte", "layout=single"]
-    words += [f"data.cache_dir={root / 'cache'}", f"run.root={root / 'runs'}", "train.seq_len=32"]
-    words += [
-        "train.n_tokens=4k",
-        "train.log_every=4",
-        "train.eval_every=8",
-        "train.sample_tokens=0",
-    ]
-    return scaling.start(scaling.compose([*words, "train.eval_sequences=4"]))
+    model = ["model=gpt_nano", "model.n_layers=1", "model.d_model=16", "model.n_heads=2"]
+    data = ["data=text_files", f"data.path='{text}/*.txt'", "tokenizer=byte"]
+    places = [f"data.cache_dir={root / 'cache'}", f"run.root={root / 'runs'}", "layout=single"]
+    train = [f"n_tokens={n_tokens}", "seq_len=32", "log_every=4", "eval_every=8"]
+    train += ["sample_tokens=0", "eval_sequences=4"]
+    return [*model, *data, *places, *(f"train.{word}" for word in train)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    """A run that was started from Python."""
+    return scaling.start(scaling.compose(words_of(tmp_path_factory.mktemp("api"), "4k")))
 
 
 def test_the_import_is_lazy() -> None:
@@ -125,6 +129,34 @@ def test_a_run_is_opened_with_all_that_it_left(run: api.Run) -> None:
     assert "finished" in run._repr_html_()
 
 
+def test_an_interrupted_start_stops_the_run_and_the_next_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the fourth record: a notebook's kernel is interrupted by the same signal."""
+    config = scaling.compose(words_of(tmp_path, "16k"))
+    logged = MetricLog.record
+    n_records = 0
+
+    def interrupting(log: MetricLog, *args: Any, **kwargs: Any) -> None:
+        nonlocal n_records
+        n_records += 1
+        if n_records == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        logged(log, *args, **kwargs)
+
+    monkeypatch.setattr(MetricLog, "record", interrupting)
+    stopped = scaling.start(config)
+    assert stopped.state == "stopped"
+    assert stopped.summary is None
+    run = scaling.start(config)
+    assert run == stopped
+    assert run.state == "finished"
+    assert [event["kind"] for event in run.events if event["kind"] in ("start", "resume")] == [
+        "start",
+        "resume",
+    ]
+
+
 def test_a_run_is_found_by_its_name(run: api.Run) -> None:
     assert scaling.open_run("gpt_nano", root=run.path.parent) == run
     assert scaling.open_run(run.path) == run
@@ -176,11 +208,13 @@ def test_a_law_is_fitted_to_rows_frames_and_files(law: api.FittedLaws, tmp_path:
         assert low <= high
         if name in LAW:
             assert value == pytest.approx(LAW[name], rel=1e-2)
-    frame = pandas.DataFrame(rows())
+    sizes = [{"N": n, "val": 2 + n**-0.3} for n in (1e6, 1e7, 1e8, 1e9, 1e10)]
+    frame = pandas.DataFrame(sizes)
     frame.to_csv(tmp_path / "table.csv", index=False)
-    asked = {"n": "N", "d": "D", "loss": "val", "form": "chinchilla", "draws": 50}
-    for source in (frame, tmp_path / "table.csv", str(tmp_path / "table.csv")):
-        assert scaling.fit_law(source, **asked).parameters == law.parameters
+    asked = {"n": "N", "loss": "val", "draws": 50}
+    expected = scaling.fit_law(sizes, **asked).parameters
+    for source in (frame, str(tmp_path / "table.csv")):
+        assert scaling.fit_law(source, **asked).parameters == expected
     assert "alpha" in law._repr_html_()
     with pytest.raises(ConfigError, match="form=kaplan was not fitted"):
         law.law("kaplan")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scaling import markup
 from scaling.planner.run_plan import RunPlan
-from scaling.units import format_bytes, format_count, format_duration, format_flops
+from scaling.units import counted, format_bytes, format_count, format_duration, format_flops
 
 
 def plan_html(plan: RunPlan) -> str:
@@ -17,7 +17,9 @@ def plan_html(plan: RunPlan) -> str:
 def _rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     layout, time = plan.layout, plan.time
     degrees = f"dp={layout.dp} tp={layout.tp} pp={layout.pp}"
-    yield "layout", f"{degrees}, {layout.engine} engine, ZeRO stage {layout.zero_stage}"
+    devices = counted(layout.world_size, "device")
+    engine = f"{layout.engine} engine, ZeRO stage {layout.zero_stage}"
+    yield "layout", f"{degrees} on {devices}, {engine}"
     yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank"
     yield "parameters", format_count(plan.counts.n_params)
     yield "tokens", f"{format_count(plan.n_tokens)} in {plan.n_steps} steps"
