@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 from scaling.config.cluster_names import with_named_clusters
 from scaling.config.code_refusal import inert_configurations
 from scaling.config.data_path import names_a_path, with_chosen_kind
+from scaling.config.recorded import new_name
 from scaling.config.run_config import RunConfig, conf_dir
 from scaling.config.spelling import TYPED, did_you_mean, near_keys
 from scaling.errors import ConfigError
@@ -317,7 +318,7 @@ def _unknown_key(key: str, where: str | None) -> ConfigError:
     known = list(keys())
     section = key.split(".")[0]
     inside = [name for name in known if name.startswith(section + ".")]
-    fix = did_you_mean(key, known)
+    fix = new_name(key) or did_you_mean(key, known)
     fix += f"{section} has: {', '.join(inside)}." if inside else "--help lists every group and key."
     return ConfigError(f"there is no key {key!r}", where, fix)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from scaling.config.recorded import RECORDED, renamed
 from scaling.config.section import LONGEST_S, Section
 
 MOST_DEVICES = 2**20
@@ -38,12 +40,12 @@ class LayoutConfig(Section):
         None,
         description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: 1f1b",
     )
-    sp: int | None = Field(
-        None, gt=0, description="ranks among which the positions of a sequence are dealt"
+    cp: int | None = Field(
+        None, gt=0, description="context-parallel ranks, which share the positions of a sequence"
     )
-    sp_attention: Literal["ulysses", "ring"] | None = Field(
+    cp_attention: Literal["ulysses", "ring"] | None = Field(
         None,
-        description="ulysses: sp ranks swap positions for heads; ring: they pass keys round; null: ring where heads are few",
+        description="ulysses: cp ranks swap positions for heads; ring: they pass keys on; null: ring where heads are few",
     )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None,
@@ -61,6 +63,12 @@ class LayoutConfig(Section):
     sequence_parallel: bool | None = Field(
         None, description="tp ranks share norms and residuals too; null: where the lengths allow it"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, values: Any, info: ValidationInfo) -> Any:
+        recorded = info.context == RECORDED and isinstance(values, Mapping)
+        return renamed("layout", values) if recorded else values
 
     @model_validator(mode="after")
     def _auto(self) -> Self:

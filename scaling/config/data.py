@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from scaling.config.recorded import RECORDED
 from scaling.config.section import LONGEST_S, Count, Section
 
 HOW_DATA_COMES = (
@@ -36,9 +37,6 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "shard_tokens": (*_PREPARED_HERE, "mixture"),
 }
 """Keys that only some kinds read. Set to anything but its default, any other kind refuses one."""
-RECORDED = {"recorded": True}
-"""pydantic's context for what an earlier version accepted and wrote down: a key that nothing read
-is let pass."""
 
 
 class ComponentConfig(Section):

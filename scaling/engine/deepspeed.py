@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 1-3, with tensor and sequence parallel layers, behind the engine contract."""
+"""DeepSpeed ZeRO 1-3, with tensor and context parallel layers, behind the engine contract."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The run in DeepSpeed's own words. ZeRO's memory_efficient_linear would patch F.linear
     process-wide: off.
 
-    DeepSpeed's data-parallel ranks are ours and their sequence parallel ones: all that sum
+    DeepSpeed's data-parallel ranks are ours and their context parallel ones: all that sum
     gradients of the same weights.
     """
     zero: dict[str, Any] = {"stage": layout.zero_stage, "memory_efficient_linear": False}
@@ -239,11 +239,11 @@ class DeepSpeedEngine:
         )
 
     def _n_targets(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
-        """Of the global batch; sequence parallel ranks have the same sequences."""
+        """Of the global batch; context parallel ranks have the same sequences."""
         n_targets = torch.tensor(
             float(sum(batch.n_targets for batch in micro_batches)), device=self.device
         )
-        return self._over_replicas(n_targets) / self._ranks.sp
+        return self._over_replicas(n_targets) / self._ranks.cp
 
     def _over_replicas(self, x: torch.Tensor) -> torch.Tensor:
         if self._share.groups.replicas is not None:

@@ -52,8 +52,8 @@ class Share:
     ) -> Share:
         """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon
         as they have their values."""
-        sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.sp_attention == "ring"
-        split = Split(groups.tp, groups.sp, sequence, ring)
+        sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.cp_attention == "ring"
+        split = Split(groups.tp, groups.cp, sequence, ring)
         blocks = stage_bounds(config, layout.n_stages)
         by_rank = [
             [blocks[stage] for stage in layout.stages_of(pp_rank)] for pp_rank in range(layout.pp)

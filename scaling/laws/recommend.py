@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.composition.compose import compose, words_for
+from scaling.config.recorded import RECORDED
 from scaling.config.run_config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.planner.budget import token_budget
@@ -99,7 +100,7 @@ def base_of(found: dict[str, Any]) -> RunConfig | None:
     if found.get("base") is None:
         return None
     try:
-        return RunConfig.model_validate(found["base"])
+        return RunConfig.model_validate(found["base"], context=RECORDED)
     except ValueError as error:
         raise ConfigError(
             f"the study's configuration is not of this version: {error}",

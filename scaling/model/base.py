@@ -67,7 +67,7 @@ class LanguageModel(nn.Module, ABC):
     compiled = False
 
     def loss(self, batch: Batch) -> Loss:
-        """Sums over the scored targets of a batch: with sequence parallel ranks, of the rank's own
+        """Sums over the scored targets of a batch: with context parallel ranks, of the rank's own
         positions."""
         return self.finish(self.through(self.begin(batch), batch, 0, self.n_blocks), batch)
 

@@ -110,9 +110,9 @@ class BERT(LanguageModel):
         order_B = F.cross_entropy(
             self.order(x_BTD).float(), batch.classes_B, ignore_index=IGNORED, reduction="none"
         )
-        # The first position is the first sequence parallel rank's: the others have no part in this.
+        # The first position is the first context parallel rank's: the others have no part in this.
         return add_sequence_term(
-            loss, order_B, batch.targets_BT, 1.0 if self.split.sp_rank == 0 else 0.0
+            loss, order_B, batch.targets_BT, 1.0 if self.split.cp_rank == 0 else 0.0
         )
 
     def stage(self, first: int, last: int) -> set[str]:

@@ -5,7 +5,7 @@ Tensor parallel (Shoeybi et al. 2019, arXiv:1909.08053): the ranks of a `tp` gro
 columns of the feed-forward layer and rows of the embedding. What all of them use they take by
 `enter`; what each made a part of they add up by `leave`. With `sequence` they also share the
 positions of the residual stream between (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2).
-Sequence parallel (Jacobs et al. 2023, arXiv:2309.14509, Ulysses): the ranks of an `sp` group hold
+Context parallel (Jacobs et al. 2023, arXiv:2309.14509, Ulysses): the ranks of a `cp` group hold
 positions of every layer, and swap them for heads around attention, or with `ring` pass keys and
 values round (scaling/model/attention/ring.py).
 
@@ -34,7 +34,7 @@ class Split:
     """Nothing is shared out by default, and every method hands back what it is given."""
 
     tp: Group | None = None
-    sp: Group | None = None
+    cp: Group | None = None
     sequence: bool = False
     ring: bool = False
 
@@ -47,12 +47,12 @@ class Split:
         return 1 if self.tp is None else dist.get_world_size(self.tp)
 
     @property
-    def sp_rank(self) -> int:
-        return 0 if self.sp is None else dist.get_rank(self.sp)
+    def cp_rank(self) -> int:
+        return 0 if self.cp is None else dist.get_rank(self.cp)
 
     @property
-    def sp_size(self) -> int:
-        return 1 if self.sp is None else dist.get_world_size(self.sp)
+    def cp_size(self) -> int:
+        return 1 if self.cp is None else dist.get_world_size(self.cp)
 
     # Tensor parallel.
 
@@ -98,51 +98,51 @@ class Split:
         part = part_of(weight_VD)
         return part.first, part.shape[0]
 
-    # Sequence parallel.
+    # Context parallel.
 
     def positions(self, x_BT: Tensor) -> Tensor:
-        """The sp rank's own positions of what every sp rank has whole: tokens, targets."""
-        return x_BT if self.sp is None else x_BT.chunk(self.sp_size, dim=1)[self.sp_rank]
+        """The cp rank's own positions of what every cp rank has whole: tokens, targets."""
+        return x_BT if self.cp is None else x_BT.chunk(self.cp_size, dim=1)[self.cp_rank]
 
     def first_position(self, x_BtD: Tensor) -> int:
-        return self.sp_rank * x_BtD.shape[1]
+        return self.cp_rank * x_BtD.shape[1]
 
     def n_positions(self, x_BtD: Tensor) -> int:
-        return self.sp_size * x_BtD.shape[1]
+        return self.cp_size * x_BtD.shape[1]
 
     def in_attention(self, start: int, x_BtD: Tensor) -> tuple[int, int]:
         """(first, number) of the positions that queries are of, where x is of the rank's own and
         all begin at `start`."""
         own = x_BtD.shape[1]
-        return (start + self.sp_rank * own, own) if self.ring else (start, self.sp_size * own)
+        return (start + self.cp_rank * own, own) if self.ring else (start, self.cp_size * own)
 
     def to_heads(self, x_BtHK: Tensor) -> Tensor:
         """x_BThK: all positions of the rank's own heads; in a ring as it is. Key/value heads fewer
         than ranks are repeated."""
-        if self.sp is None or self.ring:
+        if self.cp is None or self.ring:
             return x_BtHK
-        repeats = self.sp_size // math.gcd(self.sp_size, x_BtHK.shape[2])
+        repeats = self.cp_size // math.gcd(self.cp_size, x_BtHK.shape[2])
         if repeats > 1:
             x_BtHK = x_BtHK.repeat_interleave(repeats, dim=2)
-        return swap(x_BtHK, 2, 1, self.sp)
+        return swap(x_BtHK, 2, 1, self.cp)
 
     def to_positions(self, x_BThK: Tensor) -> Tensor:
         """x_BtHK: the reverse, for queries' heads."""
-        return x_BThK if self.sp is None or self.ring else swap(x_BThK, 1, 2, self.sp)
+        return x_BThK if self.cp is None or self.ring else swap(x_BThK, 1, 2, self.cp)
 
     # Both.
 
     def heads(self, n_heads: int) -> slice:
         """Those of a model's query heads whose attention this rank computes."""
-        sp_size, sp_rank = (1, 0) if self.ring else (self.sp_size, self.sp_rank)
-        own = n_heads // (self.tp_size * sp_size)
-        first = (self.tp_rank * sp_size + sp_rank) * own
+        cp_size, cp_rank = (1, 0) if self.ring else (self.cp_size, self.cp_rank)
+        own = n_heads // (self.tp_size * cp_size)
+        first = (self.tp_rank * cp_size + cp_rank) * own
         return slice(first, first + own)
 
     def own_bias(self, bias_H: Tensor) -> Tensor:
-        """Of a bias for all heads of a tp rank, that of the heads that this sp rank attends
+        """Of a bias for all heads of a tp rank, that of the heads that this cp rank attends
         with."""
-        return bias_H if self.sp is None or self.ring else bias_H.chunk(self.sp_size)[self.sp_rank]
+        return bias_H if self.cp is None or self.ring else bias_H.chunk(self.cp_size)[self.cp_rank]
 
     @contextlib.contextmanager
     def own_randomness(self, wanted: bool) -> Iterator[None]:

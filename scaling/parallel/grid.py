@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 class Ranks:
     """One worker's place: in the world, on its node, and on the axes of the layout.
 
-    rank = ((pp_rank dp + dp_rank) sp + sp_rank) tp + tp_rank: tensor parallel ranks, which talk
+    rank = ((pp_rank dp + dp_rank) cp + cp_rank) tp + tp_rank: tensor parallel ranks, which talk
     most, are neighbours.
     """
 
@@ -19,40 +19,40 @@ class Ranks:
     local_rank: int
     tp: int = 1
     pp: int = 1
-    sp: int = 1
+    cp: int = 1
 
-    def laid_out(self, *, tp: int, pp: int, sp: int) -> Ranks:
+    def laid_out(self, *, tp: int, pp: int, cp: int) -> Ranks:
         """The same worker on the axes of a layout."""
-        assert self.world_size % (tp * pp * sp) == 0, (
-            f"{self.world_size} ranks are not of tp={tp} x pp={pp} x sp={sp}"
+        assert self.world_size % (tp * pp * cp) == 0, (
+            f"{self.world_size} ranks are not of tp={tp} x pp={pp} x cp={cp}"
         )
-        return replace(self, tp=tp, pp=pp, sp=sp)
+        return replace(self, tp=tp, pp=pp, cp=cp)
 
     @property
     def dp(self) -> int:
         """Data-parallel degree: the parts into which a global batch is cut."""
-        return self.world_size // (self.tp * self.pp * self.sp)
+        return self.world_size // (self.tp * self.pp * self.cp)
 
     @property
     def tp_rank(self) -> int:
         return self.rank % self.tp
 
     @property
-    def sp_rank(self) -> int:
-        return self.rank // self.tp % self.sp
+    def cp_rank(self) -> int:
+        return self.rank // self.tp % self.cp
 
     @property
     def dp_rank(self) -> int:
-        return self.rank // (self.tp * self.sp) % self.dp
+        return self.rank // (self.tp * self.cp) % self.dp
 
     @property
     def pp_rank(self) -> int:
-        return self.rank // (self.tp * self.sp * self.dp)
+        return self.rank // (self.tp * self.cp * self.dp)
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same part of the model, and sum its gradients: dp x sp."""
-        return self.dp * self.sp
+        """Ranks that hold the same part of the model, and sum its gradients: dp x cp."""
+        return self.dp * self.cp
 
     @property
     def replica(self) -> int:
@@ -65,9 +65,9 @@ class Ranks:
         return self.rank == 0
 
     def axis(self, name: str) -> Iterator[list[int]]:
-        """The groups of ranks that differ in "tp", "sp", "replicas" or "pp" alone, in the same
+        """The groups of ranks that differ in "tp", "cp", "replicas" or "pp" alone, in the same
         order on every rank."""
-        strides = {"tp": 1, "sp": self.tp, "replicas": self.tp, "pp": self.tp * self.replicas}
+        strides = {"tp": 1, "cp": self.tp, "replicas": self.tp, "pp": self.tp * self.replicas}
         stride, size = strides[name], getattr(self, name)
         for first in range(self.world_size):
             if first // stride % size == 0:

@@ -12,14 +12,14 @@ from scaling.parallel.grid import Ranks
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's groups: tp and sp are None where the axis has one rank; replicas hold the same
+    """This rank's groups: tp and cp are None where the axis has one rank; replicas hold the same
     part of the model.
 
     single is of this rank alone, for a library that insists on a group.
     """
 
     tp: dist.ProcessGroup | None
-    sp: dist.ProcessGroup | None
+    cp: dist.ProcessGroup | None
     replicas: dist.ProcessGroup | None
     single: dist.ProcessGroup | None
 
@@ -40,4 +40,4 @@ class Groups:
             made = [dist.new_group([rank], timeout=timeout) for rank in range(ranks.world_size)]
             single = made[ranks.rank]
         replicas = dist.group.WORLD if ranks.replicas == ranks.world_size > 1 else group("replicas")
-        return Groups(group("tp"), group("sp"), replicas, single)
+        return Groups(group("tp"), group("cp"), replicas, single)

@@ -80,11 +80,11 @@ def choose_layout(config: RunConfig) -> Layout:
 
 def _legal_degrees(config: RunConfig) -> str:
     """What of `config.layout` would be legal with the rest: without a choice that is set, or with
-    other tp, pp or sp, the first of these that is set."""
-    for name in ("pp_schedule", "sp_attention"):
+    other tp, pp or cp, the first of these that is set."""
+    for name in ("pp_schedule", "cp_attention"):
         if getattr(config.layout, name) is not None and _is_legal(config, name, None):
             return f"Leave layout.{name} null."
-    for name in ("tp", "pp", "sp"):
+    for name in ("tp", "pp", "cp"):
         if (getattr(config.layout, name) or 1) == 1:
             continue
         legal = [
@@ -129,7 +129,7 @@ def _remedies(config: RunConfig, least: Prediction) -> Iterator[str]:
     }
     relaxed = config.model_copy(update={"layout": config.layout.model_copy(update=open_layout)})
     same = (
-        (one,) for one in candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.sp))
+        (one,) for one in candidates(relaxed, (smallest.dp, smallest.tp, smallest.pp, smallest.cp))
     )
     if fitting := rank(setting, batch, same).fitting:
         yield f"With the same degrees this fits: {short(fitting[0].layout)}."

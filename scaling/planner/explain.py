@@ -23,10 +23,10 @@ def short(layout: Layout) -> str:
     words = [f"dp={layout.dp}"]
     words += [
         f"{name}={degree}"
-        for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp))
+        for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("cp", layout.cp))
         if degree > 1
     ]
-    words += [f"sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+    words += [f"cp_attention={layout.cp_attention}"] if layout.cp_attention != "ulysses" else []
     words += [f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"zero_stage={layout.zero_stage}", f"micro_batch_size={layout.micro_batch_size}"]
     words += (

@@ -8,7 +8,7 @@ from typing import Literal
 Checkpointing = Literal["none", "selective", "full"]
 Engine = Literal["reference", "ddp", "deepspeed"]
 Offload = Literal["none", "optimizer", "parameters"]
-SequenceAttention = Literal["ulysses", "ring"]
+ContextAttention = Literal["ulysses", "ring"]
 PipelineSchedule = Literal["1f1b", "dualpipev"]
 
 
@@ -18,9 +18,9 @@ class Layout:
     micro_batch_size x grad_accum_steps.
 
     zero_stage           of the model states over the replicas; engine="ddp" has none, and says 0
-    sp                   ranks among which the positions of a sequence are dealt
-    sp_attention         what they do for attention: swap positions for heads (ulysses), or pass
-                         keys and values round (ring)
+    cp                   context-parallel ranks, which share the positions of a sequence
+    cp_attention         what they do for attention: swap positions for heads (ulysses), or pass
+                         keys and values on (ring)
     sequence_parallel    the tp ranks also share the residual stream (Korthikanti et al. 2022,
                          section 4.2)
     pp_schedule          of a pipeline: 1f1b has one stage a rank; dualpipev two, the second on the
@@ -40,8 +40,8 @@ class Layout:
     grad_accum_steps: int
     activation_checkpointing: Checkpointing
     engine: Engine
-    sp: int = 1
-    sp_attention: SequenceAttention = "ulysses"
+    cp: int = 1
+    cp_attention: ContextAttention = "ulysses"
     sequence_parallel: bool = False
     pp_schedule: PipelineSchedule = "1f1b"
     virtual_pp: int = 1
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.tp * self.pp * self.sp
+        return self.dp * self.tp * self.pp * self.cp
 
     @property
     def n_stages(self) -> int:
@@ -76,7 +76,7 @@ class Layout:
     @property
     def replicas(self) -> int:
         """Ranks that hold the same part of the model."""
-        return self.dp * self.sp
+        return self.dp * self.cp
 
     @property
     def shards(self) -> int:

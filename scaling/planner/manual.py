@@ -19,7 +19,7 @@ from scaling.units import counted
 T = TypeVar("T")
 STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 Grid = tuple[int, int, int, int]
-"""dp, tp, pp, sp."""
+"""dp, tp, pp, cp."""
 
 
 def divisors(n: int) -> list[int]:
@@ -39,7 +39,7 @@ def grids(config: RunConfig) -> Iterator[Grid]:
     alone = layout.engine in ("reference", "ddp") or layout.zero_stage == 0
     choices = [1] if alone else [2**i for i in range(devices.bit_length())]
     given = [
-        (name, value) for name in ("tp", "pp", "sp") if (value := getattr(layout, name)) is not None
+        (name, value) for name in ("tp", "pp", "cp") if (value := getattr(layout, name)) is not None
     ]
     needed = prod(value for _, value in given)
     if needed > devices:
@@ -50,13 +50,13 @@ def grids(config: RunConfig) -> Iterator[Grid]:
             f"Use degrees whose product is at most {devices}, or a larger cluster.",
         )
     grids = product(
-        _one_or(layout.tp, choices), _one_or(layout.pp, choices), _one_or(layout.sp, choices)
+        _one_or(layout.tp, choices), _one_or(layout.pp, choices), _one_or(layout.cp, choices)
     )
-    for tp, pp, sp in sorted(grids, key=prod):
-        if tp * pp * sp <= devices and (
-            layout.dp is None or tp * pp * sp == needed or layout.dp * tp * pp * sp <= devices
+    for tp, pp, cp in sorted(grids, key=prod):
+        if tp * pp * cp <= devices and (
+            layout.dp is None or tp * pp * cp == needed or layout.dp * tp * pp * cp <= devices
         ):
-            yield _data_parallel(config, tp * pp * sp), tp, pp, sp
+            yield _data_parallel(config, tp * pp * cp), tp, pp, cp
 
 
 def _data_parallel(config: RunConfig, model_ranks: int) -> int:
@@ -111,9 +111,9 @@ def _engine(config: RunConfig, world_size: int) -> Engine:
 def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     """Every layout of `config.layout` with these degrees, the preferred one first; not all need be
     legal."""
-    layout, (dp, tp, pp, sp) = config.layout, grid
+    layout, (dp, tp, pp, cp) = config.layout, grid
     share, wanted = config.train.global_batch_size // dp, config.layout.micro_batch_size
-    engine = _engine(config, dp * tp * pp * sp)
+    engine = _engine(config, dp * tp * pp * cp)
     if wanted is not None and share % wanted:
         raise PlanError(
             f"layout.micro_batch_size={wanted} does not divide the {share} sequences of a rank "
@@ -125,7 +125,7 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     least = 3 if layout.offload == "parameters" else 1
     open_stages = (
         [stage for stage in STAGES if stage >= least]
-        if engine == "deepspeed" and dp * sp > 1 and pp == 1
+        if engine == "deepspeed" and dp * cp > 1 and pp == 1
         else [least]
     )
     stages = _one_or(layout.zero_stage, [0] if engine == "ddp" else open_stages)
@@ -133,7 +133,7 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     shared = layout.sequence_parallel
     if shared is None:
         shared = tp > 1 and all(stack.length % tp == 0 for stack in workload_of(config).stacks)
-    ulysses = sp == 1 or workload_of(config).n_heads // tp % sp == 0
+    ulysses = cp == 1 or workload_of(config).n_heads // tp % cp == 0
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
         yield Layout(
             dp,
@@ -144,9 +144,9 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
             share // micro,
             checkpointing,
             engine,
-            sp=sp,
+            cp=cp,
             sequence_parallel=shared,
-            sp_attention=layout.sp_attention or ("ulysses" if ulysses else "ring"),
+            cp_attention=layout.cp_attention or ("ulysses" if ulysses else "ring"),
             pp_schedule=layout.pp_schedule or "1f1b",
             offload=layout.offload or "none",
         )

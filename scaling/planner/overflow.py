@@ -55,11 +55,11 @@ def overrides(layout: Layout) -> str:
     """A layout as words for the command line."""
     words = [
         f"layout.{name}={getattr(layout, name)}"
-        for name in ("dp", "tp", "pp", "sp", "zero_stage", "micro_batch_size")
+        for name in ("dp", "tp", "pp", "cp", "zero_stage", "micro_batch_size")
     ]
     words.append(f"layout.activation_checkpointing={layout.activation_checkpointing}")
     words += (
-        [f"layout.sp_attention={layout.sp_attention}"] if layout.sp_attention != "ulysses" else []
+        [f"layout.cp_attention={layout.cp_attention}"] if layout.cp_attention != "ulysses" else []
     )
     words += [f"layout.pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
     words += [f"layout.offload={layout.offload}"] if layout.offload != "none" else []

@@ -34,7 +34,7 @@ def not_run_here(layout: Layout) -> str | None:
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
     if layout.world_size > machine.n_devices:
-        return f"dp x tp x pp x sp = {layout.world_size} needs more than the {counted(machine.n_devices, 'device')}"
+        return f"dp x tp x pp x cp = {layout.world_size} needs more than the {counted(machine.n_devices, 'device')}"
     if batch % (layout.dp * layout.micro_batch_size):
         return f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide train.global_batch_size={batch}"
     return None
@@ -79,23 +79,23 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
 def _context(work: Workload, layout: Layout) -> str | None:
     """Ulysses deals positions for linear layers and heads for attention (Jacobs et al. 2023,
     arXiv:2309.14509); in a ring keys and values go round (Liu et al. 2023, arXiv:2310.01889)."""
-    sp = layout.sp
-    if sp == 1:
-        return "sp_attention=ring needs sp above 1" if layout.sp_attention == "ring" else None
+    cp = layout.cp
+    if cp == 1:
+        return "cp_attention=ring needs cp above 1" if layout.cp_attention == "ring" else None
     heads = work.n_heads // layout.tp  # key/value heads are repeated where they are too few
-    if layout.sp_attention == "ulysses" and heads % sp:
-        return f"sp={sp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as sp_attention=ulysses needs"
-    if layout.sp_attention == "ring" and not work.full_attention:
+    if layout.cp_attention == "ulysses" and heads % cp:
+        return f"cp={cp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as cp_attention=ulysses needs"
+    if layout.cp_attention == "ring" and not work.full_attention:
         return (
-            f"sp={sp} with sp_attention=ring: only attention=full, gqa and mqa can pass keys round"
+            f"cp={cp} with cp_attention=ring: only attention=full, gqa and mqa can pass keys round"
         )
     for stack in work.stacks:
-        if stack.length % sp:
-            return f"sp={sp} does not divide the {stack.length} positions of a stack"
+        if stack.length % cp:
+            return f"cp={cp} does not divide the {stack.length} positions of a stack"
     if work.n_experts > 1:
-        return f"sp={sp} with n_experts={work.n_experts}: the term that balances experts needs whole sequences"
+        return f"cp={cp} with n_experts={work.n_experts}: the term that balances experts needs whole sequences"
     return (
-        f"sp={sp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions"
+        f"cp={cp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions"
         if layout.pp > 1
         else None
     )
@@ -105,8 +105,8 @@ def _plain(layout: Layout) -> str | None:
     """The reference engine, on one device, and DistributedDataParallel, where every rank holds the
     whole model."""
     engine = layout.engine
-    if layout.tp * layout.pp * layout.sp > 1:
-        return f"engine={engine} with tp={layout.tp}, pp={layout.pp}, sp={layout.sp}: only deepspeed shares a model out"
+    if layout.tp * layout.pp * layout.cp > 1:
+        return f"engine={engine} with tp={layout.tp}, pp={layout.pp}, cp={layout.cp}: only deepspeed shares a model out"
     if layout.offload != "none":
         return f"offload={layout.offload} with engine={engine}: only deepspeed keeps states in the host's memory"
     if engine == "reference":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, TypeVar
 
+from scaling.config.recorded import renamed
 from scaling.config.run_config import RunConfig
 from scaling.errors import PlanError
 from scaling.planner.budget import schedule_tokens, token_budget, tokens_per_step
@@ -68,13 +69,15 @@ class RunPlan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The plan that `to_dict` wrote; what that derives is passed over."""
+        """The plan that `to_dict` wrote, also that of an earlier version; derived values are
+        ignored."""
         parts = (
             ("layout", Layout),
             ("counts", ModelCounts),
             ("memory", MemoryEstimate),
             ("time", TimeEstimate),
         )
+        values = {**values, "layout": renamed("layout", values["layout"])}
         whole = {name: values[name] and _read(kind, values[name]) for name, kind in parts}
         return _read(cls, {**values, **whole})
 

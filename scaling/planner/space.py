@@ -99,8 +99,8 @@ def every_family(
 ) -> Iterator[Iterator[Layout]]:
     """Layouts that differ in their micro-batch alone, the smallest first. everything: kinds too
     that no legal layout is of, for the rules to refuse."""
-    for tp, pp, sp, dp in _grids(setting.work, setting.machine, batch):
-        for base in _kinds(setting.work, tp, pp, sp, dp, batch, offload, everything):
+    for tp, pp, cp, dp in _grids(setting.work, setting.machine, batch):
+        for base in _kinds(setting.work, tp, pp, cp, dp, batch, offload, everything):
             yield _micro_batches(base, batch)
 
 
@@ -108,7 +108,7 @@ def _kinds(
     work: Workload,
     tp: int,
     pp: int,
-    sp: int,
+    cp: int,
     dp: int,
     batch: int,
     offload: Offload,
@@ -116,7 +116,7 @@ def _kinds(
 ) -> Iterator[Layout]:
     """Of these degrees: engines, ZeRO stages, checkpointing and schedules."""
     shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
-    alone, ring = tp * pp * sp == 1, work.n_heads // tp % sp
+    alone, ring = tp * pp * cp == 1, work.n_heads // tp % cp
     for checkpointing in CHECKPOINTINGS:
         for stage in ZERO_STAGES:
             base = Layout(
@@ -128,12 +128,12 @@ def _kinds(
                 batch // dp,
                 checkpointing,
                 "deepspeed",
-                sp=sp,
-                sp_attention="ring" if ring else "ulysses",
+                cp=cp,
+                cp_attention="ring" if ring else "ulysses",
                 sequence_parallel=shared,
                 offload=offload,
             )
-            if (stage > 1 and dp * sp == 1) or (stage > 1 and pp > 1 and not everything):
+            if (stage > 1 and dp * cp == 1) or (stage > 1 and pp > 1 and not everything):
                 continue
             yield (
                 replace(base, engine="reference")
@@ -158,19 +158,19 @@ def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
 
 
 def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
-    """(tp, pp, sp, dp) with as many dp ranks as divide the batch and have devices. tp and sp are
+    """(tp, pp, cp, dp) with as many dp ranks as divide the batch and have devices. tp and cp are
     powers of two."""
-    for tp, pp, sp, dp in _all_grids(work, machine):
-        yield tp, pp, sp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
+    for tp, pp, cp, dp in _all_grids(work, machine):
+        yield tp, pp, cp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
 
 
 def _all_grids(work: Workload, machine: Machine) -> Iterator[tuple[int, int, int, int]]:
     n = machine.n_devices
     for tp in _powers(min(n, machine.devices_per_node, work.n_heads)):
-        for sp in _powers(min(n // tp, work.n_heads)):
-            for pp in range(1, min(n // (tp * sp), work.n_blocks) + 1):
-                if n % (tp * sp * pp) == 0:
-                    yield tp, pp, sp, n // (tp * sp * pp)
+        for cp in _powers(min(n // tp, work.n_heads)):
+            for pp in range(1, min(n // (tp * cp), work.n_blocks) + 1):
+                if n % (tp * cp * pp) == 0:
+                    yield tp, pp, cp, n // (tp * cp * pp)
 
 
 def _powers(most: int) -> Iterator[int]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, get_args
 
 import yaml
 
-from scaling.config.data import RECORDED
+from scaling.config.recorded import RECORDED
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.runs.files import (

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scaling.composition.compose import compose, explain
+from scaling.config.recorded import new_name
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError
 from scaling.planner.budget import tokens_per_step
@@ -78,7 +79,9 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             raise ConfigError(
-                f"there is no key {key!r}", "in the study", "--help lists every group and key."
+                f"there is no key {key!r}",
+                "in the study",
+                f"{new_name(key)}--help lists every group and key.",
             )
         place[last] = value
     try:

@@ -115,7 +115,7 @@ def run_worker(
     config = spec.config_for(ranks.world_size)
     plan = make_plan(config)
     layout = plan.layout
-    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     with ExitStack() as cleanup, _explained(config, layout):
         clock = Clock()
         cleanup.callback(

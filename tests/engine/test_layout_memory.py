@@ -35,7 +35,7 @@ def most_held(ranks: Ranks, layout: Layout) -> tuple[int, int, int]:
     nn.Module.to_empty = counting  # type: ignore[method-assign]
     try:
         build_engine(
-            config, layout, ranks.laid_out(tp=layout.tp, pp=1, sp=1), torch.device("cpu")
+            config, layout, ranks.laid_out(tp=layout.tp, pp=1, cp=1), torch.device("cpu")
         ).close()
     finally:
         nn.Module.to_empty = to_empty  # type: ignore[method-assign]

@@ -48,18 +48,18 @@ LAYOUTS = {
     "tp2-sequence": layout(tp=2, sequence_parallel=True),
     "pp2": layout(pp=2),
     "pp2-dualpipev": layout(pp=2, pp_schedule="dualpipev"),
-    "sp2": layout(sp=2),
-    "sp2-ring": layout(sp=2, sp_attention="ring"),
+    "cp2": layout(cp=2),
+    "cp2-ring": layout(cp=2, cp_attention="ring"),
     "tp2-pp2": layout(tp=2, pp=2),
     "dp2-tp2-zero1": layout(dp=2, tp=2),
     "dp2-tp2-zero2": layout(dp=2, tp=2, zero_stage=2),
     "dp2-tp2-zero3": layout(dp=2, tp=2, zero_stage=3),
     "dp2-pp2": layout(dp=2, pp=2),
     "tp2-pp2-dualpipev": layout(tp=2, pp=2, pp_schedule="dualpipev"),
-    "tp2-sp2-zero2": layout(tp=2, sp=2, zero_stage=2),
-    "dp2-sp2-zero3": layout(dp=2, sp=2, zero_stage=3),
-    "sp4-ring": layout(sp=4, sp_attention="ring"),
-    "tp2-sp2-ring": layout(tp=2, sp=2, sp_attention="ring", sequence_parallel=True),
+    "tp2-cp2-zero2": layout(tp=2, cp=2, zero_stage=2),
+    "dp2-cp2-zero3": layout(dp=2, cp=2, zero_stage=3),
+    "cp4-ring": layout(cp=4, cp_attention="ring"),
+    "tp2-cp2-ring": layout(tp=2, cp=2, cp_attention="ring", sequence_parallel=True),
 }
 
 
@@ -95,7 +95,7 @@ def test_a_layout_follows_the_reference(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ddp", "zero1", "zero3", "tp2-sequence", "pp2", "sp2", "sp2-ring"]
+    "name", ["ddp", "zero1", "zero3", "tp2-sequence", "pp2", "cp2", "cp2-ring"]
 )
 def test_fp32_stays_within_its_roundings(name: str) -> None:
     found = run(FAMILIES["gpt"], LAYOUTS[name], 0, N_STEPS, exact=False)
@@ -130,7 +130,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring"])
+@pytest.mark.parametrize("name", ["tp2", "tp2-sequence", "pp2", "cp2", "cp2-ring"])
 def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
     overrides = (*FAMILIES["gpt"], *VARIANTS[variant])
     if (rule := rule_against(overrides, LAYOUTS[name])) is not None:
@@ -150,12 +150,12 @@ def test_every_kind_of_layer_is_shared_out(variant: str, name: str) -> None:
         "tp2",
         "tp2-sequence",
         "pp2",
-        "sp2",
+        "cp2",
         "dp2-tp2-zero3",
         "dp2-pp2",
         "tp2-pp2",
         "tp2-pp2-dualpipev",
-        "sp2-ring",
+        "cp2-ring",
     ],
 )
 def test_bf16_stays_within_its_roundings(name: str) -> None:
@@ -173,7 +173,7 @@ def test_bf16_stays_within_its_roundings(name: str) -> None:
 def computed_in(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> set[torch.dtype]:
     """The dtypes in which this rank's linear layers give their outputs."""
     config, make_batch = objective(*SHAPE, *overrides)
-    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     found = set[torch.dtype]()
     with closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
         for module in engine.model.modules():  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ def computed_in(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> set
 
 
 @pytest.mark.parametrize(
-    "name", ["reference", "ddp", "zero1", "zero2", "zero3", "dp2-tp2-zero3", "pp2", "sp2"]
+    "name", ["reference", "ddp", "zero1", "zero2", "zero3", "dp2-tp2-zero3", "pp2", "cp2"]
 )
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
@@ -219,7 +219,7 @@ def test_clipping_uses_the_norm_of_the_whole_model(name: str) -> None:
 
 def evaluate_one(ranks: Ranks, overrides: tuple[str, ...], layout: Layout) -> float:
     config, make_batch = objective(*SHAPE, *overrides)
-    ranks = ranks.laid_out(tp=1, pp=layout.pp, sp=1)
+    ranks = ranks.laid_out(tp=1, pp=layout.pp, cp=1)
     with in_double(), closing(build_engine(config, layout, ranks, torch.device("cpu"))) as engine:
         return engine.evaluate([make_batch(sequences(config, np.arange(2)), np.arange(2))]).loss
 
@@ -270,7 +270,7 @@ def test_offloaded_states_follow_the_reference(stage: int, offload: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["ddp", "tp2", "tp2-sequence", "pp2", "sp2", "sp2-ring", "tp2-pp2", "dp2-tp2-zero3"]
+    "name", ["ddp", "tp2", "tp2-sequence", "pp2", "cp2", "cp2-ring", "tp2-pp2", "dp2-tp2-zero3"]
 )
 def test_dropout_is_repeated_and_continued_bit_for_bit(name: str, tmp_path: Path) -> None:
     overrides = (*FAMILIES["gpt"], "model.dropout=0.3", "attention.dropout=0.2")
@@ -292,7 +292,7 @@ MOVES = [
     ("dp2-tp2-zero3", "pp2-dualpipev"),
     ("pp2-dualpipev", "pp2"),
     ("tp2-sequence", "ddp"),
-    ("ddp", "sp2"),
+    ("ddp", "cp2"),
     ("zero2", "dp4"),
     ("dp4", "reference"),
 ]
@@ -323,7 +323,7 @@ def test_the_same_layout_continues_bit_for_bit(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "degrees",
-    [{"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "sp": 2, "zero_stage": 3}, {"pp": 4, "tp": 2}],
+    [{"dp": 2, "tp": 2, "pp": 2}, {"dp": 2, "tp": 2, "cp": 2, "zero_stage": 3}, {"pp": 4, "tp": 2}],
 )
 def test_three_dimensions_on_eight_ranks(family: str, degrees: dict[str, int]) -> None:
     overrides, place = (*FAMILIES[family], "model.n_layers=4"), layout(micro=1, **degrees)

@@ -47,7 +47,7 @@ def sent_in_a_step(
 
     module.deepspeed_config = configured if reuse else without_reuse
     config, make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
-    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     try:
         with counted() as counts, ExitStack() as building:
             engine = building.enter_context(
@@ -118,13 +118,13 @@ def test_sequence_parallel_norms_send_as_much_in_other_words() -> None:
 
 
 def test_ulysses_swaps_positions_for_heads_and_back() -> None:
-    counts = sent(layout(sp=2))
+    counts = sent(layout(cp=2))
     # Queries, keys, values and what is gathered, forward and backward, of a rank's half.
     assert counts["all_to_all_single"] == pytest.approx(8 * L * ACTIVATIONS / 2, rel=WITHIN)
 
 
 def test_a_ring_passes_keys_and_values_round() -> None:
-    counts = sent(layout(sp=4, sp_attention="ring"))
+    counts = sent(layout(cp=4, cp_attention="ring"))
     # A rank's quarter of keys and values to three others, forward and backward; their gradients to
     # three others, and home.
     expected = (2 * 3 + 4) * 2 * L * ACTIVATIONS / 4

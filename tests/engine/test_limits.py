@@ -20,7 +20,7 @@ from tests.support.layout_runs import FAMILIES, SHAPE, G, layout
 from tests.support.objectives import objective
 from tests.support.ranks import run_ranks
 
-NAMES = ("reference", "ddp", "zero1", "zero2", "zero3", "tp2", "pp2", "sp2")
+NAMES = ("reference", "ddp", "zero1", "zero2", "zero3", "tp2", "pp2", "cp2")
 ALONE = {"zero1-alone": layout(micro=G)}
 TIGHT = (Limits(loss=1.0, grad_norm=1e9), Limits(loss=1e9, grad_norm=1e-6))
 WIDE = Limits(loss=1e9, grad_norm=1e9)
@@ -31,7 +31,7 @@ class Trainer:
 
     def __init__(self, ranks: Ranks, layout: Layout, *overrides: str) -> None:
         self.config, self.make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
-        self.layout, self.ranks = layout, ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+        self.layout, self.ranks = layout, ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
         self.engine = build_engine(self.config, layout, self.ranks, torch.device("cpu"))
 
     def step(self, step: int, limits: Limits | None = None) -> list[float]:

@@ -63,7 +63,7 @@ KEPT = (
     "dp",
     "tp",
     "pp",
-    "sp",
+    "cp",
     "zero_stage",
     "micro_batch_size",
     "activation_checkpointing",

@@ -196,9 +196,9 @@ REFUSALS = [
         "Leave layout.pp_schedule null",
     ),
     (
-        ("layout.sp=2", "layout.sp_attention=ring", "attention=linear"),
+        ("layout.cp=2", "layout.cp_attention=ring", "attention=linear"),
         "only attention=full",
-        "Leave layout.sp_attention null",
+        "Leave layout.cp_attention null",
     ),
     (
         ("schedule.warmup_tokens=3M",),
@@ -252,7 +252,7 @@ def test_an_explicit_layout_that_does_not_fit_names_one_that_does() -> None:
             "layout=manual",
             "layout.tp=1",
             "layout.pp=1",
-            "layout.sp=1",
+            "layout.cp=1",
             "layout.micro_batch_size=32",
             "layout.activation_checkpointing=none",
         )

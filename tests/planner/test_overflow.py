@@ -47,7 +47,7 @@ def test_states_are_sharded_then() -> None:
         "layout.activation_checkpointing=full",
         "layout.tp=1",
         "layout.pp=1",
-        "layout.sp=1",
+        "layout.cp=1",
     )
     assert "activations are the most" not in what
     assert "layout.zero_stage=" in fix

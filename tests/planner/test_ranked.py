@@ -44,7 +44,7 @@ def seven_b() -> Setting:
         ({"dp": 3}, "dp=3 x micro_batch_size=1 does not divide train.global_batch_size=512"),
         ({"sequence_parallel": True}, "needs tp above 1"),
         ({"offload": "parameters"}, "weights are offloaded at stage 3 only"),
-        ({"sp": 2, "pp": 2, "dp": 4}, "does not deal positions"),
+        ({"cp": 2, "pp": 2, "dp": 4}, "does not deal positions"),
     ],
     ids=str,
 )
@@ -145,7 +145,7 @@ def test_all_legal_degrees_run_here_but_virtual_stages() -> None:
         {},
         {"tp": 2},
         {"pp": 2},
-        {"sp": 2},
+        {"cp": 2},
         {"offload": "optimizer"},
         {"activation_checkpointing": "selective"},
     ):

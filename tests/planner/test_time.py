@@ -124,9 +124,9 @@ def test_whole_gradients_between_stages_cost_what_they_are_larger() -> None:
 
 def test_positions_dealt_anew_and_passed_round_both_cost() -> None:
     setting = on("8xA100")
-    layout = replace(LAYOUT, dp=2, sp=4)
+    layout = replace(LAYOUT, dp=2, cp=4)
     ulysses, ring = (
-        timed(setting, replace(layout, sp_attention=how)) for how in ("ulysses", "ring")
+        timed(setting, replace(layout, cp_attention=how)) for how in ("ulysses", "ring")
     )
     assert ulysses.tensor_parallel_s > 0 < ring.tensor_parallel_s
     assert ulysses.compute_s == ring.compute_s

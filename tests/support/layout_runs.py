@@ -71,7 +71,7 @@ def train(
     """Losses and gradient norms of steps [first, last), then the held-out loss; from a checkpoint,
     and to one."""
     config, make_batch = objective(*SHAPE, *overrides)
-    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     with closing(build_engine(config, layout, ranks, torch.device(device))) as engine:
         if load is not None:
             engine.load(load)

@@ -51,8 +51,8 @@ LAYOUTS = {
     ),
     "tp2": replace(ONE, tp=2, engine="deepspeed"),
     "tp2, sequence_parallel": replace(ONE, tp=2, sequence_parallel=True, engine="deepspeed"),
-    "sp2": replace(ONE, sp=2, engine="deepspeed"),
-    "sp2, ring": replace(ONE, sp=2, sp_attention="ring", engine="deepspeed"),
+    "cp2": replace(ONE, cp=2, engine="deepspeed"),
+    "cp2, ring": replace(ONE, cp=2, cp_attention="ring", engine="deepspeed"),
     "pp2, 2 micro-batches": replace(ONE, pp=2, engine="deepspeed"),
     "pp2, 8 micro-batches": replace(
         ONE, pp=2, micro_batch_size=1, grad_accum_steps=8, engine="deepspeed"
@@ -110,7 +110,7 @@ def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
     world = layout.world_size
     if world > 1:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     config = config_of(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with counted(deepspeed=layout.engine == "deepspeed") as counts:

@@ -51,8 +51,8 @@ LAYOUTS = {
     "zero3, full": replace(TWO, zero_stage=3, activation_checkpointing="full"),
     "tp2": replace(SPLIT, tp=2, sequence_parallel=True),
     "tp2, whole residuals": replace(SPLIT, tp=2),
-    "sp2": replace(SPLIT, sp=2),
-    "sp2, ring": replace(SPLIT, sp=2, sp_attention="ring"),
+    "cp2": replace(SPLIT, cp=2),
+    "cp2, ring": replace(SPLIT, cp=2, cp_attention="ring"),
     "pp2, 2 micro-batches": replace(SPLIT, pp=2),
     "pp2, 8 micro-batches": replace(SPLIT, pp=2, micro_batch_size=1, grad_accum_steps=8),
 }
@@ -80,7 +80,7 @@ def rank_main(
     world = layout.world_size
     if world > 1:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, sp=layout.sp)
+    ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     config = config_of(words)
     if layout.engine == "deepspeed":
         import deepspeed  # noqa: F401 - part of the process, not of what it holds

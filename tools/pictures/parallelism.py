@@ -340,10 +340,10 @@ def _stages(canvas: Canvas, y: float, stages: list[list[str]], passed: list[str]
             canvas.text(x - 3.75, y + 7.9, "gradient", size=9, colour=VERMILION)
 
 
-def sequence_parallel() -> Canvas:
+def context_parallel() -> Canvas:
     """Positions of all heads, heads of all positions, and back."""
     canvas = Canvas(
-        79, "Sequence parallel, sp=4. Ulysses: positions are swapped for heads around attention"
+        79, "Context parallel, cp=4. Ulysses: positions are swapped for heads around attention"
     )
     y, side = 11.0, 20.0
     for rank in range(N):
@@ -423,7 +423,7 @@ PICTURES = {
     "data_parallel": data_parallel,
     "tensor_parallel": tensor_parallel,
     "pipeline_parallel": pipeline_parallel,
-    "sequence_parallel": sequence_parallel,
+    "context_parallel": context_parallel,
 }
 
 

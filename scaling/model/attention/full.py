@@ -59,12 +59,12 @@ class FullAttention(Attention):
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
         """With T < S the queries are the last T of S positions."""
         if self.split.ring:
-            assert self.split.sp is not None
+            assert self.split.cp is not None
             return ring_attention(
                 q_BHTK,
                 k_BGSK,
                 v_BGSK,
-                self.split.sp,
+                self.split.cp,
                 causal=self.causal,
                 bias=context.bias,
                 documents_BT=context.documents_BT,
@@ -153,12 +153,12 @@ class CrossAttention(nn.Module):
         """y_BHTK of T queries."""
         dropout_p = self.dropout if self.training else 0.0
         if self.split.ring:
-            assert self.split.sp is not None
+            assert self.split.cp is not None
             return ring_attention(
                 q_BHTK,
                 source.k_BGSK,
                 source.v_BGSK,
-                self.split.sp,
+                self.split.cp,
                 causal=False,
                 documents_BT=documents_BT,
                 source_documents_BS=source_documents_BS,

@@ -43,7 +43,7 @@ def tensor_bytes_per_s(ranks: int, machine: Machine, constants: Constants) -> fl
 def group_bytes_per_s(
     layout: Layout, machine: Machine, constants: Constants, *, ranks: int
 ) -> float:
-    """Rate of a ring of `ranks` that are tp apart. Ranks are numbered tp first, then sp, dp and pp,
+    """Rate of a ring of `ranks` that are tp apart. Ranks are numbered tp first, then cp, dp and pp,
     so that devices_per_node / tp of them share a node, whose ports serve tp such rings at a
     time."""
     assert machine.intra_bytes_per_s is not None

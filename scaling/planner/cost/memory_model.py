@@ -180,7 +180,7 @@ def _block_activations(
     residual_tp = layout.tp if layout.sequence_parallel else 1
     total = most_anew = positions = 0.0
     for stack in work.stacks:
-        here = layout.micro_batch_size * stack.length / layout.sp
+        here = layout.micro_batch_size * stack.length / layout.cp
         block = kept = here * block_bytes_per_token(work, stack, layout, software)
         positions += here
         if layout.activation_checkpointing == "full":
@@ -256,7 +256,7 @@ def block_bytes_per_token(
     )
     if software.attention != "fused" and core:
         kept = 2 * width + 1 if work.dropout else width
-        shared += kept * work.n_heads * stack.attended / layout.sp
+        shared += kept * work.n_heads * stack.attended / layout.cp
     if stack.cross_length:
         whole += residual * 2 * d_model + (d_model if work.dropout else 0)
         shared += width * (2 * work.q_width + 2 * work.kv_width * stack.cross_length / stack.length)
@@ -270,7 +270,7 @@ def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
     logits and what becomes of them, of all the gradient of the head's V x D matrix in fp32, one
     chunk's part of it, and of the input."""
     width = software.width
-    tokens = layout.micro_batch_size * work.head_positions / layout.sp
+    tokens = layout.micro_batch_size * work.head_positions / layout.cp
     entries = software.vocabulary(work.vocab_size, layout.tp)
     if software.loss_chunk_rows is None:
         return software.logit_bytes * tokens * entries

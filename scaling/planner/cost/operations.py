@@ -65,7 +65,7 @@ def block_work(
     constants: Constants,
 ) -> Work:
     """One block of `stack`."""
-    tokens = layout.micro_batch_size * stack.length / layout.sp
+    tokens = layout.micro_batch_size * stack.length / layout.cp
     products = _products_s(work, stack, layout, tokens, machine, constants, fp8=software.fp8)
     core, core_backward = _attention_s(work, stack, layout, software, tokens, machine, constants)
     rest = _elementwise_s(work, layout, software, tokens, machine, constants)
@@ -87,7 +87,7 @@ def head_work(
     work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
 ) -> Work:
     """Logits and loss."""
-    tokens = layout.micro_batch_size * work.head_positions / layout.sp
+    tokens = layout.micro_batch_size * work.head_positions / layout.cp
     entries = software.vocabulary(work.vocab_size, layout.tp)
     product = product_s(tokens, entries, work.d_model, machine, constants)
     assert machine.bytes_per_s is not None
@@ -256,16 +256,16 @@ def _context_traffic_s(
     machine: Machine,
     constants: Constants,
 ) -> float:
-    """Of a block among the sp ranks. ring: keys and values passed around, forward and twice
+    """Of a block among the cp ranks. ring: keys and values passed around, forward and twice
     backward, behind attention. ulysses: queries, keys, values and outputs dealt anew, forward and
     backward, which attention waits for."""
-    sp = layout.sp
-    if sp == 1:
+    cp = layout.cp
+    if cp == 1:
         return 0.0
-    rate = tensor_bytes_per_s(layout.tp * sp, machine, constants)
-    if layout.sp_attention == "ulysses":
+    rate = tensor_bytes_per_s(layout.tp * cp, machine, constants)
+    if layout.cp_attention == "ulysses":
         dealt = 2 * (work.q_width + work.kv_width) * tokens / layout.tp * software.width
         times = 3 if layout.activation_checkpointing == "full" else 2
-        return times * ((sp - 1) / sp * dealt / rate + 4 * constants.latency_s)
-    passed = 3 * (sp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
-    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * sp * constants.latency_s
+        return times * ((cp - 1) / cp * dealt / rate + 4 * constants.latency_s)
+    passed = 3 * (cp - 1) * 2 * tokens * work.kv_width / layout.tp * software.width / rate
+    return max(passed - constants.overlap * 3.5 * core_s, 0.0) + 3 * cp * constants.latency_s

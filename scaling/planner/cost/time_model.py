@@ -34,7 +34,7 @@ class StepTime:
     `step_time_s`.
 
     compute            forward, backward and recomputation of this rank's blocks and head
-    tensor_parallel    all-reduces among tp ranks, and keys and values among sp ranks
+    tensor_parallel    all-reduces among tp ranks, and keys and values among cp ranks
     data_parallel      gradients and weights among dp ranks, as far as not hidden behind compute
     bubble             waiting for other stages, and sending to them
     optimizer          the update itself, and what every step costs
@@ -135,7 +135,7 @@ def _pass_s(
 ) -> float:
     """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a
     part each, or whole gradients back: then the mean of both ways."""
-    tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.sp
+    tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.cp
     inside = layout.tp * layout.replicas < machine.devices_per_node
     rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
     assert rate is not None

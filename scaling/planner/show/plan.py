@@ -103,10 +103,10 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     spot = ", preemptible" if cluster.preemptible else ""
     yield "cluster", f"{cluster.name}: {of} {cluster.device.name}{nodes}{spot}"
     zero = f", ZeRO stage {layout.zero_stage}" if layout.engine == "deepspeed" else ""
-    sp = f" sp={layout.sp} ({layout.sp_attention})" if layout.sp > 1 else ""
+    cp = f" cp={layout.cp} ({layout.cp_attention})" if layout.cp > 1 else ""
     yield (
         "layout",
-        f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{sp}, {layout.engine} engine{zero}, {config.dtype}",
+        f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{cp}, {layout.engine} engine{zero}, {config.dtype}",
     )
     if layout.offload != "none":
         yield "", f"offload={layout.offload}: held by the host's memory"

@@ -15,7 +15,7 @@ _COLUMNS = (
     Column("dp"),
     Column("tp"),
     Column("pp"),
-    Column("sp", 2),
+    Column("cp", 2),
     Column("schedule", 3),
     Column("zero", 2),
     Column("micro", 1),
@@ -77,14 +77,14 @@ def _table(layouts: list[dict[str, Any]]) -> FittedTable:
     for layout in layouts:
         shared, ring = (
             layout["sequence_parallel"],
-            layout["sp"] > 1 and layout["sp_attention"] == "ring",
+            layout["cp"] > 1 and layout["cp_attention"] == "ring",
         )
         low, high = layout["mfu_interval"] if layout["mfu"] is not None else (None, None)
         table.add(
             str(layout["dp"]),
             f"{layout['tp']}{'s' if shared else ''}",
             str(layout["pp"]),
-            f"{layout['sp']}{'r' if ring else ''}",
+            f"{layout['cp']}{'r' if ring else ''}",
             layout["pp_schedule"] if layout["pp"] > 1 else "-",
             str(layout["zero_stage"]),
             str(layout["micro_batch_size"]),
