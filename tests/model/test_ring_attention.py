@@ -12,6 +12,7 @@ from torch import Tensor
 from scaling.model.attention import ring
 from scaling.model.attention.tiles import attend_in_pieces
 from scaling.parallel.grid import Ranks
+from tests.support.exact import assert_same, in_double
 from tests.support.ranks import run_ranks
 
 B, H, T, K = 2, 4, 24, 8
@@ -38,7 +39,7 @@ def inputs(case: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
         (B, H, T, K),
         (H, 2 * T),
     ]
-    tensors = [torch.randn(shape) for shape in made]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in made]
     documents = None
     if case.get("documents"):  # of two documents a row, and padding that sees nothing but itself
         documents = torch.stack([torch.arange(T) // 10, torch.arange(T) // 17])
@@ -68,8 +69,10 @@ def attend_in_a_ring(ranks: Ranks, name: str, dropout_p: float, nudge: float = 0
     torch.manual_seed(ranks.rank)
     group = dist.group.WORLD
     assert group is not None
-    y = ring.ring_attention(q, k, v, group, bias=bias_of(table, case), dropout_p=dropout_p, **told)
-    (y * weights).sum().backward()
+    bias = bias_of(table, case)
+    with in_double():
+        y = ring.ring_attention(q, k, v, group, bias=bias, dropout_p=dropout_p, **told)
+        (y * weights).sum().backward()
     if table.grad is not None:
         dist.all_reduce(table.grad)
     return [
@@ -84,8 +87,9 @@ def attend_in_a_ring(ranks: Ranks, name: str, dropout_p: float, nudge: float = 0
 def test_a_ring_is_plain_attention(name: str, n_ranks: int) -> None:
     (q, k, v, weights, table), told = inputs(CASES[name])
     leaves = [x.requires_grad_() for x in (q, k, v, table)]
-    y = attend_in_pieces(q, k, v, bias=bias_of(table, CASES[name]), **told)
-    (y * weights).sum().backward()
+    with in_double():
+        y = attend_in_pieces(q, k, v, bias=bias_of(table, CASES[name]), **told)
+        (y * weights).sum().backward()
     found = run_ranks(attend_in_a_ring, n_ranks, name, 0.0)
     expected = [y.detach(), *(x.grad for x in leaves if x.grad is not None)]
     for place, whole in enumerate(expected):
@@ -94,7 +98,7 @@ def test_a_ring_is_plain_attention(name: str, n_ranks: int) -> None:
             if whole.ndim == 2
             else torch.cat([parts[place] for parts in found], dim=2)
         )
-        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-5)
+        assert_same(got, whole, name)
 
 
 def test_dropped_scores_have_the_gradients_of_what_was_kept() -> None:
