@@ -10,7 +10,7 @@ ARGS ?=
 # A file's tests share its runs and ranks, so files are dealt out whole, the longest first (tests/conftest.py).
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: run test test-slow test-portable test-gpu check format install clean
+.PHONY: run test test-slow test-portable test-gpu check format docs install clean
 
 run: $(STAMP)
 	@echo "Training the default configuration; the first time, its corpus is prepared before."
@@ -38,13 +38,18 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation site, in build/site; a dead link or a page outside the navigation is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Built build/site/index.html"
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing torch, Ray, DeepSpeed and what else constraints.txt pins into $(VENV), once."
 	@echo "Minutes of work, and before that a download: some gigabytes from PyPI, where torch brings CUDA."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 clean:

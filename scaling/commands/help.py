@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from scaling.composition.compose import compose
-from scaling.config.run_config import RunConfig, conf_dir
+from scaling.config.run_config import RunConfig, conf_dir, options_of
 
 _INTRO = """\
 python -m scaling.run [GROUP=OPTION] [KEY=VALUE] ...
@@ -32,7 +31,7 @@ def help_text() -> str:
         [
             _INTRO,
             "Groups (GROUP=OPTION)",
-            *_groups(conf_dir()),
+            *_groups(),
             "",
             "Keys (KEY=VALUE) and their defaults",
             *_sections(),
@@ -40,13 +39,11 @@ def help_text() -> str:
     )
 
 
-def _groups(root: Path) -> Iterator[str]:
-    for group in sorted(path for path in root.iterdir() if path.is_dir()):
-        options = sorted(
-            path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_")
-        )
+def _groups() -> Iterator[str]:
+    for group in sorted(path.name for path in conf_dir().iterdir() if path.is_dir()):
+        options = sorted(name for name in options_of(group) if not name.startswith("_"))
         if options:
-            yield f"  {group.name:<12} {' '.join(options)}"
+            yield f"  {group:<12} {' '.join(options)}"
 
 
 def _sections() -> Iterator[str]:

@@ -25,7 +25,7 @@ from scaling.config.cluster_names import with_named_clusters
 from scaling.config.code_refusal import inert_configurations
 from scaling.config.data_path import names_a_path, with_chosen_kind
 from scaling.config.recorded import new_name
-from scaling.config.run_config import RunConfig, conf_dir
+from scaling.config.run_config import RunConfig, conf_dir, options_of
 from scaling.config.spelling import TYPED, did_you_mean, near_keys
 from scaling.errors import ConfigError
 from scaling.planner.budget import token_budget
@@ -204,10 +204,7 @@ def _unreadable(override: str) -> ConfigError:
     key, equals, _ = override.partition("=")
     what = f"{override!r} cannot be read"
     if not equals:
-        options = [
-            f"{path.parent.relative_to(conf_dir())}={path.stem}"
-            for path in conf_dir().rglob(f"{key}.yaml")
-        ]
+        options = [f"{group}={key}" for group in _groups() if key in options_of(group)]
         near = options or [f"{name}=VALUE" for name in near_keys(key, list(keys()))]
         fix = "Write GROUP=OPTION or KEY=VALUE" + (
             f", as {' or '.join(near)}." if near else "; --help lists them."
@@ -225,6 +222,12 @@ def _unreadable(override: str) -> ConfigError:
         "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond ASCII."
     )
     return ConfigError(what, TYPED, fix)
+
+
+def _groups() -> list[str]:
+    return sorted(
+        str(path.relative_to(conf_dir())) for path in conf_dir().rglob("*") if path.is_dir()
+    )
 
 
 def _several(override: str) -> ConfigError:
@@ -279,7 +282,7 @@ def _not_a_name(overrides: Sequence[str]) -> ConfigError | None:
     """For an option of a group that is a number or a structure where its name belongs."""
     for override in overrides:
         group, _, option = override.partition("=")
-        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")] if group else []
+        options = list(options_of(group)) if group else []
         if options and option not in options:
             return _explain_option(f"{group}/{option}", options)
     return None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from scaling.config.plugins import added, known
 from scaling.config.section import Section
 
-AttentionKind = Literal[
-    "full", "gqa", "mqa", "relative", "local", "strided", "linear", "hierarchical"
-]
-PositionKind = Literal["none", "sinusoidal", "learned", "rope", "alibi", "relative_bias"]
+ATTENTION_KINDS = ("full", "gqa", "mqa", "relative", "local", "strided", "linear", "hierarchical")
+POSITION_KINDS = ("none", "sinusoidal", "learned", "rope", "alibi", "relative_bias")
+
+AttentionKind = Annotated[str, AfterValidator(known("attentions", ATTENTION_KINDS))]
+PositionKind = Annotated[str, AfterValidator(known("positions", POSITION_KINDS))]
 
 _ATTENTION_KEYS: dict[str, tuple[str, ...]] = {
     "gqa": ("n_kv_heads",),
@@ -64,7 +67,7 @@ class AttentionConfig(Section):
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
-        _check_keys(self, "attention", self.kind, _ATTENTION_KEYS)
+        _check_keys(self, "attention", self.kind, _readers(_ATTENTION_KEYS, "attentions"))
         if self.kind == "linear" and self.dropout:
             raise ValueError(
                 "attention=linear forms no attention weights that attention.dropout could drop; use model.dropout"
@@ -124,7 +127,7 @@ class PositionConfig(Section):
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
-        _check_keys(self, "position", self.kind, _POSITION_KEYS)
+        _check_keys(self, "position", self.kind, _readers(_POSITION_KEYS, "positions"))
         if (self.scaling is None) != (self.scaling_factor is None):
             raise ValueError(
                 "position.scaling and position.scaling_factor need each other: give both or neither"
@@ -144,6 +147,11 @@ class PositionConfig(Section):
                     "the distances that have a bucket of their own"
                 )
         return self
+
+
+def _readers(own: Mapping[str, tuple[str, ...]], concept: str) -> dict[str, tuple[str, ...]]:
+    """Kind -> the keys that it reads, those of plugins included."""
+    return {**own, **{name: kind.reads for name, kind in added(concept).items()}}
 
 
 def _check_keys(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from scaling.config.cluster import MOST_DEVICES
 from scaling.config.hardware import device_sheet
-from scaling.config.run_config import conf_dir
+from scaling.config.run_config import options_of
 from scaling.errors import ConfigError
 
 _NAME = re.compile(r"(?:([0-9]+)x)?([0-9]+)x([A-Za-z][\w. -]*?)(-spot)?", re.IGNORECASE)
@@ -29,7 +29,7 @@ def with_named_clusters(overrides: Iterable[str]) -> list[str]:
                 "Write NxMxGPU, as 4x8xH100.",
             )
         match = _NAME.fullmatch(name) if group == "cluster" else None
-        if match is None or (conf_dir() / "cluster" / f"{name}.yaml").exists():
+        if match is None or name in options_of("cluster"):
             out.append(override)
         else:
             out += _in_full(name, match)

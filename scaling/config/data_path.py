@@ -10,7 +10,7 @@ from typing import Any
 
 from scaling.config.data import Kind
 from scaling.config.paths import exists, matching, split_paths
-from scaling.config.run_config import conf_dir
+from scaling.config.run_config import options_of
 from scaling.errors import ConfigError
 
 _DEFAULT = "python_stdlib"  # as in conf/config.yaml
@@ -58,7 +58,7 @@ def with_chosen_kind(values: Mapping[str, Any], overrides: Sequence[str]) -> dic
 
 def names_a_path(option: str) -> bool:
     """Whether data=OPTION means data.path=OPTION: no option has such a name, and paths have."""
-    if not option or (conf_dir() / "data" / f"{option}.yaml").is_file():
+    if not option or option in options_of("data"):
         return False
     return "/" in option or option.startswith(("~", ".", "hf:")) or exists(option)
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from scaling.config.run_config import conf_dir
+from scaling.config.plugins import added
+from scaling.config.run_config import options_of
 
+_FOLDER = "cluster/device"
 _DRIVER_NAMES = {
     "Tesla V100-SXM2-16GB": "V100-16GB",
     "Tesla V100-SXM2-32GB": "V100-32GB",
@@ -58,7 +59,7 @@ class KnownGpu:
 def known_gpu(driver_name: str) -> KnownGpu | None:
     """The data sheet of a GPU such as "NVIDIA A100-SXM4-80GB"; None for a name that is not in the
     table."""
-    name = _DRIVER_NAMES.get(driver_name.removeprefix("NVIDIA").strip())
+    name = (_DRIVER_NAMES | added("driver_names")).get(driver_name.removeprefix("NVIDIA").strip())
     if name is None:
         return None
     sheet = sheet_of(name)
@@ -68,7 +69,7 @@ def known_gpu(driver_name: str) -> KnownGpu | None:
 @cache
 def device_names() -> tuple[str, ...]:
     """Every device of the table: MODEL-MEMORY."""
-    return tuple(sorted(path.stem for path in _folder().glob("*-*GB.yaml")))
+    return tuple(sorted(name for name in options_of(_FOLDER) if re.fullmatch(r".*-.*GB", name)))
 
 
 def device_sheet(name: str) -> dict[str, Any]:
@@ -101,13 +102,9 @@ def sheet_of(name: str) -> dict[str, Any]:
     """The file of a device, as the keys of DeviceConfig."""
     from omegaconf import OmegaConf
 
-    sheet = OmegaConf.to_container(OmegaConf.load(_folder() / f"{name}.yaml"))
+    sheet = OmegaConf.to_container(OmegaConf.load(options_of(_FOLDER)[name]))
     assert isinstance(sheet, dict)
     return {str(key): value for key, value in sheet.items()}
-
-
-def _folder() -> Path:
-    return conf_dir() / "cluster" / "device"
 
 
 def _memory(name: str) -> int:

@@ -3,18 +3,22 @@ learn."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from scaling.config.plugins import added, known
 from scaling.config.section import Count, Name, Section
+
+FAMILIES = ("gpt", "bert", "t5", "transformer")
+OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq")
 
 
 class ModelConfig(Section):
     """Shape of the Transformer (names of Vaswani et al. 2017 and Brown et al. 2020, table 2.1)."""
 
     name: Name = Field(description="name of the shape, family_size")
-    family: Literal["gpt", "bert", "t5", "transformer"] = Field(
+    family: Annotated[str, AfterValidator(known("families", FAMILIES))] = Field(
         description="gpt: causal decoder; bert: bidirectional encoder; t5, transformer: encoder and decoder"
     )
     n_layers: int = Field(
@@ -112,7 +116,7 @@ class ModelConfig(Section):
                 what = "needs" if kind in readers else "has no use for"
                 raise ValueError(f"model.parametrization={kind} {what} model.{name}")
         uncovered = (
-            self.family != "gpt"
+            self.like != "gpt"
             or self.norm_position != "pre"
             or self.n_experts > 1
             or self.d_embedding is not None
@@ -150,11 +154,17 @@ class ModelConfig(Section):
 
     @property
     def has_encoder_and_decoder(self) -> bool:
-        return self.family in ("t5", "transformer")
+        return self.like in ("t5", "transformer")
+
+    @property
+    def like(self) -> str:
+        """The family of this package by which a model is planned: its own, or the one that a
+        plugin's family resembles."""
+        return self.family if self.family in FAMILIES else str(added("families")[self.family].like)
 
 
 class ObjectiveConfig(Section):
-    kind: Literal["causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq"] = Field(
+    kind: Annotated[str, AfterValidator(known("objectives", OBJECTIVES))] = Field(
         description="causal_lm: the next token; masked_lm: hidden tokens; span_corruption: hidden spans, in a decoder; "
         "prefix_lm: the rest of a text, in a decoder; seq2seq: the target of a text pair"
     )
@@ -192,3 +202,25 @@ WHAT_IT_IS = {
     "t5": "has an encoder that needs an input of its own",
     "transformer": "has an encoder that needs an input of its own",
 }
+
+
+def objectives_of(family: str) -> tuple[str, ...]:
+    """What a family can learn, its own first; what plugins add comes last."""
+    own = OBJECTIVES_OF[family] if family in FAMILIES else added("families")[family].objectives
+    return (
+        *own,
+        *(name for name, objective in added("objectives").items() if family in objective.families),
+    )
+
+
+def what_it_is(family: str) -> str:
+    return WHAT_IT_IS[family] if family in FAMILIES else str(added("families")[family].description)
+
+
+def needs_special_tokens(objective: str) -> bool:
+    """Whether an objective needs tokens for padding, class, separator and mask."""
+    return (
+        objective != "causal_lm"
+        if objective in OBJECTIVES
+        else bool(added("objectives")[objective].needs_special_tokens)
+    )

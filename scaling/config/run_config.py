@@ -20,7 +20,14 @@ from scaling import markup
 from scaling.config.attention import AttentionConfig, PositionConfig, check_combination
 from scaling.config.cluster import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.config.data import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
-from scaling.config.model import OBJECTIVES_OF, WHAT_IT_IS, ModelConfig, ObjectiveConfig
+from scaling.config.model import (
+    ModelConfig,
+    ObjectiveConfig,
+    needs_special_tokens,
+    objectives_of,
+    what_it_is,
+)
+from scaling.config.plugins import conf_dirs
 from scaling.config.section import LONGEST_S, Count, Name, Section, Share
 from scaling.config.study import StudyConfig
 from scaling.redaction import secret_keys
@@ -49,6 +56,7 @@ __all__ = [  # every section, wherever it is written
     "TokenizerConfig",
     "TrainConfig",
     "conf_dir",
+    "options_of",
 ]
 
 
@@ -57,6 +65,13 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "conf"
     return checkout if (checkout / "config.yaml").is_file() else package / "conf"
+
+
+def options_of(group: str) -> dict[str, Path]:
+    """Name -> file, of every option of a group, those of plugins included."""
+    # of one name, the file of conf/ is taken
+    folders = [root / group for root in (*conf_dirs(), conf_dir())]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 class OptimConfig(Section):
@@ -276,10 +291,10 @@ class RunConfig(Section):
         """What is learnt must suit the model, the tokenizer and the data. Raises ValueError that
         says what would."""
         kind, family, tokenizer = self.objective.kind, self.model.family, self.tokenizer
-        fitting = OBJECTIVES_OF[family]
+        fitting = objectives_of(family)
         if kind not in fitting:
             raise ValueError(
-                f"objective={kind} does not fit model.family={family}, which {WHAT_IT_IS[family]}; use {' or '.join(fitting)}"
+                f"objective={kind} does not fit model.family={family}, which {what_it_is(family)}; use {' or '.join(fitting)}"
             )
         if (kind == "seq2seq") != (self.data.kind == "text_pairs") and self.data.kind != "shards":
             if kind == "seq2seq":
@@ -290,7 +305,7 @@ class RunConfig(Section):
                 f"objective={kind} has no use for data=text_pairs, the kind of data.path={self.data.path}; "
                 "pairs are for objective=seq2seq"
             )
-        if kind != "causal_lm" and tokenizer.special_tokens != "all":
+        if needs_special_tokens(kind) and tokenizer.special_tokens != "all":
             raise ValueError(
                 f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all"
             )

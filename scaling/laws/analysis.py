@@ -14,7 +14,7 @@ from scaling.laws.downstream import CURVES, DownstreamFit, fit_downstream
 from scaling.laws.envelope import Envelope, fit_envelope
 from scaling.laws.fit import Fit, fit
 from scaling.laws.forecast import Law
-from scaling.laws.forms import FORMS, Form, form_named
+from scaling.laws.forms import Form, form_named
 from scaling.laws.from_runs import points_of_study
 from scaling.laws.intervals import Bootstrap, Profile, bootstrap, profile
 from scaling.laws.isoflop import IsoFlop, fit_isoflop
@@ -96,7 +96,9 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
             name: str(troubles[name]) for name in TWO_VARIABLES if troubles[name] is not None
         }
     forms = {
-        name: _fit_form(FORMS[name], points, options) for name in wanted if troubles[name] is None
+        name: _fit_form(form_named(name), points, options)
+        for name in wanted
+        if troubles[name] is None
     }
     isoflop: dict[str, IsoFlop] = {}
     envelope: Envelope | None = None

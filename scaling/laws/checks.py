@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from scaling.errors import DataError
-from scaling.laws.forms import FORMS, Array, Form
+from scaling.laws.forms import Array, Form, every_form
 from scaling.laws.results import Points
 from scaling.units import counted
 
@@ -108,4 +108,4 @@ def _spread_given(x: Array, y: Array) -> float:
 
 def fittable(points: Points) -> dict[str, str | None]:
     """Every form: None, or why it cannot be fitted."""
-    return {name: cannot_fit(points, form) for name, form in FORMS.items()}
+    return {name: cannot_fit(points, form) for name, form in every_form().items()}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.config.plugins import added
 from scaling.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -300,8 +301,14 @@ FORMS: dict[str, Form] = {
 }
 
 
+def every_form() -> dict[str, Form]:
+    """Name -> form, of this package and of plugins."""
+    return FORMS | {name: load() for name, load in added("forms").items()}
+
+
 def form_named(name: str) -> Form:
     """Raises ConfigError that lists the forms."""
-    if name not in FORMS:
-        raise ConfigError(f"there is no form {name!r}", "form", f"There are: {', '.join(FORMS)}.")
-    return FORMS[name]
+    forms = every_form()
+    if name not in forms:
+        raise ConfigError(f"there is no form {name!r}", "form", f"There are: {', '.join(forms)}.")
+    return forms[name]

@@ -11,7 +11,7 @@ from typing import Any
 
 from scaling.composition.compose import compose, words_for
 from scaling.config.recorded import RECORDED
-from scaling.config.run_config import RunConfig, conf_dir
+from scaling.config.run_config import RunConfig, options_of
 from scaling.errors import ConfigError
 from scaling.planner.budget import token_budget
 from scaling.planner.cost.counts import count
@@ -139,7 +139,9 @@ def _option(config: RunConfig) -> str:
 
 
 def _files(family: str) -> list[Path]:
-    found = sorted((conf_dir() / "model").glob(f"{family}_*.yaml"))
+    found = sorted(
+        path for name, path in options_of("model").items() if name.startswith(f"{family}_")
+    )
     if not found:
         raise ConfigError(f"there are no models {family}_*", "conf/model")
     return found

@@ -17,7 +17,7 @@ from scaling.errors import ConfigError, DataError, RunDirError
 from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.downstream import DownstreamFit
 from scaling.laws.forecast import Law
-from scaling.laws.forms import FORMS
+from scaling.laws.forms import form_named
 from scaling.laws.intervals import percentile_interval
 from scaling.laws.isoflop import IsoFlop
 from scaling.laws.results import Definitions
@@ -108,12 +108,12 @@ def law_of(found: dict[str, Any], name: str) -> Law:
         raise ConfigError(
             f"form={name} was not fitted", "form", f"There are: {', '.join(forms) or 'none'}."
         )
-    stored = forms[name]
+    stored, form = forms[name], form_named(name)
     n, d, c = (_array(found["points"][key]) for key in ("n_params", "n_tokens", "flops"))
     return Law(
-        form=FORMS[name],
+        form=form,
         theta=np.array(stored["theta"]),
-        draws=np.array(stored["draws"]).reshape(-1, FORMS[name].n_params),
+        draws=np.array(stored["draws"]).reshape(-1, form.n_params),
         residuals=np.array(stored["residuals"]),
         definitions=Definitions(**found["definitions"]),
         smallest=(float(n.min()), float(d.min()), float(c.min())),

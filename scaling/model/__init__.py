@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
 from scaling.model.base import GenerativeModel, LanguageModel
 from scaling.model.bert import BERT
@@ -27,6 +28,14 @@ FAMILIES: dict[str, type[LanguageModel]] = {
 }
 
 
+def family_named(name: str) -> type[LanguageModel]:
+    """The class of a family of this package, or of one that a plugin adds."""
+    family: type[LanguageModel] = (
+        FAMILIES[name] if name in FAMILIES else added("families")[name].load()
+    )
+    return family
+
+
 def build_model(
     config: RunConfig,
     device: torch.device | str | None = None,
@@ -45,7 +54,7 @@ def build_model(
     hold is given its weights, and these dealt out among ranks, as it is built.
     """
     with torch.device("meta"):
-        model = FAMILIES[config.model.family](config)
+        model = family_named(config.model.family)(config)
     if blocks is not None:
         drop(model, set().union(*(model.stage(*of_stage) for of_stage in blocks)))
     parts = cut(model, split)

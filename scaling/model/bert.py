@@ -19,7 +19,7 @@ from scaling.model.base import Flow, LanguageModel, add_balance, add_sequence_te
 from scaling.model.block import BlockStack
 from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss
-from scaling.model.position import POSITIONS
+from scaling.model.position import position_named
 
 N_SEGMENTS = 2
 """Sentence A and sentence B."""
@@ -57,7 +57,7 @@ class BERT(LanguageModel):
         self.smoothing = config.objective.label_smoothing
         self.embedding = TokenEmbedding(config)
         self.segments = nn.Embedding(N_SEGMENTS, model.d_model)
-        self.position = POSITIONS[config.position.kind](config, causal=False)
+        self.position = position_named(config.position.kind)(config, causal=False)
         self.embedding_norm = build_norm(model)
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config, causal=False)

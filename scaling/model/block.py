@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 from scaling.config.run_config import RunConfig
-from scaling.model.attention import ATTENTIONS, CrossAttention
+from scaling.model.attention import CrossAttention, attention_named
 from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import KeyValues
 from scaling.model.layers import FeedForward, build_norm
@@ -76,7 +76,7 @@ class Block(nn.Module):
         model = config.model
         self.pre_norm = model.norm_position == "pre"
         self.attention_norm = build_norm(model)
-        self.attention = ATTENTIONS[config.attention.kind](config, causal=causal, scale=scale)
+        self.attention = attention_named(config.attention.kind)(config, causal=causal, scale=scale)
         self.cross_attention_norm = build_norm(model) if cross else None
         self.cross_attention = CrossAttention(config, scale=scale) if cross else None
         self.feed_forward_norm = build_norm(model)

@@ -20,7 +20,7 @@ from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_
 from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
 from scaling.model.loss import head_loss
-from scaling.model.position import POSITIONS
+from scaling.model.position import position_named
 from scaling.model.split import WHOLE, Split
 
 
@@ -34,7 +34,7 @@ class Side(nn.Module):
     ) -> None:
         super().__init__()
         self.n_layers = config.model.n_layers
-        self.position = POSITIONS[config.position.kind](config, causal=causal)
+        self.position = position_named(config.position.kind)(config, causal=causal)
         self.dropout = nn.Dropout(config.model.dropout)
         self.blocks = BlockStack(config, causal=causal, cross=cross, scale=scale)
         self.final_norm = build_final_norm(config.model)

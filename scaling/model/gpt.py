@@ -21,7 +21,7 @@ from scaling.model.block import BlockStack, Source
 from scaling.model.layers import TokenEmbedding, build_final_norm
 from scaling.model.loss import head_loss
 from scaling.model.parametrization import logit_scale
-from scaling.model.position import POSITIONS
+from scaling.model.position import position_named
 
 
 class GPT(GenerativeModel):
@@ -34,7 +34,7 @@ class GPT(GenerativeModel):
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
         self.embedding = TokenEmbedding(config)
-        self.position = POSITIONS[config.position.kind](config)
+        self.position = position_named(config.position.kind)(config)
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config)
         self.final_norm = build_final_norm(model)

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scaling.config.plugins import added
 from scaling.config.run_config import PositionConfig, RunConfig
 from scaling.model.split import WHOLE, Split
 
@@ -292,3 +293,11 @@ POSITIONS: dict[str, type[Position]] = {
     "alibi": AlibiPosition,
     "relative_bias": RelativeBiasPosition,
 }
+
+
+def position_named(kind: str) -> type[Position]:
+    """The class of a kind of this package, or of one that a plugin adds."""
+    position: type[Position] = (
+        POSITIONS[kind] if kind in POSITIONS else added("positions")[kind].load()
+    )
+    return position

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import scaling
+from scaling.config.plugins import distributions
 from scaling.redaction import redact_command
 
 # Those whose versions can change a run's numbers, or its files.
@@ -60,15 +61,15 @@ def describe_attempt(devices: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Our own, and those of PACKAGES that are installed, read from their metadata without importing
-    them."""
+    """Our own, those of PACKAGES and those with plugins that are installed, read from their
+    metadata without importing them."""
     versions = {"scaling": scaling.__version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return versions | distributions()
 
 
 def git_state(package: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scaling.batch import Batch
+from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
 from scaling.data.objective.causal_lm import CausalLM, causal_lm
 from scaling.data.objective.masked_lm import MaskedLM
@@ -39,4 +40,7 @@ _OBJECTIVES: dict[str, Callable[[RunConfig, Tokenizer], MakeBatch]] = {
 
 def make_batch_for(config: RunConfig, tokenizer: Tokenizer) -> MakeBatch:
     """The objective of a run. Raises DataError when the tokenizer lacks a token that it needs."""
-    return _OBJECTIVES[config.objective.kind](config, tokenizer)
+    kind = config.objective.kind
+    make = _OBJECTIVES[kind] if kind in _OBJECTIVES else added("objectives")[kind].load()
+    made: MakeBatch = make(config, tokenizer)
+    return made

@@ -7,6 +7,7 @@ cache); see base.Attention. Cross-attention is built as KIND(config, scale=...);
 
 from __future__ import annotations
 
+from scaling.config.plugins import added
 from scaling.model.attention.base import Attention
 from scaling.model.attention.full import CrossAttention, FullAttention
 from scaling.model.attention.hierarchical import HierarchicalAttention
@@ -38,3 +39,11 @@ CROSS_ATTENTIONS: dict[str, type[CrossAttention]] = {
 }
 """Kinds that choose positions by their distance see the whole source: a target has no distance to
 it (Guo et al. 2022, arXiv:2112.07916, do the same)."""
+
+
+def attention_named(kind: str) -> type[Attention]:
+    """The class of self-attention of a kind of this package, or of one that a plugin adds."""
+    attention: type[Attention] = (
+        ATTENTIONS[kind] if kind in ATTENTIONS else added("attentions")[kind].load()
+    )
+    return attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
 
 PIECE = 512
@@ -21,6 +22,8 @@ def relative_params(config: RunConfig, *, causal: bool) -> int:
     """Entries of the vectors of distances of one layer (attention=relative), which its heads
     share."""
     attention = config.attention
+    if plugin := added("attentions").get(attention.kind):
+        return int(plugin.params(config, causal=causal))
     if attention.kind != "relative":
         return 0
     return (
@@ -38,6 +41,8 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
     its vectors are multiplied besides, on the side of the values too where they have some.
     """
     attention, both = config.attention, 1 if causal else 2
+    if plugin := added("attentions").get(attention.kind):
+        return int(plugin.attended(config, length, causal=causal))
     if attention.kind == "linear":
         return config.model.head_width
     if attention.kind == "relative":
@@ -72,6 +77,8 @@ def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal:
     model, attention = config.model, config.attention
     kv_width, q_width = model.kv_heads * model.head_width, model.n_heads * model.head_width
     sides = 2 if causal else 3
+    if plugin := added("attentions").get(attention.kind):
+        return int(plugin.extra_bytes_per_token(config, length, width, causal=causal))
     if attention.kind == "local":
         return _local_bytes(config, length, width, causal)
     if attention.kind == "linear":

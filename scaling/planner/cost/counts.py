@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scaling.config.plugins import added
 from scaling.config.run_config import ModelConfig, RunConfig
 from scaling.planner.cost.attention import attended, cross_pairs, relative_params
 from scaling.planner.cost.lengths import lengths
@@ -93,7 +94,7 @@ def flops_per_sequence(config: RunConfig) -> int:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     multiplied = model.n_layers * active * (n_in + n_out)
-    pairs = n_in * attended(config, n_in, causal=model.family == "gpt") + n_out * attended(
+    pairs = n_in * attended(config, n_in, causal=model.like == "gpt") + n_out * attended(
         config, n_out, causal=True
     )
     pairs += cross_pairs(config, n_out, n_in) if n_out else 0
@@ -114,8 +115,7 @@ def block_flops(config: RunConfig) -> list[float]:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     first = (
-        6.0 * active * n_in
-        + 12 * n_in * attended(config, n_in, causal=model.family == "gpt") * width
+        6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.like == "gpt") * width
     )
     blocks = [first] * model.n_layers
     if n_out:
@@ -133,21 +133,23 @@ def head_flops(config: RunConfig) -> float:
 def head_positions(config: RunConfig) -> int:
     """Positions of a sequence for which the head is computed."""
     shape = lengths(config)
-    return shape.scored if config.model.family == "bert" else shape.targets or shape.inputs
+    return shape.scored if config.model.like == "bert" else shape.targets or shape.inputs
 
 
 def _embedding_params(config: RunConfig) -> int:
     model = config.model
     tokens = config.vocab_size * model.embedding_width + _projection_params(model)
     # An untied head reads d_model; BERT's, behind its dense layer, the width of the embedding.
-    head_width = model.embedding_width if model.family == "bert" else model.d_model
+    head_width = model.embedding_width if model.like == "bert" else model.d_model
     head = 0 if model.tie_embeddings else config.vocab_size * head_width
-    segments = 2 * model.d_model if model.family == "bert" else 0
+    segments = 2 * model.d_model if model.like == "bert" else 0
     return tokens + head + segments + n_stacks(model) * _position_params(config)
 
 
 def _position_params(config: RunConfig) -> int:
     """Of one stack's positions."""
+    if plugin := added("positions").get(config.position.kind):
+        return int(plugin.params(config))
     if config.position.kind == "learned":
         return config.train.seq_len * config.model.d_model
     return (config.position.n_buckets or 0) * config.model.n_heads  # relative_bias
@@ -156,9 +158,7 @@ def _position_params(config: RunConfig) -> int:
 def _non_embedding_params(config: RunConfig) -> int:
     model = config.model
     n_blocks = 1 if model.share_layers else model.n_layers
-    blocks = n_blocks * (
-        block_params(model) + relative_params(config, causal=model.family == "gpt")
-    )
+    blocks = n_blocks * (block_params(model) + relative_params(config, causal=model.like == "gpt"))
     if model.has_encoder_and_decoder:
         blocks += n_blocks * (
             block_params(model, cross=True) + relative_params(config, causal=True)
@@ -166,7 +166,7 @@ def _non_embedding_params(config: RunConfig) -> int:
     final_norms = (
         n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
     )
-    return blocks + final_norms + (_masked_head_params(config) if model.family == "bert" else 0)
+    return blocks + final_norms + (_masked_head_params(config) if model.like == "bert" else 0)
 
 
 def _masked_head_params(config: RunConfig) -> int:
@@ -185,7 +185,7 @@ def _masked_head_params(config: RunConfig) -> int:
 def _head_matmul_params(config: RunConfig) -> int:
     """Entries of the matrices between the last block and the logits."""
     model = config.model
-    if model.family == "bert":
+    if model.like == "bert":
         return (config.vocab_size + model.d_model) * model.embedding_width
     if model.tie_embeddings:
         return config.vocab_size * model.embedding_width + _projection_params(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError
 
@@ -51,6 +52,9 @@ def lengths(config: RunConfig) -> Lengths:
     sentinels.
     """
     objective, seq_len = config.objective, config.train.seq_len
+    if plugin := added("objectives").get(objective.kind):
+        own: Lengths = plugin.lengths(config)
+        return own
     if objective.kind != "causal_lm" and seq_len < SHORTEST:
         raise ConfigError(
             f"train.seq_len={seq_len} is too short for objective={objective.kind}",
