@@ -110,7 +110,10 @@ def test_a_plan_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> No
     words = ["model=gpt_1b", "cluster=8xH100"]
     assert door.main([*words, "--json"]) == 0
     best = json.loads(capsys.readouterr().out)["layouts"][0]
-    layout = scaling.make_plan(scaling.compose(words)).layout
+    plan = scaling.make_plan(scaling.compose(words))
+    layout = plan.layout
+    assert type(plan).from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert f"dp={layout.dp} tp={layout.tp} pp={layout.pp} cp=1 on 8 devices" in plan._repr_html_()
     assert (layout.dp, layout.tp, layout.pp) == (best["dp"], best["tp"], best["pp"])
 
 

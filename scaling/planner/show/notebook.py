@@ -16,7 +16,7 @@ def plan_html(plan: RunPlan) -> str:
 
 def _rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     layout, time = plan.layout, plan.time
-    degrees = f"dp={layout.dp} tp={layout.tp} pp={layout.pp}"
+    degrees = f"dp={layout.dp} tp={layout.tp} pp={layout.pp} cp={layout.cp}"
     devices = counted(layout.world_size, "device")
     engine = f"{layout.engine} engine, ZeRO stage {layout.zero_stage}"
     yield "layout", f"{degrees} on {devices}, {engine}"
