@@ -199,6 +199,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     )
 
 
+_QUOTED = (
+    "So must commas, brackets, braces, quotes, blanks at an end, letters beyond ASCII and any of "
+    "= # ~ ! & ; < > ^ `."
+)
+"""What Hydra's grammar does not take within a word."""
+
+
 def _unreadable(override: str) -> ConfigError:
     """For what Hydra's grammar does not take: their own value in quotes, where that would do."""
     key, equals, _ = override.partition("=")
@@ -217,10 +224,7 @@ def _unreadable(override: str) -> ConfigError:
             TYPED,
             "Write GROUP=OPTION or KEY=VALUE; a KEY is made of letters, digits, _ and dots.",
         )
-    fix = (
-        f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. So must "
-        "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond ASCII."
-    )
+    fix = f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. {_QUOTED}"
     return ConfigError(what, TYPED, fix)
 
 
@@ -359,11 +363,17 @@ def _where(key: str, overrides: Sequence[str]) -> str | None:
     section = key.split(".")[0]
     given = [(override.lstrip("+~").partition("=")[0], override) for override in overrides]
     own = [override for name, override in given if name == key or name.startswith(key + ".")]
-    chosen = [override for name, override in given if name == section and name != key]
     if own:
         return f"from the command line: {' '.join(own)}"
-    if chosen:
-        return (
-            f"from conf/{section}/{chosen[-1].partition('=')[2]}.yaml, chosen on the command line"
-        )
+    # of an element of a list or a mapping: whoever gave the nearest thing that holds it
+    around = [
+        (name, override) for name, override in given if key.startswith(name.replace("/", ".") + ".")
+    ]
+    if around:
+        longest = max(len(name) for name, _ in around)
+        name, override = [pair for pair in around if len(pair[0]) == longest][-1]
+        if (conf_dir() / name).is_dir():
+            option = override.partition("=")[2]
+            return f"from conf/{name}/{option}.yaml, chosen on the command line"
+        return f"from the command line: {override}"
     return f"from conf/{section}/ or conf/config.yaml" if section else None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from scaling.composition.compose import compose
+from scaling.composition.compose import _QUOTED, _where, compose
 from scaling.config.run_config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 
@@ -109,7 +112,7 @@ MISTAKES = {
     "an apostrophe": (
         "run.name=it's",
         "cannot be read",
-        "blanks, commas, brackets, braces, quotes, = # ~ and letters beyond",
+        "commas, brackets, braces, quotes, blanks at an end, letters beyond ASCII and any of =",
     ),
     "a double quote": ('run.name=5"', "cannot be read", "run.name="),
     "a brace": ("run.name=a}b", "cannot be read", """'run.name="a}b"'"""),
@@ -176,6 +179,46 @@ def test_the_origin_is_named(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["model=gpt_tiny", override, "train.seed=3"])
     assert caught.value.where == TYPED + override
+
+
+def _takes(text: str) -> bool:
+    """Whether the text is taken as it stands, without quotes."""
+    try:
+        return OverridesParser.create().parse_override(f"run.root={text}").value() == text
+    except HydraException:
+        return False
+
+
+def test_the_hint_names_what_needs_quotes_and_nothing_else() -> None:
+    said = _QUOTED.removeprefix("So must commas, brackets, braces, quotes, blanks at an end, ")
+    named = set(",[](){}'\"") | set(said.removesuffix("."))
+    refused = {letter for letter in string.punctuation if not _takes(f"/tmp/a{letter}b")}
+    assert refused == named & set(string.punctuation)
+    assert not _takes("/tmp/é")
+    assert _takes("/tmp/a b")
+    assert not _takes("/tmp/a ")
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        (["checkpoint.keep_steps=[5,5,-1]"], f"{TYPED}checkpoint.keep_steps=[5,5,-1]"),
+        (
+            ["data=mixture", "data.components=[{name: a, weight: x, kind: python_stdlib}]"],
+            f"{TYPED}data.components=[{{name: a, weight: x, kind: python_stdlib}}]",
+        ),
+    ],
+)
+def test_the_origin_of_an_element_is_that_of_its_list(given: list[str], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["model=gpt_nano", *given])
+    assert caught.value.where == where
+
+
+def test_the_origin_is_the_nearest_that_was_given() -> None:
+    key, sheet = "cluster.device.memory_gb", "cluster/device=T4-16GB"
+    assert "conf/cluster/device/T4-16GB.yaml" in (_where(key, ["cluster=8xT4", sheet]) or "")
+    assert "conf/cluster/local.yaml" in (_where(key, ["cluster=local"]) or "")
 
 
 @pytest.mark.parametrize("case", CROSS)

@@ -1,5 +1,5 @@
 """Every command that the pages show is taken by the command it calls. The slow test runs them in
-`test_documented_runs.py`."""
+`test_runs.py`."""
 
 from __future__ import annotations
 
