@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from scaling.config.run_config import RunConfig
+from scaling.errors import PlanError
 from scaling.model import build_model
 from scaling.model.attention import ATTENTIONS, linear, local
 from scaling.model.attention import tiles as pieces
 from scaling.model.position import POSITIONS
 from scaling.planner.cost import attention as plan
 from scaling.planner.cost.counts import count
+from scaling.planner.run_plan import make_plan
 from tests.support.attention_reference import sees
 from tests.support.configs import composed
 
@@ -143,3 +145,20 @@ def test_constants_are_the_models() -> None:
         linear.CHUNK,
         local.CHUNKS_PER_WINDOW,
     )
+
+
+def test_a_kind_without_a_cost_is_refused() -> None:
+    config = composed()
+    unknown = config.model_copy(
+        update={"attention": config.attention.model_copy(update={"kind": "toy"})}
+    )
+    for cost in (
+        lambda: plan.attended(unknown, 64, causal=True),
+        lambda: plan.cross_pairs(unknown, 64, 64),
+        lambda: plan.extra_bytes_per_token(unknown, 64, 4, causal=True),
+        lambda: plan.relative_params(unknown, causal=True),
+        lambda: make_plan(unknown),
+    ):
+        with pytest.raises(PlanError, match="attention=toy has no cost in the planner"):
+            cost()
+    assert set(plan.KINDS) == set(ATTENTIONS)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
+from scaling.errors import PlanError
+
+WHOLE = ("full", "gqa", "mqa")
+"""Kinds in which every position attends to all others; they differ in key/value heads alone."""
+
+KINDS = (*WHOLE, "linear", "local", "relative", "strided", "hierarchical")
+"""Kinds of which this module knows the cost."""
 
 PIECE = 512
 """Queries whose scores are masked at once: that of scaling/model/attention/tiles.py, with which a
@@ -18,13 +25,26 @@ CHUNKS_PER_WINDOW = 2
 well."""
 
 
+def known_kind(config: RunConfig) -> str:
+    """The kind of attention. Raises PlanError for one without a cost: charged as full attention,
+    it would get a plan that does not hold."""
+    kind = config.attention.kind
+    if kind not in KINDS:
+        raise PlanError(
+            f"attention={kind} has no cost in the planner",
+            f"attention.kind={kind}",
+            f"Add its FLOPs and bytes to scaling/planner/cost/attention.py; it has {', '.join(KINDS)}.",
+        )
+    return kind
+
+
 def relative_params(config: RunConfig, *, causal: bool) -> int:
     """Entries of the vectors of distances of one layer (attention=relative), which its heads
     share."""
     attention = config.attention
     if plugin := added("attentions").get(attention.kind):
         return int(plugin.params(config, causal=causal))
-    if attention.kind != "relative":
+    if known_kind(config) != "relative":
         return 0
     return (
         (2 if attention.relative_values else 1)
@@ -43,18 +63,19 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
     attention, both = config.attention, 1 if causal else 2
     if plugin := added("attentions").get(attention.kind):
         return int(plugin.attended(config, length, causal=causal))
-    if attention.kind == "linear":
+    kind = known_kind(config)
+    if kind == "linear":
         return config.model.head_width
-    if attention.kind == "relative":
+    if kind == "relative":
         vectors = _relative_vectors(config, causal)
         return length + (vectors if attention.relative_values else vectors // 2)
-    if attention.kind == "local":
+    if kind == "local":
         assert attention.window is not None
         return min(length, both * (attention.window - 1) + 1)
-    if attention.kind == "strided":
+    if kind == "strided":
         stride = attention.stride_for(config.train.seq_len)
         return min(length, both * (stride - 1) + 1 + length // stride)
-    if attention.kind == "hierarchical":
+    if kind == "hierarchical":
         assert attention.block is not None
         return min(length, (1 + both) * attention.block + length // attention.block)
     return length
@@ -62,7 +83,8 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
 
 def cross_pairs(config: RunConfig, targets: int, sources: int) -> int:
     """Pairs of a query and a key between a decoder and its encoder, or as many products."""
-    if config.attention.kind == "linear":
+    kind = config.attention.kind
+    if kind not in added("attentions") and known_kind(config) == "linear":
         return (targets + sources) * config.model.head_width // 2
     return targets * sources
 
@@ -76,38 +98,32 @@ def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal:
     """
     model, attention = config.model, config.attention
     kv_width, q_width = model.kv_heads * model.head_width, model.n_heads * model.head_width
-    sides = 2 if causal else 3
     if plugin := added("attentions").get(attention.kind):
         return int(plugin.extra_bytes_per_token(config, length, width, causal=causal))
-    if attention.kind == "local":
+    kind, sides = known_kind(config), 2 if causal else 3
+    if kind == "local":
         return _local_bytes(config, length, width, causal)
-    if attention.kind == "linear":
+    if kind == "linear":
         pairs = CHUNK * model.n_heads if causal else 0
         sums = kv_width * (model.head_width + 1) // CHUNK if causal else 0
         turned = q_width + kv_width + pairs if config.position.kind == "rope" else 0
         return 4 * ((3 if causal else 2) * (q_width + kv_width) + sums + pairs + turned)
-    if attention.kind == "relative" and length <= PIECE:
+    if kind == "relative" and length <= PIECE:
         return (
             length * (4 * model.n_heads + (width if width < 4 else 0) * model.n_heads + 8)
             + 2 * width * q_width
         )
-    if attention.kind == "strided" and length > (
-        stride := attention.stride_for(config.train.seq_len)
-    ):
+    if kind == "strided" and length > (stride := attention.stride_for(config.train.seq_len)):
         far = -(-length // stride)
         return _formed_bytes(
             config, sides * stride, far, width, 2 * q_width + 2 * (sides + 1) * kv_width, far
         )
-    if (
-        attention.kind == "hierarchical"
-        and attention.block is not None
-        and length > 2 * attention.block
-    ):
+    if kind == "hierarchical" and attention.block is not None and length > 2 * attention.block:
         far = -(-length // attention.block) * (1 if causal else 2)
         return _formed_bytes(
             config, sides * attention.block, far, width, 2 * q_width + 2 * sides * kv_width, 0
         )
-    if attention.kind == "relative":
+    if kind == "relative":
         return width * q_width  # scaled queries; the rest is made anew in backward
     if length > PIECE:
         return 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.config.run_config import RunConfig
-from scaling.planner.cost.attention import attended, extra_bytes_per_token, relative_params
+from scaling.planner.cost.attention import WHOLE, attended, extra_bytes_per_token, relative_params
 from scaling.planner.cost.constants import CONSTANTS, Constants
 from scaling.planner.cost.counts import block_params, count, flops_per_sequence, head_positions
 from scaling.planner.cost.lengths import lengths
@@ -89,7 +89,7 @@ def workload_of(config: RunConfig) -> Workload:
         n_experts=model.n_experts,
         experts_per_token=model.experts_per_token,
         distinct_blocks=not model.share_layers,
-        full_attention=config.attention.kind in ("full", "gqa", "mqa"),
+        full_attention=config.attention.kind in WHOLE,
     )
 
 
