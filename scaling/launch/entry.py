@@ -13,7 +13,8 @@ def worker_entry(
     spec: dict[str, Any], ranks: Ranks, channel: Channel, rendezvous: str
 ) -> dict[str, Any]:
     mark(spec["startup"], "worker_entered")
-    from scaling.worker.rank import WorkerSpec, run_worker
+    from scaling.worker.rank import run_worker
+    from scaling.worker.spec import WorkerSpec
 
     mark(spec["startup"], "imported")
     return run_worker(WorkerSpec.from_dict(spec), ranks, channel, rendezvous=rendezvous)

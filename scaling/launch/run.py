@@ -108,6 +108,7 @@ def _train(
         with ExitStack() as cleanup:
             spec = {
                 "config": config.model_dump(),
+                "plan": plan.to_dict(),
                 "run_dir": str(run_dir.path),
                 "corpus_dir": str(corpus_dir),
                 "skipped_shards": skipped,

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -40,11 +40,10 @@ from scaling.planner.cost.failures import hours_between_failures, with_experienc
 from scaling.planner.cost.money import CHECKPOINT_BYTES_PER_PARAM
 from scaling.planner.layout import Layout
 from scaling.planner.overflow import explain_overflow
-from scaling.planner.run_plan import RunPlan, make_plan
-from scaling.planner.world_sizes import with_devices
+from scaling.planner.run_plan import RunPlan
 from scaling.runs.directory import RunDir
 from scaling.runs.goodput import EVALUATING, STOPPED, n_failures
-from scaling.runs.startup import Marks, begin, mark
+from scaling.runs.startup import mark
 from scaling.train.agreement import Agreement
 from scaling.train.batches import Uncondemned
 from scaling.train.books import Opening
@@ -56,50 +55,11 @@ from scaling.train.recorder import Recorder
 from scaling.train.recovery import Recovery
 from scaling.train.schedule import lr_at
 from scaling.train.watchdog import Watchdog
+from scaling.worker.spec import WorkerSpec
 
 _WRITING_PATIENCE = 6
 """How much longer a rank that has written its part of a checkpoint waits for the others than in
 training: assumption."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What the driver hands to every rank. All paths are absolute; config is complete, with its
-    cluster resolved.
-
-    until_step: where to evaluate, checkpoint and pause before the run's end; None: nowhere. sizes:
-    world sizes that the run may have, ascending; none or one where it has its plan's.
-    """
-
-    config: RunConfig
-    run_dir: str
-    corpus_dir: str
-    skipped_shards: tuple[str, ...] = ()
-    until_step: int | None = None
-    startup: Marks = field(default_factory=begin)
-    sizes: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"config": self.config.model_dump()}
-
-    @staticmethod
-    def from_dict(spec: dict[str, Any]) -> WorkerSpec:
-        config = RunConfig.model_validate(spec["config"])
-        skipped, sizes = tuple(spec["skipped_shards"]), tuple(spec.get("sizes", ()))
-        return WorkerSpec(
-            config,
-            spec["run_dir"],
-            spec["corpus_dir"],
-            skipped,
-            spec.get("until_step"),
-            spec["startup"],
-            sizes,
-        )
-
-    def config_for(self, world_size: int) -> RunConfig:
-        """The configuration on the devices that there are: the same run, whose layout is planned
-        anew."""
-        return with_devices(self.config, world_size) if len(self.sizes) > 1 else self.config
 
 
 def run_worker(
@@ -112,8 +72,7 @@ def run_worker(
     Returns what the driver reports: {"finished", "step", "sample", "reason"}, the same on every
     rank but for the sample, the first's only. Raises ScalingError for what a user can mend.
     """
-    config = spec.config_for(ranks.world_size)
-    plan = make_plan(config)
+    config, plan = spec.on(ranks.world_size)
     layout = plan.layout
     ranks = ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     with ExitStack() as cleanup, _explained(config, layout):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from scaling.planner.run_plan import make_plan
 from scaling.planner.world_sizes import elastic_sizes, with_devices
 from scaling.train.clock import Clock
 from scaling.train.preemption import POLL_S, Preemption
-from scaling.worker.rank import WorkerSpec
+from scaling.worker.spec import WorkerSpec
 from tests.support.configs import composed
 
 STANDING = (
@@ -73,10 +75,27 @@ def test_the_same_run_on_other_devices() -> None:
     assert smaller.semantic_hash == config.semantic_hash
     part = with_devices(config, 1)
     assert (part.cluster.n_nodes, part.cluster.devices_per_node) == (1, 1)
-    spec = WorkerSpec(config, "run", "corpus", sizes=(2, 4, 8))
-    assert spec.config_for(4) == smaller
-    assert WorkerSpec.from_dict(spec.to_dict() | {"skipped_shards": []}).sizes == (2, 4, 8)
-    assert WorkerSpec(config, "run", "corpus", sizes=(8,)).config_for(4) is config
+
+
+def test_workers_obey_the_plan_and_plan_again_only_after_a_resize(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = standing(4, 2, "cluster.preemptible=true")
+    plan, smaller = make_plan(config, time_scale=1.25), make_plan(with_devices(config, 4))
+    spec = WorkerSpec(config=config, plan=plan, run_dir="run", corpus_dir="corpus", sizes=(2, 4, 8))
+    given = WorkerSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert given == spec
+    found, replanned = given.on(4)
+    assert found == with_devices(config, 4)
+    assert (replanned.layout, replanned.time_scale) == (smaller.layout, 1.25)
+
+    monkeypatch.setattr("scaling.worker.spec.make_plan", refuse)
+    assert given.on(8) == (config, plan)
+    assert replace(given, sizes=(8,)).on(8) == (config, plan)
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    raise AssertionError("planned again")
 
 
 @pytest.mark.parametrize(

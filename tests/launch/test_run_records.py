@@ -26,8 +26,10 @@ from scaling.launch.run import drive
 from scaling.metrics.record import read_metrics
 from scaling.parallel.grid import Ranks
 from scaling.planner.machines.detect import resolve_cluster
+from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
 from scaling.worker import rank as worker
+from scaling.worker.spec import WorkerSpec
 from tests.support.runs import ONE_WORKER, TINY, write_text
 
 N_STEPS = 12
@@ -190,8 +192,12 @@ def test_a_gap_in_the_record_is_told_and_noted(
 ) -> None:
     config = command()
     run_dir = RunDir.for_config(config).create()
-    spec = worker.WorkerSpec(
-        config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)), until_step=8
+    spec = WorkerSpec(
+        config=config,
+        plan=make_plan(config),
+        run_dir=str(run_dir.path),
+        corpus_dir=str(ensure_corpus(config.data, config.tokenizer)),
+        until_step=8,
     )
     worker.run_worker(spec, Ranks(0, 1, 0), LocalChannel(), rendezvous="")
     lines = run_dir.metrics.read_text().splitlines(keepends=True)

@@ -232,11 +232,17 @@ def train_alone(config: RunConfig, place: Place, root: Path) -> Path:
     """The same run from its first step, in this process."""
     from scaling.data.prepare.cached import ensure_corpus
     from scaling.planner.run_plan import make_plan
-    from scaling.worker.rank import WorkerSpec, run_worker
+    from scaling.worker.rank import run_worker
+    from scaling.worker.spec import WorkerSpec
 
     config = config.model_copy(update={"run": config.run.model_copy(update={"root": str(root)})})
     run_dir = RunDir.for_config(config).create()
     open_run(run_dir, config, make_plan(config))
-    spec = WorkerSpec(config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer)))
+    spec = WorkerSpec(
+        config=config,
+        plan=make_plan(config),
+        run_dir=str(run_dir.path),
+        corpus_dir=str(ensure_corpus(config.data, config.tokenizer)),
+    )
     assert run_worker(spec, Ranks(0, 1, 0), LocalChannel(), rendezvous="")["finished"]
     return run_dir.path

@@ -24,10 +24,12 @@ from scaling.errors import DivergedError, SupersededError
 from scaling.metrics.record import read_metrics
 from scaling.parallel.grid import Ranks
 from scaling.planner.machines.detect import resolve_cluster
+from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
 from scaling.train.batches import Uncondemned
 from scaling.train.guard import Guard, RollBack
 from scaling.worker import rank as worker
+from scaling.worker.spec import WorkerSpec
 from tests.support.runs import COMPARED, TINY, write_text
 
 G, N_STEPS = 8, 40
@@ -224,8 +226,11 @@ def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
         )
         monkeypatch.setattr(worker, "make_batch_for", lambda *args: _with_place(make(*args)))
         run_dir = RunDir(directory).create()
-        spec = worker.WorkerSpec(
-            config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer))
+        spec = WorkerSpec(
+            config=config,
+            plan=make_plan(config),
+            run_dir=str(run_dir.path),
+            corpus_dir=str(ensure_corpus(config.data, config.tokenizer)),
         )
         worker.run_worker(spec, Ranks(0, 1, 0), LocalChannel(), rendezvous="")
         return run_dir

@@ -110,13 +110,18 @@ def main_side(
     from scaling.metrics import names
     from scaling.metrics.record import read_metrics
     from scaling.parallel.grid import Ranks
+    from scaling.planner.run_plan import make_plan
     from scaling.runs.directory import RunDir
     from scaling.worker import rank as worker
+    from scaling.worker.spec import WorkerSpec
 
     config = config_for(dtype, n_workers, steps, root)
     run_dir = RunDir(Path(root) / f"{dtype}-{n_workers}").create()
-    spec = worker.WorkerSpec(
-        config, str(run_dir.path), str(ensure_corpus(config.data, config.tokenizer))
+    spec = WorkerSpec(
+        config=config,
+        plan=make_plan(config),
+        run_dir=str(run_dir.path),
+        corpus_dir=str(ensure_corpus(config.data, config.tokenizer)),
     )
     whole_loop = worker.train
 

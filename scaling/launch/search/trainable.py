@@ -144,6 +144,7 @@ class RunTrainable(tune.Trainable):
             mark(marks, stage)
         spec = {
             "config": config.model_dump(),
+            "plan": plan.to_dict(),
             "run_dir": str(run_dir.path),
             "corpus_dir": self._spec.corpus_dir,
             "skipped_shards": self._spec.skipped,

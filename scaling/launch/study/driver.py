@@ -219,6 +219,7 @@ class _Attempt:
         self.began_s = now_s = time.time()
         spec = {
             "config": trial.config.model_dump(),
+            "plan": self.plan.to_dict(),
             "run_dir": str(run_dir.path),
             "corpus_dir": str(corpus_dir),
             "skipped_shards": skipped,

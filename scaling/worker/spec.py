@@ -1,0 +1,56 @@
+"""The order that the driver gives to every rank. Imports no torch: the driver writes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scaling.config.run_config import RunConfig
+from scaling.planner.run_plan import RunPlan, make_plan
+from scaling.planner.world_sizes import with_devices
+from scaling.runs.startup import Marks, begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What the driver hands to every rank. All paths are absolute; config is complete, with its
+    cluster resolved.
+
+    plan: as the driver chose it and wrote it into plan.json. until_step: where to evaluate,
+    checkpoint and pause before the run's end; None: nowhere. sizes: world sizes that the run may
+    have, ascending; none or one where it keeps its plan's.
+    """
+
+    config: RunConfig
+    plan: RunPlan
+    run_dir: str
+    corpus_dir: str
+    skipped_shards: tuple[str, ...] = ()
+    until_step: int | None = None
+    startup: Marks = field(default_factory=begin)
+    sizes: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which any process can unpickle."""
+        return asdict(self) | {"config": self.config.model_dump(), "plan": self.plan.to_dict()}
+
+    @staticmethod
+    def from_dict(spec: dict[str, Any]) -> WorkerSpec:
+        return WorkerSpec(
+            config=RunConfig.model_validate(spec["config"]),
+            plan=RunPlan.from_dict(spec["plan"]),
+            run_dir=spec["run_dir"],
+            corpus_dir=spec["corpus_dir"],
+            skipped_shards=tuple(spec["skipped_shards"]),
+            until_step=spec.get("until_step"),
+            startup=spec["startup"],
+            sizes=tuple(spec.get("sizes", ())),
+        )
+
+    def on(self, world_size: int) -> tuple[RunConfig, RunPlan]:
+        """The configuration and the plan on the devices that there are: as ordered, unless an
+        elastic resize changed the world size. Raises PlanError."""
+        if world_size == self.plan.layout.world_size or len(self.sizes) < 2:
+            return self.config, self.plan
+        config = with_devices(self.config, world_size)
+        return config, make_plan(config, time_scale=self.plan.time_scale)
