@@ -21,6 +21,7 @@ from scaling.engine.base import EvalResult
 from scaling.engine.deepspeed import DeepSpeedEngine, import_deepspeed
 from scaling.engine.rank_model import Share
 from scaling.model.base import Flow
+from scaling.parallel.grid import Axis
 
 
 class Stage(nn.Module):
@@ -100,7 +101,7 @@ def _groups_that_share(share: Share) -> dict[tuple[int, ...], Any]:
     for pp_ranks in sorted(
         {tuple(pp_ranks) for pp_ranks in share.pp_ranks.values() if len(pp_ranks) > 1}
     ):
-        for members in ranks.axis("pp"):
+        for members in ranks.axis(Axis.PP):
             chosen = [members[pp_rank] for pp_rank in pp_ranks]
             group = dist.new_group(chosen)
             if ranks.rank in chosen:

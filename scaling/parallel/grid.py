@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Axis(StrEnum):
+    """An axis of the grid of devices, along which ranks differ. The word `axis` means this one
+    thing everywhere; a tensor has dims."""
+
+    TP = "tp"
+    CP = "cp"
+    DP = "dp"
+    PP = "pp"
+    REPLICAS = "replicas"
+    """dp and cp as one axis: ranks that hold the same part of the model."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,10 @@ class Ranks:
     def dp(self) -> int:
         """Data-parallel degree: the parts into which a global batch is cut."""
         return self.world_size // (self.tp * self.pp * self.cp)
+
+    def degree(self, axis: Axis) -> int:
+        """Ranks along one axis."""
+        return int(getattr(self, axis.value))
 
     @property
     def tp_rank(self) -> int:
@@ -64,11 +81,17 @@ class Ranks:
         """True on the rank that speaks: it writes records, manifests and progress."""
         return self.rank == 0
 
-    def axis(self, name: str) -> Iterator[list[int]]:
-        """The groups of ranks that differ in "tp", "cp", "replicas" or "pp" alone, in the same
-        order on every rank."""
-        strides = {"tp": 1, "cp": self.tp, "replicas": self.tp, "pp": self.tp * self.replicas}
-        stride, size = strides[name], getattr(self, name)
+    def axis(self, axis: Axis) -> Iterator[list[int]]:
+        """The groups of ranks that differ along one axis alone, in the same order on every
+        rank."""
+        strides = {
+            Axis.TP: 1,
+            Axis.CP: self.tp,
+            Axis.REPLICAS: self.tp,
+            Axis.DP: self.tp * self.cp,
+            Axis.PP: self.tp * self.replicas,
+        }
+        stride, size = strides[axis], self.degree(axis)
         for first in range(self.world_size):
             if first // stride % size == 0:
                 yield [first + stride * index for index in range(size)]

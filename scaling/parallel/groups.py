@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from scaling.parallel.grid import Ranks
+from scaling.parallel.grid import Axis, Ranks
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Groups:
     def of(ranks: Ranks, timeout: timedelta | None = None) -> Groups:
         """Collective over the world, whose default group exists."""
 
-        def group(axis: str) -> dist.ProcessGroup | None:
+        def group(axis: Axis) -> dist.ProcessGroup | None:
             mine = None
-            if getattr(ranks, axis) > 1:
+            if ranks.degree(axis) > 1:
                 for members in ranks.axis(axis):
                     made = dist.new_group(members, timeout=timeout)
                     mine = made if ranks.rank in members else mine
@@ -39,5 +39,7 @@ class Groups:
         if ranks.tp > 1 and ranks.replicas == 1:
             made = [dist.new_group([rank], timeout=timeout) for rank in range(ranks.world_size)]
             single = made[ranks.rank]
-        replicas = dist.group.WORLD if ranks.replicas == ranks.world_size > 1 else group("replicas")
-        return Groups(group("tp"), group("cp"), replicas, single)
+        replicas = (
+            dist.group.WORLD if ranks.replicas == ranks.world_size > 1 else group(Axis.REPLICAS)
+        )
+        return Groups(group(Axis.TP), group(Axis.CP), replicas, single)

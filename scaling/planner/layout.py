@@ -12,7 +12,7 @@ ContextAttention = Literal["ulysses", "ring"]
 PipelineSchedule = Literal["1f1b", "dualpipev"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Degrees of parallelism and the cut of the global batch: global_batch_size = dp x
     micro_batch_size x grad_accum_steps.

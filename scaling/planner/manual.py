@@ -136,14 +136,14 @@ def candidates(config: RunConfig, grid: Grid) -> Iterator[Layout]:
     ulysses = cp == 1 or workload_of(config).n_heads // tp % cp == 0
     for checkpointing, stage, micro in product(checkpointings, stages, micro_batches):
         yield Layout(
-            dp,
-            tp,
-            pp,
-            stage,
-            micro,
-            share // micro,
-            checkpointing,
-            engine,
+            dp=dp,
+            tp=tp,
+            pp=pp,
+            zero_stage=stage,
+            micro_batch_size=micro,
+            grad_accum_steps=share // micro,
+            activation_checkpointing=checkpointing,
+            engine=engine,
             cp=cp,
             sequence_parallel=shared,
             cp_attention=layout.cp_attention or ("ulysses" if ulysses else "ring"),

@@ -120,14 +120,14 @@ def _kinds(
     for checkpointing in CHECKPOINTINGS:
         for stage in ZERO_STAGES:
             base = Layout(
-                dp,
-                tp,
-                pp,
-                stage,
-                1,
-                batch // dp,
-                checkpointing,
-                "deepspeed",
+                dp=dp,
+                tp=tp,
+                pp=pp,
+                zero_stage=stage,
+                micro_batch_size=1,
+                grad_accum_steps=batch // dp,
+                activation_checkpointing=checkpointing,
+                engine="deepspeed",
                 cp=cp,
                 cp_attention="ring" if ring else "ulysses",
                 sequence_parallel=shared,
@@ -145,7 +145,16 @@ def _kinds(
             if pp > 1 and everything:
                 yield replace(base, virtual_pp=2)
         if alone and dp > 1 and offload == "none":
-            yield Layout(dp, 1, 1, 0, 1, batch // dp, checkpointing, "ddp")
+            yield Layout(
+                dp=dp,
+                tp=1,
+                pp=1,
+                zero_stage=0,
+                micro_batch_size=1,
+                grad_accum_steps=batch // dp,
+                activation_checkpointing=checkpointing,
+                engine="ddp",
+            )
         if everything and dp > 1:
             yield replace(base, zero_stage=0)
 

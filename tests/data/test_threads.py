@@ -13,7 +13,16 @@ from scaling.launch.ray import pool as pools
 from scaling.launch.ray.pool import Place, Slot, WorkerPool
 from scaling.planner.layout import Layout
 
-ZERO_1 = Layout(2, 1, 1, 1, 4, 1, "none", "deepspeed")
+ZERO_1 = Layout(
+    dp=2,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=4,
+    grad_accum_steps=1,
+    activation_checkpointing="none",
+    engine="deepspeed",
+)
 
 
 @pytest.fixture

@@ -64,7 +64,16 @@ LAYOUTS = {
 
 
 PLACES: dict[str, Layout] = LAYOUTS | {
-    "reference": Layout(1, 1, 1, 1, G, 1, "none", "reference"),
+    "reference": Layout(
+        dp=1,
+        tp=1,
+        pp=1,
+        zero_stage=1,
+        micro_batch_size=G,
+        grad_accum_steps=1,
+        activation_checkpointing="none",
+        engine="reference",
+    ),
     "dp4": layout(dp=4),
 }
 

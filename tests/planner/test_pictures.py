@@ -53,7 +53,17 @@ def test_what_a_schedule_waits_and_keeps_is_what_the_planner_says(
     kind: PipelineSchedule, p: int, ratio: float
 ) -> None:
     for m in (2 * p, 5 * p):
-        layout = Layout(1, 1, p, 1, 1, m, "none", "deepspeed", pp_schedule=kind)
+        layout = Layout(
+            dp=1,
+            tp=1,
+            pp=p,
+            zero_stage=1,
+            micro_batch_size=1,
+            grad_accum_steps=m,
+            activation_checkpointing="none",
+            engine="deepspeed",
+            pp_schedule=kind,
+        )
         per_rank = layout.n_stages // p
         work = followed(kind, p, m, forward=1.0, backward=ratio)
         assert waited(work) == pytest.approx(

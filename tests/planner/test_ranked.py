@@ -24,7 +24,16 @@ from scaling.planner.run_plan import make_plan
 from scaling.planner.space import search
 from tests.support.configs import composed
 
-LAYOUT = Layout(8, 1, 1, 1, 1, 64, "none", "deepspeed")
+LAYOUT = Layout(
+    dp=8,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=1,
+    grad_accum_steps=64,
+    activation_checkpointing="none",
+    engine="deepspeed",
+)
 
 
 def seven_b() -> Setting:

@@ -18,7 +18,16 @@ from scaling.planner.layout import Layout
 from scaling.planner.measured.systems import FSDP, MEGATRON
 from tests.support.configs import composed
 
-LAYOUT = Layout(16, 1, 1, 1, 1, 32, "none", "deepspeed")
+LAYOUT = Layout(
+    dp=16,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=1,
+    grad_accum_steps=32,
+    activation_checkpointing="none",
+    engine="deepspeed",
+)
 
 
 def on(cluster: str, model: str = "gpt_7b") -> Setting:

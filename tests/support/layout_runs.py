@@ -42,12 +42,33 @@ FAMILIES = {
     "t5": ("objective=span_corruption", "train.seq_len=32"),
     "transformer": ("objective=seq2seq", "train.seq_len=32"),
 }
-REFERENCE = Layout(1, 1, 1, 1, G, 1, "none", "reference")
+REFERENCE = Layout(
+    dp=1,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=G,
+    grad_accum_steps=1,
+    activation_checkpointing="none",
+    engine="reference",
+)
 
 
 def layout(*, micro: int = 2, **degrees: Any) -> Layout:
     """A DeepSpeed layout of these degrees; those not named are 1."""
-    base = replace(Layout(1, 1, 1, 1, micro, 1, "none", "deepspeed"), **degrees)
+    base = replace(
+        Layout(
+            dp=1,
+            tp=1,
+            pp=1,
+            zero_stage=1,
+            micro_batch_size=micro,
+            grad_accum_steps=1,
+            activation_checkpointing="none",
+            engine="deepspeed",
+        ),
+        **degrees,
+    )
     return replace(base, grad_accum_steps=G // (base.dp * micro))
 
 

@@ -40,7 +40,16 @@ SHAPES = {
     "llama_125m": ("model.n_layers=12", "model.d_model=768", "model.n_heads=12"),
     "llama_1b": ("model.n_layers=24", "model.d_model=2048", "model.n_heads=16"),
 }
-ONE = Layout(1, 1, 1, 1, 8, ACCUM, "none", "reference")
+ONE = Layout(
+    dp=1,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=8,
+    grad_accum_steps=ACCUM,
+    activation_checkpointing="none",
+    engine="reference",
+)
 
 
 @dataclass(frozen=True)

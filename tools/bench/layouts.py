@@ -38,7 +38,16 @@ from scaling.planner.machines.detect import resolve_cluster
 
 MODEL = ("model=gpt_10m", "tokenizer=byte", "precision=fp32")
 BATCH, SEQ_LEN = 8, 256
-ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
+ONE = Layout(
+    dp=1,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=4,
+    grad_accum_steps=2,
+    activation_checkpointing="none",
+    engine="reference",
+)
 LAYOUTS = {
     "one process": ONE,
     "ddp": replace(ONE, dp=2, zero_stage=0, micro_batch_size=4, grad_accum_steps=1, engine="ddp"),

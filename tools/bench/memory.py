@@ -35,7 +35,16 @@ from scaling.units import format_bytes
 
 MODEL = ("model=gpt_50m", "model.n_layers=12", "model.d_model=512", "model.n_heads=8")
 BATCH, SEQ_LEN, STEPS = 8, 512, 3
-ONE = Layout(1, 1, 1, 1, 4, 2, "none", "reference")
+ONE = Layout(
+    dp=1,
+    tp=1,
+    pp=1,
+    zero_stage=1,
+    micro_batch_size=4,
+    grad_accum_steps=2,
+    activation_checkpointing="none",
+    engine="reference",
+)
 TWO = replace(ONE, dp=2, grad_accum_steps=1, engine="deepspeed")
 SPLIT = replace(ONE, engine="deepspeed")
 LAYOUTS = {

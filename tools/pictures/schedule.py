@@ -37,7 +37,17 @@ def followed(
     All stages take as long as each other, and messages no time. By default backward has two
     products for each of forward's.
     """
-    layout = Layout(1, 1, pp, 1, 1, n_micro_batches, "none", "deepspeed", pp_schedule=schedule)
+    layout = Layout(
+        dp=1,
+        tp=1,
+        pp=pp,
+        zero_stage=1,
+        micro_batch_size=1,
+        grad_accum_steps=n_micro_batches,
+        activation_checkpointing="none",
+        engine="deepspeed",
+        pp_schedule=schedule,
+    )
     orders = [_passes(layout, rank) for rank in range(pp)]
     ends: dict[tuple[str, int, int], float] = {}
     counts: Counter[tuple[str, int]] = Counter()

@@ -56,14 +56,14 @@ def _layouts(
                 _checkpointing(row.get("act_checkpoint", "").lower()), shardings
             ):
                 yield Layout(
-                    dp,
-                    tp,
-                    pp,
-                    stage,
-                    micro,
-                    accum,
-                    checkpointing,
-                    "deepspeed",
+                    dp=dp,
+                    tp=tp,
+                    pp=pp,
+                    zero_stage=stage,
+                    micro_batch_size=micro,
+                    grad_accum_steps=accum,
+                    activation_checkpointing=checkpointing,
+                    engine="deepspeed",
                     cp=cp,
                     cp_attention="ring" if cp > 1 and "ulysses" not in words else "ulysses",
                     sequence_parallel=_sequence_parallel(row, software, tp),
