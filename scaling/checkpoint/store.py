@@ -28,7 +28,7 @@ from typing import Any
 from scaling.checkpoint.fence import Fence
 from scaling.checkpoint.manifest import MANIFEST, Manifest, read_manifest, sealed
 from scaling.errors import CheckpointError
-from scaling.runs.files import portable, remove
+from scaling.runs.files import fsync, portable, remove
 
 _NAME = re.compile(r"^step-(\d{8,})$")
 _PARTIAL = re.compile(r"^\.step-\d{8,}(\.\w+)?\.partial$")
@@ -54,17 +54,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and checksum of a file that is first forced to disk."""
-    _fsync(path)
+    fsync(path)
     return {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
@@ -84,12 +76,12 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
     path.write_text(
         json.dumps(sealed(portable(asdict(manifest))), indent=1, allow_nan=False) + "\n"
     )
-    _fsync(path)
-    _fsync(partial)
+    fsync(path)
+    fsync(partial)
     with Fence(directory / FENCE).passing(group) if group else contextlib.nullcontext():
         _make_way(directory, final, manifest.step)
         os.replace(partial, final)
-        _fsync(directory)
+        fsync(directory)
     return final
 
 

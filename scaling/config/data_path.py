@@ -69,7 +69,10 @@ def kind_of(path: str, *, pairs: bool = False) -> Kind:
     inputs = split_paths(path)
     if any(_is_remote(text) for text in inputs):
         one_folder = (
-            len(inputs) == 1 and not path.startswith("hf:") and not path.lower().endswith(_ONE_FILE)
+            len(inputs) == 1
+            and "*" not in path
+            and not path.startswith("hf:")
+            and not path.lower().endswith(_ONE_FILE)
         )
         return "shards" if one_folder else "documents"
     found = [match for text in inputs for match in _matches(text)]

@@ -35,7 +35,7 @@ from scaling.model.export.transformers_files import CONFIG_FILE, WEIGHTS_FILE, h
 from scaling.parallel.part import Part
 from scaling.planner.cost.lengths import lengths
 from scaling.runs.directory import RunDir
-from scaling.runs.files import write_json
+from scaling.runs.files import fsync, write_json
 
 INDEX_FILE = "model.safetensors.index.json"
 DType = Literal["fp32", "bf16"]
@@ -255,9 +255,9 @@ def _appearing(target: Path) -> Iterator[Path]:
         yield made
         for path in [*made.iterdir(), made]:  # which are private to their maker until now
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-            _sync(path)
+            fsync(path)
         os.replace(made, target)
-        _sync(target.parent)
+        fsync(target.parent)
     except (OSError, SafetensorError) as error:
         fix = "Free some space, or choose another directory."
         raise RunDirError(f"cannot write {target}: {error}", f"to={target}", fix) from error
@@ -271,11 +271,3 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

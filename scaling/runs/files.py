@@ -61,7 +61,7 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -241,8 +241,8 @@ def sync(path: Path) -> None:
     """Wait until the file at `path`, and its name, are on the disk; nothing where there is no file.
     Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
-        _fsync(path)
-        _fsync(path.parent)
+        fsync(path)
+        fsync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -254,7 +254,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -353,14 +353,14 @@ def test_partial_and_foreign_directories_are_no_checkpoints(tmp_path: Path) -> N
 # Committing.
 
 
-@pytest.mark.parametrize("failing", ["_fsync", "os.replace"])
+@pytest.mark.parametrize("failing", ["fsync", "os.replace"])
 def test_an_interrupted_commit_leaves_nothing_or_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """The commit is stopped at every call of `failing` in turn: each time the older checkpoint is
     what is found."""
     older = write(tmp_path, 10)
-    owner, name = (os, "replace") if failing == "os.replace" else (checkpoint, "_fsync")
+    owner, name = (os, "replace") if failing == "os.replace" else (checkpoint, "fsync")
     original = getattr(owner, name)
     for stop_at in range(1, 20):
         calls = iter(range(1, 1000))

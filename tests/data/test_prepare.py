@@ -99,7 +99,7 @@ def start(*words: str) -> subprocess.Popen[str]:
     """The command, in a process whose stages each take a while."""
     code = (
         "import sys, time\nfrom scaling.commands.progress import ProgressBar\nfrom scaling import prepare\n"
-        f"from scaling.data import ordering\nordering.FAN_IN = {ordering.FAN_IN}\n"
+        f"from scaling.data.prepare import ordering\nordering.FAN_IN = {ordering.FAN_IN}\n"
         "def report(self, message, part):\n    print(message, flush=True)\n    time.sleep(0.05)\n"
         "ProgressBar.report = report\nsys.exit(prepare.main(sys.argv[1:]))"
     )

@@ -415,30 +415,23 @@ def test_malformed_tars_whose_checksum_agrees(corpus, content, reason):
     refused(directory, replace_shard(directory, index, content), reason)
 
 
-@pytest.mark.parametrize("location", ["pipe:cat /etc/passwd", "ftp://host/dir", "javascript:1"])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "pipe:cat /etc/passwd",
+        "ftp://host/dir",
+        "javascript:1",
+        "scp://host/dir",
+        "simplecache::s3://bucket/dir",
+        "local://etc",
+        "reference://x",
+        "git://repository",
+        "dask://host/dir",
+    ],
+)
 def test_schemes_that_are_not_opened(location):
     with pytest.raises(DataError, match="is not allowed"):
         CorpusIndex.load(location)
-
-
-def test_other_schemes_go_to_webdataset_without_a_shell(corpus, monkeypatch):
-    from webdataset.gopen import gopen_schemes
-
-    directory, index = corpus
-    opened = []
-    monkeypatch.setattr(transport, "_FIRST_DELAY_S", 0.01)
-
-    def open_bucket(url, mode, bufsize):
-        opened.append(url)
-        if len(opened) == 2:
-            raise OSError("the store is busy")  # and is asked again
-        return (directory / url.removeprefix("gs://bucket/")).open(mode)
-
-    monkeypatch.setitem(gopen_schemes, "gs", open_bucket)
-    np.testing.assert_array_equal(
-        read_all("gs://bucket", CorpusIndex.load("gs://bucket")), read_all(directory, index)
-    )
-    assert opened[0] == "gs://bucket/index.json"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Bytes of a file that lies in a directory or behind a URL. Standard library only.
+"""Read the bytes of a file from a directory or a URL.
 
-Local paths, file:// and http(s):// are read here, with bounded waits and retries; the remaining
-schemes that webdataset opens without a shell (gs, hf, ais, sftp, ftps, scp) go through its gopen.
-pipe: URLs run commands and are refused.
+Local paths and file:// are opened here, http(s):// by scaling.data.io.http, and the schemes of
+object stores by scaling.data.io.store. Every other scheme is refused; pipe: would run a command.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from scaling.config.paths import plain
-from scaling.data.io.http import Attempts, HttpFile, Patience, describe, head, is_http
+from scaling.data.io.http import HttpFile, Patience, describe, head, is_http
+from scaling.data.io.store import BUFFER_BYTES, DRIVERS, StoreFile
 from scaling.errors import DataError
 
-WEBDATASET_SCHEMES = frozenset({"ais", "ftps", "gs", "hf", "scp", "sftp"})
+_SCHEMES = frozenset({"file", "http", "https", *DRIVERS})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
 """For what is asked while a person waits: short outages pass, a wrong address is told soon.
 Assumption."""
@@ -36,11 +36,10 @@ def scheme_of(location: str | Path) -> str:
     """
     match = _SCHEME.match(str(location))
     scheme = match[1].lower() if match and not os.path.lexists(location) else ""
-    if scheme not in {"", "file", "http", "https"} | WEBDATASET_SCHEMES:
-        known = ", ".join(sorted({"file", "http", "https"} | WEBDATASET_SCHEMES))
+    if scheme and scheme not in _SCHEMES:
         raise DataError(
             f"{location} cannot be opened: scheme {scheme}: is not allowed",
-            fix=f"Use a directory or one of {known}.",
+            fix=f"Use a directory or one of {', '.join(sorted(_SCHEMES))}.",
         )
     return scheme
 
@@ -59,8 +58,8 @@ def join(directory: str | Path, name: str) -> str:
 def open_location(
     location: str | Path, patience: Patience = AT_FIRST, headers: Mapping[str, str] | None = None
 ) -> IO[bytes]:
-    """The file as a stream; seekable on a disk, and behind http where the server has ranges. Raises
-    OSError, DataError.
+    """Open the file as a stream. It is seekable, except behind an http server without ranges.
+    Raises OSError, DataError.
 
     `headers` go along with requests to the server of an http location.
     """
@@ -74,14 +73,7 @@ def open_location(
                 HttpFile(str(location), patience=patience, headers=headers), _BUFFER_BYTES
             ),
         )
-    from webdataset.gopen import gopen
-
-    return cast(IO[bytes], gopen(str(location), "rb"))
-
-
-def _gopened(url: str, max_bytes: int) -> bytes:
-    with open_location(url) as file:
-        return file.read(max_bytes)
+    return cast(IO[bytes], io.BufferedReader(StoreFile(str(location), patience), BUFFER_BYTES))
 
 
 def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIRST) -> bytes:
@@ -93,9 +85,12 @@ def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIR
         if is_http(str(location)):
             with open_location(location, patience) as file:
                 return file.read(max_bytes)
-        return Attempts(str(location), patience).until_it_works(
-            lambda: _gopened(str(location), max_bytes)
-        )
+        with StoreFile(str(location), patience) as stored:
+            if stored.size is None:
+                return io.BufferedReader(stored, BUFFER_BYTES).read(max_bytes)
+            # all that is wanted in one request
+            wanted = stored.size if max_bytes < 0 else min(max_bytes, stored.size)
+            return _read_up_to(stored, wanted)
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
 
@@ -112,6 +107,14 @@ def fetch_whole(location: str | Path, max_bytes: int, patience: Patience = AT_FI
     return content
 
 
+def _read_up_to(file: io.RawIOBase, n_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    while n_bytes > 0 and (part := file.read(n_bytes)):
+        parts.append(part)
+        n_bytes -= len(part)
+    return b"".join(parts)
+
+
 def _read(path: Path, max_bytes: int) -> bytes:
     """In one piece, without a copy where all of it is wanted."""
     with path.open("rb", buffering=0) as file:
@@ -120,13 +123,15 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def size_bytes(location: str | Path, patience: Patience = AT_FIRST) -> int | None:
-    """Size of a file without reading it; None where the store does not say. Raises DataError when
-    it is not there."""
+    """Size of a file without reading it; None where the store does not report one. Raises DataError
+    for a file that is not there."""
     try:
         path = local_path(location)
         if path is not None:
             return path.stat().st_size
-        return _http_size(str(location), patience) if is_http(str(location)) else None
+        if is_http(str(location)):
+            return _http_size(str(location), patience)
+        return StoreFile(str(location), patience).size
     except (OSError, ValueError) as error:
         raise unreadable(location, error) from error
 

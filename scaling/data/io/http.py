@@ -28,6 +28,14 @@ T = TypeVar("T")
 _TRANSIENT = frozenset({408, 425, 429})
 """Answers below 500 that are about the moment and not about the request: timeout, too early, too
 many requests."""
+_LASTING = (
+    ssl.SSLCertVerificationError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""Errors that the same request meets again."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 """Between attempts: doubled each time, and each a random part of that, so that many ranks do not
 come back at once. Assumption: the longest is short beside any outage that people notice."""
@@ -258,7 +266,7 @@ def is_transient(error: BaseException) -> bool:
         return is_transient(error.reason)
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
-    return not isinstance(error, ssl.SSLCertVerificationError)
+    return not isinstance(error, _LASTING)
 
 
 def describe(error: Exception) -> str:

@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote, urlparse
 
 from scaling.config.paths import exists
-from scaling.data.io.fetch import AT_FIRST, WEBDATASET_SCHEMES, scheme_of, unreadable
+from scaling.data.io.fetch import AT_FIRST, scheme_of, unreadable
 from scaling.data.io.http import HttpFile
 from scaling.data.io.hub import HubName, hub_files
+from scaling.data.io.store import DRIVERS, StoreFile, matching_urls
 
 N_THREADS = 16
 """Files looked at at once. Assumption: enough to hide a server's latency."""
@@ -38,14 +39,17 @@ def is_remote(text: str) -> bool:
 
 def name_of(location: str) -> PurePosixPath:
     """The path of a local file or of a URL, by whose end formats are told."""
-    return PurePosixPath(unquote(urlparse(location).path) if scheme_of(location) else location)
+    scheme = scheme_of(location)
+    if scheme in DRIVERS:
+        return PurePosixPath(location)  # keys of stores are not quoted, and ? is a letter of them
+    return PurePosixPath(unquote(urlparse(location).path) if scheme else location)
 
 
 def find_remote(text: str, commits: dict[str, str]) -> list[InputFile]:
-    """The files that an input stands for; {000..999} in a URL is a range. `commits` as for
-    `hub_files`.
+    """The files that an input names. {000..999} in a URL is a range, * in that of a store a glob.
 
-    Raises DataError for a URL that is not there, ConfigError for a name that the hub does not know.
+    `commits` as for `hub_files`. Raises DataError for a URL that is not there, ConfigError for a
+    name that the hub does not know.
     """
     if (name := HubName.parse(text)) is not None:
         return [
@@ -55,14 +59,28 @@ def find_remote(text: str, commits: dict[str, str]) -> list[InputFile]:
     from braceexpand import braceexpand
 
     with ThreadPoolExecutor(N_THREADS) as pool:
-        return list(pool.map(_looked_at, braceexpand(text)))
+        urls = [url for pattern in braceexpand(text) for url in _matching(pattern)]
+        return list(pool.map(_look_at, urls))
 
 
-def _looked_at(url: str) -> InputFile:
-    if scheme_of(url) in WEBDATASET_SCHEMES:
-        return InputFile(url)
+def _matching(url: str) -> list[str]:
+    """The URL, or where it is a glob of a store, all that it matches."""
+    if "*" not in url or scheme_of(url) not in DRIVERS:
+        return [url]
     try:
-        with HttpFile(url, patience=AT_FIRST) as file:
+        return matching_urls(url, AT_FIRST)
+    except OSError as error:
+        raise unreadable(url, error) from error
+
+
+def _look_at(url: str) -> InputFile:
+    try:
+        opened: StoreFile | HttpFile = (
+            StoreFile(url, AT_FIRST)
+            if scheme_of(url) in DRIVERS
+            else HttpFile(url, patience=AT_FIRST)
+        )
+        with opened as file:
             return InputFile(url, file.size, file.version, file.seekable())
     except OSError as error:
         raise unreadable(url, error) from error

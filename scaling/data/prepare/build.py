@@ -14,7 +14,6 @@ bounded by those, and by the largest document.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -44,6 +43,7 @@ from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
 from scaling.data.tokenizer.byte_level import Tokenizer, train_tokenizer
 from scaling.data.tokenizer.existing import hub_tokenizer
 from scaling.errors import ConfigError
+from scaling.runs.files import fsync
 from scaling.units import counted, format_bytes, format_count
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -131,7 +131,9 @@ def _finish(
     index = CorpusIndex(name=recipe.name, dtype=dtype, tokenizer=info, splits=shards)
     index.save(directory)
     shutil.rmtree(directory / WORK)
-    _sync(directory)
+    # its files, then their names
+    for path in [*directory.iterdir(), directory]:
+        fsync(path)
     return index
 
 
@@ -320,13 +322,3 @@ def _sample(
             size += len(content)
             text = content.decode()
             yield from text.split(BETWEEN) if recipe.pairs else (text,)
-
-
-def _sync(directory: Path) -> None:
-    """Wait until the files of a directory, and their names, are on the disk."""
-    for path in [*directory.iterdir(), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,11 +21,13 @@ from scaling.data.mixture import Component, write_mixture
 from scaling.data.prepare.build import TOKENIZER_FILE, Recipe, build, written_text
 from scaling.data.prepare.pieces import local_paths
 from scaling.data.prepare.recipe import directory_name, recipe_of
-from scaling.data.prepare.resume import build_or_finish, noted_commits
+from scaling.data.prepare.resume import WAITING, build_or_finish, noted_commits
 from scaling.data.prepare.tasks import Report, n_cores, put, silent
 from scaling.data.shards import INDEX_FILE, CorpusIndex
 from scaling.data.tokenizer.byte_level import MAX_TOKENIZER_BYTES
 from scaling.errors import ConfigError, DataError
+from scaling.runs.file_lock import file_lock
+from scaling.runs.files import fsync
 from scaling.units import counted
 
 _FIXES = {
@@ -150,15 +150,9 @@ def _kept(cache: Path, tokenizer: bytes) -> Path:
 
 @contextlib.contextmanager
 def _lock(cache: Path, name: str, report: Report) -> Iterator[None]:
-    """Hold the lock of one corpus; the kernel lets go of it when its holder dies. Its file stays,
-    empty."""
+    """Hold the lock of one corpus."""
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{name}.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another process that builds the same corpus", None)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(cache / f".{name}.lock", lambda: report(WAITING, None)):
         yield
 
 
@@ -182,15 +176,7 @@ def _build(recipe: Recipe, directory: Path, report: Report) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_parent(directory)
-
-
-def _sync_parent(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(directory.parent)
 
 
 def _disk_error(cache: Path, error: OSError) -> DataError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,9 +18,13 @@ from scaling.data.prepare.sources import UnfitInput, files_identity
 from scaling.data.prepare.tasks import Report
 from scaling.data.shards import FORMAT_VERSION, INDEX_FILE, CorpusIndex
 from scaling.errors import ConfigError, DataError
+from scaling.runs.file_lock import file_lock
 
 RECIPE_FILE = ".recipe.json"
-"""In the directory of the corpus: the hash of what it is made of; locked by who builds there."""
+"""In the directory of the corpus: the hash of what it is made of."""
+LOCK_FILE = ".recipe.lock"
+"""Beside it: held by the process that builds there."""
+WAITING = "waiting for another process that builds the same corpus"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -87,7 +90,7 @@ def identity(recipe: Recipe) -> str:
 
 
 def _give_up(directory: Path) -> None:
-    """Forget whose the directory is. Called under its lock, so that the file stays, empty."""
+    """Forget which recipe the directory is for. Called under its lock."""
     shutil.rmtree(directory / WORK, ignore_errors=True)
     os.truncate(directory / RECIPE_FILE, 0)
 
@@ -96,24 +99,28 @@ def _give_up(directory: Path) -> None:
 def _owned(
     directory: Path, recipe: str, commits: Mapping[str, str], wait: Report | None
 ) -> Iterator[bool]:
-    """Hold the directory for this recipe; yields whether it is new. The kernel lets go of the lock
-    when its holder dies."""
+    """Hold the directory for this recipe; yields whether it is new."""
     where = f"out={directory}"
     directory.mkdir(parents=True, exist_ok=True)
     fix = "Choose another out, or delete that one."
-    if (directory / RECIPE_FILE).exists() or not any(directory.iterdir()):
-        with (directory / RECIPE_FILE).open("a+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if wait is None:
-                    raise ConfigError(
-                        "another process prepares a corpus in the directory",
-                        where,
-                        "Wait for it, or choose another.",
-                    ) from error
-                wait("waiting for another process that builds the same corpus", None)
-                fcntl.flock(file, fcntl.LOCK_EX)
+
+    def on_wait() -> None:
+        if wait is None:
+            raise ConfigError(
+                "another process prepares a corpus in the directory",
+                where,
+                "Wait for it, or choose another.",
+            )
+        wait(WAITING, None)
+
+    # another process may have created the lock and not yet the recipe
+    if {path.name for path in directory.iterdir()} <= {LOCK_FILE} or (
+        directory / RECIPE_FILE
+    ).exists():
+        with (
+            file_lock(directory / LOCK_FILE, on_wait),
+            (directory / RECIPE_FILE).open("a+b") as file,
+        ):
             found = _recipe_in(file)
             if found not in (None, recipe):
                 raise ConfigError(

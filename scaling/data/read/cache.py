@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from scaling.data.read.shard_reader import is_sound
 from scaling.data.read.verified import Verified
 from scaling.data.shards import ShardInfo
 from scaling.errors import DataError
+from scaling.runs.file_lock import file_lock
 
 _LOCKS = 256
 """Files to lock: shards that share one are fetched one after the other, which many files make rare.
 Assumption."""
 _LOCK = ".lock-"
-_POLL_S = 0.1
 # a copy in the making that nobody has written to for so long is of a process that was killed
 _ABANDONED_S = 3600.0
 
@@ -105,17 +104,9 @@ class ShardCache:
                 Path(path).unlink(missing_ok=True)
                 total -= size
 
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Hold one of the directory's locks. The kernel lets go of it when its holder dies."""
-        with (self.directory / f"{_LOCK}{name}").open("ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(_POLL_S)
-            yield
+    def _lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold one of the directory's locks."""
+        return file_lock(self.directory / f"{_LOCK}{name}")
 
     def _trouble(self, error: OSError) -> DataError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
