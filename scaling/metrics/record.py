@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from scaling.errors import RunDirError
 from scaling.metrics import names
+from scaling.metrics.sink import Sink
 from scaling.runs.files import (
     WORDS,
     append_line,
@@ -35,20 +36,6 @@ METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
 _NEAR_LINES = 4
 """Lines looked through for a value: records of training and of evaluation alternate at most."""
-
-
-class Sink(Protocol):
-    """A view of metrics.jsonl. `log` is given every record as it was written; `close` loses none of
-    them.
-
-    `rewind`: the records after `step` do not count, and others of these steps will come.
-    """
-
-    def log(self, record: Mapping[str, float]) -> None: ...
-
-    def rewind(self, step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class MetricLog:

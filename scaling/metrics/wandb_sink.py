@@ -9,20 +9,21 @@ than metrics.jsonl (measured: none of seven steps at the default of 15 s).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
-import socket
-import subprocess
-import sys
-import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from scaling.metrics import names
+from scaling.metrics.reachable import CONNECT_TIMEOUT_S, reachable
+from scaling.metrics.replay import replay
+from scaling.metrics.wandb_files import (
+    FILLED_FILE,
+    ID_FILE,
+    filled_to,
+    last_step_on_disk,
+    wandb_id,
+)
 from scaling.redaction import redact, redact_tree
 from scaling.runs.files import disk_error, write_atomic
 from scaling.units import counted
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["online", "offline", "disabled"]
 
-# assumption: a server that takes longer to answer is not worth a wait at every start
-_CONNECT_TIMEOUT_S = 3.0
 _INIT_TIMEOUT_S = 30.0  # assumption
 _FINISH_TIMEOUT_S = 60.0  # assumption; what is not uploaded by then stays on disk for `wandb sync`
-_READ_TIMEOUT_S = 60.0  # assumption: reading back the files of earlier starts
 _FLUSH_INTERVAL_S = 2.0  # assumption; wandb's own 15 s make `wandb leet` and crashes see an old run
 
 
@@ -137,8 +135,8 @@ def _open(
     if mode == "disabled":
         notice("W&B: not used, since WANDB_MODE=disabled")
         return None
-    run_id = _run_id(config, run_dir)
-    last_step = _last_step_on_disk(
+    run_id = wandb_id(config, run_dir)
+    last_step = last_step_on_disk(
         run_dir, run_id, unknown=-1 if resumed_step is None else resumed_step
     )
     arguments = _init_arguments(wandb, config, run_dir, run_id)
@@ -162,7 +160,7 @@ def _open(
     run.define_metric("*", step_metric=names.TRAIN_TOKENS)
     sink = WandbSink(run, last_step, notice)
     if resumed_step is not None:
-        n_filled = _replay(run_dir / "metrics.jsonl", sink, resumed_step)
+        n_filled = replay(run_dir, sink, sink.newest_step, resumed_step)
         if n_filled:
             notice(f"W&B: {counted(n_filled, 'earlier record')} filled in from metrics.jsonl.")
     return sink
@@ -171,17 +169,16 @@ def _open(
 def back_fill_wandb(
     config: RunConfig, run_dir: Path, last_step: int, notice: Callable[[str], None]
 ) -> None:
-    """Give W&B what it lacks of a finished run, once: the step up to which it has it is kept beside
-    its files."""
-    kept = run_dir / "wandb" / "filled_to"
-    run_id_path = run_dir / "wandb_id"
-    if _read_step(kept) >= last_step:
+    """Give W&B the records of a finished run that it lacks.
+
+    A file beside those of W&B holds the step up to which this was done.
+    """
+    if filled_to(run_dir) >= last_step:
         notice("W&B: has the whole run already.")
         return
-    if (
-        run_id_path.exists()
-        and _last_step_on_disk(run_dir, _run_id(config, run_dir), unknown=-1) >= last_step
-    ):
+    if (run_dir / ID_FILE).exists() and last_step_on_disk(
+        run_dir, wandb_id(config, run_dir), unknown=-1
+    ) >= last_step:
         notice("W&B: has the whole run already.")
     else:
         sink = open_wandb_sink(config, run_dir, last_step, notice)
@@ -190,14 +187,7 @@ def back_fill_wandb(
         sink.close()
         if not sink.sound:
             return
-    write_atomic(kept, f"{last_step}\n".encode())
-
-
-def _read_step(path: Path) -> int:
-    try:
-        return int(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return -1
+    write_atomic(run_dir / FILLED_FILE, f"{last_step}\n".encode())
 
 
 def _init_arguments(wandb: Any, config: RunConfig, run_dir: Path, run_id: str) -> dict[str, Any]:
@@ -266,89 +256,8 @@ def _choose_mode(wandb: Any) -> tuple[Mode, str]:
     if key is None:
         return "offline", "there is no API key (set WANDB_API_KEY, or run `wandb login`)"
     if not reachable(settings.base_url):
-        return "offline", f"{settings.base_url} does not answer within {_CONNECT_TIMEOUT_S:.0f} s"
+        return "offline", f"{settings.base_url} does not answer within {CONNECT_TIMEOUT_S:.0f} s"
     return "online", ""
-
-
-def reachable(url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
-    """Whether the host of `url`, or the proxy that leads to it, accepts a connection within
-    `timeout_s` seconds."""
-    target = urlsplit(url)
-    proxy = urllib.request.getproxies().get(target.scheme)
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = target.port or (443 if target.scheme == "https" else 80)
-    answered = threading.Event()
-
-    def connect() -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((target.hostname or "", port), timeout=timeout_s),
-        ):
-            answered.set()
-
-    # In a thread, since looking up a name has a time-out of its own that no caller can set.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return answered.is_set()
-
-
-def _run_id(config: RunConfig, run_dir: Path) -> str:
-    """The W&B id kept in `run_dir`, made at the first start; never shared with an equal run in
-    another directory."""
-    path = run_dir / "wandb_id"
-    try:
-        if run_id := path.read_text(encoding="utf-8").strip():
-            return run_id
-    except FileNotFoundError:
-        pass  # the first start
-    except OSError as error:
-        raise disk_error("read", path, error) from error
-    run_id = f"{config.run_id}-{secrets.token_hex(4)}"
-    write_atomic(path, f"{run_id}\n".encode())
-    return run_id
-
-
-def _last_step_on_disk(run_dir: Path, run_id: str, unknown: int) -> int:
-    """The last step in the files of earlier starts, by wandb's own reader; -1 where there is none.
-
-    `unknown` when they cannot be read: then nothing is replayed, and nothing is logged twice.
-    """
-    last_step, environment = -1, os.environ | {"WANDB_MODE": "offline"}
-    for path in sorted((run_dir / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=_READ_TIMEOUT_S,
-            )
-            entries = [json.loads(line) for line in done.stdout.splitlines()]
-        except (OSError, subprocess.SubprocessError, ValueError):
-            return unknown
-        steps = [
-            int(entry["history"]["step"]["num"]) for entry in entries if entry["type"] == "history"
-        ]
-        last_step = max([last_step, *steps])
-    return last_step
-
-
-def _replay(metrics: Path, sink: WandbSink, resumed_step: int) -> int:
-    """Log what W&B lacks up to `resumed_step`; returns how many records these were."""
-    from scaling.metrics.record import iter_metrics
-
-    if not metrics.exists():
-        return 0
-    known_step, n_filled = sink.newest_step, 0
-    for record in iter_metrics(metrics):
-        if known_step < record[names.STEP] <= resumed_step:
-            sink.log(record)
-            n_filled += 1
-    return n_filled
 
 
 def log_results(
@@ -360,8 +269,8 @@ def log_results(
     """Send the rows of a study, all with the same keys, as the table "results" of one W&B run in
     the study's group.
 
-    Its files and id lie in the study's `directory`: a later call continues the run. Trouble with
-    W&B is told, and harms nothing.
+    Its files and id lie in the study's `directory`: a later call continues the run. An error of
+    W&B is reported and not raised.
     """
     with _environment(directory):
         import wandb
@@ -369,7 +278,7 @@ def log_results(
         mode, reason = _choose_mode(wandb)
         if mode == "disabled" or not rows:
             return
-        arguments = _init_arguments(wandb, config, directory, _run_id(config, directory))
+        arguments = _init_arguments(wandb, config, directory, wandb_id(config, directory))
         arguments |= {"name": f"{directory.name}-results", "job_type": "study", "config": None}
         run, trouble = _try_init(wandb, directory, mode=mode, **arguments)
         if run is None:

@@ -15,9 +15,10 @@ import pytest
 from scaling.composition.compose import compose
 from scaling.config.run_config import RunConfig
 from scaling.metrics import wandb_sink
+from scaling.metrics.reachable import reachable
 from scaling.metrics.record import MetricLog, read_metrics
 from scaling.metrics.sinks import back_fill, make_sinks
-from scaling.metrics.wandb_sink import log_results, reachable
+from scaling.metrics.wandb_sink import log_results
 
 
 @pytest.fixture

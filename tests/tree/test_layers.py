@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,8 @@ HOMES = {
     "deepspeed": {"engine/deepspeed.py", "engine/pipeline.py", "engine/refusal.py"},
     "wandb": {"metrics/wandb_sink.py"},
     "tensorboard": {"metrics/tensorboard_sink.py"},
-    "webdataset": {"data/read/shard_reader.py", "data/io/fetch.py"},
+    "webdataset": {"data/read/shard_reader.py"},
+    "fsspec": {"data/io/store.py", "data/io/hub.py"},
     "pyarrow": {"data/io/open_input.py"},
     "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py"},
     "matplotlib": {"metrics/curve.py", "laws/figures.py"},
@@ -158,6 +160,32 @@ def test_every_module_has_its_layer() -> None:
 
 def test_imports_point_downwards() -> None:
     assert upward_arrows(LAYERS) == []
+
+
+def dependencies() -> dict[str, set[str]]:
+    """Modules of the package that each one imports, inside functions included."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        wanted = {other for other, _ in imports(tree)} | {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        found[name] = wanted & names.keys() - {name}
+    return found
+
+
+def test_no_modules_import_one_another() -> None:
+    # a package's own __init__ gathers its modules, which may import each other from it
+    found = {
+        name: {other for other in others if not name.startswith(f"{other}.")}
+        for name, others in dependencies().items()
+    }
+    graphlib.TopologicalSorter(found).prepare()
 
 
 def test_an_upward_import_is_seen() -> None:
