@@ -11,16 +11,19 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
+
+from scaling.composition.hydra_parts import (
+    BasicSweeper,
+    ConfigLoaderImpl,
+    Override,
+    OverridesParser,
+)
 
 Job = tuple[DictConfig, tuple[str, ...]]
 """A composed configuration, and the words that composed it."""

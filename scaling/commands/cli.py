@@ -31,8 +31,9 @@ def run_task(
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
+    from scaling.composition.code_refusal import inert_configurations, refuse_pickled_jobs
     from scaling.composition.compose import COMPOSITION_ERRORS, explain, in_full, validate
-    from scaling.config.code_refusal import inert_configurations, refuse_pickled_jobs
+    from scaling.composition.hydra_parts import attach_study
 
     codes: list[int] = []
     composed_once = False
@@ -61,7 +62,7 @@ def run_task(
         with reported(codes, debug="scaling.debug=true" in overrides):
             codes.append(study([(validate(composed, words), words) for composed, words in jobs]))
 
-    vars(main.__wrapped__)["study"] = launch  # Hydra hands the launcher what it wraps
+    attach_study(main, launch)
 
     with (
         reported(codes, debug="scaling.debug=true" in overrides),
@@ -85,9 +86,8 @@ def run_task(
 def _refuse_flags(argv: Sequence[str]) -> None:
     """Raises ConfigError for what is none of Hydra's flags. Hydra itself would list those, and say
     nothing of keys."""
-    from hydra._internal.utils import get_args_parser
-
     from scaling.composition.compose import keys
+    from scaling.composition.hydra_parts import get_args_parser
 
     parser = get_args_parser()
 

@@ -12,17 +12,15 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from scaling.composition.code_refusal import inert_configurations
+from scaling.composition.hydra_parts import GlobalHydra, OverridesParser, Quote, QuotedString
 from scaling.config.cluster_names import with_named_clusters
-from scaling.config.code_refusal import inert_configurations
 from scaling.config.data_path import names_a_path, with_chosen_kind
 from scaling.config.recorded import new_name
 from scaling.config.run_config import RunConfig, conf_dir, options_of

@@ -28,8 +28,8 @@ from omegaconf import OmegaConf
 from scaling import convert, fit, generate, predict, run, status
 from scaling.channel.failure import tell
 from scaling.checkpoint.manifest import MANIFEST, sealed
+from scaling.composition.code_refusal import refuse_targets
 from scaling.composition.compose import compose, quoted, words_for
-from scaling.config.code_refusal import refuse_targets
 from scaling.data.corpus import Corpus
 from scaling.errors import ConfigError, ScalingError
 from scaling.launch.ray.cluster import RayCluster

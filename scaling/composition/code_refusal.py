@@ -12,12 +12,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from scaling.composition.hydra_parts import (
+    ConfigLoaderImpl,
+    ConfigRepository,
+    ConfigSearchPath,
+    reference_text,
+)
 from scaling.errors import ConfigError
 
 _PLUGINS = {
@@ -149,5 +152,5 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         try:
             inner = container[key]
         except OmegaConfBaseException:
-            inner = str(container._get_node(key))
+            inner = reference_text(container, key)
         yield from _leaves(inner, f"{name}.{key}" if name else str(key))
