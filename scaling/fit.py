@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling.composition.flags import answered
+from scaling.composition.words import read_options
 from scaling.errors import ScalingError
-from scaling.laws.options import FitOptions, keys_help, parse
+from scaling.laws.options import FitOptions, keys_help
 from scaling.screen import Column, FittedTable, print_help, print_items
 from scaling.units import counted
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answered(words, lambda: print_help(USAGE)):
         return 0
     try:
-        options = parse(FitOptions, words, "scaling.fit")
+        options = read_options(FitOptions, words)
         from scaling.laws.analysis import analyse, load_points
         from scaling.laws.report import write_report
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling.composition.flags import answered
+from scaling.composition.words import read_options
 from scaling.errors import ScalingError
-from scaling.laws.options import PredictOptions, keys_help, parse
+from scaling.laws.options import PredictOptions, keys_help
 from scaling.runs.files import read_object, to_json, write_json
 from scaling.screen import print_help, print_items
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if answered(words, lambda: print_help(USAGE)):
         return 0
     try:
-        options = parse(PredictOptions, words, "scaling.predict")
+        options = read_options(PredictOptions, words)
         from scaling.laws import store
         from scaling.laws.answer import predict  # loads numpy: a wrong word is reported before
         from scaling.laws.recommend import write_recommendation

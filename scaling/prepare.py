@@ -15,6 +15,7 @@ from scaling.commands.options import run_command
 from scaling.config.paths import split_paths
 from scaling.config.run_config import TokenizerConfig
 from scaling.config.section import Count, Section
+from scaling.config.spelling import plain_message
 from scaling.screen import Column, FittedTable, print_items
 from scaling.units import format_bytes, format_count, format_duration
 
@@ -108,7 +109,7 @@ class PrepareOptions(Section):
         try:
             self.tokenizer_config()
         except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+            raise ValueError(plain_message(error.errors()[0]["msg"])) from error
         if self.hub is not None and self.vocab_size is not None:
             raise ValueError(
                 f"vocab_size={self.vocab_size} is for a tokenizer learnt here; {self.tokenizer} has its own"

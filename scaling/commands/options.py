@@ -1,29 +1,24 @@
-"""Commands that compose no configuration: KEY=VALUE words -> checked options -> a task, with errors
-and exit codes as everywhere.
-
-Everything behind the first = is the value as it stands, so that a prompt needs no quotes but the
-shell's.
-"""
+"""Commands that compose no configuration: run a task on checked options, with errors and exit codes
+as everywhere."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO, TypeVar
-
-from pydantic import ValidationError
+from typing import TextIO
 
 from scaling.commands.cli import reported
-from scaling.composition.flags import FLAGS, answered
+from scaling.composition.flags import answered
+from scaling.composition.words import Options, read_options
 from scaling.config.section import Section
-from scaling.config.spelling import TYPED as WHERE
-from scaling.config.spelling import did_you_mean, no_flag, no_key
+from scaling.config.spelling import TYPED
 from scaling.errors import EXIT_FINISHED, ConfigError
 from scaling.inference.options import RunOptions
 from scaling.screen import print_help
 
-Options = TypeVar("Options", bound=Section)
+__all__ = ["EXIT_INTERRUPTED", "read_options", "run_command", "say"]
+
 EXIT_INTERRUPTED = 130
 """By Ctrl-C, as shells say it."""
 
@@ -82,37 +77,10 @@ def _text(prompt: str) -> str:
     except UnicodeEncodeError as error:
         raise ConfigError(
             "prompt is not UTF-8",
-            WHERE,
+            TYPED,
             "Use a terminal with a UTF-8 locale, or prompt=- and a file.",
         ) from error
     return prompt
-
-
-def read_options(kind: type[Options], words: Sequence[str]) -> Options:
-    """The options that these words set. Raises ConfigError."""
-    given: dict[str, str] = {}
-    known = list(_descriptions(kind))
-    for number, word in enumerate(words):
-        key, equals, value = word.partition("=")
-        if word.startswith("-"):
-            raise no_flag(words, number, known, FLAGS)
-        if not equals:
-            raise no_key(word, known)
-        if key not in known:
-            raise ConfigError(
-                f"there is no option {key!r}",
-                WHERE,
-                f"{did_you_mean(key, known)}There are: {', '.join(known)}.",
-            )
-        if key in given:
-            raise ConfigError(
-                f"{key} is given twice, as {given[key]!r} and {value!r}", WHERE, "Give it once."
-            )
-        given[key] = value
-    try:
-        return kind.model_validate(given, context="words")
-    except ValidationError as error:
-        raise _explained(kind, error) from error
 
 
 def _help_lines(kind: type[Section]) -> Iterator[str]:
@@ -120,22 +88,3 @@ def _help_lines(kind: type[Section]) -> Iterator[str]:
         default = "" if field.is_required() or field.default is None else str(field.default)
         shown = f"  {f'{field.alias or name}={default}':<20} "
         yield f"{shown} {field.description or ''}".rstrip()
-
-
-def _descriptions(kind: type[Section]) -> dict[str, str]:
-    return {
-        field.alias or name: field.description or "" for name, field in kind.model_fields.items()
-    }
-
-
-def _explained(kind: type[Section], error: ValidationError) -> ConfigError:
-    problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if not problem["loc"]:  # of several options together
-        return ConfigError(message, WHERE)
-    key = str(problem["loc"][0])
-    meaning = f"{key} is: {_descriptions(kind)[key]}."
-    if problem["type"] == "missing":
-        return ConfigError(f"{key} is not given", "it has no default", meaning)
-    return ConfigError(f"{key}={problem['input']}: {message}", WHERE, meaning)

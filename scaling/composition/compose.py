@@ -24,7 +24,7 @@ from scaling.config.cluster_names import with_named_clusters
 from scaling.config.data_path import names_a_path, with_chosen_kind
 from scaling.config.recorded import new_name
 from scaling.config.run_config import RunConfig, conf_dir, options_of
-from scaling.config.spelling import TYPED, did_you_mean, near_keys
+from scaling.config.spelling import TYPED, did_you_mean, near_keys, plain_message
 from scaling.errors import ConfigError
 from scaling.planner.budget import token_budget
 from scaling.planner.cost.lengths import lengths
@@ -307,8 +307,7 @@ def _describe(problem: ErrorDetails, overrides: Sequence[str]) -> ConfigError:
         return _unknown_key(key, _where(key, overrides))
     if problem["type"] == "missing":
         return ConfigError(f"{key} has no value", None, f"Give one: {key}=...")
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = plain_message(problem["msg"])
     # of a section, or of all
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
         return ConfigError(

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from scaling.config.recorded import RECORDED
 from scaling.config.section import LONGEST_S, Count, Section
+from scaling.config.spelling import plain_message
 
 HOW_DATA_COMES = (
     "cache_dir",
@@ -205,7 +206,7 @@ class DataConfig(Section):
                     shared | {"path": None, "max_files": None} | own
                 )
             except ValidationError as error:
-                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                message = plain_message(error.errors()[0]["msg"])
                 raise ValueError(f"component {part.name} of data.components: {message}") from error
         return found
 

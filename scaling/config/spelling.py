@@ -12,6 +12,12 @@ _MOST = 6
 """Of the keys that end alike, such as name and kind, no more are offered."""
 
 
+def plain_message(message: str) -> str:
+    """A message of pydantic's as the end of a sentence."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
 def near_keys(key: str, known: Sequence[str]) -> list[str]:
     """The full keys that `key` may stand for: those that end in it, else those that are spelt
     alike."""

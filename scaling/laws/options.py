@@ -4,19 +4,13 @@ with what would work."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from scaling.composition.flags import FLAGS
 from scaling.config.section import Section
-from scaling.config.spelling import did_you_mean, no_flag, no_key
-from scaling.errors import ConfigError
 from scaling.laws.checks import REASONS
 from scaling.laws.fit import DEFAULT_DELTA
-
-O = TypeVar("O", bound=Section)  # noqa: E741 - an options class
 
 
 def _words(value: Any) -> Any:
@@ -193,41 +187,6 @@ class PredictOptions(Section):
                 "out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME"
             )
         return self
-
-
-def parse(kind: type[O], words: Sequence[str], command: str) -> O:
-    """key=value words -> options. Raises ConfigError that names the word and its neighbours."""
-    given: dict[str, str] = {}
-    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
-    for number, word in enumerate(words):
-        key, equals, value = word.partition("=")
-        if key.startswith("-"):
-            raise no_flag(words, number, list(fields), FLAGS)
-        if not equals:
-            raise no_key(word, list(fields))
-        if key not in fields:
-            raise ConfigError(
-                f"there is no key {key!r}",
-                command,
-                f"{did_you_mean(key, list(fields))}There are: {', '.join(fields)}.",
-            )
-        if key in given:
-            raise ConfigError(f"{key} is given twice", command, "Give it once.")
-        given[key] = value
-    try:
-        return kind.model_validate(given, context="words")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        message = problem["msg"].removeprefix("Value error, ")
-        what = (
-            f"{key}={given[key]}: {message[:1].lower()}{message[1:]}" if key in given else message
-        )
-        if problem["type"] == "missing":
-            what = f"{key} is not given"
-        raise ConfigError(
-            what, command, f"{key}: {fields[key].description}." if key else "--help lists the keys."
-        ) from error
 
 
 def keys_help(kind: type[Section]) -> str:

@@ -13,7 +13,12 @@ import pytest
 from scaling.composition.hydra_parts import PARTS, attach_study, get_args_parser
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTED = {"hydra.core.hydra_config", "hydra.core.config_store", "hydra.core.utils"}
+DOCUMENTED = {
+    "hydra.core.config_search_path",
+    "hydra.core.config_store",
+    "hydra.core.hydra_config",
+    "hydra.core.utils",
+}
 """Modules that Hydra's manual names, among those of hydra.core."""
 
 

@@ -12,10 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from scaling.composition.compose import compose
+from scaling.composition.words import read_options
 from scaling.config.run_config import RunConfig
 from scaling.config.section import Section, _kinds
 from scaling.errors import ConfigError
-from scaling.laws.options import FitOptions, parse
+from scaling.laws.options import FitOptions
 from scaling.units import parse_share
 
 NONSENSE: dict[str, Any] = {
@@ -194,4 +195,4 @@ def test_a_command_prints_no_control_characters() -> None:
 )
 def test_options_of_a_fit_refuse_it_too(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
-        parse(FitOptions, ["table=t.csv", word], "scaling.fit")
+        read_options(FitOptions, ["table=t.csv", word])

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from scaling import run
-from scaling.commands.options import read_options
 from scaling.commands.verbs import VERBS
 from scaling.composition.compose import compose
+from scaling.composition.words import read_options
 from scaling.convert import ConvertOptions
 from scaling.inference.options import FillOptions, GenerateOptions
-from scaling.laws.options import FitOptions, PredictOptions, parse
+from scaling.laws.options import FitOptions, PredictOptions
 from scaling.plan import FLAGS
 from scaling.planner.machines.detect import resolve_cluster
 from scaling.prepare import PrepareOptions
@@ -84,8 +84,8 @@ OURS: dict[str, Callable[[list[str]], object]] = {
     "generate": lambda words: read_options(GenerateOptions, words),
     "fill": lambda words: read_options(FillOptions, words),
     "convert": lambda words: read_options(ConvertOptions, words),
-    "fit": lambda words: parse(FitOptions, words, "scaling.fit"),
-    "predict": lambda words: parse(PredictOptions, words, "scaling.predict"),
+    "fit": lambda words: read_options(FitOptions, words),
+    "predict": lambda words: read_options(PredictOptions, words),
 }
 
 
