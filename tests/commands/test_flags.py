@@ -14,8 +14,9 @@ import scaling
 from scaling import __main__
 from scaling.commands.verbs import VERBS
 from scaling.composition.compose import keys
+from scaling.composition.words import read_options
 from scaling.config.spelling import near_keys
-from scaling.laws.options import FitOptions, PredictOptions, parse
+from scaling.laws.options import FitOptions, PredictOptions
 
 Command = Callable[..., tuple[int, str, str]]
 NEEDED = {
@@ -152,8 +153,8 @@ def test_every_path_may_begin_at_home(
     monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse(FitOptions, ["study=~/runs", "out=~/laws"], "").out == f"{tmp_path}/laws"
-    assert parse(PredictOptions, ["fit=~/laws", "c=1"], "").fit == f"{tmp_path}/laws"
+    assert read_options(FitOptions, ["study=~/runs", "out=~/laws"]).out == f"{tmp_path}/laws"
+    assert read_options(PredictOptions, ["fit=~/laws", "c=1"]).fit == f"{tmp_path}/laws"
     assert (
         command("plan", "model=gpt_1b", "cluster=8xH100", "plan.output=~/p.json", "plan.top=1")[0]
         == 0
