@@ -11,6 +11,8 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# here, not in hydra_parts: Hydra executes this module anew before it loads this plugin
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -18,12 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
-from scaling.composition.hydra_parts import (
-    BasicSweeper,
-    ConfigLoaderImpl,
-    Override,
-    OverridesParser,
-)
+from scaling.composition.hydra_parts import ConfigLoaderImpl, Override, OverridesParser
 
 Job = tuple[DictConfig, tuple[str, ...]]
 """A composed configuration, and the words that composed it."""

@@ -37,6 +37,12 @@ def test_the_function_that_hydra_wraps_is_what_a_launcher_is_given() -> None:
     assert main.__wrapped__.study is launch
 
 
+def test_the_sweeper_splits_a_sweep_into_jobs() -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    assert callable(BasicSweeper.split_arguments)
+
+
 def test_the_parser_of_flags_reports_errors_by_a_method() -> None:
     parser = get_args_parser()
     assert callable(parser.error)
@@ -54,4 +60,4 @@ def test_one_module_reaches_for_them() -> None:
         and node.module.startswith(("hydra._internal", "hydra.core"))
         and node.module not in DOCUMENTED
     }
-    assert found == {"scaling/composition/hydra_parts.py"}
+    assert found == {"scaling/composition/hydra_parts.py", "hydra_plugins/scaling_study.py"}
