@@ -1,5 +1,4 @@
-"""What a worker and its driver tell each other while a run goes on: progress and notices up, a wish
-to stop down."""
+"""The channel between a worker and its driver: messages go up, a wish to stop comes down."""
 
 from __future__ import annotations
 
@@ -8,31 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scaling import errors
-from scaling.errors import ScalingError
+from scaling.channel.messages import Message, Progress
 
 
 @dataclass(frozen=True)
 class Notice:
-    """That the machines of some ranks will be taken back. deadline_s: when, in seconds since the
-    epoch; None where unknown."""
+    """The machines of some ranks will be taken back. deadline_s: when, in seconds since the epoch;
+    None where unknown."""
 
     ranks: tuple[int, ...]
     deadline_s: float | None
 
 
 class Channel(Protocol):
-    """One rank's end. Messages are plain JSON, so that nothing is unpickled on the other side.
+    """One rank's end.
 
-    watches_machines: whether there is somebody who gives notice of machines that will be taken
-    back.
+    watches_machines: whether somebody gives notice of machines that will be taken back.
     """
 
     watches_machines: bool
 
-    def send(self, kind: str, message: dict[str, Any]) -> None:
-        """Tell the driver. Of kind "progress" it sees the latest only, of every other kind each
-        one."""
+    def send(self, message: Message) -> None:
+        """Report to the driver. It sees only the latest Progress, and every other message."""
         ...
 
     def stop_requested(self) -> bool:
@@ -44,8 +40,7 @@ class Channel(Protocol):
         ...
 
     def abandon(self) -> None:
-        """End this rank's process at once, where it has one of its own; otherwise the driver ends,
-        having been told why."""
+        """End this rank's process at once, where it has one of its own; else the driver ends it."""
         ...
 
 
@@ -56,16 +51,16 @@ class LocalChannel:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._messages: list[tuple[str, dict[str, Any]]] = []
-        self._progress: dict[str, Any] | None = None
+        self._messages: list[Message] = []
+        self._progress: Progress | None = None
         self._stop = threading.Event()
 
-    def send(self, kind: str, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         with self._lock:
-            if kind == "progress":
+            if isinstance(message, Progress):
                 self._progress = message
             else:
-                self._messages.append((kind, message))
+                self._messages.append(message)
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -79,12 +74,12 @@ class LocalChannel:
     def request_stop(self) -> None:
         self._stop.set()
 
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+    def receive(self) -> list[Message]:
         """Everything new since the last call, in order, progress last."""
         with self._lock:
             found, self._messages = self._messages, []
             if self._progress is not None:
-                found.append(("progress", self._progress))
+                found.append(self._progress)
                 self._progress = None
         return found
 
@@ -120,7 +115,7 @@ class Heartbeat:
     def _beat(self) -> None:
         progress, self._progress = self._progress, None
         if progress is not None:
-            self._channel.send("progress", progress)
+            self._channel.send(Progress(progress))
         self._stop = self._stop or self._channel.stop_requested()
         for act in self._others:
             act()
@@ -134,19 +129,3 @@ class Heartbeat:
         self._done.set()
         self._thread.join()
         self._beat()
-
-
-def encode_error(error: ScalingError) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "what": error.what,
-        "where": error.where,
-        "fix": error.fix,
-    }
-
-
-def decode_error(message: dict[str, Any]) -> ScalingError:
-    """The error that a worker reported; one of a kind this version does not know becomes a plain
-    ScalingError."""
-    kind: Callable[..., Any] = getattr(errors, message["type"], ScalingError)
-    return kind(message["what"], message["where"], message["fix"])

@@ -1,12 +1,12 @@
-"""How a rank's error reaches the driver: as data, before the others notice, and told apart from
-what only follows from it."""
+"""A rank's error as a message to the driver, marked where it only follows from another rank's."""
 
 from __future__ import annotations
 
 import traceback
 from pathlib import Path
 
-from scaling.channel.base import Channel, encode_error
+from scaling.channel.base import Channel
+from scaling.channel.messages import Crashed, Fatal, encode_error
 from scaling.errors import ScalingError, SupersededError
 from scaling.redaction import redact
 
@@ -18,8 +18,7 @@ _OF_COLLECTIVES = (
     "connection closed by peer",
     "connection reset by peer",
 )
-"""Words of errors that a rank raises because another has gone: torch raises plain RuntimeErrors for
-most of them."""
+"""Words of errors that follow from the loss of another rank: torch raises plain RuntimeErrors."""
 
 
 def errors_dir(run_dir: Path | str) -> Path:
@@ -38,24 +37,22 @@ def is_consequence(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in _OF_COLLECTIVES)
 
 
-def tell(error: BaseException, channel: Channel, run_dir: Path | str, rank: int) -> None:
-    """Send an error to the driver, once: a ScalingError as it is, any other as a line, with its
-    traceback in a file."""
+def report(error: BaseException, channel: Channel, run_dir: Path | str, rank: int) -> None:
+    """Send an error to the driver, once: a ScalingError as data, any other as a line, with its
+    traceback in a file.
+    """
     if (
-        getattr(error, "told", False)
+        getattr(error, "reported", False)
         or isinstance(error, SupersededError)
         or not isinstance(error, Exception)
     ):
         return
-    vars(error)["told"] = True
+    vars(error)["reported"] = True
     if isinstance(error, ScalingError):
-        channel.send("fatal", encode_error(error) | {"rank": rank})
+        channel.send(Fatal(encode_error(error), rank))
         return
     path = errors_dir(run_dir) / f"rank-{rank:05d}.txt"
     path.write_text(redact("".join(traceback.format_exception(error))))
     summary = redact("".join(traceback.format_exception_only(error)).strip())
     consequence = is_consequence(error)
-    channel.send(
-        "crashed",
-        {"rank": rank, "error": summary, "traceback": str(path), "consequence": consequence},
-    )
+    channel.send(Crashed(rank, summary, str(path), consequence))

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from scaling.channel.base import decode_error, encode_error
+from scaling.channel.messages import decode_error, encode_error
 from scaling.checkpoint.fragments import Snapshot
 from scaling.checkpoint.manifest import Manifest
 from scaling.checkpoint.state import TrainState

@@ -1,13 +1,14 @@
-"""What the driver sees of running workers, wherever they run."""
+"""The driver's view of running workers, wherever they run."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from scaling.channel.base import Channel, LocalChannel
-from scaling.channel.failure import tell
+from scaling.channel.failure import report
+from scaling.channel.messages import Message
 from scaling.errors import LaunchError, ScalingError
 from scaling.parallel.grid import Ranks
 
@@ -16,17 +17,19 @@ WorkerFn = Callable[[dict[str, Any], Ranks, Channel, str], dict[str, Any]]
 by name."""
 
 
+WorkerKind = Literal["thread", "restarted", "kept"]
+"""thread: a thread of the driver, which nobody can end. restarted: processes of this run alone,
+started again when they fail. kept: processes that serve the next run too."""
+
+
 class Launch(Protocol):
-    """Workers on their way. Used as a context manager: leaving it takes every process and temporary
-    file away.
+    """Workers of one run. Used as a context manager: leaving it removes what belongs to this run
+    alone, and ends workers that are still at work."""
 
-    dies_with_its_worker: nobody starts a worker again that hangs, for it is a thread of the driver.
-    """
+    worker_kind: WorkerKind
 
-    dies_with_its_worker: bool
-
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
-        """Messages of the workers that are new since the last call."""
+    def receive(self) -> list[Message]:
+        """New messages of the workers, in order."""
         ...
 
     def request_stop(self) -> None:
@@ -34,11 +37,11 @@ class Launch(Protocol):
         ...
 
     def done(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` for the workers' end."""
+        """Wait up to `timeout_s`; whether the workers have ended."""
         ...
 
     def result(self) -> dict[str, Any]:
-        """What the first rank returned, once done. Raises what ended the workers otherwise."""
+        """What the first rank returned. Raises LaunchError, or the worker's own ScalingError."""
         ...
 
     def __enter__(self) -> Launch: ...
@@ -54,7 +57,7 @@ def guarded(
     try:
         return worker_fn(spec, ranks, channel, rendezvous)
     except Exception as error:
-        tell(error, channel, spec["run_dir"], ranks.rank)
+        report(error, channel, spec["run_dir"], ranks.rank)
         raise
 
 
@@ -62,7 +65,7 @@ class InProcessLaunch:
     """A single worker in a thread of the driver: no Ray, no second process, the first step two
     seconds after the start."""
 
-    dies_with_its_worker = True
+    worker_kind: WorkerKind = "thread"
 
     def __init__(self, worker_fn: WorkerFn, spec: dict[str, Any]) -> None:
         self._channel = LocalChannel()
@@ -80,7 +83,7 @@ class InProcessLaunch:
         except BaseException as error:
             self._error = error
 
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+    def receive(self) -> list[Message]:
         return self._channel.receive()
 
     def request_stop(self) -> None:
@@ -102,4 +105,4 @@ class InProcessLaunch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Nothing is left to take away: the thread ends with its worker, or with the process."""
+        """Nothing to remove: the thread ends with its worker, or with the process."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from scaling.channel.messages import Began
 from scaling.config.run_config import RunConfig
 from scaling.metrics import names
 from scaling.units import counted, format_count, format_duration
@@ -79,6 +80,9 @@ class ProgressLine:
             self._live.update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
         else:
             self.say(text)
+
+    def began(self, message: Began) -> None:
+        self.say(message.text())
 
     def flush(self) -> None:
         """Print the last line for good."""

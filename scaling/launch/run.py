@@ -1,10 +1,8 @@
-"""One run from its configuration to its summary: what the process at the user's terminal does."""
+"""The command `run`: one run from its configuration to its summary."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
 from scaling.data.prepare.cached import ensure_corpus
-from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, DataError, RunDirError, ScalingError
-from scaling.launch import interrupt as door
+from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, DataError
+from scaling.launch.attempt import Attempt
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine, starting_text
-from scaling.launch.signals import StopSignals, event_of
-from scaling.launch.summary import draw_curve, finish, print_summary
-from scaling.launch.watch import Watch
+from scaling.launch.signals import StopSignals
+from scaling.launch.summary import print_summary
 from scaling.metrics.sinks import back_fill
 from scaling.planner.machines.detect import check_available, resolve_cluster
 from scaling.planner.measured.calibrate import scale_of
@@ -29,6 +26,8 @@ from scaling.planner.show.plan import plan_table
 from scaling.planner.world_sizes import elastic_sizes
 from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks, begin, mark
+
+_POLL_S = 0.2
 
 
 def drive(config: RunConfig) -> int:
@@ -42,103 +41,69 @@ def drive(config: RunConfig) -> int:
     run_dir = RunDir.for_config(config)
     console.print(plan_table(config, plan, run_dir.path))
     if len(sizes) > 1:
-        console.print(
-            f"Elastic: goes on with {' or '.join(str(size) for size in sizes)} devices, as they come and go."
-        )
+        counts = " or ".join(str(size) for size in sizes)
+        console.print(f"Elastic: can run on {counts} devices, as they come and go.")
     if config.dry_run:
         check_inputs(config)
         return EXIT_FINISHED
     check_available(config)
     if run_dir.state() != "finished":
         check_inputs(config)  # before there is a directory of a run that cannot be
-    run_dir.create()
-    with run_dir.lock():
-        for text in run_dir.mend():
-            console.print(text, highlight=False, markup=False)
+    progress = ProgressLine(console, planned=plan.time is not None)
+    with Attempt(config, plan, progress, marks) as attempt:
         summary = run_dir.read_summary()
         if run_dir.state() == "finished" and summary is not None:
-            console.print("This run is finished; nothing is left to do.", highlight=False)
-            print_summary(console, run_dir, summary)
-            if run_dir.read_plan() is None:
-                run_dir.write_plan(plan.to_dict())
-            back_fill(
-                config,
-                run_dir.path,
-                lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
-            )
+            _show_finished(console, config, plan, run_dir, summary)
             return EXIT_FINISHED
-        open_run(run_dir, config, plan)
-        try:
-            return _train(config, plan, sizes, run_dir, console, marks)
-        except door.Stopped as stopped:
-            run_dir.settle_account()
-            run_dir.event(
-                event_of(stopped.signal), reason=stopped.signal, command_s=marks["command"]
-            )
-            raise
-        except ScalingError as error:
-            run_dir.failed(error, command_s=marks["command"])
-            draw_curve(config, run_dir)
-            raise
+        attempt.open()
+        return _train(attempt, sizes, progress, console, marks)
 
 
-def open_run(run_dir: RunDir, config: RunConfig, plan: RunPlan) -> None:
-    if config.run.resume == "never" and run_dir.state() != "new":
-        raise RunDirError(
-            f"{run_dir.path} holds a run that has begun",
-            "run.resume=never",
-            "Continue it with run.resume=auto, or begin another with run.name=NAME.",
-        )
-    run_dir.write_config(config)
-    run_dir.write_plan(plan.to_dict())
-    run_dir.write_provenance([config.cluster.device.name] * plan.layout.world_size)
+def _show_finished(
+    console: Console, config: RunConfig, plan: RunPlan, run_dir: RunDir, summary: dict[str, Any]
+) -> None:
+    console.print("This run is finished; nothing is left to do.", highlight=False)
+    print_summary(console, run_dir, summary)
+    if run_dir.read_plan() is None:
+        run_dir.write_plan(plan.to_dict())
+    back_fill(
+        config,
+        run_dir.path,
+        lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+    )
 
 
 def _train(
-    config: RunConfig,
-    plan: RunPlan,
-    sizes: Sequence[int],
-    run_dir: RunDir,
-    console: Console,
-    marks: Marks,
+    attempt: Attempt, sizes: Sequence[int], progress: ProgressLine, console: Console, marks: Marks
 ) -> int:
-    # which a signal interrupts: it may take long
-    corpus_dir, skipped = prepare_corpus(config, run_dir, console)
+    config, plan = attempt.config, attempt.plan
+    # A signal interrupts this, for it may take long; StopSignals come after it.
+    corpus = prepare_corpus(config, attempt.run_dir, console)
     with StopSignals() as signals:
-        with ExitStack() as cleanup:
-            spec = {
-                "config": config.model_dump(),
-                "plan": plan.to_dict(),
-                "run_dir": str(run_dir.path),
-                "corpus_dir": str(corpus_dir),
-                "skipped_shards": skipped,
-                "sizes": list(sizes),
-                "startup": marks,
-            }
-            mark(marks, "prepared")
-            progress = cleanup.enter_context(ProgressLine(console, planned=plan.time is not None))
+        mark(marks, "prepared")
+        with progress:
             progress.waiting(starting_text(config, plan.layout.world_size))
-            launch = cleanup.enter_context(_launch(config, plan, spec))
-            result = Watch(launch, signals, progress, run_dir, plan.layout.world_size).result()
-        run_dir.settle_account()
+            attempt.launch(lambda spec: _launch(config, plan, spec), corpus, sizes=list(sizes))
+            while not attempt.poll(_POLL_S):
+                signals.renew()
+                if signals.received and not attempt.stopping:
+                    _stop(attempt, signals, progress)
+            result = attempt.result()
         if not result["finished"]:
-            reason = signals.received or result["reason"]
-            took_s = (
-                None if signals.received_s is None else round(time.time() - signals.received_s, 2)
-            )
-            run_dir.event(
-                signals.event,
-                step=result["step"],
-                reason=reason,
-                command_s=marks["command"],
-                took_s=took_s,
-            )
+            attempt.stopped(result, signals.received, signals.received_s)
             _say_stopped(console, signals, result)
-            draw_curve(config, run_dir)
             return EXIT_STOPPED
-    summary = finish(config, plan, run_dir, Corpus.open(corpus_dir, skipped), result)
-    print_summary(console, run_dir, summary)
+    print_summary(console, attempt.run_dir, attempt.finish(result))
     return EXIT_FINISHED
+
+
+def _stop(attempt: Attempt, signals: StopSignals, progress: ProgressLine) -> None:
+    attempt.stop()
+    if attempt.began_step is not None:
+        progress.say(
+            f"{signals.by}: writing a checkpoint and stopping; "
+            f"Ctrl-C{signals.again} leaves at once."
+        )
 
 
 def _say_stopped(console: Console, signals: StopSignals, result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from scaling.channel.base import Channel, Heartbeat
+from scaling.channel.messages import Began, RecordGap, Remark
 from scaling.checkpoint.fence import Fence
 from scaling.checkpoint.state import TrainState
 from scaling.checkpoint.store import FENCE
@@ -56,7 +57,7 @@ class Opening:
         if restored is not None:
             self._tell_of_gap(log.recorded_step, restored)
         ledger = self._ledger(restored, recorded_step, cleanup)
-        self.channel.send("began", {"step": step or 0, "world_size": self.plan.layout.world_size})
+        self.channel.send(Began(step or 0, self.plan.layout.world_size))
         return FirstRankRecorder(
             log,
             self._meter(),
@@ -76,7 +77,7 @@ class Opening:
         if recorded_step < wanted:
             gap = {"first_step": recorded_step + 1, "last_step": wanted}
             self.run_dir.event("record_gap", step=restored.step, **gap)
-            self.channel.send("record_gap", gap)
+            self.channel.send(RecordGap(**gap))
 
     def _ledger(
         self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack
@@ -107,7 +108,7 @@ class Opening:
         Fence(self.run_dir.checkpoints / FENCE).check(self.workers)
 
     def _notice(self, text: str) -> None:
-        self.channel.send("notice", {"text": text})
+        self.channel.send(Remark(text))
 
     def _meter(self) -> ThroughputMeter:
         device = self.config.cluster.device

@@ -9,10 +9,10 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from scaling.channel.base import Channel
 from scaling.channel.failure import errors_dir
+from scaling.channel.messages import Hung
 from scaling.runs.goodput import PRODUCTIVE, RECOMPUTING
 from scaling.train.clock import PLACES, Clock
 
@@ -70,24 +70,24 @@ class Watchdog:
         stacks = errors_dir(self._run_dir) / f"hang-rank-{self._rank:05d}.txt"
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        self._channel.send("hung", self._report(still_s, stacks))
+        self._channel.send(self._report(still_s, stacks))
         time.sleep(_GRACE_S)
         self._channel.abandon()
 
-    def _report(self, still_s: float, stacks: Path) -> dict[str, Any]:
+    def _report(self, still_s: float, stacks: Path) -> Hung:
         frames = _frames(sys._current_frames().get(self._watched))
         waiting = any(place in name for name, _ in frames[:8] for place in _WAITING_IN)
         clock = self._clock
-        return {
-            "rank": self._rank,
-            "step": clock.step,
-            "place": PLACES.index(clock.place),
-            "doing": clock.place,
-            "still_s": round(still_s, 1),
-            "where": _own(frames),
-            "waiting": waiting,
-            "stacks": str(stacks),
-        }
+        return Hung(
+            rank=self._rank,
+            step=clock.step,
+            place=PLACES.index(clock.place),
+            doing=clock.place,
+            still_s=round(still_s, 1),
+            where=_own(frames),
+            waiting=waiting,
+            stacks=str(stacks),
+        )
 
 
 def _frames(frame: FrameType | None) -> list[tuple[str, int]]:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from scaling.batch import IGNORED, Batch
 from scaling.channel.base import Channel, Heartbeat
-from scaling.channel.failure import tell
+from scaling.channel.failure import report as report_error
+from scaling.channel.messages import decode
 from scaling.checkpoint.pace import Pace
 from scaling.checkpoint.saver import Checkpointer
 from scaling.checkpoint.state import TrainState, seed_step
@@ -182,7 +183,9 @@ class _Training:
         stream = cleanup.enter_context(corpus.stream(config, "train"))
         # first of all
         cleanup.push(
-            lambda _, error, __: tell(error, channel, spec.run_dir, ranks.rank) if error else None
+            lambda _, error, __: (
+                report_error(error, channel, spec.run_dir, ranks.rank) if error else None
+            )
         )
         return _Training(
             (restored or TrainState()).without(condemned),
@@ -319,7 +322,7 @@ def _event_reporter(run_dir: RunDir, channel: Channel, ranks: Ranks) -> Callable
 
     def report(kind: Any, **fields: Any) -> None:
         run_dir.event(kind, world_size=ranks.world_size, **fields)
-        channel.send(kind, fields)
+        channel.send(decode(kind, fields))
 
     return report
 

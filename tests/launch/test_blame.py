@@ -6,58 +6,29 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from scaling.channel import failure
 from scaling.channel.base import LocalChannel
-from scaling.channel.failure import is_consequence, tell
-from scaling.errors import CheckpointError, DataError, LaunchError, SupersededError
+from scaling.channel.failure import is_consequence, report
+from scaling.channel.messages import Crashed, Fatal, Hung, Lost
+from scaling.errors import DataError, SupersededError
 from scaling.launch.blame import Trouble, Troubles
-from scaling.launch.console import ProgressLine
-from scaling.launch.signals import StopSignals
-from scaling.launch.watch import Watch
 from scaling.parallel.grid import Ranks
-from scaling.runs.directory import RunDir
 from scaling.runs.goodput import EVALUATING, PRODUCTIVE
 from scaling.train import watchdog
-from scaling.train.clock import AGREEING, COMPUTING, PLACES, READING, Clock
+from scaling.train.clock import AGREEING, COMPUTING, READING, Clock
 from scaling.train.watchdog import Watchdog, limit_s
 from tests.support.ranks import run_ranks
-
-GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3412"
-
-
-def crashed(rank: int, error: str, *, consequence: bool) -> tuple[str, dict[str, Any]]:
-    return "crashed", {
-        "rank": rank,
-        "error": error,
-        "traceback": f"rank-{rank}.txt",
-        "consequence": consequence,
-    }
+from tests.support.reports import GLOO, crashed, hung
 
 
-def hung(
-    rank: int, *, step: int = 7, place: str = COMPUTING, waiting: bool = True
-) -> tuple[str, dict[str, Any]]:
-    return "hung", {
-        "rank": rank,
-        "step": step,
-        "place": PLACES.index(place),
-        "doing": place,
-        "still_s": 61.4,
-        "where": "loop.py:12",
-        "waiting": waiting,
-        "stacks": f"hang-{rank}.txt",
-    }
-
-
-def verdict(world_size: int, *reports: tuple[str, dict[str, Any]]) -> Trouble:
+def verdict(world_size: int, *reports: Crashed | Hung | Lost) -> Trouble:
     troubles = Troubles(world_size)
-    for kind, report in reports:
-        troubles.add(kind, report)
+    for one in reports:
+        troubles.add(one)
     found = troubles.verdict()
     assert found is not None
     return found
@@ -71,7 +42,7 @@ def test_a_rank_with_an_error_of_its_own_is_named_whoever_speaks_first() -> None
             crashed(1, "ValueError: bad thing", consequence=False),
             *noticed[place:],
         ]
-        found = verdict(4, *reports, ("lost", {"ranks": [2]}))
+        found = verdict(4, *reports, Lost([2]))
         assert (found.kind, found.ranks, found.text) == (
             "crashed",
             [1],
@@ -83,17 +54,15 @@ def test_a_rank_with_an_error_of_its_own_is_named_whoever_speaks_first() -> None
 def test_a_rank_that_was_killed_is_the_one_that_says_nothing() -> None:
     noticed = [crashed(rank, f"RuntimeError: {GLOO}", consequence=True) for rank in (0, 1, 3)]
     assert verdict(4, *noticed).ranks == [2]
-    assert verdict(4, ("lost", {"ranks": [2]})).ranks == [2]
-    assert verdict(4, noticed[0], ("lost", {"ranks": [2]})).text.startswith(
-        "rank 2 ended without an error"
-    )
-    assert verdict(4, ("lost", {"ranks": [0, 2]}), noticed[0]).ranks == [2], (
+    assert verdict(4, Lost([2])).ranks == [2]
+    assert verdict(4, noticed[0], Lost([2])).text.startswith("rank 2 ended without an error")
+    assert verdict(4, Lost([0, 2]), noticed[0]).ranks == [2], (
         "rank 0 noticed, and ended because of that"
     )
-    assert verdict(2, ("lost", {"ranks": [0]}), noticed[0]).ranks == [0], (
+    assert verdict(2, Lost([0]), noticed[0]).ranks == [0], (
         "its machine went first, and it lived on a little"
     )
-    assert verdict(16, ("lost", {"ranks": list(range(9))})).text.startswith(
+    assert verdict(16, Lost(list(range(9)))).text.startswith(
         "9 ranks (0, 1, 2, 3, 4, 5, 6, 7, ...) ended"
     )
 
@@ -130,9 +99,9 @@ def test_the_rank_that_hangs_answers_nothing_or_is_behind_or_does_not_wait() -> 
 def test_no_report_is_no_trouble() -> None:
     assert Troubles(2).verdict() is None
     troubles = Troubles(2)
-    troubles.add(*hung(0))
+    troubles.add(hung(0))
     assert not troubles.complete
-    troubles.add(*hung(1))
+    troubles.add(hung(1))
     assert troubles.complete
 
 
@@ -148,23 +117,22 @@ def test_an_error_is_told_once_as_what_it_is(tmp_path: Path) -> None:
     ]
     for error in errors:
         for _ in range(2):
-            tell(error, channel, tmp_path, 3)
-    tell(SupersededError("another group"), channel, tmp_path, 3)
-    tell(KeyboardInterrupt(), channel, tmp_path, 3)
+            report(error, channel, tmp_path, 3)
+    report(SupersededError("another group"), channel, tmp_path, 3)
+    report(KeyboardInterrupt(), channel, tmp_path, 3)
     fatal, own, noticed = channel.receive()
-    assert fatal == (
-        "fatal",
-        {
-            "type": "DataError",
-            "what": "a shard is gone",
-            "where": "data.path",
-            "fix": "restore it",
-            "rank": 3,
-        },
-    )
-    assert (own[1]["error"], own[1]["consequence"]) == ("ZeroDivisionError: 1/0", False)
-    assert noticed[1]["consequence"]
-    assert "Connection closed by peer" in Path(noticed[1]["traceback"]).read_text()
+    data = {
+        "type": "DataError",
+        "what": "a shard is gone",
+        "where": "data.path",
+        "fix": "restore it",
+    }
+    assert fatal == Fatal(data, 3)
+    assert isinstance(own, Crashed)
+    assert (own.error, own.consequence) == ("ZeroDivisionError: 1/0", False)
+    assert isinstance(noticed, Crashed)
+    assert noticed.consequence
+    assert "Connection closed by peer" in Path(noticed.traceback).read_text()
 
 
 def _lose_a_rank(ranks: Ranks) -> bool:
@@ -212,11 +180,12 @@ def test_a_rank_without_a_step_leaves_its_stacks_and_gives_up(
     dog = Watchdog(clock, channel, tmp_path, 2, bound_s=0.2)
     assert channel.abandoned.wait(20)
     dog.close()
-    ((kind, report),) = channel.receive()
-    assert (kind, report["rank"], report["step"], report["doing"]) == ("hung", 2, 11, READING)
-    assert report["still_s"] >= 0.2
-    assert not report["waiting"]
-    stacks = Path(report["stacks"]).read_text()
+    (hang,) = channel.receive()
+    assert isinstance(hang, Hung)
+    assert (hang.rank, hang.step, hang.doing) == (2, 11, READING)
+    assert hang.still_s >= 0.2
+    assert not hang.waiting
+    stacks = Path(hang.stacks).read_text()
     assert "test_a_rank_without_a_step_leaves_its_stacks_and_gives_up" in stacks
     assert "Thread" in stacks
 
@@ -235,138 +204,6 @@ def test_what_is_slow_is_given_time(tmp_path: Path) -> None:
         assert limit_s(clock, 60.0) == 180.0
     clock.at(AGREEING, 9)
     assert clock.still_s() == 0.0
-
-
-# What the driver makes of it.
-
-
-class Script:
-    """A launch that says what it is told to say, batch by batch, and then ends."""
-
-    dies_with_its_worker = False
-
-    def __init__(
-        self, *batches: list[tuple[str, dict[str, Any]]], error: LaunchError | None = None
-    ) -> None:
-        self._batches, self._error = list(batches), error
-
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
-        return self._batches.pop(0) if self._batches else []
-
-    def request_stop(self) -> None: ...
-
-    def done(self, timeout_s: float) -> bool:
-        return len(self._batches) <= 1
-
-    def result(self) -> dict[str, Any]:
-        if self._error:
-            raise self._error
-        return {"finished": True}
-
-
-def watch(run_dir: RunDir, launch: Script, capsys: pytest.CaptureFixture[str]) -> str:
-    from rich.console import Console
-
-    with StopSignals() as signals, ProgressLine(Console(width=400)) as progress:
-        Watch(launch, signals, progress, run_dir, 2).result()
-    return capsys.readouterr().out
-
-
-BEGAN = ("began", {"step": 0, "world_size": 2})
-
-
-def test_every_restart_has_its_reason_on_the_screen_and_in_the_events(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = RunDir(tmp_path).create()
-    noticed = crashed(0, f"RuntimeError: {GLOO}", consequence=True)
-    out = watch(
-        run_dir,
-        Script(
-            [BEGAN],
-            [noticed],
-            [("lost", {"ranks": [1]})],
-            [("began", {"step": 5, "world_size": 2})],
-        ),
-        capsys,
-    )
-    assert "Rank 1 ended without an error" in out
-    assert "Connection closed" not in out
-    assert "Resuming after step 5." in out
-    ((event),) = run_dir.read_events()
-    assert (event["kind"], event["failure"], event["ranks"]) == ("worker_failed", "lost", [1])
-
-
-def test_the_first_verdict_of_a_group_stands(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A hang was reported at the end as "killed, or out of memory": ranks that hang end themselves,
-    and Ray sees them go."""
-    run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
-    launch = Script(
-        [BEGAN], both, [("lost", {"ranks": [0, 1]})], [], error=LaunchError("TrainingFailedError")
-    )
-    with pytest.raises(LaunchError, match="rank 0 hangs computing step 8"):
-        watch(run_dir, launch, capsys)
-    assert [event["failure"] for event in run_dir.read_events()] == ["hung"]
-
-
-def test_a_group_that_ends_before_it_begins_has_a_verdict_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir, both = RunDir(tmp_path).create(), [hung(0, waiting=False), hung(1, waiting=True)]
-    gone = [("lost", {"ranks": [0, 1]})]
-    launch = Script(
-        [BEGAN], both, gone, [("lost", {"ranks": [1]})], error=LaunchError("TrainingFailedError")
-    )
-    with pytest.raises(LaunchError, match="rank 1 ended without an error"):
-        watch(run_dir, launch, capsys)
-    assert [event["failure"] for event in run_dir.read_events()] == ["hung", "lost"]
-
-
-def test_the_last_trouble_is_why_a_launch_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    noticed, own = (
-        crashed(0, f"RuntimeError: {GLOO}", consequence=True),
-        crashed(1, "ValueError: bad thing", consequence=False),
-    )
-    launch = Script([BEGAN], [noticed], [own], error=LaunchError("TrainingFailedError"))
-    with pytest.raises(LaunchError, match="rank 1 failed: ValueError: bad thing") as caught:
-        watch(RunDir(tmp_path).create(), launch, capsys)
-    assert "The same command resumes from the last checkpoint" in str(caught.value)
-
-
-def test_an_error_of_the_users_ends_the_launch_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    launch = Script(
-        [
-            (
-                "fatal",
-                {
-                    "type": "CheckpointError",
-                    "what": "no room",
-                    "where": None,
-                    "fix": None,
-                    "rank": 0,
-                },
-            )
-        ],
-        [],
-        [],
-    )
-    with pytest.raises(CheckpointError, match="no room"):
-        watch(RunDir(tmp_path).create(), launch, capsys)
-
-
-def test_a_worker_that_hangs_in_the_drivers_own_process_ends_the_driver(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    launch = Script([("began", {"step": 0, "world_size": 1})], [hung(0, waiting=False)], [], [])
-    launch.dies_with_its_worker = True
-    with pytest.raises(LaunchError, match="rank 0 hangs computing step 8, at loop"):
-        watch(RunDir(tmp_path).create(), launch, capsys)
 
 
 def test_errors_have_a_place(tmp_path: Path) -> None:

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from scaling.channel.base import LocalChannel
 from scaling.composition.compose import compose
 from scaling.config.run_config import RunConfig
-from scaling.launch.run import open_run
+from scaling.launch.attempt import Attempt
+from scaling.launch.console import ProgressLine
 from scaling.parallel.grid import Ranks
-from scaling.runs.directory import RunDir
+from scaling.runs.startup import begin
 from scaling.studies.trials import Study, declare
 from tests.support.runs import COMPARED, TINY, Workplace, descendants, read_lines
 
@@ -188,12 +190,10 @@ def test_a_failed_trial_stops_its_branches_alone(outcome: Outcome) -> None:
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(outcome: Outcome) -> None:
     life = kinds(trunk(outcome.study, 0))
     assert life == ["start", "preempted", "resume", "failed", "resume", "finished"]
-    reason = next(
-        e["reason"]
-        for e in read_lines(trunk(outcome.study, 0) / "events.jsonl")
-        if e["kind"] == "failed"
-    )
-    assert "its worker died" in reason
+    events = read_lines(trunk(outcome.study, 0) / "events.jsonl")
+    reason = next(e["reason"] for e in events if e["kind"] == "failed")
+    assert [e["failure"] for e in events if e["kind"] == "worker_failed"] == ["lost"]
+    assert "rank 0 ended without an error" in reason
 
 
 def test_what_is_finished_is_left_as_it_is(outcome: Outcome) -> None:
@@ -236,8 +236,9 @@ def train_alone(config: RunConfig, place: Place, root: Path) -> Path:
     from scaling.worker.spec import WorkerSpec
 
     config = config.model_copy(update={"run": config.run.model_copy(update={"root": str(root)})})
-    run_dir = RunDir.for_config(config).create()
-    open_run(run_dir, config, make_plan(config))
+    with Attempt(config, make_plan(config), ProgressLine(Console()), begin()) as attempt:
+        attempt.open()
+    run_dir = attempt.run_dir
     spec = WorkerSpec(
         config=config,
         plan=make_plan(config),

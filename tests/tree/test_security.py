@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from scaling import convert, fit, generate, predict, run, status
-from scaling.channel.failure import tell
+from scaling.channel.failure import report
 from scaling.checkpoint.manifest import MANIFEST, sealed
 from scaling.composition.code_refusal import refuse_targets
 from scaling.composition.compose import compose, quoted, words_for
@@ -625,19 +625,19 @@ def test_no_error_shows_a_secret(tmp_path: Path) -> None:
         assert "&a=b" in str(shown)
 
 
-class Told:
+class Kept:
     """A channel that keeps what it is sent."""
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
-    def send(self, kind: str, message: Any) -> None:
+    def send(self, message: Any) -> None:
         self.messages.append(message)
 
 
 def test_no_traceback_of_a_rank_shows_a_secret(tmp_path: Path) -> None:
-    channel: Any = Told()
-    tell(OSError(f"https://me:{SECRET}@host/x does not answer"), channel, tmp_path, 0)
+    channel: Any = Kept()
+    report(OSError(f"https://me:{SECRET}@host/x does not answer"), channel, tmp_path, 0)
     assert SECRET not in str(channel.messages)
     (written,) = (tmp_path / "errors").iterdir()
     assert SECRET not in written.read_text()

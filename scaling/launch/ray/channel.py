@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
 
 from scaling.channel.base import Notice
+from scaling.channel.messages import Message, Progress, decode, encode
 
 
 class KvChannel:
@@ -20,18 +20,26 @@ class KvChannel:
         self._rank = rank
         self.watches_machines = watches_machines
 
-    def send(self, kind: str, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
 
-        name = "progress" if kind == "progress" else f"message/{time.time_ns():020d}-{self._rank}"
+        latest = isinstance(message, Progress)
+        name = "progress" if latest else f"message/{time.time_ns():020d}-{self._rank}"
         _internal_kv_put(
-            f"{self._prefix}/{name}", json.dumps([kind, message]).encode(), overwrite=True
+            f"{self._prefix}/{name}", json.dumps(encode(message)).encode(), overwrite=True
         )
 
     def stop_requested(self) -> bool:
         from ray.experimental.internal_kv import _internal_kv_exists
 
         return bool(_internal_kv_exists(f"{self._prefix}/stop"))
+
+    def stop_signal(self) -> str | None:
+        """Name of the signal that asked for the stop; None where there was none."""
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        value = (_internal_kv_get(f"{self._prefix}/stop") or b"").decode()
+        return value if value.startswith("SIG") else None
 
     def notice(self) -> Notice | None:
         import ray.train
@@ -54,7 +62,7 @@ class KvInbox:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
 
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+    def receive(self) -> list[Message]:
         """Everything new since the last call, in order, progress last."""
         from ray.experimental.internal_kv import (
             _internal_kv_del,
@@ -70,10 +78,11 @@ class KvInbox:
             value = _internal_kv_get(key)
             if value is not None:
                 _internal_kv_del(key)
-                messages.append(tuple(json.loads(value)))
+                messages.append(decode(*json.loads(value)))
         return messages
 
-    def request_stop(self) -> None:
+    def request_stop(self, signal: str | None = None) -> None:
+        """Ask the other side to stop. signal: the name of the one that asked for it."""
         from ray.experimental.internal_kv import _internal_kv_put
 
-        _internal_kv_put(f"{self._prefix}/stop", b"1", overwrite=True)
+        _internal_kv_put(f"{self._prefix}/stop", (signal or "stop").encode(), overwrite=True)

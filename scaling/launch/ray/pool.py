@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling.channel.messages import Lost, Message
 from scaling.config.run_config import ClusterConfig
 from scaling.errors import LaunchError
-from scaling.launch.base import WorkerFn, guarded
+from scaling.launch.base import WorkerFn, WorkerKind, guarded
 from scaling.launch.ray.channel import KvChannel, KvInbox
 from scaling.launch.ray.cluster import RayCluster
 from scaling.parallel.grid import Ranks
@@ -26,7 +27,7 @@ from scaling.planner.layout import Layout
 _START_S = 180.0
 """Longest wait for the first worker: assumption, that an idle cluster starts one sooner."""
 _LAST_WORDS_S = 2.0
-"""Time for the other ranks of a failed run to say what they know: assumption."""
+"""Time for the other ranks of a failed run to report: assumption."""
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,11 @@ def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
 class GroupLaunch:
     """One run on a group of warm workers: the `Launch` that its driver sees.
 
-    places: of the workers, in the ranks' order. on_over: told once, whether all workers are sound.
+    places: of the workers, in the ranks' order. on_over: called once, with whether all workers are
+    sound.
     """
+
+    worker_kind: WorkerKind = "kept"
 
     def __init__(
         self,
@@ -274,21 +278,25 @@ class GroupLaunch:
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
         self._failed_s: float | None = None
+        self._own_messages: list[Message] = []
+        self._is_over = False
         self._running = [
             worker.run.remote(worker_fn, spec, ranks, prefix, rendezvous)
             for worker, ranks in zip(workers, _ranks(places), strict=True)
         ]
-        self._first = self._running[0]
+        self._ranks = {ref: rank for rank, ref in enumerate(self._running)}
+        self._lost: list[int] = []
 
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
-        return self._inbox.receive()
+    def receive(self) -> list[Message]:
+        own, self._own_messages = self._own_messages, []
+        return self._inbox.receive() + own
 
     def request_stop(self) -> None:
         self._inbox.request_stop()
 
     def done(self, timeout_s: float) -> bool:
-        """Whether all workers have ended, or one has failed and the others were given time to say
-        what they know."""
+        """Whether all workers have ended, or one has failed and the others have had time to
+        report."""
         import ray
 
         ended, self._running = ray.wait(
@@ -297,18 +305,25 @@ class GroupLaunch:
         for ref in ended:
             try:
                 value = ray.get(ref)
-            except Exception as error:  # whatever a worker raises: its own words are in the channel
+            except Exception as error:  # a worker that raises one has reported it
                 self._error = self._error or error
+                if isinstance(error, ray.exceptions.RayActorError):
+                    self._lost.append(self._ranks[ref])
             else:
-                self._result = value if ref == self._first else self._result
+                self._result = value if self._ranks[ref] == 0 else self._result
         if self._error is not None and self._failed_s is None:
             self._failed_s = time.monotonic()
         waited = self._failed_s is not None and time.monotonic() - self._failed_s > _LAST_WORDS_S
         if self._running and not waited:
             return False
-        self._running = []
-        self._on_over(self._error is None)
+        if self._lost:
+            self._own_messages.append(Lost(sorted(self._lost)))
+        self._end(sound=self._error is None)
         return True
+
+    def _end(self, *, sound: bool) -> None:
+        self._running, self._is_over = [], True
+        self._on_over(sound)
 
     def result(self) -> dict[str, Any]:
         if self._error is not None or self._result is None:
@@ -319,7 +334,9 @@ class GroupLaunch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Workers outlive the run."""
+        """Workers outlive the run, but for those that are still at work on it."""
+        if not self._is_over:
+            self._end(sound=False)
 
 
 def _ranks(places: Sequence[Place]) -> list[Ranks]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scaling.channel.base import Channel
+from scaling.channel.messages import ControllerLost, Lost, Message
 from scaling.config.run_config import ClusterConfig
 from scaling.errors import LaunchError
-from scaling.launch.base import WorkerFn, guarded
+from scaling.launch.base import WorkerFn, WorkerKind, guarded
 from scaling.launch.ray.channel import KvChannel, KvInbox
 from scaling.launch.ray.cluster import RayCluster
 from scaling.launch.ray.tempdir import remove_tree
@@ -47,7 +48,7 @@ def _loss_teller(prefix: str) -> Any:
             lost = sorted(
                 rank for rank, cause in causes.items() if isinstance(cause, RayActorError)
             )
-            KvChannel(prefix, 0).send("lost", {"ranks": lost})
+            KvChannel(prefix, 0).send(Lost(lost))
 
     return LossTeller()
 
@@ -108,7 +109,7 @@ class RayLaunch:
     """Workers of one run under Ray Train, on a cluster started here for it or on one that
     stands."""
 
-    dies_with_its_worker = False
+    worker_kind: WorkerKind = "restarted"
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class RayLaunch:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
         self._stop_wanted = False
-        self._own_words: list[tuple[str, dict[str, Any]]] = []
+        self._own_messages: list[Message] = []
         self._over = threading.Event()
         self._release = threading.Event()
         self._lost: str | None = None
@@ -187,7 +188,7 @@ class RayLaunch:
                 self._lost = self._lost or self._ray.lost_process()
                 if n_lost > self._cluster.max_failures or self._lost:
                     raise
-                self._own_words.append(("controller_lost", {}))
+                self._own_messages.append(ControllerLost())
                 self._ray.free_reservations()
             else:
                 assert result.return_value is not None
@@ -222,12 +223,12 @@ class RayLaunch:
             ),
         )
 
-    def receive(self) -> list[tuple[str, dict[str, Any]]]:
+    def receive(self) -> list[Message]:
         if not self._connected.is_set() or self._lost:
             return []
         if self._stop_wanted:
             self._inbox.request_stop()
-        own, self._own_words = self._own_words, []
+        own, self._own_messages = self._own_messages, []
         return own + self._inbox.receive()
 
     def request_stop(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from scaling.channel.messages import Message, Progress, Remark
 from scaling.launch.ray.channel import KvInbox
 from scaling.launch.signals import StopSignals
 from scaling.launch.study.console import StudyConsole, Tally
@@ -103,15 +104,25 @@ class Watcher(_Here, tune.Callback):
         self._signals.renew()
         if self._signals.received and not self._told:
             self._told = True
-            KvInbox(self._prefix).request_stop()
+            KvInbox(self._prefix).request_stop(self._signals.received)
             self._shown.say(
                 f"{self._signals.by}: writing checkpoints and stopping; Ctrl-C{self._signals.again} leaves at once."
             )
         running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
         for trial_id in running:
-            for _, message in KvInbox(f"{self._prefix}/{trial_id}").receive():
-                self._progress[trial_id] = message
-                self._names[trial_id] = self._labels.get(message["run"], message["run"])
+            for message in KvInbox(f"{self._prefix}/{trial_id}").receive():
+                self._take(trial_id, message)
+        self._show(trials, running)
+
+    def _take(self, trial_id: str, message: Message) -> None:
+        if isinstance(message, Progress):
+            run = message.fields["run"]
+            self._progress[trial_id] = message.fields
+            self._names[trial_id] = self._labels.get(run, run)
+        elif isinstance(message, Remark) and message.run is not None:
+            self._shown.say(f"{self._labels.get(message.run, message.run)}: {message.line}")
+
+    def _show(self, trials: list[Any], running: list[str]) -> None:
         done = sum(trial.status == "TERMINATED" for trial in trials)
         failed = sum(trial.status == "ERROR" for trial in trials)
         waiting = max(0, self._study.config.n_trials - done - failed - len(running))

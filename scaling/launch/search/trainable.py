@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,25 +15,21 @@ from typing import Any
 import ray
 from ray import tune
 
-from scaling.channel.base import decode_error
-from scaling.checkpoint.branch import take_over
+from scaling.channel.base import Channel
+from scaling.channel.messages import Began, Progress, Remark
 from scaling.checkpoint.store import newest_step
 from scaling.config.run_config import RunConfig
-from scaling.data.corpus import Corpus
-from scaling.errors import DivergedError, LaunchError, ScalingError
-from scaling.launch.blame import Troubles
+from scaling.errors import DivergedError
+from scaling.launch.attempt import Attempt
 from scaling.launch.entry import worker_entry
 from scaling.launch.ray.channel import KvChannel
 from scaling.launch.ray.pool import GroupLaunch, leaves_nothing, meeting_place, start_worker
-from scaling.launch.run import open_run
-from scaling.launch.summary import finish
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.planner.budget import tokens_per_step
 from scaling.planner.layout import Layout
-from scaling.planner.run_plan import RunPlan, make_plan
+from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
-from scaling.runs.startup import begin, mark
 from scaling.studies.generators import changed
 from scaling.studies.search_space import PARENT
 from scaling.studies.trials import place
@@ -62,6 +59,21 @@ class SearchSpec:
     n_ranks: int
     prefix: str
     session: str | None
+
+
+class _ToDriver:
+    """Shows an attempt's messages at the search's driver, under the name of its run."""
+
+    def __init__(self, driver: Channel, config: RunConfig) -> None:
+        self._driver, self._run = driver, RunDir.for_config(config).path.name
+
+    def show(self, progress: dict[str, Any]) -> None:
+        self._driver.send(Progress(progress | {"run": self._run}))
+
+    def say(self, text: str) -> None:
+        self._driver.send(Remark(text, self._run))
+
+    def began(self, message: Began) -> None: ...
 
 
 class RunTrainable(tune.Trainable):
@@ -100,25 +112,26 @@ class RunTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         config = self._config()
-        run_dir, plan = RunDir.for_config(config), make_plan(config)
-        run_dir.create()
-        target, self._first, diverged = self._target(run_dir), False, False
-        with run_dir.lock():
-            run_dir.mend()
-            loss = _known_loss(run_dir, target)
-            if loss is None or (target >= plan.n_steps and run_dir.read_summary() is None):
-                try:
-                    loss = self._train(config, plan, run_dir, target)
-                except ScalingError as error:
-                    run_dir.failed(error)
-                    if not isinstance(error, DivergedError):
-                        raise
-                    diverged = True  # which is an answer: these values are as bad as can be
+        plan = make_plan(config)
+        now_s = time.time()
+        # The workers are warm: the way to the first step begins here.
+        marks = {"command": now_s, "composed": now_s, "prepared": now_s}
+        display = _ToDriver(KvChannel(f"{self._spec.prefix}/{self.trial_id}", 0), config)
+        attempt, diverged = Attempt(config, plan, display, marks), False
+        try:
+            with attempt:
+                target, self._first = self._target(attempt.run_dir), False
+                loss = _known_loss(attempt.run_dir, target)
+                unfinished = attempt.run_dir.read_summary() is None
+                if loss is None or (target >= plan.n_steps and unfinished):
+                    loss = self._train(attempt, target)
+        except DivergedError:  # which is an answer: these values are as bad as can be
+            loss, diverged = None, True
         if loss is not None:
             self._step = target
         judged = WORST if loss is None or not math.isfinite(loss) else min(loss, WORST)
         where = {
-            "run": run_dir.path.name,
+            "run": attempt.run_dir.path.name,
             "parent": self._parent,
             "n_tokens": self._step * tokens_per_step(config),
         }
@@ -129,51 +142,40 @@ class RunTrainable(tune.Trainable):
             **where,
         }
 
-    def _train(
-        self, config: RunConfig, plan: RunPlan, run_dir: RunDir, target: int
-    ) -> float | None:
+    def _train(self, attempt: Attempt, target: int) -> float | None:
         """The held-out loss at `target`; None where the search was stopped before. Raises
         ScalingError."""
-        open_run(run_dir, config, plan)
         if self._parent is not None:
             trunk, step = self._parent.split("@")
             (parent,) = Path(self._spec.directory).glob(f"*-{trunk[:8]}")
-            take_over(RunDir(parent), run_dir, config, int(step))
-        marks = begin()
-        for stage in ("composed", "prepared"):
-            mark(marks, stage)
-        spec = {
-            "config": config.model_dump(),
-            "plan": plan.to_dict(),
-            "run_dir": str(run_dir.path),
-            "corpus_dir": self._spec.corpus_dir,
-            "skipped_shards": self._spec.skipped,
-            "until_step": target,
-            "startup": marks,
-        }
-        session = Path(self._spec.session) if self._spec.session else None
-        meeting = (
-            meeting_place(self._workers[0], self._places[0], session)
-            if self._spec.n_ranks > 1
-            else ""
+            attempt.open(trunk=RunDir(parent), at_step=int(step))
+        else:
+            attempt.open()
+        attempt.launch(
+            lambda spec: self._launch(spec, attempt.plan.layout),
+            (self._spec.corpus_dir, self._spec.skipped),
+            until_step=target,
         )
-        launch = GroupLaunch(
-            worker_entry, spec, self._workers, self._places, meeting, self._over_after(plan.layout)
-        )
-        result = self._watch(launch, run_dir.path.name)
-        run_dir.settle_account()
+        search = KvChannel(self._spec.prefix, 0)
+        while not attempt.poll(_POLL_S):
+            if not attempt.stopping and search.stop_requested():
+                attempt.stop()
+        result = attempt.result()
         if result["step"] < target:
-            run_dir.event("stopped", step=result["step"], reason="the search was stopped")
+            attempt.stopped(result, search.stop_signal())
             return None
         if result["finished"]:
-            finish(
-                config,
-                plan,
-                run_dir,
-                Corpus.open(self._spec.corpus_dir, self._spec.skipped),
-                result,
-            )
-        return _known_loss(run_dir, target)
+            attempt.finish(result)
+        else:
+            attempt.run_dir.settle_account()  # the run pauses at a stop of the search
+        return _known_loss(attempt.run_dir, target)
+
+    def _launch(self, spec: dict[str, Any], layout: Layout) -> GroupLaunch:
+        session = Path(self._spec.session) if self._spec.session else None
+        alone = self._spec.n_ranks == 1
+        meeting = "" if alone else meeting_place(self._workers[0], self._places[0], session)
+        over = self._over_after(layout)
+        return GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, over)
 
     def _over_after(self, layout: Layout) -> Callable[[bool], None]:
         """What a run of this layout leaves to do: new workers in place of those that are not as
@@ -185,34 +187,6 @@ class RunTrainable(tune.Trainable):
                 self._start_workers()
 
         return over
-
-    def _watch(self, launch: GroupLaunch, run: str) -> dict[str, Any]:
-        """Pass progress on to the driver, and its wish to stop to the workers."""
-        driver = KvChannel(f"{self._spec.prefix}/{self.trial_id}", 0)
-        everyone = KvChannel(self._spec.prefix, 0)
-        troubles, fatal = Troubles(self._spec.n_ranks), list[ScalingError]()
-        while True:
-            over = launch.done(_POLL_S)
-            for kind, message in launch.receive():
-                if kind == "progress":
-                    driver.send(kind, message | {"run": run})
-                elif kind == "fatal":
-                    fatal.append(decode_error(message))
-                elif kind in ("crashed", "hung"):
-                    troubles.add(kind, message)
-            if everyone.stop_requested():
-                launch.request_stop()
-            if over:
-                break
-        try:
-            return launch.result()
-        except LaunchError as error:
-            trouble = troubles.verdict()
-            if fatal:
-                raise fatal[0] from error
-            if trouble is not None:
-                raise LaunchError(trouble.text, None, trouble.fix) from error
-            raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         config = self._config()

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
-from scaling.channel.base import decode_error
-from scaling.checkpoint.branch import reached, take_over
+from scaling.channel.messages import Began
+from scaling.checkpoint.branch import reached
 from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
@@ -26,20 +27,17 @@ from scaling.errors import (
     EXIT_FAILED,
     EXIT_FINISHED,
     EXIT_STOPPED,
-    LaunchError,
     PlanError,
     ScalingError,
-    SupersededError,
 )
-from scaling.launch.blame import Troubles
+from scaling.launch.attempt import Attempt
 from scaling.launch.console import starting_text
 from scaling.launch.entry import worker_entry
-from scaling.launch.ray.pool import GroupLaunch, Slot, WorkerPool
-from scaling.launch.run import open_run, prepare_corpus
+from scaling.launch.ray.pool import Slot, WorkerPool
+from scaling.launch.run import prepare_corpus
 from scaling.launch.signals import StopSignals
 from scaling.launch.study.console import StudyConsole, Tally
-from scaling.launch.summary import count_ahead, draw_curve, finish, training_s
-from scaling.launch.watch import told
+from scaling.launch.summary import count_ahead, training_s
 from scaling.laws.from_runs import allows_a_law
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
@@ -196,77 +194,38 @@ def _refuse(study: Study) -> None:
         raise PlanError(f"{refused[0].name}: {first.what}{more}", first.where, first.fix)
 
 
-class _Attempt:
-    """One trial on its way through the pool. Entered, it holds the run directory's lock."""
+class _Shown:
+    """Shows one trial's messages among those of the others; its progress is in the table."""
 
-    def __init__(
-        self,
-        trial: Trial,
-        corpus: tuple[Path | str, list[str]],
-        slots: list[Slot],
-        pool: WorkerPool,
-        label: str,
-    ) -> None:
-        assert trial.plan is not None
-        self.trial, self.plan, self.progress = trial, trial.plan, dict[str, Any]()
-        self.began_step: int | None = None
-        self.label = label
-        corpus_dir, skipped = corpus
-        self._corpus = Corpus.open(corpus_dir, skipped)
-        self._fatal: ScalingError | None = None
-        self._troubles = Troubles(self.plan.layout.world_size)
-        run_dir = trial.run_dir
-        self.began_s = now_s = time.time()
-        spec = {
-            "config": trial.config.model_dump(),
-            "plan": self.plan.to_dict(),
-            "run_dir": str(run_dir.path),
-            "corpus_dir": str(corpus_dir),
-            "skipped_shards": skipped,
-            "startup": {"command": now_s, "composed": now_s, "prepared": now_s},
-        }
-        self.launch: GroupLaunch = pool.launch(worker_entry, spec, self.plan.layout, slots)
+    def __init__(self, say: Callable[[str], None], label: str) -> None:
+        self._say, self._label = say, label
 
-    def over(self, console: StudyConsole) -> bool:
-        """Whether the workers have ended; passes on what they say."""
-        over = self.launch.done(0.0)
-        for kind, message in self.launch.receive():
-            if kind == "progress":
-                self.progress = message
-            elif kind == "began":
-                self.began_step = message["step"]
-            elif kind == "fatal":
-                self._fatal = self._fatal or decode_error(message)
-            elif kind in ("crashed", "hung"):
-                self._troubles.add(kind, message)
-            else:
-                told(kind, message, lambda text: console.say(f"{self.label}: {text}"))
-        return over
+    def show(self, progress: dict[str, Any]) -> None: ...
 
-    def result(self) -> dict[str, Any]:
-        """What the first rank returned. Raises the first error in the workers' own words."""
-        try:
-            return self.launch.result()
-        except LaunchError as error:
-            trouble = self._troubles.verdict()
-            if self._fatal is not None:
-                raise self._fatal from error
-            if trouble is not None:
-                raise LaunchError(trouble.text, None, trouble.fix) from error
-            raise
+    def say(self, text: str) -> None:
+        self._say(f"{self._label}: {text}")
 
-    def complete(self, result: dict[str, Any]) -> None:
-        """Write the end of a finished run."""
-        finish(self.trial.config, self.plan, self.trial.run_dir, self._corpus, result)
+    def began(self, message: Began) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A trial at work. held: leaving it ends the attempt."""
+
+    trial: Trial
+    label: str
+    attempt: Attempt
+    held: ExitStack
 
     @property
     def trained_device_s(self) -> float:
-        """Seconds that its own steps took, over its devices; those of earlier commands are not
-        among them."""
-        if self.began_step is None:
+        """Device seconds of the steps of this attempt."""
+        metrics = self.trial.run_dir.metrics
+        if self.attempt.began_step is None or not metrics.exists():
             return 0.0
-        records = read_metrics(self.trial.run_dir.metrics, only=(names.STEP, names.STEP_TIME_S))
-        return training_s(records, first_step=self.began_step) * self.plan.layout.world_size
+        records = read_metrics(metrics, only=(names.STEP, names.STEP_TIME_S))
+        spent_s = training_s(records, first_step=self.attempt.began_step)
+        return spent_s * self.attempt.plan.layout.world_size
 
 
 class _Runner:
@@ -280,11 +239,11 @@ class _Runner:
             key=lambda trial: -trial.flops,
         )
         self._labels = labels(study.trials)
-        self._running: dict[str, tuple[_Attempt, ExitStack]] = {}
+        self._running: dict[str, _Running] = {}
         self._corpora: dict[str, tuple[Path | str, list[str]]] = {}
         self._long_enough = set[tuple[str, str]]()
         self._stopping = False
-        self._stopped_as: Literal["stopped", "preempted"] = "preempted"
+        self._signals: StopSignals
         self._flops = float(sum(self._left(trial) for trial in self._waiting))
         self._flops_done = self._training_s = 0.0
 
@@ -316,26 +275,35 @@ class _Runner:
         with ExitStack() as cleanup:
             for trial in self._waiting:
                 self._prepare(trial)  # which a signal interrupts: it may take long
-            signals = cleanup.enter_context(StopSignals())
+            signals = self._signals = cleanup.enter_context(StopSignals())
             slots = base.study.trials_per_device
             self._say(starting_text(base, slots * n_devices(base), study=True))
             pool = cleanup.enter_context(
                 WorkerPool(base.cluster, n_devices(base), slots=slots, debug=base.scaling.debug)
             )
             console = cleanup.enter_context(StudyConsole(self._console))
+            cleanup.push(self._leave)
             while self._waiting or self._running:
                 signals.renew()
                 if signals.received and not self._stopping:
                     self._stop(signals, console)
                 pool.poll()
-                over = [attempt for attempt, _ in self._running.values() if attempt.over(console)]
+                over = [running for running in self._running.values() if running.attempt.poll()]
                 self._start_what_fits(pool)
-                for attempt in over:
-                    self._settle(attempt, console)
+                for running in over:
+                    self._settle(running, console)
                 console.show(
-                    {a.label: a.progress for a, _ in self._running.values()}, self._tally()
+                    {r.label: r.attempt.progress for r in self._running.values()}, self._tally()
                 )
                 time.sleep(_POLL_S)
+
+    def _leave(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """End what still runs where an error ends the study."""
+        while self._running:
+            _, running = self._running.popitem()
+            # what a dying cluster raises here must not hide the error that ends the study
+            with contextlib.suppress(Exception):
+                running.held.__exit__(kind, error, trace)
 
     def _prepare(self, trial: Trial) -> None:
         """The corpus that a trial reads, which most share."""
@@ -402,70 +370,63 @@ class _Runner:
         )
 
     def _start(self, trial: Trial, slots: list[Slot], pool: WorkerPool) -> None:
-        held = ExitStack()
+        assert trial.plan is not None
+        plan, label, now_s = trial.plan, self._labels[trial.name], time.time()
+        # The workers are warm: the way to the first step begins here, not with the command.
+        marks = {"command": now_s, "composed": now_s, "prepared": now_s}
+        attempt = Attempt(trial.config, plan, _Shown(self._say, label), marks)
         try:
-            run_dir = trial.run_dir.create()
-            held.enter_context(run_dir.lock())
-            for text in run_dir.mend():
-                self._say(f"{trial.name}: {text}")
-            assert trial.plan is not None
-            open_run(run_dir, trial.config, trial.plan)
-            if (trunk := self._trunk_of(trial)) is not None and trial.branch is not None:
-                take_over(trunk.run_dir, run_dir, trial.config, trial.branch.step)
-            attempt = _Attempt(
-                trial, self._corpora[self._corpus_key(trial)], slots, pool, self._labels[trial.name]
-            )
+            with ExitStack() as held:
+                held.enter_context(attempt)
+                trunk = self._trunk_of(trial)
+                if trunk is not None and trial.branch is not None:
+                    attempt.open(trunk=trunk.run_dir, at_step=trial.branch.step)
+                else:
+                    attempt.open()
+                attempt.launch(
+                    lambda spec: pool.launch(worker_entry, spec, plan.layout, slots),
+                    self._corpora[self._corpus_key(trial)],
+                )
+                self._running[trial.identity] = _Running(trial, label, attempt, held.pop_all())
         except ScalingError as error:
-            held.close()
             self._standings[trial.identity] = Standing("failed", trouble=str(error))
-            self._say(f"{self._labels[trial.name]}: {error}")
-            return
-        self._running[trial.identity] = attempt, held
+            self._say(f"{label}: {error}")
 
-    def _settle(self, attempt: _Attempt, console: StudyConsole) -> None:
+    def _settle(self, running: _Running, console: StudyConsole) -> None:
         """Note how a trial ended; one that failed goes to the end of the queue while it may be
         tried again."""
-        trial = attempt.trial
-        _, held = self._running.pop(trial.identity)
-        with held:
-            try:
-                trial.run_dir.settle_account()
-                result = attempt.result()
-                trial.run_dir.settle_account()
-                self._training_s += attempt.trained_device_s
-                if result["finished"]:
-                    attempt.complete(result)
-                else:
-                    reason, step = "the study was stopped", result["step"]
-                    trial.run_dir.event(
-                        self._stopped_as, step=step, reason=reason, command_s=attempt.began_s
-                    )
-                    draw_curve(trial.config, trial.run_dir)
-            except ScalingError as error:
-                # the run is another driver's, and stands as that says
-                with contextlib.suppress(SupersededError):
-                    trial.run_dir.failed(error, command_s=attempt.began_s)
-            standing = self._standings[trial.identity] = standing_of(trial)
+        trial, attempt, label = running.trial, running.attempt, running.label
+        del self._running[trial.identity]
+        # the error is an event of the run by then, and told below
+        with contextlib.suppress(ScalingError), running.held:
+            result = attempt.result()
+            self._training_s += running.trained_device_s
+            if result["finished"]:
+                attempt.finish(result)
+            else:
+                attempt.stopped(result, self._signals.received, self._signals.received_s)
+        standing = self._standings[trial.identity] = standing_of(trial)
         if standing.state == "finished":
-            self._flops_done += self._left_before(attempt)
+            self._flops_done += self._left_before(running)
             loss = (trial.run_dir.read_summary() or {}).get("val_loss")
-            console.say(f"{attempt.label}: finished, loss {number_text(loss, '.4f')}")
+            console.say(f"{label}: finished, loss {number_text(loss, '.4f')}")
         elif standing.state in ("failed", "given up"):
             most = trial.config.study.max_attempts
             console.say(
-                f"{attempt.label}: failed ({standing.failures} of at most {most}): {standing.trouble}"
+                f"{label}: failed ({standing.failures} of at most {most}): {standing.trouble}"
             )
             if standing.state == "failed" and not self._stopping:
                 self._waiting.append(trial)
 
-    def _left_before(self, attempt: _Attempt) -> float:
-        return attempt.trial.flops * (1 - (attempt.began_step or 0) / attempt.plan.n_steps)
+    def _left_before(self, running: _Running) -> float:
+        step = running.attempt.began_step or 0
+        return running.trial.flops * (1 - step / running.attempt.plan.n_steps)
 
     def _stop(self, signals: StopSignals, console: StudyConsole) -> None:
-        self._stopping, self._stopped_as = True, signals.event
+        self._stopping = True
         self._waiting.clear()
-        for attempt, _ in self._running.values():
-            attempt.launch.request_stop()
+        for running in self._running.values():
+            running.attempt.stop()
         console.say(
             f"{signals.by}: writing checkpoints and stopping; Ctrl-C{signals.again} leaves at once."
         )
@@ -476,13 +437,11 @@ class _Runner:
     def _tally(self) -> Tally:
         states = [standing.state for standing in self._standings.values()]
         done = self._flops_done
-        for attempt, _ in self._running.values():
+        for running in self._running.values():
+            attempt = running.attempt
             if attempt.progress and attempt.began_step is not None:
-                done += (
-                    attempt.trial.flops
-                    * (attempt.progress["step"] - attempt.began_step)
-                    / attempt.plan.n_steps
-                )
+                steps = attempt.progress["step"] - attempt.began_step
+                done += running.trial.flops * steps / attempt.plan.n_steps
         return Tally(
             len(states),
             states.count("finished"),
@@ -510,6 +469,6 @@ class _Runner:
             most = self._study.config.max_attempts
             say(f"Trials given up are tried again with study.max_attempts above {most}.")
         if self._stopping:
-            say(f"{self._stopped_as.capitalize()}; the same command goes on from there.")
+            say(f"{self._signals.event.capitalize()}; the same command goes on from there.")
         elif allows_a_law(self._study.directory):
             say(f"A law through them: python -m scaling.fit study={self._study.directory}")
