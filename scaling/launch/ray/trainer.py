@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from scaling.channel.base import Channel
-from scaling.channel.messages import ControllerLost, Lost, Message
+from scaling.channel.messages import ControllerLost, Lost, Message, Remark
 from scaling.config.run_config import ClusterConfig
 from scaling.errors import LaunchError
 from scaling.launch.base import WorkerFn, WorkerKind, guarded
 from scaling.launch.ray.channel import KvChannel, KvInbox
 from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.private import missing
 from scaling.launch.ray.tempdir import remove_tree
 from scaling.parallel.grid import Ranks
 from scaling.runs.startup import mark
@@ -194,6 +195,9 @@ class RayLaunch:
                 assert result.return_value is not None
                 return result.return_value
 
+    def _warn(self, text: str) -> None:
+        self._own_messages.append(Remark(text))
+
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -203,7 +207,7 @@ class RayLaunch:
         # of Ray Train's second version, which has more fields than the first that types know
         failure_config: Any = FailureConfig
         n_workers: Any = sizes[-1] if len(sizes) == 1 else (sizes[0], sizes[-1])
-        return _trainer_class(self._ray.embedded, sizes)(
+        return _trainer_class(self._ray.embedded, sizes, self._warn)(
             _worker,
             train_loop_config=self._train_config,
             backend_config=_make_backend(str(self._ray.session) if self._ray.session else None),
@@ -265,17 +269,30 @@ def _import_ray_train() -> None:
     import ray.train.v2.api.data_parallel_trainer  # noqa: F401
 
 
-def _trainer_class(embedded: bool, sizes: Sequence[int]) -> Callable[..., Any]:
-    if embedded:
-        from scaling.launch.ray.embedded import EmbeddedTrainer
+def _trainer_class(
+    embedded: bool, sizes: Sequence[int], warn: Callable[[str], None]
+) -> Callable[..., Any]:
+    """Ray Train's trainer, or ours made of its private parts. Raises LaunchError where an elastic
+    run lacks one."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        return EmbeddedTrainer
-    if len(sizes) > 1:
+    if embedded:
+        lacking = missing("embedded")
+        if not lacking:
+            from scaling.launch.ray.embedded import EmbeddedTrainer
+
+            return EmbeddedTrainer
+        warn(f"This Ray lacks {', '.join(lacking)}: its public trainer is used, and starts slower.")
+    elif len(sizes) > 1:
+        if lacking := missing("elastic"):
+            raise LaunchError(
+                f"an elastic run needs {', '.join(lacking)}, which this Ray lacks",
+                f"{sizes[0]} to {sizes[-1]} workers",
+                "Install the version of constraints.txt, or fix the number of devices.",
+            )
         from scaling.launch.ray.elastic import ElasticTrainer
 
         return partial(ElasticTrainer, sizes=sizes)
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
     return DataParallelTrainer
 
 
