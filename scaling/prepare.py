@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from scaling.commands.options import run_command
-from scaling.config.paths import split_paths
+from scaling.config.paths import split_paths, split_words
 from scaling.config.run_config import TokenizerConfig
 from scaling.config.section import Count, Section
 from scaling.config.spelling import plain_message
@@ -44,7 +44,7 @@ def _paths(value: Any) -> Any:
 
 def _words(value: Any) -> Any:
     return (
-        tuple(word for word in value.split(",") if word.strip(" .*"))
+        tuple(word for word in split_words(value) if word.strip(" .*"))
         if isinstance(value, str)
         else value
     )

@@ -115,3 +115,10 @@ def format_duration(seconds: float) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """1, "worker" -> "1 worker"; 2, "worker" -> "2 workers"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def other_delimiter(header: str) -> str | None:
+    """What parts the names of a table's first line, where it is not the comma: "semicolon (;)"."""
+    names = {";": "semicolon (;)", "\t": "tab", "|": "bar (|)"}
+    most = max(names, key=header.count)
+    return names[most] if header.count(most) > header.count(",") else None

@@ -3,9 +3,10 @@ for one sequence."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from scaling.config.paths import exists, split_paths
+from scaling.config.paths import exists, oddity, plain, split_paths
 from scaling.config.run_config import DataConfig, RunConfig, TokenizerConfig
 from scaling.data.corpus import EVAL_SPLIT, Corpus, Part
 from scaling.data.io.fetch import local_path
@@ -14,6 +15,7 @@ from scaling.data.mixture import Mixture
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.prepare.inputs import local_files
 from scaling.data.prepare.sources import find_source
+from scaling.data.shards import INDEX_FILE
 from scaling.errors import ConfigError
 from scaling.planner.cost.lengths import Lengths, lengths
 
@@ -29,6 +31,7 @@ def check_inputs(config: RunConfig) -> None:
     """
     _check_tokenizer(config.tokenizer)
     for data in (config.data, *config.data.parts().values()):
+        _check_there(data)
         if data.kind == "shards":
             assert data.path is not None
             if local_path(data.path) is not None:
@@ -40,6 +43,29 @@ def check_inputs(config: RunConfig) -> None:
             _check_documents("data.val_path", data.val_path)
         elif data.kind in ("text_files", "text_pairs") or data.val_path:
             find_source(data)
+
+
+def _check_there(data: DataConfig) -> None:
+    """Raises ConfigError for a link to nothing, and for a folder of shards that is none."""
+    for key in ("path", "val_path", "target_path", "val_target_path"):
+        value = getattr(data, key)
+        odd = oddity(plain(value)) if value and exists(value) else None
+        if odd is not None:
+            raise ConfigError(
+                f"data.{key}={value!r} {odd}", f"seen from {Path.cwd()}", "Give a file or a folder."
+            )
+    folder = local_path(data.path) if data.kind == "shards" and data.path else None
+    if folder is None:
+        return
+    with contextlib.suppress(PermissionError):  # which reading the index tells
+        if (folder / INDEX_FILE).exists():
+            return
+        lacks = f"has no {INDEX_FILE}" if folder.exists() else "is not there"
+        raise ConfigError(
+            f"data.path={data.path!r} {lacks}",
+            f"seen from {Path.cwd()}",
+            "Give a folder that python -m scaling.prepare has finished.",
+        )
 
 
 def _check_documents(key: str, inputs: str | None) -> None:
@@ -60,7 +86,9 @@ def _check_documents(key: str, inputs: str | None) -> None:
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
     """Raises ConfigError for a path that is not there; a name of the hub is none."""
     name = tokenizer.name or ""
-    if name.startswith(("/", "~", "./", "../", "file:")) and not exists(name):
+    if name.startswith(("/", "~", "./", "../", "file:")) and (
+        not exists(name) or oddity(plain(name)) is not None
+    ):
         raise ConfigError(
             f"tokenizer.name={name!r} is not there",
             f"seen from {Path.cwd()}",

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scaling.errors import DataError
+from scaling.units import other_delimiter
 
 LINE = ""
 """Key of a row under which the number of its line stands."""
@@ -68,6 +69,8 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
+            _check_delimiter(path, file.readline())
+            file.seek(0)
             reader = csv.reader(file, skipinitialspace=True, strict=True)
             header = [name.strip() for name in next(reader, [])]
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
@@ -91,6 +94,15 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
                 "Rename or remove one of them.",
             )
     return header, [_row(path, header, line, cells) for line, cells in lines if any(cells)]
+
+
+def _check_delimiter(path: Path, header: str) -> None:
+    if (delimiter := other_delimiter(header)) is not None:
+        raise DataError(
+            f"{path} has a {delimiter} between its columns, and a comma is wanted",
+            "table",
+            "Write it with commas between columns and points in numbers, as 2.345.",
+        )
 
 
 def _row(path: Path, header: list[str], line: int, cells: list[str]) -> dict[str, str]:

@@ -8,17 +8,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from scaling.config.paths import split_words
 from scaling.config.section import Section
 from scaling.laws.checks import REASONS
 from scaling.laws.fit import DEFAULT_DELTA
 
 
 def _words(value: Any) -> Any:
-    return (
-        tuple(part.strip() for part in value.split(",") if part.strip())
-        if isinstance(value, str)
-        else value
-    )
+    return split_words(value) if isinstance(value, str) else value
 
 
 def _pairs(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from scaling.config.paths import split_words as split_list
 from scaling.config.section import Section
 from scaling.errors import ConfigError
 from scaling.rehearsal.processes import KINDS
@@ -43,7 +44,7 @@ class DrillOptions(Section):
 
     @property
     def kinds(self) -> set[str]:
-        return set(self.victims.split(","))
+        return set(split_list(self.victims))
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -212,7 +212,7 @@ NONE = {"name": "a", "weight": 1, "kind": "documents", "path": "/nowhere/none"}
             "data.val_path='.*none.txt' matches nothing",
         ),
         ({"kind": "text_files", "path": "PLACE/*.none"}, "data.path='.*none' matches no file"),
-        ({"kind": "shards", "path": "PLACE/none"}, "none/index.json cannot be read"),
+        ({"kind": "shards", "path": "PLACE/none"}, "data.path='.*none' is not there"),
         ({"kind": "shards", "path": "PLACE/shards"}, "the corpus was tokenised by bpe with 1000"),
         (
             {"kind": "python_stdlib", "val_path": "PLACE/none"},

@@ -25,6 +25,8 @@ from scaling.data.prepare.pieces import Reading, read_piece
 from scaling.data.prepare.recipe import inputs_of
 from scaling.data.prepare.sources import UnfitText, find_source, read_pairs
 from scaling.errors import ConfigError, DataError
+from scaling.laws.options import FitOptions
+from scaling.rehearsal.options import DrillOptions
 from tests.support.prepare_inputs import json_lines, tar_of, texts
 
 MARK = codecs.BOM_UTF8
@@ -136,22 +138,36 @@ def test_all_that_a_folder_holds_is_read_or_named(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "sub" / "__pycache__").mkdir(parents=True)
     (tmp_path / "a.txt").write_text("a")
+    (tmp_path / ".hid.txt").write_text("h")
     (tmp_path / "gone.txt").symlink_to("nowhere")
     for name in ("b.jsonl", "c.jsonl.gz", "d.jsonl", "README", "sub/e.PNG"):
         (tmp_path / name).write_bytes(b"x")
     found, told = read(str(tmp_path))
     assert found == ["a"]
     assert sorted(told) == [
+        f"left out 1 hidden file: {tmp_path / '.hid.txt'}",
         f"left out 1 link to nothing or special file: {tmp_path / 'gone.txt'}",
         "left out 2 folders, hidden or of caches: .git, __pycache__",
         "left out 5 files of other endings: .jsonl (2), no ending, .jsonl.gz, .png",
     ]
 
 
+@pytest.mark.parametrize("pattern", ["*", "*.txt", "**", "**/*.txt"])
+def test_what_a_pattern_passes_over_is_named(tmp_path, pattern):
+    for name in ("a.txt", ".hid.txt", ".git/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found, told = read(f"{tmp_path}/{pattern}")
+    assert found == ["a.txt"]
+    assert f"left out 1 hidden file: {tmp_path / '.hid.txt'}" in told
+    assert read(f"{tmp_path}/.hid.txt") == ([".hid.txt"], [])
+    assert read(f"{tmp_path}/.h*") == ([".hid.txt"], [])
+
+
 def test_a_folder_of_other_files_says_which(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json_lines(DOCUMENTS))
+    (tmp_path / "a.log").write_bytes(json_lines(DOCUMENTS))
     with pytest.raises(
-        ConfigError, match=r"left out 1 file of another ending: \.jsonl (.|\n)*suffixes=\.jsonl"
+        ConfigError, match=r"left out 1 file of another ending: \.log (.|\n)*suffixes=\.jsonl"
     ):
         read(str(tmp_path))
 
@@ -188,7 +204,7 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
         read(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.tar", "a.parquet"])
 def test_empty_files_are_named(tmp_path, name):
     (tmp_path / name).touch()
     if name == "a.parquet":
@@ -203,7 +219,65 @@ def test_empty_files_are_named(tmp_path, name):
     assert read(f"{tmp_path}/*") == (["b"], [f"left out 1 file that is empty: {tmp_path / name}"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.txt.gz", gzip.compress(b"")),
+        ("a.jsonl", b"\n \n\n"),
+        ("a.txt", MARK),
+        ("a.jsonl", b'{"text": ""}\n'),
+    ],
+)
+def test_files_that_turn_out_to_be_empty_are_named(tmp_path, capsys, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    words = ["out=" + str(tmp_path / "out"), "tokenizer=byte", "processes=1"]
+    assert prepare.main([f"inputs={path}", *words]) == 2
+    assert f"no text to read; left out 1 file that is empty: {path}" in capsys.readouterr().err
+    (tmp_path / "b.txt").write_text("some text of a file beside it\n" * 20)
+    assert prepare.main([f"inputs={path},{tmp_path}/b.txt", *words]) == 0
+    said = capsys.readouterr()
+    assert f"left out 1 file that is empty: {path}" in " ".join((said.out + said.err).split())
+
+
 # Names
+
+
+@pytest.mark.parametrize("folder", ["d [1], x", "a,b", "x[12]", "{1,2}", "what?", "[ab]"])
+def test_a_pattern_may_stand_in_a_folder_of_any_name(tmp_path, monkeypatch, folder):
+    place = tmp_path / folder / "sub, [z]"
+    place.mkdir(parents=True)
+    (place / "1.jsonl").write_bytes(json_lines(DOCUMENTS[:3]))
+    (tmp_path / "other.jsonl").write_bytes(json_lines(DOCUMENTS[3:]))
+    monkeypatch.chdir(tmp_path)
+    for text in (f"{tmp_path}/{folder}/*/*.jsonl", f"{folder}/sub, [z]/?.jsonl", f"{folder}/**"):
+        assert split_paths(f"{text},other.jsonl") == (text, "other.jsonl")
+        assert split_paths(f"other.jsonl,{text}") == ("other.jsonl", text)
+        assert matching(text) == [str(place / "1.jsonl")]
+        assert read(*split_paths(f"{text},other.jsonl"))[0] == sorted(DOCUMENTS)
+
+
+def test_lists_may_stand_in_brackets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert split_paths("[a, 'b', x/*.txt]") == ("a", "b", "x/*.txt")
+    assert split_paths("[ab]*.txt,[c]") == ("[ab]*.txt", "[c]")
+    (tmp_path / "a").touch()
+    assert split_paths("[ab]") == ("[ab]",), "a pattern that matches"
+    (tmp_path / "[a,b]").touch()
+    assert split_paths("[a,b]") == ("[a,b]",), "a path that exists"
+    read_words = prepare.PrepareOptions.model_validate(
+        {"inputs": "[c,d]", "out": "o", "suffixes": "[jsonl, TXT,'*.md']"}, context="words"
+    )
+    assert read_words.inputs == ("c", "d")
+    assert read_words.suffixes == ("jsonl", "TXT", "*.md")
+    words = {"table": "t.csv", "same": "[a, b]", "where": "[x:1,y:2]"}
+    law = FitOptions.model_validate(words, context="words")
+    assert (law.same, law.where) == (("a", "b"), (("x", "1"), ("y", "2")))
+    assert DrillOptions(victims="[driver, worker]").kinds == {"driver", "worker"}
+
+
+# Whole names
 
 
 @pytest.mark.parametrize(

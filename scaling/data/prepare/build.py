@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from scaling.config.run_config import TokenizerConfig
 from scaling.data.prepare import ordering
 from scaling.data.prepare.by_position import cut_in_two
 from scaling.data.prepare.encode import encode_bucket
+from scaling.data.prepare.left_out import EMPTY, LeftOut
 from scaling.data.prepare.ordering import (
     RUN_BYTES,
     Bucket,
@@ -152,6 +154,10 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     arguments = [(piece, recipe.reading) for piece in recipe.pieces]
     read = work.run(sort_piece, "run", arguments, "reading")
     _report_unfit(read, report)
+    empty = _empty_files(recipe, read)
+    if not recipe.name.startswith("python_"):  # a library's many empty modules are no news
+        for line in empty.lines():
+            report(line, None)
     n_bytes = sum(result["n_bytes"] for result in read)
     runs = _few(work, [run for result in read for run in result["runs"]])
     n_buckets = max(1, -(-n_bytes // RUN_BYTES))
@@ -168,6 +174,11 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
         sum(bucket.n_documents for bucket in buckets),
     )
     n_empty = sum(result["n_empty"] for result in read)
+    if not n_read:
+        raise ConfigError(
+            "; ".join(["there is no text to read", *empty.lines()]),
+            fix="Give files that hold text.",
+        )
     report(
         f"{counted(n_kept, 'document')}, without {counted(n_read - n_kept, 'exact duplicate')} and "
         f"{counted(n_empty, 'empty one')}",
@@ -222,12 +233,13 @@ def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> di
         "n_documents": 0,
         "n_bytes": 0,
         "n_empty": 0,
+        "empty": [],
         "n_unfit": 0,
         "unfit": None,
     }
 
     def fit() -> Iterator[Any]:
-        for text in read_piece(piece, reading):
+        for number, text in enumerate(read_piece(piece, reading)):
             if isinstance(text, UnfitText):
                 if not piece.lenient:
                     raise UnfitInput(text.what, text.where, text.fix)
@@ -235,6 +247,8 @@ def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> di
                 counts["unfit"] = counts["unfit"] or text.what
             elif not text:
                 counts["n_empty"] += 1
+                if piece.format == "files":
+                    counts["empty"].append(piece.locations[number])
             else:
                 document = document_of(text, piece.held_out)
                 counts["n_documents"] += 1
@@ -258,6 +272,23 @@ def _report_unfit(read: list[dict[str, Any]], report: Report) -> None:
         report(
             f"left out {counted(n_unfit, 'document')} that cannot be read; the first: {first}", None
         )
+
+
+def _empty_files(recipe: Recipe, read: list[dict[str, Any]]) -> LeftOut:
+    """The files that were read to their end, and in which no document is that can be, or no text in
+    one."""
+    found = LeftOut()
+    counts: Counter[str] = Counter()
+    for piece, result in zip(recipe.pieces, read, strict=True):
+        if piece.format == "files":
+            for location in result["empty"]:
+                found.add(EMPTY, location)
+        else:
+            counts[piece.locations[0]] += result["n_documents"] + result["n_unfit"]
+    for location, n_documents in counts.items():
+        if not n_documents:
+            found.add(EMPTY, location)
+    return found
 
 
 def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from scaling.config.paths import matching, oddity
+from scaling.config.paths import hidden_matching, matching, oddity
 from scaling.data.io.open_input import is_compressed, n_row_groups, size_of
 from scaling.data.io.remote import N_THREADS, InputFile, find_remote, is_remote, name_of
-from scaling.data.prepare.left_out import EMPTY, FOLDERS, ODD, OTHER_KINDS, LeftOut
+from scaling.data.prepare.left_out import EMPTY, FOLDERS, HIDDEN, ODD, OTHER_KINDS, LeftOut
 from scaling.data.prepare.pieces import PIECE_BYTES, Format, Piece, group_files
 from scaling.data.prepare.sources import unreadable
 from scaling.data.prepare.tasks import Report, silent
@@ -150,8 +150,11 @@ def local_files(
     Raises ConfigError for a pattern without matches, DataError for what is named and no file, as a
     link to nothing.
     """
-    left_out = left_out or LeftOut()
     paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
+    if left_out is None:
+        left_out = LeftOut()
+    else:
+        _note_hidden(patterns, paths, left_out)
     for path in paths:
         if (odd := oddity(path)) is not None:
             raise DataError(
@@ -168,6 +171,20 @@ def local_files(
     } | dict.fromkeys(sources, True)
 
 
+def _note_hidden(patterns: Sequence[str], named: Container[Path], left_out: LeftOut) -> None:
+    """Note what patterns pass over because its name, or that of a folder above it, begins with a
+    dot."""
+    for path in dict.fromkeys(
+        Path(match) for pattern in patterns for match in hidden_matching(pattern)
+    ):
+        if path in named or (path.is_dir() and not path.name.startswith(".")):
+            continue
+        if path.is_dir():
+            left_out.add(FOLDERS, path.name)
+        elif path.name.startswith("."):
+            left_out.add(HIDDEN, str(path))
+
+
 def _local_pieces(
     patterns: Sequence[str], by_line: bool, suffixes: Sequence[str], left_out: LeftOut
 ) -> tuple[list[Piece], list[Piece]]:
@@ -182,7 +199,10 @@ def _local_pieces(
         if (in_folder and _kind(str(path)) in (None, "text")) or (
             _format(str(path)) == "text" and not by_line
         ):
-            texts[in_folder].append(path)
+            if size_of(path):
+                texts[in_folder].append(path)
+            else:
+                left_out.add(EMPTY, str(path))
         else:
             pieces += _pieces_or_none(
                 InputFile(str(path), size_of(path), ranges=True), by_line, left_out
@@ -279,7 +299,9 @@ def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Itera
         )
         for name in sorted(names):
             path = Path(root, name)
-            if oddity(path) is not None:
+            if name.startswith("."):
+                left_out.add(HIDDEN, str(path))
+            elif oddity(path) is not None:
                 left_out.add(ODD, str(path))
             elif name.lower().endswith(endings) and name.lower() not in endings:
                 yield path

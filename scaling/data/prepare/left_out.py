@@ -9,6 +9,7 @@ Reason = tuple[str, str]
 """What one such thing is called, and several."""
 OTHER_KINDS = ("file of another ending", "files of other endings")
 FOLDERS = ("folder, hidden or of a cache", "folders, hidden or of caches")
+HIDDEN = ("hidden file", "hidden files")
 EMPTY = ("file that is empty", "files that are empty")
 ODD = ("link to nothing or special file", "links to nothing or special files")
 _N_NAMED = 5

@@ -16,6 +16,8 @@ at."""
 _COMPOSE = "NFC"
 """The one normaliser that is left out rather than refused: GPT-NeoX, OLMo and Qwen have it, most
 text is in that form already, and tokens over bytes need no form at all."""
+_SPELLS = "ByteLevel"
+"""The normaliser that writes bytes as letters, and keeps all of them."""
 _PROBES = (  # the first two have every byte that UTF-8 has
     "".join(map(chr, range(0x250))),
     "".join(
@@ -51,12 +53,12 @@ _PROBES = (  # the first two have every byte that UTF-8 has
 
 
 def without_composing(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer.json without its normaliser, where that is NFC alone; None for any other."""
-    return (
-        {**raw, "normalizer": None}
-        if [part["type"] for part in _parts(raw.get("normalizer"))] == [_COMPOSE]
-        else None
-    )
+    """The tokenizer.json without NFC, where no other normaliser loses text; else None."""
+    parts = _parts(raw.get("normalizer"))
+    kept = [part for part in parts if part["type"] != _COMPOSE]
+    if len(kept) == len(parts) or any(part["type"] != _SPELLS for part in kept):
+        return None
+    return {**raw, "normalizer": {"type": "Sequence", "normalizers": kept} if kept else None}
 
 
 def check_lossless(raw: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> None:
@@ -84,7 +86,7 @@ def check_lossless(raw: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> N
 def _culprits(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What of a tokenizer.json loses text, and what would not."""
     for part in _parts(raw.get("normalizer")):
-        if part["type"] != "ByteLevel":
+        if part["type"] not in (_SPELLS, _COMPOSE):  # NFC alone would be left out
             yield (
                 f"its normaliser {part['type']} changes text",
                 'Use one without a normaliser ("normalizer": null), or train one: tokenizer=bpe.',

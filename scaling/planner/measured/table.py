@@ -22,6 +22,7 @@ from scaling.planner.measured.cells import number, whole
 from scaling.planner.measured.row_layouts import layouts_of
 from scaling.planner.measured.row_links import links_of
 from scaling.planner.measured.systems import software_of
+from scaling.units import other_delimiter
 
 GIB = 2**30
 
@@ -81,6 +82,8 @@ def read_table(path: Path) -> tuple[list[Case], list[Unread]]:
     table."""
     try:
         with path.open(newline="") as file:
+            delimiter = other_delimiter(file.readline())
+            file.seek(0)
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
@@ -88,6 +91,12 @@ def read_table(path: Path) -> tuple[list[Case], list[Unread]]:
             None,
             "Give a CSV file.",
         ) from error
+    if delimiter is not None:
+        raise DataError(
+            f"{path} has a {delimiter} between its columns, and a comma is wanted",
+            None,
+            "Write it with commas between columns and points in numbers.",
+        )
     if rows and (missing := [name for name in NEEDED if name not in rows[0]]):
         raise DataError(
             f"{path} has no column {', '.join(missing)}",
