@@ -4,7 +4,6 @@ there is no terminal."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.text import Text
 from scaling.channel.messages import Began
 from scaling.config.run_config import RunConfig
 from scaling.metrics import names
+from scaling.metrics.throughput import RECENT_STEPS
 from scaling.units import counted, format_count, format_duration
 
 PLAIN_INTERVAL_S = 10.0
@@ -61,8 +61,7 @@ class ProgressLine:
     def _fitted(self, progress: dict[str, Any]) -> str:
         """The line without the fields that have once been too many, so that it does not flicker;
         whole in a pipe."""
-        rate = progress.get(names.TOKENS_PER_S) or self._estimate.tokens_per_s
-        fields = progress_fields(progress, rate)
+        fields = progress_fields(progress)
         if self._live is None:
             return "  ".join(fields.values())
         for name in LEAVE_OUT:
@@ -99,7 +98,19 @@ LEAVE_OUT = ("lr", "MFU", "tokens", "tokens/s", "ETA", "loss", "")
 """What a narrow terminal's line does without, the first first."""
 
 
-def progress_fields(progress: dict[str, Any], tokens_per_s: float | None) -> dict[str, str]:
+def time_left_s(progress: dict[str, Any]) -> float | None:
+    """Of the steps that are left, at the rate of the recent ones; evaluations and checkpoints are
+    in neither. None before a step is measured."""
+    rate = progress.get("recent_tokens_per_s")
+    return (progress["n_tokens_total"] - progress["n_tokens"]) / rate if rate else None
+
+
+def time_left_text(left_s: float) -> str:
+    """Never nothing while something is left."""
+    return "under 0.1 s" if 0 < left_s < 0.1 else format_duration(left_s)
+
+
+def progress_fields(progress: dict[str, Any]) -> dict[str, str]:
     """The fields of the line, in their order; what is not measured yet is left out."""
     fields = {
         "step": f"step {progress['step']}/{progress['n_steps']}",
@@ -112,44 +123,32 @@ def progress_fields(progress: dict[str, Any], tokens_per_s: float | None) -> dic
         fields["tokens/s"] = f"{format_count(progress[names.TOKENS_PER_S])} tokens/s"
     if progress.get(names.DEVICE_MFU) is not None:
         fields["MFU"] = f"MFU {100 * progress[names.DEVICE_MFU]:.1f} %"
-    if tokens_per_s:
-        fields["ETA"] = (
-            f"ETA {format_duration((progress['n_tokens_total'] - progress['n_tokens']) / tokens_per_s)}"
-        )
+    left_s = time_left_s(progress)
+    if left_s is not None:
+        fields["ETA"] = f"ETA {time_left_text(left_s)}"
     return fields
 
 
 class Estimate:
-    """Of the time that is left, by the driver's own clock, told once after `AFTER_STEPS` steps
-    where a plan had none.
+    """Tells the time that is left once, where a plan told none, after as many steps as its rate is
+    taken over. wanted: whether it is to be told."""
 
-    wanted: whether it is to be told; without, it only serves for the ETA before the first record.
-    """
-
-    AFTER_STEPS = 20
-
-    def __init__(self, *, wanted: bool, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, wanted: bool) -> None:
         self.wanted = wanted
-        self.tokens_per_s: float | None = None
-        self._now = now
-        self._first: tuple[float, dict[str, Any]] | None = None
+        self._first_step: int | None = None
 
     def of(self, progress: dict[str, Any]) -> str | None:
-        now_s = self._now()
-        if self._first is None or progress["step"] < self._first[1]["step"]:
-            self._first = now_s, progress
-            return None
-        begun_s, first = self._first
-        steps = progress["step"] - first["step"]
-        if steps < self.AFTER_STEPS or now_s <= begun_s:
-            return None
-        self.tokens_per_s = (progress["n_tokens"] - first["n_tokens"]) / (now_s - begun_s)
-        if not self.wanted:
+        step = progress["step"]
+        if self._first_step is None or step < self._first_step:
+            self._first_step = step
+        left_s, n_left = time_left_s(progress), progress["n_steps"] - step
+        early = step - self._first_step < RECENT_STEPS
+        if not self.wanted or early or not left_s or n_left <= 0:
             return None
         self.wanted = False
-        left_s = (progress["n_tokens_total"] - progress["n_tokens"]) / self.tokens_per_s
-        per_step_s = (now_s - begun_s) / steps
-        return f"About {format_duration(left_s)} to go, by {steps} steps of {_seconds(per_step_s)}."
+        per_step = _seconds(left_s / n_left)
+        left = time_left_text(left_s)
+        return f"About {left} to go, by the last {RECENT_STEPS} steps of {per_step}."
 
 
 def _seconds(value: float) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from scaling.metrics import names
+
+RECENT_STEPS = 20
+"""By which the time that is left is told: a choice."""
 
 
 class ThroughputMeter:
@@ -24,6 +29,7 @@ class ThroughputMeter:
         self._flops_per_token = flops_per_token
         self._n_devices = n_devices
         self._peak_flops_per_s = peak_flops_per_s
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._clear()
 
     def _clear(self) -> None:
@@ -33,12 +39,19 @@ class ThroughputMeter:
     def step(self, n_tokens: int, step_time_s: float, data_wait_s: float | None = None) -> None:
         """Count one step of `n_tokens` over all ranks: its whole wall time, of which `data_wait_s`
         waited for the loader."""
+        self._recent.append((n_tokens, step_time_s))
         self._n_steps += 1
         self._n_tokens += n_tokens
         self._time_s += step_time_s
         if data_wait_s is not None:
             self._n_waits += 1
             self._wait_s += data_wait_s
+
+    @property
+    def recent_tokens_per_s(self) -> float | None:
+        """Over the last `RECENT_STEPS` steps; None before there is any."""
+        time_s = sum(step_time_s for _, step_time_s in self._recent)
+        return sum(n_tokens for n_tokens, _ in self._recent) / time_s if time_s > 0 else None
 
     def take(self) -> dict[str, float]:
         """Rates since the last call, by metric name, and start anew. What was not measured is

@@ -120,7 +120,8 @@ class FirstRankRecorder(Recorder):
             "n_tokens": state.n_tokens,
             "n_tokens_total": plan.n_tokens,
         }
-        self._heartbeat.progress(**where, lr=lr, **self._shown)
+        rate = self._meter.recent_tokens_per_s
+        self._heartbeat.progress(**where, lr=lr, recent_tokens_per_s=rate, **self._shown)
         return state
 
     def settle(self, state: TrainState) -> TrainState:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scaling.launch.console import Estimate, ProgressLine, starting_text
+from scaling.launch.console import Estimate, ProgressLine, progress_fields, starting_text
 from scaling.launch.signals import StopSignals
-from scaling.launch.study.console import StudyConsole, Tally
+from scaling.launch.study.console import StudyConsole, Tally, progress_cells
 from scaling.metrics import names
 from tests.support.configs import composed
 
@@ -23,6 +23,7 @@ PROGRESS = {
     "loss": 3.4567,
     "lr": 6.1e-4,
     names.TOKENS_PER_S: 123_456.0,
+    "recent_tokens_per_s": 123_456.0,
     names.DEVICE_MFU: 0.451,
 }
 
@@ -76,19 +77,35 @@ def test_with_room_or_in_a_pipe_every_field_is_there(width: int, terminal: bool)
         assert part in text
 
 
-def test_an_estimate_comes_once_after_twenty_steps() -> None:
-    times = iter([100.0, 105.0, 110.0, 120.0])
-    estimate = Estimate(wanted=True, now=lambda: next(times))
-    told = [estimate.of(at(step)) for step in (1, 11, 21, 41)]
-    assert told == [None, None, "About 8 min 10 s to go, by 20 steps of 500 ms.", None]
-    assert estimate.tokens_per_s == 200.0
+@pytest.mark.parametrize("rate", [200.0, 3.7, 1e7])
+def test_an_estimate_comes_once_and_agrees_with_the_line(rate: float) -> None:
+    console, out = screen(200, terminal=False)
+    with ProgressLine(console, planned=False) as line:
+        for step in (1, 11, 20):
+            line.show(at(step, recent_tokens_per_s=0.5))
+        assert "to go" not in out.getvalue()
+        for step in (22, 41):
+            line.show(at(step, recent_tokens_per_s=rate, **{names.TOKENS_PER_S: 7.0}))
+            line.flush()
+    told, eta = out.getvalue().splitlines()[-3:-1]
+    assert told.startswith("About ")
+    assert told.split(" to go")[0].removeprefix("About ") == eta.split("ETA ")[1]
+    assert rate != 200 or told == "About 8 min 09 s to go, by the last 20 steps of 500 ms."
+    assert rate != 1e7 or "under 0.1 s" in told
+
+
+def test_what_is_left_is_never_nothing_before_the_end() -> None:
+    last = at(999, recent_tokens_per_s=1e9)
+    assert progress_fields(last)["ETA"] == "ETA under 0.1 s"
+    assert progress_cells(last)[-1] == "under 0.1 s"
+    assert progress_fields(at(1000, recent_tokens_per_s=1e9))["ETA"] == "ETA 0.0 s"
+    estimate = Estimate(wanted=True)
+    assert [estimate.of(at(step, recent_tokens_per_s=1e9)) for step in (1, 1000)] == [None, None]
 
 
 def test_a_planned_time_is_not_estimated_again() -> None:
-    times = iter([0.0, 10.0])
-    estimate = Estimate(wanted=False, now=lambda: next(times))
-    assert [estimate.of(at(step)) for step in (1, 31)] == [None, None]
-    assert estimate.tokens_per_s == 300.0
+    estimate = Estimate(wanted=False)
+    assert [estimate.of(at(step, recent_tokens_per_s=9.0)) for step in (1, 31)] == [None, None]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

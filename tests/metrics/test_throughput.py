@@ -3,7 +3,7 @@
 import pytest
 
 from scaling.metrics import names
-from scaling.metrics.throughput import ThroughputMeter
+from scaling.metrics.throughput import RECENT_STEPS, ThroughputMeter
 
 
 def test_rates_of_two_steps_on_four_devices():
@@ -40,3 +40,14 @@ def test_each_interval_starts_anew():
     meter.step(10, 1.0)
     assert meter.take()[names.TOKENS_PER_S] == 10
     assert meter.take() == {}
+
+
+def test_the_recent_rate_is_that_of_the_last_steps_alone():
+    meter = ThroughputMeter(1.0, 1, None)
+    assert meter.recent_tokens_per_s is None
+    meter.step(100, 500.0)  # a first step, which compiles
+    assert meter.recent_tokens_per_s == 0.2
+    for _ in range(RECENT_STEPS):
+        meter.step(100, 0.5)
+        meter.take()
+    assert meter.recent_tokens_per_s == 200

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from scaling.launch.console import PLAIN_INTERVAL_S
+from scaling.launch.console import PLAIN_INTERVAL_S, time_left_s, time_left_text
 from scaling.metrics import names
 from scaling.screen import Column, FittedTable, sparkline
 from scaling.units import format_count, format_duration
@@ -102,7 +102,8 @@ class StudyConsole:
         parts.append(f"{format_duration(elapsed_s)} so far")
         # before that the rate is that of the start
         if tally.flops and tally.flops_done > 0.01 * tally.flops:
-            parts.append(f"ETA {format_duration(elapsed_s * (tally.flops / tally.flops_done - 1))}")
+            left_s = elapsed_s * (tally.flops / tally.flops_done - 1)
+            parts.append(f"ETA {time_left_text(left_s)}")
         return ", ".join(parts)
 
 
@@ -111,11 +112,11 @@ def progress_cells(progress: dict[str, Any]) -> tuple[str, ...]:
     if not progress:
         return "starting", "-", "-", "-", "-"
     rate = progress.get(names.TOKENS_PER_S)
-    eta_s = (progress["n_tokens_total"] - progress["n_tokens"]) / rate if rate else None
+    left_s = time_left_s(progress)
     return (
         "running",
         f"{progress['step']}/{progress['n_steps']}",
         f"{progress['loss']:.4f}" if "loss" in progress else "-",
         format_count(rate) if rate else "-",
-        "-" if eta_s is None else format_duration(eta_s),
+        "-" if left_s is None else time_left_text(left_s),
     )
