@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from scaling.parallel.exchange import share_json
+
 
 class Agreement:
     """One all-reduce of a few numbers before each step. group: gloo over all ranks, or None for a
@@ -23,3 +25,7 @@ class Agreement:
         votes = torch.tensor([float(vote) for vote in seen])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
         return [bool(vote) for vote in votes.tolist()]
+
+    def of_first(self, number: int) -> int:
+        """The first rank's number. A collective."""
+        return int(share_json(number, self._group))

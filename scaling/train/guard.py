@@ -178,3 +178,17 @@ def check_end(step: int, val_loss: float) -> None:
             "Begin a run with a smaller optim.lr or a longer warm-up. The same command with train.on_nonfinite=rollback goes "
             "on from the last checkpoint.",
         )
+
+
+def check_left_out(train: TrainConfig, state: TrainState) -> None:
+    """Raise DivergedError where a run comes to its end with most of its updates left out.
+    state: the first rank's, which alone counts them."""
+    if 2 * state.skipped_steps <= state.step:
+        return
+    other = " Where they are spikes, raise train.spike_sigmas." if train.on_spike == "skip" else ""
+    raise DivergedError(
+        f"{state.skipped_steps} of all {state.step} updates were left out, which is more than half:"
+        " the weights are hardly trained",
+        "step_skipped in events.jsonl says which, and why",
+        f"Begin a run with a smaller optim.lr or a longer warm-up.{other}",
+    )

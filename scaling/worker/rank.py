@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -49,7 +49,7 @@ from scaling.train.agreement import Agreement
 from scaling.train.batches import Uncondemned
 from scaling.train.books import Opening
 from scaling.train.clock import EVALUATED, Clock
-from scaling.train.guard import Guard, check_end
+from scaling.train.guard import Guard, check_end, check_left_out
 from scaling.train.loop import train
 from scaling.train.preemption import Preemption
 from scaling.train.recorder import Recorder
@@ -213,6 +213,9 @@ class _Training:
             self.config.train, self.engine, self.guard, self.checkpoints, self.recorder, self.report
         )
         state = recovery.run(self.run_from, self.state)
+        if state.step >= self.last_step:
+            skipped_steps = self.agreement.of_first(state.skipped_steps)
+            check_left_out(self.config.train, replace(state, skipped_steps=skipped_steps))
         if state.step >= self.plan.n_steps:
             self._check_end(state)
         return state

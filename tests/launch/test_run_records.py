@@ -165,7 +165,11 @@ def test_a_loss_that_is_not_finite_at_the_end_ends_no_run(
 
 @pytest.mark.parametrize(
     ("lr", "n_steps", "what"),
-    [("1e30", 40, "in a row"), ("1e308", 6, "held-out loss after the last step, 6")],
+    [
+        ("1e30", 40, "in a row"),
+        ("1e30", 6, "5 of all 6 updates were left out"),
+        ("1e308", 6, "held-out loss after the last step, 6"),
+    ],
 )
 def test_a_learning_rate_beyond_all_bounds_fails_clearly_each_time(
     command: Command, lr: str, n_steps: int, what: str

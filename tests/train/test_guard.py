@@ -27,7 +27,7 @@ from scaling.planner.machines.detect import resolve_cluster
 from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
 from scaling.train.batches import Uncondemned
-from scaling.train.guard import Guard, RollBack
+from scaling.train.guard import Guard, RollBack, check_left_out
 from scaling.worker import rank as worker
 from scaling.worker.spec import WorkerSpec
 from tests.support.runs import COMPARED, TINY, write_text
@@ -148,6 +148,20 @@ def test_spikes_left_out_in_a_row_are_bounded_too() -> None:
     guard, _ = told("train.on_spike=skip", "train.max_skips=3", *SPIKES)
     with pytest.raises(DivergedError, match="up to step 8"):
         walk(guard, [3.0] * 4 + [60.0] * 4)
+
+
+@pytest.mark.parametrize("max_skips", [1, 1000])
+def test_a_run_whose_updates_are_mostly_left_out_has_diverged(max_skips: int) -> None:
+    train = settings(f"train.max_skips={max_skips}", "train.on_spike=skip").train
+    for n_steps, n_skipped in ((1, 1), (6, 4), (6, 6), (7, 4), (10_000, 5_001)):
+        state = TrainState(step=n_steps, skipped_steps=n_skipped)
+        with pytest.raises(DivergedError, match=f"{n_skipped} of all {n_steps} updates") as caught:
+            check_left_out(train, state)
+        assert "smaller optim.lr" in str(caught.value)
+        assert "train.spike_sigmas" in str(caught.value)
+        assert "max_skips" not in str(caught.value)
+    for n_steps, n_skipped in ((1, 0), (6, 3), (10_000, 10)):
+        check_left_out(train, TrainState(step=n_steps, skipped_steps=n_skipped))
 
 
 def test_condemned_batches_are_read_and_dropped() -> None:
