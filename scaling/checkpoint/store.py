@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -123,9 +124,10 @@ def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
     not."""
     file = path / name
     try:
-        if not file.is_file():
-            return f"{file} is missing"
-        size = file.stat().st_size
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{file} is not a regular file"
+        size = found.st_size
         if size != expected["size_bytes"]:
             return f"{file} has {size} bytes, not {expected['size_bytes']}"
         return (
@@ -133,6 +135,8 @@ def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
             if _sha256(file) != expected["sha256"]
             else None
         )
+    except FileNotFoundError:
+        return f"{file} is missing"
     except OSError as error:
         return f"{file} cannot be read: {error.strerror or error}"
 

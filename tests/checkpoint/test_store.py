@@ -280,6 +280,24 @@ def test_fields_of_another_type_are_damage(tmp_path: Path, changes: dict[str, An
     assert found[0] == older
 
 
+@pytest.mark.parametrize("name", ["rank-00001.safetensors", MANIFEST])
+def test_a_link_that_loops_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    older, path = write(tmp_path, 3), write(tmp_path, 7)
+    (path / name).unlink()
+    (path / name).symlink_to(name)
+    with pytest.raises(CheckpointError, match=os.strerror(errno.ELOOP)):
+        verify(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match="is missing" if name != MANIFEST else "No such"):
+        verify(path)
+    (path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"(?i){re.escape(name)}.*(regular file|directory)"):
+        verify(path)
+    found = newest_valid(tmp_path)
+    assert found is not None
+    assert found[0] == older
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("name", ["rank-00001.safetensors", MANIFEST])
 def test_a_file_that_cannot_be_read_is_damage(
