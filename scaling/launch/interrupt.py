@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -99,7 +100,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _received.append(name)
     if again:
         os._exit(EXIT_STOPPED)
-    _say(f"{name}: stopped where no step was under way; the same command continues.\n")
+    _say_stopped(name)
     raise Stopped(name)
 
 
@@ -111,7 +112,17 @@ def _note_of_others(error: BaseException) -> None:
     ):
         name = "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
         _received.append(name)
-        _say(f"{name}: stopped where no step was under way; the same command continues.\n")
+        _say_stopped(name)
+
+
+_DRY = re.compile(r"(?i)\+{0,2}dry_run=['\"]?(true|yes|on|y|1)['\"]?")
+
+
+def _say_stopped(name: str) -> None:
+    """A dry run, known by the command's words alone so early, has nothing to continue."""
+    dry = any(_DRY.fullmatch(word) for word in sys.argv[1:])
+    rest = "a dry run begins nothing" if dry else "the same command continues"
+    _say(f"{name}: stopped where no step was under way; {rest}.\n")
 
 
 def _say(text: str) -> None:

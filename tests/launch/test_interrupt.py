@@ -36,6 +36,20 @@ def test_every_signal_ends_in_75_with_a_line(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("word", ["dry_run=true", "dry_run=True", "++dry_run=yes"])
+def test_a_dry_run_has_nothing_to_continue(
+    word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "model=gpt_nano", word])
+    assert door.enter(lambda: interrupted(signal.SIGTERM)) == 75
+    assert door.enter(lambda: sys.exit(int(signal.SIGTERM))) == 75
+    line = "SIGTERM: stopped where no step was under way; a dry run begins nothing.\n"
+    assert capfd.readouterr().err == 2 * line
+    monkeypatch.setattr(sys, "argv", ["run.py", "dry_run=false", "run.name=dry_run=true"])
+    assert door.enter(lambda: interrupted(signal.SIGTERM)) == 75
+    assert "the same command continues" in capfd.readouterr().err
+
+
 def test_what_is_interrupted_may_make_another_error_of_it(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
