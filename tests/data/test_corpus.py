@@ -8,6 +8,7 @@ import filecmp
 import hashlib
 import io
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from scaling.config.run_config import DataConfig, TokenizerConfig
+from scaling.data.prepare.build import kept_text
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.prepare.sources import find_source
 from scaling.data.read.shard_reader import read_shard
@@ -313,3 +315,17 @@ def test_named_files_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
         ensure_corpus(data.model_copy(update={"val_path": f"{tmp_path}/none"}), BYTE)
     with pytest.raises(ConfigError, match=r"no text is left to train on"):
         ensure_corpus(data.model_copy(update={"path": f"{tmp_path}/held.txt"}), BYTE)
+
+
+def test_reading_is_said_once_and_nothing_is_said_of_nothing(tmp_path, texts):
+    told: list[str] = []
+    ensure_corpus(
+        text_config(texts, tmp_path / "cache"), BYTE, lambda text, part: told.append(text)
+    )
+    said = list(dict.fromkeys(told))
+    assert [text for text in said if text.startswith("reading")] == [said[0]]
+    assert re.fullmatch(r"reading \d+ files", said[0])
+    assert kept_text(6, 0, 0) == "6 documents"
+    assert kept_text(1, 1, 0) == "1 document, without 1 exact duplicate"
+    assert kept_text(2, 0, 3) == "2 documents, without 3 empty ones"
+    assert kept_text(2, 2, 1) == "2 documents, without 2 exact duplicates and 1 empty one"

@@ -100,7 +100,7 @@ def start(*words: str) -> subprocess.Popen[str]:
     code = (
         "import sys, time\nfrom scaling.commands.progress import ProgressBar\nfrom scaling import prepare\n"
         f"from scaling.data.prepare import ordering\nordering.FAN_IN = {ordering.FAN_IN}\n"
-        "def report(self, message, part):\n    print(message, flush=True)\n    time.sleep(0.05)\n"
+        "def report(self, message, part):\n    part == 0 or print(message, flush=True)\n    time.sleep(0.05)\n"
         "ProgressBar.report = report\nsys.exit(prepare.main(sys.argv[1:]))"
     )
     return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)

@@ -37,7 +37,7 @@ from scaling.data.prepare.ordering import (
     write_bucket,
     write_runs,
 )
-from scaling.data.prepare.pieces import Piece, Reading, read_piece
+from scaling.data.prepare.pieces import Piece, Reading, local_paths, read_piece
 from scaling.data.prepare.sources import BETWEEN, UnfitInput, UnfitText
 from scaling.data.prepare.tasks import Report, Work, put
 from scaling.data.prepare.write_shards import SPLITS, plan_shards, write_shard
@@ -152,7 +152,9 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
     """Read every piece, and bring the documents into order. The runs are removed when no bucket
     needs them any more."""
     arguments = [(piece, recipe.reading) for piece in recipe.pieces]
-    read = work.run(sort_piece, "run", arguments, "reading")
+    n_files = len(local_paths(recipe.pieces))
+    message = f"reading {counted(n_files, 'file')}" if n_files else "reading"
+    read = work.run(sort_piece, "run", arguments, message)
     _report_unfit(read, report)
     empty = _empty_files(recipe, read)
     if not recipe.name.startswith("python_"):  # a library's many empty modules are no news
@@ -179,14 +181,21 @@ def _ordered(recipe: Recipe, work: Work, report: Report) -> list[Bucket]:
             "; ".join(["there is no text to read", *empty.lines()]),
             fix="Give files that hold text.",
         )
-    report(
-        f"{counted(n_kept, 'document')}, without {counted(n_read - n_kept, 'exact duplicate')} and "
-        f"{counted(n_empty, 'empty one')}",
-        None,
-    )
+    report(kept_text(n_kept, n_read - n_kept, n_empty), None)
     for run in runs:
         remove_documents(work.directory, run)
     return buckets
+
+
+def kept_text(n_kept: int, n_duplicates: int, n_empty: int) -> str:
+    """What is kept, and what is not where anything is not."""
+    left_out = [
+        counted(number, noun)
+        for number, noun in ((n_duplicates, "exact duplicate"), (n_empty, "empty one"))
+        if number
+    ]
+    kept = counted(n_kept, "document")
+    return f"{kept}, without {' and '.join(left_out)}" if left_out else kept
 
 
 def _cut_if_one(recipe: Recipe, work: Work, buckets: list[Bucket], report: Report) -> list[Bucket]:

@@ -19,7 +19,6 @@ from scaling.config.run_config import DataConfig, TokenizerConfig
 from scaling.data.io.fetch import fetch_whole, join, local_path
 from scaling.data.mixture import Component, write_mixture
 from scaling.data.prepare.build import TOKENIZER_FILE, Recipe, build, written_text
-from scaling.data.prepare.pieces import local_paths
 from scaling.data.prepare.recipe import directory_name, recipe_of
 from scaling.data.prepare.resume import WAITING, build_or_finish, noted_commits
 from scaling.data.prepare.tasks import Report, n_cores, put, silent
@@ -28,7 +27,6 @@ from scaling.data.tokenizer.byte_level import MAX_TOKENIZER_BYTES
 from scaling.errors import ConfigError, DataError
 from scaling.runs.file_lock import file_lock
 from scaling.runs.files import fsync
-from scaling.units import counted
 
 _FIXES = {
     errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
@@ -77,7 +75,6 @@ def _single(
     with _lock(cache, directory.name, report):
         if not (directory / INDEX_FILE).is_file():
             recipe = recipe_of(data, tokenizer, hub, {}, report)
-            report(f"reading {counted(len(local_paths(recipe.pieces)), 'file')}", None)
             _build(recipe, directory, report)
             report(written_text(CorpusIndex.load(directory)), None)
     return directory

@@ -71,6 +71,8 @@ class Work:
         results = [self.result(name) for name in names]
         left = [number for number, result in enumerate(results) if result is None]
         done = len(names) - len(left)
+        if left:
+            self._report(message, done / len(names))
         for number, result in self._perform(task, names, arguments, left):
             results[number] = result
             done += 1
