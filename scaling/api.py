@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scaling import markup
 from scaling.errors import ConfigError
+from scaling.screen import visible
 
 if TYPE_CHECKING:
     import pandas
@@ -456,4 +457,4 @@ def _pandas(who: str) -> Any:
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)

@@ -6,16 +6,13 @@ Each class carries the exit code of the process it ends: 2 for a wrong configura
 
 from __future__ import annotations
 
-import re
-
 from scaling.redaction import redact
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from scaling.screen import visible
 
 
 def _shown(text: str) -> str:
     """Without secrets, and without what would make a terminal do things."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", redact(text))
+    return visible(redact(text))
 
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 0, 1, 2, 75

@@ -11,7 +11,7 @@ from scaling.composition.flags import answered
 from scaling.composition.words import read_options
 from scaling.errors import ScalingError
 from scaling.laws.options import FitOptions, keys_help
-from scaling.screen import Column, FittedTable, print_help, print_items
+from scaling.screen import Column, FittedTable, print_help, print_items, visible
 from scaling.units import counted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         points = load_points(options)
         for excluded in points.excluded[:_SHOWN_EXCLUDED]:
-            print(f"Left out {excluded.run}: {excluded.reason}")
+            print(visible(f"Left out {excluded.run}: {excluded.reason}"))
         if len(points.excluded) > _SHOWN_EXCLUDED:
             print(f"Left out {len(points.excluded) - _SHOWN_EXCLUDED} more; the report lists them")
         analysis = analyse(points, options)

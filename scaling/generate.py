@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from scaling.api import open_run
 from scaling.commands.options import run_command, say
 from scaling.inference.options import GenerateOptions
+from scaling.screen import visible
 
 USAGE = """\
 Usage: python -m scaling.generate run=RUN prompt="TEXT" [KEY=VALUE ...]
@@ -30,11 +31,12 @@ def generate(options: GenerateOptions) -> None:
 
     run = opened.trained(device=options.device)
     say(f"{run.path.name}, after step {run.step}")
+    shown = visible if sys.stdout.isatty() else str  # a pipe gets what the model wrote
     for number, pieces in enumerate(texts(run, options), start=1):
         if options.n_samples > 1:
             print(f"--- {number} of {options.n_samples}", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print(flush=True)
 
 

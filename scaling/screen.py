@@ -25,6 +25,17 @@ _PIPE_WIDTH = 1000
 HELP_WIDTH = 120
 """Of help where there is no terminal."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All but newline and tab, and what turns the direction of text or is no character."""
+
+
+def visible(text: str) -> str:
+    r"""Anybody's text, without what would make a terminal do things: ESC is shown as \x1b."""
+    return _CONTROL.sub(lambda found: _escaped(ord(found.group())), text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class FittedTable:
 
     def add(self, *cells: str | Text) -> None:
         assert len(cells) == len(self.columns), (cells, self.columns)
-        self.rows.append(cells)
+        self.rows.append(tuple(_shown(cell) for cell in cells))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         from rich.text import Text
@@ -173,6 +184,14 @@ class FittedTable:
             yield from textwrap.wrap(self.note, width)
 
 
+def _shown(cell: str | Text) -> str | Text:
+    if isinstance(cell, str):
+        return visible(cell)
+    from rich.text import Text
+
+    return Text(visible(cell.plain), style=cell.style)
+
+
 def _parts(text: str) -> list[str]:
     """The pieces between which a name may be broken, each with its own end."""
     return re.findall(r"[^\s/,-]*[/,-]+|[^\s/,-]+\s*|\s+", text)
@@ -215,6 +234,7 @@ def print_items(items: Iterable[str | FittedTable]) -> None:
     console = output_console()
     for item in items:
         if isinstance(item, str):
+            item = visible(item)
             lines = (
                 item.split("\n")
                 if console.width >= _PIPE_WIDTH

@@ -20,7 +20,7 @@ from scaling.runs.by_name import find_run, find_runs
 from scaling.runs.directory import RunDir, state_after
 from scaling.runs.files import last_lines, read_object, to_json
 from scaling.runs.goodput import Seconds, account, goodput
-from scaling.screen import Column, FittedTable, print_help, print_items, sparkline
+from scaling.screen import Column, FittedTable, print_help, print_items, sparkline, visible
 from scaling.units import format_count, format_duration
 
 USAGE = """\
@@ -147,7 +147,7 @@ def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def status_of(path: Path, root: Path) -> RunStatus:

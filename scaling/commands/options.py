@@ -15,7 +15,7 @@ from scaling.config.section import Section
 from scaling.config.spelling import TYPED
 from scaling.errors import EXIT_FINISHED, ConfigError
 from scaling.inference.options import RunOptions
-from scaling.screen import print_help
+from scaling.screen import print_help, visible
 
 __all__ = ["EXIT_INTERRUPTED", "read_options", "run_command", "say"]
 
@@ -49,7 +49,7 @@ def run_command(
 
 def say(text: str) -> None:
     """Tell the person who waits, beside the output."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def _write_anything(out: TextIO) -> None:

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from scaling.screen import visible
 from scaling.units import format_duration
 
 PLAIN_INTERVAL_S = 10.0
@@ -51,6 +52,7 @@ class ProgressBar:
     def report(self, message: str, part: float | None) -> None:
         """What is being done, and the part of it that is done (0 to 1, None where that is not
         known)."""
+        message = visible(message)
         begun = message in self._stages or message == self._stage
         if part is None or (part == 1.0 and not begun):
             self._console.print(message, markup=False, soft_wrap=True)

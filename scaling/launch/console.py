@@ -14,6 +14,7 @@ from scaling.channel.messages import Began
 from scaling.config.run_config import RunConfig
 from scaling.metrics import names
 from scaling.metrics.throughput import RECENT_STEPS
+from scaling.screen import visible
 from scaling.units import counted, format_count, format_duration
 
 PLAIN_INTERVAL_S = 10.0
@@ -91,7 +92,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Print a line of its own, above the live one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
 
 
 LEAVE_OUT = ("lr", "MFU", "tokens", "tokens/s", "ETA", "loss", "")

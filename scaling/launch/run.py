@@ -26,6 +26,7 @@ from scaling.planner.show.plan import plan_table
 from scaling.planner.world_sizes import elastic_sizes
 from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks, begin, mark
+from scaling.screen import visible
 
 _POLL_S = 0.2
 
@@ -141,7 +142,8 @@ def prepare_corpus(
         )
     for shard in bad:
         run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)
-        console.print(f"Training without shard {shard.name}: {shard.reason}", highlight=False)
+        text = visible(f"Training without shard {shard.name}: {shard.reason}")
+        console.print(text, highlight=False, markup=False)
     skipped = [shard.name for shard in bad]
     check_lengths(config, Corpus.open(directory, skipped))
     return directory, skipped
@@ -154,7 +156,7 @@ def _corpus_reporter(console: Console) -> Callable[[str, float | None], None]:
     def report(text: str, share: float | None) -> None:
         if text not in seen:
             seen.add(text)
-            console.print(f"Corpus: {text}", highlight=False)
+            console.print(visible(f"Corpus: {text}"), highlight=False, markup=False)
 
     return report
 

@@ -21,6 +21,7 @@ from scaling.planner.measured.calibrate import learn
 from scaling.planner.run_plan import RunPlan
 from scaling.runs.directory import RunDir
 from scaling.runs.goodput import Seconds, account, goodput
+from scaling.screen import visible
 from scaling.units import counted, format_count, format_duration, format_flops, number_text
 
 CURVE = "loss.png"
@@ -132,8 +133,8 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
     """The run in a dozen numbers.
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was
-    lost; seconds is all the time since the first command by what it went to, and goodput the share
-    of steps which count (`scaling.runs.goodput`). Of a run that branched from another, times are
+    lost; seconds is all the time since the first command by what it went to, since_command_s their
+    sum, and goodput the share of steps which count (`scaling.runs.goodput`). Of a run that branched from another, times are
     its own part's. A loss that is not finite is None, and `not_finite` has the word for it.
     record_gaps: first and last steps of what metrics.jsonl has lost.
     """
@@ -178,8 +179,18 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
         "device_s": own_wall_s * plan.layout.world_size,
         "goodput": goodput(seconds),
         "seconds": {activity: round(spent_s, 3) for activity, spent_s in seconds.items()},
+        "since_command_s": round(sum(seconds.values()), 3),
         "restarts": len(starts) - 1,
     }
+
+
+def wall_text(summary: dict[str, Any]) -> str:
+    """What training took, of what the account adds up to."""
+    total_s = sum(summary["seconds"].values())
+    return (
+        f"training {format_duration(summary['wall_s'])} of {format_duration(total_s)}"
+        " since the command"
+    )
 
 
 def time_text(seconds: Seconds) -> str:
@@ -240,7 +251,7 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
         if skipped
         else "",
         "not recorded": ", ".join(f"steps {first} to {last}" for first, last in gaps),
-        "time": f"{format_duration(summary['wall_s'])}, restarts {summary['restarts']}",
+        "time": f"{wall_text(summary)}, restarts {summary['restarts']}",
         "where it went": time_text(summary["seconds"]),
         "speed": f"{format_count(summary['tokens_per_s'])} tokens/s"
         if summary["tokens_per_s"]
@@ -253,5 +264,5 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
         rows["sample"] = summary["sample"].strip("\n")
     for name, text in rows.items():
         if text:
-            table.add_row(name, text)
+            table.add_row(name, visible(text))
     console.print(table, markup=False, highlight=False)

@@ -147,6 +147,8 @@ def test_a_loss_that_is_not_finite_at_the_end_ends_no_run(
         {"train_loss": "NaN"},
         1,
     )
+    assert summary["since_command_s"] == pytest.approx(sum(summary["seconds"].values()), abs=0.01)
+    assert summary["wall_s"] <= summary["since_command_s"]
     assert math.isfinite(summary["val_loss"])
     assert "left out 1 of 12 updates" in shown(capsys)
     texts = [

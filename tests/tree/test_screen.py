@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import io
 import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.text import Text
 
-from scaling.screen import Column, FittedTable, fitted_help, fitted_lines, sparkline, wrapped
+from scaling import generate
+from scaling.commands import options
+from scaling.commands.progress import ProgressBar
+from scaling.inference import text as text_module
+from scaling.inference.options import GenerateOptions
+from scaling.launch.console import ProgressLine
+from scaling.launch.run import _corpus_reporter
+from scaling.launch.summary import print_summary
+from scaling.runs.directory import RunDir
+from scaling.screen import (
+    Column,
+    FittedTable,
+    fitted_help,
+    fitted_lines,
+    print_items,
+    sparkline,
+    visible,
+    wrapped,
+)
 from scaling.units import counted
 
 COLUMNS = (
@@ -113,3 +135,70 @@ def test_a_sparkline_shows_the_course() -> None:
 @pytest.mark.parametrize(("number", "text"), [(0, "0 workers"), (1, "1 worker"), (2, "2 workers")])
 def test_nouns_are_counted(number: int, text: str) -> None:
     assert counted(number, "worker") == text
+
+
+HOSTILE = "a\x1b[2Jb\x07c\rd\x9be\x7f\u202ef\ttab\nline é 😀"
+SHOWN = "a\\x1b[2Jb\\x07c\\x0dd\\x9be\\x7f\\u202ef\ttab\nline é 😀"
+
+
+def test_a_strangers_text_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert visible(HOSTILE) == SHOWN
+    table = FittedTable([Column("name"), Column("state")])
+    table.add(HOSTILE.split("\t")[0], Text(HOSTILE.split("\t")[0], style="red"))
+    print_items([HOSTILE, table])
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\x07\r\x9b\x7f\u202e")
+    assert out.count("a\\x1b[2Jb") == 3
+
+
+def test_what_is_told_of_strangers_names_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "run\x1b]0;x\x07"
+    options.say(name)
+    with ProgressBar() as bar:
+        bar.report(f"skipped {name}", None)
+    out = io.StringIO()
+    with ProgressLine(Console(file=out, width=99)) as line:
+        line.say(name)
+    _corpus_reporter(Console(file=out, width=99))(f"reading {name} [bold]", None)
+    found = capsys.readouterr()
+    for text in (found.err, out.getvalue()):
+        assert "\\x1b]0;x\\x07" in text
+        assert "\x1b" not in text
+    assert "[bold]" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_model_writes_is_raw_in_a_pipe_only(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = SimpleNamespace(path=Path("r"), step=3)
+    opened = SimpleNamespace(trained=lambda device: run)
+    monkeypatch.setattr(generate, "open_run", lambda *_: opened)
+    monkeypatch.setattr(text_module, "texts", lambda *_: iter([iter(["ab\x1b", "[2J\n"])]))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    generate.generate(GenerateOptions(run="r", prompt="p"))
+    assert capsys.readouterr().out == ("ab\\x1b[2J\n\n" if terminal else "ab\x1b[2J\n\n")
+
+
+def test_the_summary_shows_a_sample_and_both_times(tmp_path: Path) -> None:
+    out = io.StringIO()
+    losses = dict.fromkeys(("train_loss", "val_loss", "best_val_loss", "val_ppl"), 2.0)
+    summary = {
+        **losses,
+        "val_bits_per_byte": None,
+        "baselines": {},
+        "steps": 20,
+        "n_tokens": 100,
+        "flops": 1e9,
+        "wall_s": 2.3,
+        "restarts": 0,
+        "seconds": {"starting": 48.7, "productive": 2.0, "evaluating": 10.3},
+        "tokens_per_s": 50.0,
+        "sample": HOSTILE,
+    }
+    print_summary(Console(file=out, width=200), RunDir(tmp_path), summary)
+    text = " ".join(out.getvalue().split())
+    assert "time training 2.3 s of 1 min 01 s since the command, restarts 0" in text
+    assert "where it went starting 79.8%" in text
+    assert "a\\x1b[2Jb" in text
+    assert not set(text) & set("\x1b\x07\x9b\u202e")

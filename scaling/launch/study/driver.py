@@ -47,7 +47,7 @@ from scaling.planner.cost.lengths import lengths
 from scaling.planner.machines.detect import check_available, n_devices
 from scaling.runs.files import disk_error
 from scaling.runs.lock import DriverLock
-from scaling.screen import output_console
+from scaling.screen import output_console, visible
 from scaling.studies.results import Row, result_rows, results_table, write_results
 from scaling.studies.table import labels, study_table
 from scaling.studies.trials import Standing, Study, Trial, declare, standing_of
@@ -161,7 +161,7 @@ def _print_labelled(console: Console, label: str, text: str) -> None:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def _report(study: Study, standings: dict[str, Standing], console: Console) -> list[Row]:
