@@ -319,7 +319,9 @@ def test_own_files_are_held_out_of_every_kind(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "few.py").write_text("x = 1\n")
-    monkeypatch.setattr("scaling.data.sources.python_files", lambda *_: iter([tmp_path / "few.py"]))
+    monkeypatch.setattr(
+        "scaling.data.prepare.sources.python_files", lambda *_: iter([tmp_path / "few.py"])
+    )
     tokenizer = (
         BYTE.model_copy(update={"special_tokens": "all", "vocab_size": 261})
         if kind == "text_pairs"

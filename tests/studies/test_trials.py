@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from scaling.commands.cli import run_task
 from scaling.composition.compose import compose
 from scaling.errors import EXIT_FINISHED, ConfigError, PlanError
 from scaling.launch import summary
-from scaling.launch.study.driver import _Attempt, drive_study
+from scaling.launch.study.driver import _Running, drive_study
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.runs.directory import RunDir
@@ -209,11 +210,11 @@ def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> No
     log = MetricLog(trial.run_dir.create().metrics)
     for step in (10, 20, 30):
         log.record(step, step, 1.0, 1.0, {names.STEP_TIME_S: 0.5})
-    attempt = _Attempt.__new__(_Attempt)
-    attempt.trial, attempt.plan = trial, trial.plan  # type: ignore[assignment]
+    attempt: Any = SimpleNamespace(plan=trial.plan)
+    running = _Running(trial, trial.name, attempt, ExitStack())
     for began_step, seconds in ((None, 0), (0, 15), (20, 5)):
         attempt.began_step = began_step
-        assert attempt.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]
+        assert running.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]
 
 
 def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(
