@@ -296,7 +296,7 @@ class Study:
                 ("run", "state"), ((r.path.name, r.state) for r in runs), self.path.name
             )
         head = list(rows[0]) if rows else []
-        return markup.table(head, (row.values() for row in rows), self.path.name)
+        return markup.table(head, ([*row.values()] for row in rows), self.path.name)
 
 
 # Laws.

@@ -46,7 +46,8 @@ class Troubles:
 
     @property
     def _silent(self) -> set[int]:
-        return self._all - {report.rank for report in [*self._crashed, *self._hung]}
+        crashed = {report.rank for report in self._crashed}
+        return self._all - crashed - {report.rank for report in self._hung}
 
     def verdict(self) -> Trouble | None:
         """The first cause; None where there is no trouble.

@@ -119,14 +119,15 @@ def predict(found: Mapping[str, Any], options: PredictOptions) -> Prediction:
         fix = "Fit one with python -m scaling.fit."
         raise ConfigError("the fit contains no form", "fit", fix)
     answer = _answer(Prediction(form, store.law_of(found, form)), found, options)
-    if answer.n_params is None or answer.n_tokens is None:
+    n_params, n_tokens = answer.n_params, answer.n_tokens
+    if n_params is None or n_tokens is None:
         return answer
     answer = replace(answer, metrics=_metrics(found, answer))
     if not (options.model or options.cluster or options.launch):
         return answer
     recommended = recommend(
-        answer.n_params,
-        answer.n_tokens,
+        n_params,
+        n_tokens,
         with_embeddings="without" not in answer.law.definitions.n_counts,
         base=base_of(found),
         overrides=(f"cluster={options.cluster}",) if options.cluster else (),

@@ -4,7 +4,7 @@ its plan."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def _with_batch(config: RunConfig, flops: float) -> RunConfig:
     return config.model_copy(update={"train": train, "optim": optim})
 
 
-def base_of(found: dict[str, Any]) -> RunConfig | None:
+def base_of(found: Mapping[str, Any]) -> RunConfig | None:
     """The configuration of a study's largest run, in a stored analysis. Raises ConfigError for one
     of another version."""
     if found.get("base") is None:

@@ -7,6 +7,7 @@ null.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def read(place: Path) -> dict[str, Any]:
     return found
 
 
-def law_of(found: dict[str, Any], name: str) -> Law:
+def law_of(found: Mapping[str, Any], name: str) -> Law:
     """The law of one form in a stored analysis. Raises ConfigError when it was not fitted."""
     forms = found["forms"]
     if name not in forms:
@@ -121,7 +122,7 @@ def law_of(found: dict[str, Any], name: str) -> Law:
     )
 
 
-def downstream_of(found: dict[str, Any]) -> list[DownstreamFit]:
+def downstream_of(found: Mapping[str, Any]) -> list[DownstreamFit]:
     """The curves from loss to metric of a stored analysis."""
     return [
         DownstreamFit(
