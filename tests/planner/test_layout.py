@@ -205,7 +205,6 @@ REFUSALS = [
         "schedule.warmup_tokens=3M is 3000000 tokens, and the whole run has 2002944",
         "such as 2%",
     ),
-    (("schedule.warmup_tokens=-1%",), "schedule.warmup_tokens=-1% is -20029 tokens", "such as 2%"),
     (
         ("schedule=wsd", "schedule.decay_tokens=99%"),
         "are 40059 + 1982915 tokens",
