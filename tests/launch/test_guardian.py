@@ -84,7 +84,7 @@ def test_a_store_that_dies_in_the_start_is_seen(
     ray.embedded, ray._seen = True, {}
     assert ray.lost_process() is None
     child = subprocess.Popen([str(store), "60"])
-    until(lambda: ("gcs_server", True) in cluster._vital_children().values())
+    until(lambda: "gcs_server" in cluster._vital_children().values())
     assert ray.lost_process() is None
     child.send_signal(signal.SIGKILL)
     until(lambda: ray.lost_process() == "gcs_server")

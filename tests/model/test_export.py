@@ -352,7 +352,7 @@ def test_what_is_no_size(text: str) -> None:
 MEASURED = """
 import sys, threading
 import torch
-from scaling import consolidate, trained
+from scaling.inference import consolidate, trained
 from scaling.convert import main
 
 def anonymous_bytes():
@@ -393,6 +393,7 @@ def test_it_holds_one_file_in_memory_and_loads_neither_ray_nor_deepspeed(tmp_pat
     save(small, small_config, 1)
     words = [sys.executable, "-c", MEASURED, str(small.path), str(run_dir.path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=250)
+    assert done.stdout, done.stderr
     code, more_bytes, loaded = done.stdout.splitlines()[-1].split(maxsplit=2)
     assert (code, loaded) == ("0", "[]"), done.stderr
     total = json.loads(Path(f"{run_dir.path}.made/model.safetensors.index.json").read_text())[

@@ -225,8 +225,9 @@ FORBIDDEN = {
 OF_OUR_OWN_NAMES = {
     ("__main__.py", "importlib.import_module"),
     ("completion.py", "importlib.import_module"),
+    ("private.py", "importlib.import_module"),
 }
-"""The door and its completion import a command by its name, after looking it up in a table of ours."""
+"""Names that stand in a table of ours: commands, their options, and modules of Ray."""
 FORBIDDEN_METHODS = {
     "extractall",
     "extract",

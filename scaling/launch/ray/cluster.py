@@ -188,14 +188,11 @@ class RayCluster:
     def _lost_in_the_start(self) -> str | None:
         """Before Ray has a record of its processes, as `lost_process`: it waits a minute for a
         store that has died."""
-        children, seen = _vital_children(), self._seen
+        seen = self._seen
         if seen is None:  # an attempt is being undone, by the thread that connects
             return None
-        seen |= {pid: kind for pid, (kind, _) in children.items()}
-        return next(
-            (kind for pid, kind in seen.items() if pid not in children or not children[pid][1]),
-            None,
-        )
+        seen |= _vital_children()
+        return next((kind for pid, kind in seen.items() if not _lives(pid)), None)
 
     def abandon(self) -> None:
         """Take away what is left of a cluster that has lost a process."""
@@ -214,19 +211,29 @@ class RayCluster:
             remove_tree(self.session)
 
 
-def _vital_children() -> dict[int, tuple[str, bool]]:
-    """Ray's servers among the children of this process, whichever thread started them: pid -> kind,
-    and whether it lives."""
+def _vital_children() -> dict[int, str]:
+    """Ray's servers among the children of this process, whichever thread started them: pid -> kind.
+
+    The kernel may leave one out while another ends (proc_pid_task_children(5)), so that one is
+    missing here says nothing; `_lives` does.
+    """
     found = {}
     for children in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for pid in map(int, children.read_text().split()):
-                # proc_pid_stat(5)
-                head, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-                kind = head.partition("(")[2]
+                kind = Path(f"/proc/{pid}/comm").read_text().strip()
                 if kind in _VITAL:
-                    found[pid] = kind, fields.split()[0] not in "ZX"
+                    found[pid] = kind
     return found
+
+
+def _lives(pid: int) -> bool:
+    """Whether a child of this process runs: it is there, and no zombie (proc_pid_stat(5))."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] not in "ZX" and int(fields[1]) == os.getpid()
 
 
 def _own_node() -> Any:
