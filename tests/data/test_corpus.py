@@ -221,9 +221,10 @@ def test_a_file_that_is_not_utf8(tmp_path, texts):
 def test_sources_without_documents(tmp_path):
     with pytest.raises(ConfigError, match=r"data.path='nothing/\*' matches no file \(seen from"):
         ensure_corpus(text_config("nothing/*", tmp_path / "cache"), BYTE)
-    for text, n in (("", 0), ("x", 1)):
+    empty = r"no text to read; left out 1 file that is empty: .*one\.txt"
+    for text, told in (("", empty), ("x", "1 distinct non-empty document")):
         (tmp_path / "one.txt").write_text(text)
-        with pytest.raises(ConfigError, match=f"{n} distinct non-empty document"):
+        with pytest.raises(ConfigError, match=told):
             ensure_corpus(text_config(f"{tmp_path}/one.txt", tmp_path / "cache"), BYTE)
 
 

@@ -165,6 +165,7 @@ def test_all_legal_degrees_run_here_but_virtual_stages() -> None:
 def test_the_command_prints_ranks_reasons_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model=gpt_7b", "cluster=8xH100", "--refused"]) == 0
     out = capsys.readouterr().out
+    text = " ".join(out.split())  # lines wrap at the width of the screen
     for part in (
         "parameters",
         "MFU, 80 %",
@@ -182,7 +183,7 @@ def test_the_command_prints_ranks_reasons_and_refusals(capsys: pytest.CaptureFix
         "zero_stage=2 with pp=2: DeepSpeed's pipeline engine takes stage 1 only",
         "legal kinds do not fit",
     ):
-        assert part in out
+        assert part in text
 
 
 def test_the_answer_is_json_and_goes_to_a_file(
@@ -216,7 +217,7 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["cluster=8xT1000"], "cluster=8xT1000 names the GPU 'T1000'"),
+        (["cluster=8xT1000"], "cluster=8xT1000: gpu='T1000' is not in the hardware table"),
         (["cluster=0x8xA100"], "has no devices"),
         (["cluster=2x8xA100", "train.global_batch_size=0"], "train.global_batch_size=0"),
         (["cluster=8xA100", "model.n_heads=7"], "n_heads=7"),
@@ -225,10 +226,13 @@ def test_where_nothing_fits_it_says_what_would(capsys: pytest.CaptureFixture[str
             ["cluster=8xA100", "plan.output=/no/such/place/plan.json"],
             "plan.output=/no/such/place/plan.json cannot be written",
         ),
-        (["cluster=8xA100", "plan.calibrate=/no/such.csv"], "/no/such.csv cannot be read"),
+        (
+            ["cluster=8xA100", "plan.calibrate=/no/such.csv"],
+            "there is no /no/such.csv (plan.calibrate)",
+        ),
         (
             ["cluster=8xA100", "plan.calibrate=/no/such.json"],
-            "/no/such.json is no file of measured runs (FileNotFoundError)",
+            "there is no /no/such.json (plan.calibrate)",
         ),
         (["cluster=8xA100", "plan.fp8=true"], "A100-80GB has no products in 8 bits"),
         (
@@ -274,7 +278,7 @@ def test_clusters_go_by_their_names() -> None:
     ]
     for name in device_names():
         assert composed("model=gpt_1b", f"cluster=1x2x{name}").cluster.device.name == name
-    with pytest.raises(ConfigError, match="not in conf/cluster/device"):
+    with pytest.raises(ConfigError, match="is not in the hardware table"):
         with_named_clusters(["cluster=8xB300X"])
 
 

@@ -54,8 +54,11 @@ def build_or_finish(
                 return CorpusIndex.load(directory), False
             try:
                 return build(recipe, directory, processes, report), fresh
-            # these options with these inputs come to nothing: others may use the directory
-            except (ConfigError, UnfitInput):
+            # These options with these inputs come to nothing: others may use the directory.
+            except UnfitInput as error:
+                _give_up(directory)
+                raise DataError(error.what, error.where, error.fix) from error
+            except ConfigError:
                 _give_up(directory)
                 raise
     except OSError as error:
