@@ -15,7 +15,6 @@ import pytest
 from hydra._internal.utils import create_config_search_path
 
 from scaling.composition.compose import compose
-from scaling.config import plugins
 from scaling.config.run_config import conf_dir
 from scaling.errors import ConfigError
 
@@ -36,9 +35,18 @@ TINY = (
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The toy package is on the path, with the metadata that pip would write."""
     monkeypatch.syspath_prepend(TOY)
-    plugins.plugins.cache_clear()
+    _forget()
     yield
-    plugins.plugins.cache_clear()
+    _forget()
+
+
+def _forget() -> None:
+    """Clear what this process remembers of the installed packages, and what follows from it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("scaling."):
+            for known in list(vars(module).values()):
+                if hasattr(known, "cache_clear"):
+                    known.cache_clear()
 
 
 def trained(root: Path, *words: str) -> dict[str, Any]:
