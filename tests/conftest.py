@@ -76,7 +76,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """How long this takes, before it begins."""
     if hasattr(config, "workerinput"):
         return None
-    last = config.cache.get("scaling/last", None) if config.cache else None
+    last = config.cache.get("scaling/last", None) if getattr(config, "cache", None) else None
     if last is None:
         return "The whole suite takes about 15 minutes of a core, shared by two. A failure is shown as it comes."
     return f"The last time: {last['tests']} tests in {last['minutes']:.1f} minutes. A failure is shown as it comes."
@@ -110,9 +110,10 @@ class _AsItComes:
             terminal.write_line(report.longreprtext)
 
     def pytest_sessionfinish(self) -> None:
-        if self._count > 1000 and self._config.cache is not None:  # the suite, not a file of it
+        cache = getattr(self._config, "cache", None)  # none with -p no:cacheprovider
+        if self._count > 1000 and cache is not None:  # the suite, not a file of it
             minutes = (time.monotonic() - self._begun_s) / 60
-            self._config.cache.set("scaling/last", {"tests": self._count, "minutes": minutes})
+            cache.set("scaling/last", {"tests": self._count, "minutes": minutes})
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -48,8 +48,10 @@ def drive(config: RunConfig) -> int:
         check_inputs(config)
         return EXIT_FINISHED
     check_available(config)
-    if run_dir.state() != "finished":
-        check_inputs(config)  # before there is a directory of a run that cannot be
+    # Before there is a directory of a run that cannot be. The records of one that is there may be
+    # damaged, and are read after the attempt has mended them.
+    if not run_dir.path.exists():
+        check_inputs(config)
     progress = ProgressLine(console, planned=plan.time is not None)
     with Attempt(config, plan, progress, marks) as attempt:
         summary = run_dir.read_summary()
