@@ -469,6 +469,7 @@ def _drill(workplace: Workplace, directory: Path, *words: str) -> tuple[int, dic
     return code, json.loads((directory / "report.json").read_text())
 
 
+@pytest.mark.timeout(900)  # several starts of a run, on a machine that may be busy
 def test_a_drill_of_one_worker(workplace: Workplace, tmp_path: Path) -> None:
     code, report = _drill(
         workplace, tmp_path / "drill", *ONE_WORKER, "train.n_tokens=150_000", "kills=1"
