@@ -59,6 +59,21 @@ def test_what_a_killed_driver_started_ends_with_it(temporary: Path, known_by: st
     until(lambda: not Path(path).exists())
 
 
+def test_a_driver_ends_by_itself_however_long_its_interpreter_takes(temporary: Path) -> None:
+    """Its guardian killed it when the interpreter had closed the pipe, but not yet the logs."""
+    program = (
+        "import os, sys, time\n"
+        "from scaling.launch.ray.tempdir import session_directory\n"
+        "class Slow:\n"
+        "    def __del__(self, sleep=time.sleep): sleep(1)\n"
+        "held = os.open(session_directory() / 'log', os.O_CREAT | os.O_WRONLY)\n"
+        "sys.last_of_all = Slow()\n"  # sys goes after every other module
+    )
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
+    until(lambda: not list(temporary.glob("scaling-ray-*")))
+
+
 def test_a_directory_of_a_reused_pid_is_removed_and_that_of_a_living_driver_stays(
     temporary: Path,
 ) -> None:

@@ -19,7 +19,7 @@ from scaling.launch.ray import guardian
 _NAME = re.compile(r"^scaling-ray-(\d+)-")
 _OWNER = "owner.json"
 _guardians: list[subprocess.Popen[bytes]] = []
-"""Kept, so that the pipes to them stay open as long as this process lives."""
+"""Kept, so that Python does not warn of children that still run."""
 
 
 def session_directory() -> Path:
@@ -55,11 +55,14 @@ def end_processes(session: Path) -> None:
 def _guard(path: Path) -> None:
     command = [sys.executable, "-I", "-S", guardian.__file__, str(path)]
     null = subprocess.DEVNULL
+    # A bare descriptor, not Popen's pipe: the interpreter closes its files while it shuts down, and
+    # a driver that still holds a log of the session open then would be killed by its own guardian.
+    # The kernel closes this one when the process has gone.
+    guarded, _kept_open = os.pipe()
     _guardians.append(
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
-        )
+        subprocess.Popen(command, stdin=guarded, stdout=null, stderr=null, start_new_session=True)
     )
+    os.close(guarded)
 
 
 def _is_driven(path: Path, pid: int) -> bool:
