@@ -1,0 +1,1 @@
+"""Architectures of other libraries, one module each: settings and names, both ways."""

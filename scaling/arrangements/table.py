@@ -1,0 +1,52 @@
+"""The table of all arrangements, and which of them a model of ours or of theirs has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.arrangements.base import Arrangement
+from scaling.arrangements.gpt2 import GPT2
+from scaling.arrangements.llama import LLAMA
+from scaling.config.run_config import RunConfig
+from scaling.errors import ConfigError
+
+ARRANGEMENTS: dict[str, Arrangement] = {each.name: each for each in (GPT2, LLAMA)}
+"""By model_type. The first that has all settings of our model is the one that export writes."""
+
+
+def arrangement_named(values: Mapping[str, Any], where: str) -> Arrangement:
+    """The arrangement of a config.json. Raises ConfigError for an architecture that is not read."""
+    name, classes = values.get("model_type"), values.get("architectures") or []
+    known = ", ".join(ARRANGEMENTS)
+    if name not in ARRANGEMENTS:
+        raise ConfigError(
+            f"model_type={name!r} is an architecture that is not read",
+            where=where,
+            fix=f"Architectures that are read: {known}.",
+        )
+    found = ARRANGEMENTS[name]
+    if classes and classes[0] not in found.architectures:
+        raise ConfigError(
+            f"architectures={classes[0]!r} is a {name} with another head, which is not read",
+            where=where,
+            fix=f"Classes of {name} that are read: {', '.join(found.architectures)}.",
+        )
+    return found
+
+
+def arrangement_of(config: RunConfig) -> Arrangement:
+    """The counterpart of our model. Raises ConfigError with all that keeps it from having one."""
+    reasons = []
+    for found in ARRANGEMENTS.values():
+        obstacles = found.obstacles(config)
+        if not obstacles:
+            return found
+        if not any(reason.startswith("family=") for reason in obstacles):
+            reasons.append(f"{found.name} has not {', '.join(obstacles)}")
+    raise ConfigError(
+        f"the transformers library has no counterpart of model={config.model.name}",
+        where="; ".join(reasons) or f"model.family={config.model.family}",
+        fix=f"It has one of these arrangements: {', '.join(ARRANGEMENTS)}; "
+        "docs/models.md lists their settings.",
+    )
