@@ -1,5 +1,4 @@
-"""The model and what it learns: groups `model` and `objective`, and which objectives a family can
-learn."""
+"""The model and what it learns: groups `model` and `objective`."""
 
 from __future__ import annotations
 
@@ -7,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from scaling.config.family import FAMILIES, Traits, described, traits_of
 from scaling.config.plugins import added, known
 from scaling.config.section import Count, Name, Section
 
-FAMILIES = ("gpt", "bert", "t5", "transformer")
 OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq")
 
 
@@ -18,8 +17,8 @@ class ModelConfig(Section):
     """Shape of the Transformer (names of Vaswani et al. 2017 and Brown et al. 2020, table 2.1)."""
 
     name: Name = Field(description="name of the shape, family_size")
-    family: Annotated[str, AfterValidator(known("families", FAMILIES))] = Field(
-        description="gpt: causal decoder; bert: bidirectional encoder; t5, transformer: encoder and decoder"
+    family: Annotated[str, AfterValidator(known("families", tuple(FAMILIES)))] = Field(
+        description=described()
     )
     n_layers: int = Field(
         gt=0,
@@ -116,7 +115,7 @@ class ModelConfig(Section):
                 what = "needs" if kind in readers else "has no use for"
                 raise ValueError(f"model.parametrization={kind} {what} model.{name}")
         uncovered = (
-            self.like != "gpt"
+            not self.traits.mup
             or self.norm_position != "pre"
             or self.n_experts > 1
             or self.d_embedding is not None
@@ -153,14 +152,9 @@ class ModelConfig(Section):
         return self.d_embedding or self.d_model
 
     @property
-    def has_encoder_and_decoder(self) -> bool:
-        return self.like in ("t5", "transformer")
-
-    @property
-    def like(self) -> str:
-        """The family of this package by which a model is planned: its own, or the one that a
-        plugin's family resembles."""
-        return self.family if self.family in FAMILIES else str(added("families")[self.family].like)
+    def traits(self) -> Traits:
+        """What the model's family is."""
+        return traits_of(self.family)
 
 
 class ObjectiveConfig(Section):
@@ -186,35 +180,6 @@ class ObjectiveConfig(Section):
         lt=1,
         description="part of the target spread over the vocabulary, in training only",
     )
-
-
-OBJECTIVES_OF: dict[str, tuple[str, ...]] = {
-    "gpt": ("causal_lm",),
-    "bert": ("masked_lm",),
-    "t5": ("span_corruption", "prefix_lm", "seq2seq"),
-    "transformer": ("seq2seq", "span_corruption", "prefix_lm"),
-}
-"""Objectives that a family can learn, its own first."""
-
-WHAT_IT_IS = {
-    "gpt": "sees earlier tokens only",
-    "bert": "sees the tokens that it would have to predict",
-    "t5": "has an encoder that needs an input of its own",
-    "transformer": "has an encoder that needs an input of its own",
-}
-
-
-def objectives_of(family: str) -> tuple[str, ...]:
-    """What a family can learn, its own first; what plugins add comes last."""
-    own = OBJECTIVES_OF[family] if family in FAMILIES else added("families")[family].objectives
-    return (
-        *own,
-        *(name for name, objective in added("objectives").items() if family in objective.families),
-    )
-
-
-def what_it_is(family: str) -> str:
-    return WHAT_IT_IS[family] if family in FAMILIES else str(added("families")[family].description)
 
 
 def needs_special_tokens(objective: str) -> bool:

@@ -20,13 +20,7 @@ from scaling import markup
 from scaling.config.attention import AttentionConfig, PositionConfig, check_combination
 from scaling.config.cluster import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.config.data import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
-from scaling.config.model import (
-    ModelConfig,
-    ObjectiveConfig,
-    needs_special_tokens,
-    objectives_of,
-    what_it_is,
-)
+from scaling.config.model import ModelConfig, ObjectiveConfig, needs_special_tokens
 from scaling.config.plugins import conf_dirs
 from scaling.config.section import LONGEST_S, Count, Name, Section, Share
 from scaling.config.study import StudyConfig
@@ -291,10 +285,11 @@ class RunConfig(Section):
         """What is learnt must suit the model, the tokenizer and the data. Raises ValueError that
         says what would."""
         kind, family, tokenizer = self.objective.kind, self.model.family, self.tokenizer
-        fitting = objectives_of(family)
-        if kind not in fitting:
+        traits = self.model.traits
+        if kind not in traits.objectives:
             raise ValueError(
-                f"objective={kind} does not fit model.family={family}, which {what_it_is(family)}; use {' or '.join(fitting)}"
+                f"objective={kind} does not fit model.family={family}, which {traits.refusal};"
+                f" use {' or '.join(traits.objectives)}"
             )
         if (kind == "seq2seq") != (self.data.kind == "text_pairs") and self.data.kind != "shards":
             if kind == "seq2seq":

@@ -1,4 +1,4 @@
-"""What BERT puts in place of a mask.
+"""What a masked language model puts in place of a mask.
 
 Shapes: T positions, M masks, V vocabulary.
 """
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from scaling.model.bert import BERT
+from scaling.model.base import MaskedModel
 
 
 @torch.no_grad()
 def fill(
-    model: BERT, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1
+    model: MaskedModel, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1
 ) -> list[list[tuple[int, float]]]:
     """For each mask, in order: its `top_k` likeliest tokens with their probabilities, likeliest
     first.

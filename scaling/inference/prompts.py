@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scaling.config.run_config import RunConfig
 from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.inference.gaps import fill
-from scaling.model import BERT, GenerativeModel, LanguageModel
+from scaling.model import GenerativeModel, LanguageModel, MaskedModel
 
 GAP = "<mask>"
 """How a prompt marks what masked_lm and span_corruption are to fill in."""
@@ -34,7 +34,7 @@ def complete(
     """Causal and prefix LM: what follows the prompt. seq2seq: the target of it. masked_lm and
     span_corruption: the prompt with each gap filled in, a single token or a span; a prompt without
     one gets one at its end."""
-    if isinstance(model, BERT):
+    if isinstance(model, MaskedModel):
         return _fill_tokens(config, model, tokenizer, prompt)
     assert isinstance(model, GenerativeModel)
     asked = question(config, tokenizer, prompt)
@@ -66,7 +66,7 @@ def text_tokens(
 
 
 def masked(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """What BERT reads: class token, the prompt with a mask in each gap, separator."""
+    """What a masked language model reads: class token, the prompt with a mask in each gap, separator."""
     first, *others = _parts(config, tokenizer, prompt)
     tokens = [tokenizer.special("cls"), *first]
     for part in others:
@@ -83,7 +83,7 @@ def _parts(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> list[list[in
     return [ids.tolist() for ids in tokenizer.encode_batch([*before, last])]
 
 
-def _fill_tokens(config: RunConfig, model: BERT, tokenizer: Tokenizer, prompt: str) -> str:
+def _fill_tokens(config: RunConfig, model: MaskedModel, tokenizer: Tokenizer, prompt: str) -> str:
     tokens, mask = masked(config, tokenizer, prompt), tokenizer.special("mask")
     filled = iter(choices[0][0] for choices in fill(model, tokens, mask))
     return tokenizer.decode([next(filled) if token == mask else token for token in tokens])

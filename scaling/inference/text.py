@@ -15,7 +15,7 @@ from scaling.inference.options import N_TOKENS, FillOptions, GenerateOptions, Ru
 from scaling.inference.prompts import GAP, Question, masked, question, text_tokens
 from scaling.inference.sampling import stream
 from scaling.inference.trained import Trained
-from scaling.model import BERT, GenerativeModel
+from scaling.model import GenerativeModel, MaskedModel
 from scaling.planner.cost.lengths import lengths
 
 
@@ -43,9 +43,9 @@ def choices(run: Trained, options: FillOptions) -> list[list[tuple[str, float]]]
     """For each gap of the prompt its likeliest tokens and their probabilities. Raises
     ConfigError."""
     config, tokenizer = run.config, run.tokenizer
-    if not isinstance(run.model, BERT):
+    if not isinstance(run.model, MaskedModel):
         raise ConfigError(
-            f"{run.path.name} is a model of family {config.model.family}, and only those of family bert fill single gaps",
+            f"{run.path.name} is a model of family {config.model.family}, which does not fill single gaps",
             f"run={options.run}",
             f'Use python -m scaling.generate run={options.run} prompt="...".',
         )

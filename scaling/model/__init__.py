@@ -9,7 +9,7 @@ from torch import nn
 
 from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
-from scaling.model.base import GenerativeModel, LanguageModel
+from scaling.model.base import GenerativeModel, LanguageModel, MaskedModel
 from scaling.model.bert import BERT
 from scaling.model.distribute import cut, drop, mark, sum_partial_gradients
 from scaling.model.gpt import GPT
@@ -18,7 +18,14 @@ from scaling.model.split import WHOLE, Split
 from scaling.model.t5 import T5
 from scaling.model.transformer import Transformer
 
-__all__ = ["BERT", "FAMILIES", "GenerativeModel", "LanguageModel", "build_model", "initialise"]
+__all__ = [
+    "FAMILIES",
+    "GenerativeModel",
+    "LanguageModel",
+    "MaskedModel",
+    "build_model",
+    "initialise",
+]
 
 FAMILIES: dict[str, type[LanguageModel]] = {
     "gpt": GPT,

@@ -135,6 +135,19 @@ class GenerativeModel(LanguageModel):
         raise TypeError(f"{type(self).__name__} has no encoder")
 
 
+class MaskedModel(LanguageModel):
+    """A family that fills in hidden tokens."""
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """logits_BTV of every position."""
+
+
 def add_balance(balance_B: Tensor | None, more_B: Tensor | None) -> Tensor | None:
     """The sum of what there is."""
     if balance_B is None or more_B is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scaling.batch import IGNORED, Batch, Loss
 from scaling.config.run_config import RunConfig
-from scaling.model.base import Flow, LanguageModel, add_balance, add_sequence_term, blocks_of
+from scaling.model.base import Flow, MaskedModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.block import BlockStack
 from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss
@@ -42,7 +42,7 @@ class MaskedHead(nn.Module):
         return self.norm(self.activation(self.dense(x_ND)))
 
 
-class BERT(LanguageModel):
+class BERT(MaskedModel):
     """Token, segment and position embeddings, norm, `n_layers` blocks, and a head on the scored
     positions alone.
 
@@ -78,7 +78,6 @@ class BERT(LanguageModel):
         segments_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """logits_BTV of every position."""
         x_BTD = self.hidden(tokens_BT, segments_BT, documents_BT)[0]
         return F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
 

@@ -39,7 +39,7 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     std = config.init_std * initial_scale(name, config)
     if module.endswith(RESIDUAL_OUTPUTS) and config.norm_position == "pre":
         std /= math.sqrt(2 * residual_depth(config))
-    if config.family == "t5" and module.endswith("attention.q"):
+    if config.traits.unscaled_scores and module.endswith("attention.q"):
         std /= math.sqrt(config.head_width)
     digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

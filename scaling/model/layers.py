@@ -144,7 +144,7 @@ class TokenEmbedding(nn.Embedding):
         self.projection = (
             nn.Linear(model.embedding_width, model.d_model, bias=False) if narrow else None
         )
-        scaled = model.family == "transformer" or config.position.kind == "sinusoidal"
+        scaled = model.traits.scaled_embedding or config.position.kind == "sinusoidal"
         self.scale = model.d_model**0.5 if scaled else 1.0
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

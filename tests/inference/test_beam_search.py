@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scaling.inference.beam_search import beam_search
 from scaling.inference.gaps import fill
 from scaling.inference.sampling import generate
-from scaling.model import BERT, GenerativeModel, build_model, initialise
+from scaling.model import GenerativeModel, MaskedModel, build_model, initialise
 from tests.support.configs import composed
 from tests.support.exact import ATOL, RTOL
 from tests.support.objectives import MASK
@@ -115,7 +115,7 @@ def test_an_empty_prompt_is_refused() -> None:
 def test_fill_gives_the_likeliest_tokens_of_each_mask() -> None:
     config = composed("model=bert_tiny", *SHAPE, "tokenizer.vocab_size=600", "model.init_std=0.2")
     model = build_model(config)
-    assert isinstance(model, BERT)
+    assert isinstance(model, MaskedModel)
     initialise(model, 0)
     tokens = [7, MASK, 9, 3, MASK, 2]
     choices = fill(model, tokens, MASK, top_k=3)

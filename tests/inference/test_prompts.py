@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scaling.inference.prompts import complete
-from scaling.model import BERT, build_model, initialise
+from scaling.model import MaskedModel, build_model, initialise
 from scaling.train.schedule import lr_at
 from tests.support.objectives import CLS, EOT, MASK, PAD, SENTINELS, SEP, byte_tokenizer, objective
 
@@ -49,7 +49,7 @@ def test_spans_go_where_their_sentinels_are() -> None:
 def test_bert_fills_in_its_likeliest_token() -> None:
     config, _ = objective("objective=masked_lm", *SHAPE, "model.init_std=0.3")
     model = build_model(config)
-    assert isinstance(model, BERT)
+    assert isinstance(model, MaskedModel)
     initialise(model, 1)
     with torch.no_grad():
         model.masked_head.bias[ord("q")] = 100.0

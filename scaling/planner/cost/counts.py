@@ -94,7 +94,7 @@ def flops_per_sequence(config: RunConfig) -> int:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     multiplied = model.n_layers * active * (n_in + n_out)
-    pairs = n_in * attended(config, n_in, causal=model.like == "gpt") + n_out * attended(
+    pairs = n_in * attended(config, n_in, causal=model.traits.causal) + n_out * attended(
         config, n_out, causal=True
     )
     pairs += cross_pairs(config, n_out, n_in) if n_out else 0
@@ -115,7 +115,7 @@ def block_flops(config: RunConfig) -> list[float]:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     first = (
-        6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.like == "gpt") * width
+        6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.traits.causal) * width
     )
     blocks = [first] * model.n_layers
     if n_out:
@@ -133,16 +133,16 @@ def head_flops(config: RunConfig) -> float:
 def head_positions(config: RunConfig) -> int:
     """Positions of a sequence for which the head is computed."""
     shape = lengths(config)
-    return shape.scored if config.model.like == "bert" else shape.targets or shape.inputs
+    return shape.scored if config.model.traits.masked_head else shape.targets or shape.inputs
 
 
 def _embedding_params(config: RunConfig) -> int:
     model = config.model
     tokens = config.vocab_size * model.embedding_width + _projection_params(model)
     # An untied head reads d_model; BERT's, behind its dense layer, the width of the embedding.
-    head_width = model.embedding_width if model.like == "bert" else model.d_model
+    head_width = model.embedding_width if model.traits.masked_head else model.d_model
     head = 0 if model.tie_embeddings else config.vocab_size * head_width
-    segments = 2 * model.d_model if model.like == "bert" else 0
+    segments = 2 * model.d_model if model.traits.masked_head else 0
     return tokens + head + segments + n_stacks(model) * _position_params(config)
 
 
@@ -158,15 +158,15 @@ def _position_params(config: RunConfig) -> int:
 def _non_embedding_params(config: RunConfig) -> int:
     model = config.model
     n_blocks = 1 if model.share_layers else model.n_layers
-    blocks = n_blocks * (block_params(model) + relative_params(config, causal=model.like == "gpt"))
-    if model.has_encoder_and_decoder:
+    blocks = n_blocks * (block_params(model) + relative_params(config, causal=model.traits.causal))
+    if model.traits.encoder_and_decoder:
         blocks += n_blocks * (
             block_params(model, cross=True) + relative_params(config, causal=True)
         )
     final_norms = (
         n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
     )
-    return blocks + final_norms + (_masked_head_params(config) if model.like == "bert" else 0)
+    return blocks + final_norms + (_masked_head_params(config) if model.traits.masked_head else 0)
 
 
 def _masked_head_params(config: RunConfig) -> int:
@@ -185,7 +185,7 @@ def _masked_head_params(config: RunConfig) -> int:
 def _head_matmul_params(config: RunConfig) -> int:
     """Entries of the matrices between the last block and the logits."""
     model = config.model
-    if model.like == "bert":
+    if model.traits.masked_head:
         return (config.vocab_size + model.d_model) * model.embedding_width
     if model.tie_embeddings:
         return config.vocab_size * model.embedding_width + _projection_params(model)
@@ -194,7 +194,7 @@ def _head_matmul_params(config: RunConfig) -> int:
 
 def n_stacks(model: ModelConfig) -> int:
     """Stacks of blocks: two where there are an encoder and a decoder."""
-    return 2 if model.has_encoder_and_decoder else 1
+    return 2 if model.traits.encoder_and_decoder else 1
 
 
 def _q_width(model: ModelConfig) -> int:

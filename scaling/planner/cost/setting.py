@@ -62,7 +62,7 @@ def setting_of(config: RunConfig) -> Setting:
 
 def workload_of(config: RunConfig) -> Workload:
     model, shape, counts = config.model, lengths(config), count(config)
-    stacks = [_stack(config, shape.inputs, causal=model.like == "gpt")]
+    stacks = [_stack(config, shape.inputs, causal=model.traits.causal)]
     if shape.targets:
         stacks.append(_stack(config, shape.targets, causal=True, cross_length=shape.inputs))
     n_of_each = 1 if model.share_layers else model.n_layers
