@@ -33,8 +33,8 @@ class StepResult:
     rank.
 
     loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm
-    before clipping. skipped: 1 where the update was left out because the gradients were not finite
-    or a limit was exceeded, else 0.
+    before clipping. skipped: 1 where the update was left out because the loss or the gradients were
+    not finite, or a limit was exceeded; else 0.
     """
 
     loss: torch.Tensor

@@ -63,11 +63,11 @@ class ReferenceEngine:
         if self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         set_rate(self._optimizer.param_groups, lr)
-        bad = (
-            ~torch.isfinite(grad_norm)
-            if limits is None
-            else ~torch.isfinite(grad_norm) | limits.exceeded(loss, grad_norm)
-        )
+        # a loss that is no number may have finite gradients, and the guard reports its step as
+        # left out
+        bad = ~(torch.isfinite(grad_norm) & torch.isfinite(loss))
+        if limits is not None:
+            bad |= limits.exceeded(loss, grad_norm)
         skipped = bad.float()
         # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody
         # waits for the device.

@@ -1,5 +1,5 @@
-"""Updates that DeepSpeed's ZeRO leaves out because they exceed limits, as it leaves out those that
-are not finite."""
+"""Updates that DeepSpeed's ZeRO leaves out because they exceed limits or their loss is not finite,
+as it leaves out those whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Refusal:
         if for_clipping:
             return compute(for_clipping=True)
         grads, of_experts = compute()
-        if self._limits is None:
-            return grads, of_experts
+        if self._limits is None and bool(torch.isfinite(self._loss())):
+            return grads, of_experts  # the norm need not be computed here
         from deepspeed.runtime.utils import get_global_norm_of_tensors
 
         norm = torch.as_tensor(
@@ -69,9 +69,11 @@ class Refusal:
         ] if refused else grads, of_experts
 
     def _refuses(self, norm: torch.Tensor) -> bool:
-        if self._limits is None or not bool(
-            self._limits.exceeded(self._loss().to(norm.device), norm)
-        ):
+        loss = self._loss().to(norm.device)
+        bad = ~torch.isfinite(loss)
+        if self._limits is not None:
+            bad |= self._limits.exceeded(loss, norm)
+        if not bool(bad):
             return False
         self.grad_norm = norm
         return True

@@ -1,17 +1,20 @@
-"""Under every kind of layout a step beyond limits leaves all as it was, and an engine that went on
-goes back when it loads."""
+"""Under every kind of layout a step beyond limits, or without a finite loss, leaves all as it was,
+and an engine that went on goes back when it loads."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from scaling.batch import Batch, Loss
 from scaling.checkpoint.state import seed_step
 from scaling.engine.base import Limits
 from scaling.engine.build import build_engine
+from scaling.model.base import Flow
 from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 from tests.engine.test_layout_parity import PLACES
@@ -24,6 +27,8 @@ NAMES = ("reference", "ddp", "zero1", "zero2", "zero3", "tp2", "pp2", "cp2")
 ALONE = {"zero1-alone": layout(micro=G)}
 TIGHT = (Limits(loss=1.0, grad_norm=1e9), Limits(loss=1e9, grad_norm=1e-6))
 WIDE = Limits(loss=1e9, grad_norm=1e9)
+LOST = None
+"""In place of limits: the loss is not a number, and its gradients are finite."""
 
 
 class Trainer:
@@ -33,6 +38,13 @@ class Trainer:
         self.config, self.make_batch = objective(*SHAPE, *FAMILIES["gpt"], *overrides)
         self.layout, self.ranks = layout, ranks.laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
         self.engine = build_engine(self.config, layout, self.ranks, torch.device("cpu"))
+        self.factor, self._finish = 1.0, self.engine.model.finish
+        self.engine.model.finish = self._finish_scaled  # type: ignore[method-assign]
+
+    def _finish_scaled(self, flow: Flow, batch: Batch) -> Loss:
+        """The loss as it is reported times `factor`; its gradients are those of the objective."""
+        found = self._finish(flow, batch)
+        return found._replace(nats=found.nats * self.factor)
 
     def step(self, step: int, limits: Limits | None = None) -> list[float]:
         """Loss, gradient norm and whether it was skipped."""
@@ -47,14 +59,17 @@ class Trainer:
 
 
 def _with_refusals(
-    ranks: Ranks, layout: Layout, limits: tuple[Limits, ...], *overrides: str
+    ranks: Ranks, layout: Layout, limits: tuple[Limits | None, ...], *overrides: str
 ) -> list[list[float]]:
-    """Four steps, each after one that is refused, in turn by each of the limits."""
+    """Four steps, each after one that is refused, in turn for each of the reasons."""
     trainer = Trainer(ranks, layout, *overrides)
     curve = []
     for step in range(4):
         if limits:
-            curve.append(trainer.step(90 + step, limits[step % len(limits)]))
+            reason = limits[step % len(limits)]
+            trainer.factor = math.nan if reason is LOST else 1.0
+            curve.append(trainer.step(90 + step, reason))
+            trainer.factor = 1.0
         curve.append(trainer.step(step, WIDE if limits else None))
     trainer.engine.close()
     return curve
@@ -67,14 +82,15 @@ def _with_refusals(
         *((name, "bf16") for name in ("zero1", "zero3", "pp2")),
     ],
 )
-def test_a_step_beyond_its_limits_changes_nothing(name: str, dtype: str) -> None:
+def test_a_step_that_is_refused_changes_nothing(name: str, dtype: str) -> None:
     place, precision = (PLACES | ALONE)[name], f"precision={dtype}"
     plain = run_ranks(_with_refusals, place.world_size, place, (), precision)[0]
-    for curve in run_ranks(_with_refusals, place.world_size, place, TIGHT, precision):
+    for curve in run_ranks(_with_refusals, place.world_size, place, (*TIGHT, LOST), precision):
         refused, counted = curve[::2], curve[1::2]
         assert counted == plain, "what was refused has left something behind"
         assert [skipped for _, _, skipped in refused] == [1.0] * 4
-        assert all(np.isfinite([loss, norm]).all() and norm > 0 for loss, norm, _ in refused)
+        assert [math.isnan(loss) for loss, _, _ in refused] == [False, False, True, False]
+        assert all(math.isfinite(norm) and norm > 0 for _, norm, _ in refused)
 
 
 def _back_again(ranks: Ranks, layout: Layout, directory: Path) -> list[list[list[float]]]:
