@@ -61,9 +61,7 @@ class PrepareOptions(Section):
         "hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
         ".parquet, webdataset .tar; of a folder every source file",
     )
-    max_files: int | None = Field(
-        None, gt=0, description="of each URL with ranges and each data set, the first so many files"
-    )
+    max_files: int | None = Field(None, gt=0, description="of each input, the first so many files")
     out: str = Field(description="directory of the shards; made, or continued")
     tokenizer: str = Field(
         "bpe",

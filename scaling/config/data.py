@@ -79,7 +79,7 @@ class DataConfig(Section):
     max_files: int | None = Field(
         None,
         gt=0,
-        description="documents: of each URL with ranges and each hf: name the first files",
+        description="documents: of each input the first so many files",
     )
     target_path: str | None = Field(
         None,

@@ -63,6 +63,30 @@ def hidden_matching(text: str) -> list[str]:
     return [match for match in _glob(folder, pattern, include_hidden=True) if match not in shown]
 
 
+def closed_folders(text: str) -> list[str]:
+    """Absolute paths, sorted, of the folders that a pattern looks into and that cannot be listed."""
+    path = plain(text)
+    if os.path.lexists(path):
+        return []
+    folder, pattern = _parted(path)
+    parts = pattern.split("/")
+    above = ["/".join(parts[:n]) for n in range(1, len(parts))]
+    if parts[-1] == "**":
+        above.append(pattern)
+    inside = (found for one in above for found in _glob(folder, f"{one}/"))
+    real = {os.path.realpath(found): found for found in (os.path.abspath(folder), *inside)}
+    # glob itself passes over what it cannot list, without an error
+    return sorted(found for found in real.values() if not _is_listable(found))
+
+
+def _is_listable(folder: str) -> bool:
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return True
+
+
 def _glob(folder: str, pattern: str, *, include_hidden: bool = False) -> list[str]:
     whole = glob.escape(folder) + pattern
     return sorted(

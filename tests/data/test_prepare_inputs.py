@@ -19,7 +19,6 @@ from scaling.config.paths import matching, oddity, split_paths
 from scaling.config.run_config import DataConfig
 from scaling.data.io.fetch import local_path
 from scaling.data.io.hub import _is_data
-from scaling.data.io.open_input import _window_bytes
 from scaling.data.prepare.inputs import find_pieces
 from scaling.data.prepare.pieces import Reading, read_piece
 from scaling.data.prepare.recipe import inputs_of
@@ -189,19 +188,88 @@ def test_suffixes_may_be_of_compressed_files_and_unknown(tmp_path):
     assert read(str(tmp_path), suffixes=("txt.gz", "log", ".parquet"))[0] == ["one", "three", "two"]
 
 
-def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "closed").mkdir()
+def test_lines_of_texts_in_a_folder_are_documents_where_asked_for(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.log").write_bytes(b"three\n\xff\n")
+    (tmp_path / "c.md").touch()
+    pieces = find_pieces([str(tmp_path)], by_line=True, suffixes=("txt", "log", "md"))
+    found = [text for piece in pieces for text in read_piece(piece, Reading())]
+    assert [text for text in found if isinstance(text, str)] == ["one", "two", "three"]
+    assert all(piece.lenient for piece in pieces), "such trees hold other files than texts"
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("place", ["", "*.txt", "{a,b,c}.txt"])
+def test_the_first_files_of_each_input_are_read(tmp_path, place):
+    for name in "cab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    inputs = (
+        [f"{tmp_path}/{name}.txt" for name in "abc"] if "{" in place else [f"{tmp_path}/{place}"]
+    )
+    found, told = read(*inputs, max_files=2)
+    if len(inputs) == 3:
+        assert (found, told) == (["a", "b", "c"], [])
+    else:
+        assert found == ["a", "b"]
+        assert told == [f"left out 1 file beyond max_files: {tmp_path / 'c.txt'}"]
+        assert read(*inputs, f"{tmp_path}/c.txt", max_files=2) == (["a", "b", "c"], [])
+
+
+@pytest.fixture
+def closed(tmp_path, monkeypatch) -> Path:
+    """A folder that cannot be listed, also not by root."""
+    folder = tmp_path / "open" / "closed"
+    folder.mkdir(parents=True)
+    (folder / "b.txt").write_text("b")
+    (folder.parent / "a.txt").write_text("a")
     scandir = os.scandir
 
     def refuse(path):
-        if str(path).endswith("closed"):
+        if str(path).rstrip("/").endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    return folder
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path, closed):
     with pytest.raises(DataError, match="closed cannot be read: Permission denied"):
         read(str(tmp_path))
+    with pytest.raises(DataError, match="closed cannot be read: Permission denied"):
+        find_source(DataConfig(kind="text_files", path=str(tmp_path), cache_dir="unused"))
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.txt", "open/**/*.txt"])
+def test_an_unreadable_folder_under_a_pattern_is_named(tmp_path, closed, pattern):
+    assert read(f"{tmp_path}/{pattern}") == (
+        ["a"],
+        [f"left out 1 folder that cannot be listed: {closed}"],
+    )
+    data = DataConfig(kind="text_files", path=f"{tmp_path}/{pattern}", cache_dir="unused")
+    with pytest.raises(DataError, match="closed cannot be listed"):
+        find_source(data)
+
+
+@pytest.mark.parametrize("pattern", ["*/*/b.txt", "open/closed/*", "open/c*/*.txt"])
+def test_a_pattern_that_finds_nothing_names_the_folder_it_cannot_list(tmp_path, closed, pattern):
+    if pattern != "*/*/b.txt":  # this name needs no list
+        with pytest.raises(DataError, match=f"matches nothing, and {closed} cannot be listed"):
+            read(f"{tmp_path}/{pattern}")
+    else:
+        assert read(f"{tmp_path}/{pattern}")[0] == ["b"]
+
+
+def test_all_links_under_a_folder_of_texts_are_followed_or_refused(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("a")
+    (tmp_path / "texts" / "linked").symlink_to(tmp_path / "elsewhere")
+    data = DataConfig(kind="text_files", path=str(tmp_path / "texts"), cache_dir="unused")
+    assert find_source(data).files == (tmp_path / "texts" / "linked" / "a.txt",)
+    (tmp_path / "texts" / "b.txt").symlink_to("gone")
+    with pytest.raises(DataError, match=r"b\.txt is a link to nothing \(gone\)"):
+        find_source(data)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.tar", "a.parquet"])
@@ -343,27 +411,29 @@ def test_endings_may_be_in_either_case(tmp_path):
 # Compression
 
 
-@pytest.mark.parametrize("window_log", [27, 28, 31])
-def test_long_windows_of_zstd_are_read(tmp_path, window_log):
+@pytest.mark.parametrize(("window_log", "place"), [(27, 1), (28, 0), (31, 1)])
+def test_long_windows_of_zstd_are_read_in_every_frame(tmp_path, window_log, place):
     options = {
         zstd.CompressionParameter.window_log: window_log,
         zstd.CompressionParameter.content_size_flag: 0,
     }
     compressor = zstd.ZstdCompressor(options=options)
     frame = compressor.compress(json_lines(DOCUMENTS[:3])) + compressor.flush()
-    assert _window_bytes(frame[:18]) == 1 << window_log
+    frames = [zstd.compress(json_lines(DOCUMENTS[3:]))]
+    frames.insert(place, frame)
     path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(frame + zstd.compress(json_lines(DOCUMENTS[3:])))
+    path.write_bytes(b"".join(frames))
     assert read(str(path))[0] == sorted(DOCUMENTS)
-    path.write_bytes(frame[:-6])
+    path.write_bytes(b"".join(frames)[:-6])
     with pytest.raises(DataError, match="is damaged"):
         read(str(path))
 
 
-def test_the_window_of_a_single_segment_is_its_content():
-    for content in (b"x" * 10, b"x" * 1000, b"x" * 100_000):
-        assert _window_bytes(zstd.compress(content)[:18]) == len(content)
-    assert _window_bytes(b"") == _window_bytes(b"plain text") == 0
+def test_what_is_no_frame_of_zstd_is_damage(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstd.compress(json_lines(DOCUMENTS)) + b"no frame")
+    with pytest.raises(DataError, match="is damaged"):
+        read(str(path))
 
 
 # Values that are no text, and commands that come to nothing

@@ -17,13 +17,14 @@ from scaling.data.prepare.sources import unreadable
 from scaling.errors import DataError
 
 _COMPRESSED = (".gz", ".zst", ".zstd")
-_FRAME, _LARGEST_WINDOW = b"\x28\xb5\x2f\xfd", 1 << 27
-"""How a frame of zstd begins (RFC 8878), and the window that its library takes unasked; zstd
---long=31 writes 2 GB."""
+_WINDOW_LOG = 31
+"""The largest window that zstd writes (--long=31), and so the memory that a frame may take: 2 GB.
+Its library accepts 27 unasked, and any frame of a file may have a larger one."""
 _PATIENCE = Patience(timeout_s=30.0, give_up_s=600.0)
 """Nobody waits beside a preparation of hours, and the same command goes on where it ended.
 Assumption."""
 _PARQUET_BUFFER_BYTES = 1 << 20
+_ZSTD_BUFFER_BYTES = 1 << 20
 
 
 def is_compressed(location: str) -> bool:
@@ -41,51 +42,30 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
             with gzip.open(raw, "rb") as file:
                 yield cast(IO[bytes], file)
         elif suffix in (".zst", ".zstd"):
-            with _zstd(raw, location) as file:
+            with io.BufferedReader(_Unpacked(raw), _ZSTD_BUFFER_BYTES) as file:
                 yield file
         else:
             yield raw
 
 
-def _zstd(raw: IO[bytes], location: str) -> IO[bytes]:
-    """pyarrow's decompressor reads all frames of a file and tells one that is cut short, but takes
-    no long window."""
-    window = _window_bytes(raw.peek(18) if isinstance(raw, io.BufferedReader) else b"")
-    if window > _LARGEST_WINDOW:
-        return _long_zstd(raw, location, window)
-    import pyarrow
+class _Unpacked(io.RawIOBase):
+    """All frames of a zstd file. A damaged one raises OSError, one that is cut short EOFError."""
 
-    return io.BufferedReader(
-        pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"), 1 << 20
-    )
-
-
-def _window_bytes(head: bytes) -> int:
-    """How far back a frame may refer, which is what reading it takes of memory; 0 where this is no
-    frame (RFC 8878, 3.1.1.1)."""
-    if len(head) < 6 or not head.startswith(_FRAME):
-        return 0
-    descriptor = head[4]
-    if not descriptor & 0x20:
-        base = 1 << (10 + (head[5] >> 3))
-        return base + base // 8 * (head[5] & 7)
-    begin = 5 + (0, 1, 2, 4)[descriptor & 3]  # a single segment: as much as its content
-    size = int.from_bytes(head[begin : begin + (1, 2, 4, 8)[descriptor >> 6]], "little")
-    return size + 256 if descriptor >> 6 == 1 else size
-
-
-def _long_zstd(raw: IO[bytes], location: str, window: int) -> IO[bytes]:
-    try:
+    def __init__(self, raw: IO[bytes]) -> None:
         from backports import zstd
-    except ImportError as error:
-        raise DataError(
-            f"{location} is compressed with a window of {window} bytes (zstd --long), and pyarrow reads {_LARGEST_WINDOW}",
-            fix=f"pip install backports.zstd, or compress it again: zstd -dc --long=31 {location} | zstd -o NEW.zst",
-        ) from error
-    limit: dict[int, int] = {
-        zstd.DecompressionParameter.window_log_max: min((window - 1).bit_length(), 31)
-    }
-    return io.BufferedReader(zstd.ZstdFile(cast(Any, raw), "rb", options=limit), 1 << 20)
+
+        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+        self._file = zstd.ZstdFile(cast(Any, raw), "rb", options=options)
+        self._error: type[Exception] = zstd.ZstdError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._file.readinto(buffer)
+        except self._error as error:
+            raise OSError(str(error)) from error
 
 
 @contextlib.contextmanager

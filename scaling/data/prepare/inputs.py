@@ -4,18 +4,26 @@ nothing else."""
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from scaling.config.paths import hidden_matching, matching, oddity
+from scaling.config.paths import closed_folders, hidden_matching, matching, oddity
 from scaling.data.io.open_input import is_compressed, n_row_groups, size_of
 from scaling.data.io.remote import N_THREADS, InputFile, find_remote, is_remote, name_of
-from scaling.data.prepare.left_out import EMPTY, FOLDERS, HIDDEN, ODD, OTHER_KINDS, LeftOut
+from scaling.data.prepare.left_out import (
+    BEYOND,
+    CLOSED,
+    EMPTY,
+    FOLDERS,
+    HIDDEN,
+    ODD,
+    OTHER_KINDS,
+    LeftOut,
+)
 from scaling.data.prepare.pieces import PIECE_BYTES, Format, Piece, group_files
-from scaling.data.prepare.sources import unreadable
+from scaling.data.prepare.sources import check_readable, walk
 from scaling.data.prepare.tasks import Report, silent
 from scaling.errors import ConfigError, DataError
 
@@ -101,24 +109,24 @@ def find_pieces(
     commits: dict[str, str] | None = None,
     report: Report = silent,
 ) -> tuple[Piece, ...]:
-    """What the inputs name, each file once, of each remote input the first `max_files`.
+    """What the inputs name, each file once, of each input the first `max_files`.
 
     `by_line`: each line of a text is a document, not the file. `commits`: of data sets of the hub,
-    extended by those found. `report` is told what is left out. Raises ConfigError for an input
+    extended by those found. `report` receives what is left out. Raises ConfigError for an input
     without files and for files of an unknown kind, DataError for unreadable ones.
     """
     commits, left_out = {} if commits is None else commits, LeftOut()
-    local, sources = _local_pieces(
-        [text for text in inputs if not is_remote(text)], by_line, suffixes, left_out
+    files = local_files(
+        [text for text in inputs if not is_remote(text)], suffixes, left_out, max_files
     )
-    remote = dict.fromkeys(
-        file
-        for text in inputs
-        if is_remote(text)
-        for file in find_remote(text, commits)[:max_files]
+    local, sources = _local_pieces(files, by_line, left_out)
+    remote = _remote_files(
+        [text for text in inputs if is_remote(text)], commits, max_files, left_out
     )
     with ThreadPoolExecutor(N_THREADS) as pool:  # the ends of parquet files are waited for
-        found = pool.map(lambda file: _pieces_or_none(file, by_line, left_out), remote)
+        found = pool.map(
+            lambda file: _pieces_or_none(file, _format(file.location), by_line, left_out), remote
+        )
         pieces = [*local, *(piece for of_file in found for piece in of_file)]
     pieces = [dataclasses.replace(piece, lenient=skip_bad) for piece in pieces] + sources
     if not pieces:
@@ -139,36 +147,64 @@ def _nothing(inputs: Sequence[str], left_out: LeftOut) -> ConfigError:
     )
 
 
+def _remote_files(
+    inputs: Sequence[str], commits: dict[str, str], max_files: int | None, left_out: LeftOut
+) -> list[InputFile]:
+    """The files of URLs and data sets, each once."""
+    found: dict[InputFile, None] = {}
+    beyond: list[InputFile] = []
+    for text in inputs:
+        files = find_remote(text, commits)
+        found |= dict.fromkeys(files[:max_files])
+        beyond += files[max_files:] if max_files is not None else []
+    for file in beyond:
+        if file not in found:
+            left_out.add(BEYOND, file.location)
+    return list(found)
+
+
 def local_files(
     patterns: Sequence[str],
     suffixes: Sequence[str] = SOURCE_SUFFIXES,
     left_out: LeftOut | None = None,
+    max_files: int | None = None,
 ) -> dict[Path, bool]:
-    """The files that paths, globs and folders name, each once, and whether it was found in a
-    folder.
+    """The files that paths, globs and folders name, each once, of each the first `max_files`, and
+    whether it was found in a folder.
 
     Raises ConfigError for a pattern without matches, DataError for what is named and no file, as a
     link to nothing.
     """
-    paths = dict.fromkeys(Path(path) for pattern in patterns for path in _matches(pattern))
-    if left_out is None:
-        left_out = LeftOut()
-    else:
-        _note_hidden(patterns, paths, left_out)
+    named: dict[Path, None] = {}
+    sources: dict[Path, None] = {}
+    beyond: list[Path] = []
+    note = LeftOut() if left_out is None else left_out
+    for pattern in patterns:
+        files = _files_of(pattern, suffixes, note)
+        beyond += list(files)[max_files:] if max_files is not None else []
+        for path in list(files)[:max_files]:
+            (sources if files[path] else named)[path] = None
+    if left_out is not None:
+        _note_hidden(patterns, named, left_out)
+        for path in beyond:
+            if path not in named and path not in sources:
+                left_out.add(BEYOND, str(path))
+    return {path: False for path in named if path not in sources} | dict.fromkeys(sources, True)
+
+
+def _files_of(pattern: str, suffixes: Sequence[str], left_out: LeftOut) -> dict[Path, bool]:
+    """As `local_files`, of one pattern."""
+    paths = [Path(path) for path in _matches(pattern)]
+    for folder in closed_folders(pattern):
+        left_out.add(CLOSED, folder)
     for path in paths:
-        if (odd := oddity(path)) is not None:
-            raise DataError(
-                f"{path} {odd}, and no file to read", fix="Restore it, or leave it out of inputs."
-            )
-    folders = [path for path in paths if path.is_dir()]
-    sources = dict.fromkeys(
-        file
-        for folder in folders
-        for file in _sources(folder, _endings_for(folder, suffixes), left_out)
-    )
-    return {
-        path: False for path in paths if path.is_file() and path not in sources
-    } | dict.fromkeys(sources, True)
+        check_readable(path)
+    named = {path: False for path in paths if path.is_file()}
+    for folder in paths:
+        if folder.is_dir():
+            found = _sources(folder, _endings_for(folder, suffixes), left_out)
+            named |= dict.fromkeys(found, True)
+    return named
 
 
 def _note_hidden(patterns: Sequence[str], named: Container[Path], left_out: LeftOut) -> None:
@@ -186,33 +222,41 @@ def _note_hidden(patterns: Sequence[str], named: Container[Path], left_out: Left
 
 
 def _local_pieces(
-    patterns: Sequence[str], by_line: bool, suffixes: Sequence[str], left_out: LeftOut
+    files: Mapping[Path, bool], by_line: bool, left_out: LeftOut
 ) -> tuple[list[Piece], list[Piece]]:
-    """Pieces of the files that are named, and of sources in folders, which are lenient: such trees
+    """Pieces of the files that are named, and of texts in folders, which are lenient: such trees
     hold images and worse.
 
     JSON lines, tables and archives in folders are read as those that are named.
     """
     texts: dict[bool, list[Path]] = {False: [], True: []}
-    pieces: list[Piece] = []
-    for path, in_folder in local_files(patterns, suffixes, left_out).items():
-        if (in_folder and _kind(str(path)) in (None, "text")) or (
-            _format(str(path)) == "text" and not by_line
-        ):
-            if size_of(path):
-                texts[in_folder].append(path)
-            else:
-                left_out.add(EMPTY, str(path))
+    pieces: dict[bool, list[Piece]] = {False: [], True: []}
+    for path, in_folder in files.items():
+        # an ending that is not known here was asked for with suffixes=
+        kind = (_kind(str(path)) or "text") if in_folder else _format(str(path))
+        size, lenient = size_of(path), in_folder and kind == "text"
+        if kind != "text" or by_line:
+            file = InputFile(str(path), size, ranges=True)
+            pieces[lenient] += _pieces_or_none(file, kind, by_line, left_out)
+        elif size:
+            texts[lenient].append(path)
         else:
-            pieces += _pieces_or_none(
-                InputFile(str(path), size_of(path), ranges=True), by_line, left_out
-            )
-    return [*group_files(texts[False]), *pieces], list(group_files(texts[True], lenient=True))
+            left_out.add(EMPTY, str(path))
+    lenient_pieces = (dataclasses.replace(piece, lenient=True) for piece in pieces[True])
+    return (
+        [*group_files(texts[False]), *pieces[False]],
+        [*group_files(texts[True], lenient=True), *lenient_pieces],
+    )
 
 
 def _matches(pattern: str) -> list[str]:
     """Absolute paths that match, in order. Raises ConfigError when there are none."""
     found = matching(pattern)
+    if not found and (closed := closed_folders(pattern)):
+        raise DataError(
+            f"inputs={pattern!r} matches nothing, and {closed[0]} cannot be listed",
+            fix="Make it readable.",
+        )
     if not found:
         raise ConfigError(
             f"inputs={pattern!r} matches nothing",
@@ -222,7 +266,10 @@ def _matches(pattern: str) -> list[str]:
     return found
 
 
-def _kind(location: str) -> Literal["text", "jsonl", "parquet", "tar"] | None:
+Kind = Literal["text", "jsonl", "parquet", "tar"]
+
+
+def _kind(location: str) -> Kind | None:
     """By the end of the name, in letters of either case; None for an unknown one."""
     name = name_of(location)
     suffix = (name.with_suffix("") if is_compressed(location) else name).suffix.lower()
@@ -235,7 +282,7 @@ def _kind(location: str) -> Literal["text", "jsonl", "parquet", "tar"] | None:
     return "text" if suffix in _TEXT or suffix in SOURCE_SUFFIXES else None
 
 
-def _format(location: str) -> Literal["text", "jsonl", "parquet", "tar"]:
+def _format(location: str) -> Kind:
     """As `_kind`. Raises ConfigError for an unknown one."""
     if (kind := _kind(location)) is not None:
         return kind
@@ -245,20 +292,16 @@ def _format(location: str) -> Literal["text", "jsonl", "parquet", "tar"]:
     )
 
 
-def _pieces_or_none(file: InputFile, by_line: bool, left_out: LeftOut) -> list[Piece]:
-    pieces = (
-        []
-        if file.size == 0 and _format(file.location) != "parquet"
-        else list(_pieces(file, by_line))
-    )
+def _pieces_or_none(file: InputFile, kind: Kind, by_line: bool, left_out: LeftOut) -> list[Piece]:
+    pieces = [] if file.size == 0 and kind != "parquet" else list(_pieces(file, kind, by_line))
     if not pieces:
         left_out.add(EMPTY, file.location)
     return pieces
 
 
-def _pieces(file: InputFile, by_line: bool) -> Iterator[Piece]:
+def _pieces(file: InputFile, kind: Kind, by_line: bool) -> Iterator[Piece]:
     """A file in ranges, where its format can be entered in the middle, and its server lets us."""
-    kind, location = _format(file.location), file.location
+    location = file.location
     if kind == "text" and not by_line:
         yield Piece("files", (location,), version=file.version)
     elif kind == "tar":
@@ -284,21 +327,14 @@ def _pieces(file: InputFile, by_line: bool) -> Iterator[Piece]:
 
 
 def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Iterator[Path]:
-    """Files with some endings under a folder, in order; links are followed, to each folder once."""
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        if (real := os.path.realpath(root)) in seen:  # a link in a circle, or two to one folder
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in sorted(folders):
-            if name in _NOT_SOURCE or name.startswith("."):
-                left_out.add(FOLDERS, name)
-        folders[:] = sorted(
-            name for name in folders if name not in _NOT_SOURCE and not name.startswith(".")
-        )
-        for name in sorted(names):
-            path = Path(root, name)
+    """Files with some endings under a folder, in order."""
+    for root, folders, names in walk(folder):
+        passed = {name for name in folders if name in _NOT_SOURCE or name.startswith(".")}
+        for name in sorted(passed):
+            left_out.add(FOLDERS, name)
+        folders[:] = [name for name in folders if name not in passed]
+        for name in names:
+            path = root / name
             if name.startswith("."):
                 left_out.add(HIDDEN, str(path))
             elif oddity(path) is not None:
@@ -316,10 +352,6 @@ def _endings_for(folder: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
     if suffixes != SOURCE_SUFFIXES or next(_sources(folder, endings, LeftOut()), None) is not None:
         return endings
     return _RECORDS if next(_sources(folder, _RECORDS, LeftOut()), None) is not None else endings
-
-
-def _refuse(error: OSError) -> None:
-    raise unreadable(error.filename, error)
 
 
 def _endings(suffixes: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ OTHER_KINDS = ("file of another ending", "files of other endings")
 FOLDERS = ("folder, hidden or of a cache", "folders, hidden or of caches")
 HIDDEN = ("hidden file", "hidden files")
 EMPTY = ("file that is empty", "files that are empty")
+CLOSED = ("folder that cannot be listed", "folders that cannot be listed")
+BEYOND = ("file beyond max_files", "files beyond max_files")
 ODD = ("link to nothing or special file", "links to nothing or special files")
 _N_NAMED = 5
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.config.paths import matching, oddity, plain
+from scaling.config.paths import closed_folders, matching, oddity, plain
 from scaling.config.run_config import DataConfig
 from scaling.data.io.http import describe
 from scaling.errors import ConfigError, DataError
@@ -118,17 +118,20 @@ def _matches(key: str, pattern: str, suffixes: Sequence[str]) -> tuple[Path, ...
 
     Raises ConfigError when there are none, DataError for what is no file.
     """
+    if closed := closed_folders(pattern):
+        raise DataError(
+            f"{closed[0]} cannot be listed, and {key} looks into it",
+            f"{key}={pattern}",
+            "Make it readable, or give a pattern that leaves it out.",
+        )
     found = [Path(path) for path in matching(pattern)]
     for path in found:
-        if (odd := oddity(path)) is not None:
-            raise DataError(
-                f"{path} {odd}, and no file to read",
-                f"{key}={pattern}",
-                "Restore it, or leave it out.",
-            )
+        check_readable(path, f"{key}={pattern}")
     files = sorted(path for path in found if path.is_file())
     if not files:
         files = [path for folder in found for path in _in_folder(folder, suffixes)]
+        for path in files:
+            check_readable(path, f"{key}={pattern}")
     if not files:
         raise ConfigError(
             f"{key}={pattern!r} matches no file",
@@ -138,14 +141,38 @@ def _matches(key: str, pattern: str, suffixes: Sequence[str]) -> tuple[Path, ...
     return tuple(files)
 
 
+def check_readable(path: Path, where: str | None = None) -> None:
+    """Raise DataError for a path that is neither a file nor a folder, such as a link to nothing."""
+    if (odd := oddity(path)) is not None:
+        raise DataError(
+            f"{path} {odd}, and no file to read",
+            where,
+            "Restore it, or leave it out of the inputs.",
+        )
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk, sorted; links are followed, to each folder once. Raises DataError for a folder
+    that cannot be read."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        if (real := os.path.realpath(root)) in seen:  # a link in a circle, or two to one folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield Path(root), folders, sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    raise unreadable(error.filename, error)
+
+
 def _in_folder(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """Files of some suffixes under a folder, in order, but for hidden folders."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (
-            Path(root, name) for name in sorted(names) if name.lower().endswith(tuple(suffixes))
-        )
-        yield from (path for path in paths if path.is_file())
+    for root, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (root / name for name in names if name.lower().endswith(tuple(suffixes)))
 
 
 def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:
