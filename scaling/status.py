@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.checkpoint.store import committed
+from scaling.checkpoint.store import newest_step
 from scaling.composition.flags import FLAGS, answered
 from scaling.config.spelling import no_flag
 from scaling.errors import ConfigError, RunDirError, ScalingError
@@ -246,7 +246,7 @@ def _checkpoint_step(run_dir: RunDir) -> int | None:
     """Of the newest one, unverified; 0 where a run has begun and has none."""
     if not run_dir.events.exists():
         return None
-    return max((step for step, _ in committed(run_dir.checkpoints)), default=0)
+    return newest_step(run_dir.checkpoints) or 0
 
 
 def _eta_s(

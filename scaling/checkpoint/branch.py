@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaling.checkpoint.manifest import Manifest
-from scaling.checkpoint.store import commit, committed, partial_path, verify
+from scaling.checkpoint.store import (
+    commit,
+    committed,
+    has_step,
+    newest_step,
+    partial_path,
+    verify,
+)
 from scaling.config.run_config import RunConfig
 from scaling.errors import CheckpointError
 from scaling.metrics.record import copy_record
@@ -30,7 +37,7 @@ def take_over(trunk: RunDir, run_dir: RunDir, config: RunConfig, step: int) -> i
     None, with nothing done, where there is no such checkpoint, or the run has checkpoints of its
     own. Raises RunDirError.
     """
-    if committed(run_dir.checkpoints):
+    if newest_step(run_dir.checkpoints) is not None:
         return None
     for at, path in reversed(committed(trunk.checkpoints)):
         if at > step:
@@ -48,7 +55,7 @@ def take_over(trunk: RunDir, run_dir: RunDir, config: RunConfig, step: int) -> i
 
 def reached(trunk: RunDir, step: int) -> bool:
     """Whether the trunk has a checkpoint of this very step."""
-    return any(at == step for at, _ in committed(trunk.checkpoints))
+    return has_step(trunk.checkpoints, step)
 
 
 def _copy_record(trunk: RunDir, run_dir: RunDir, step: int) -> float:

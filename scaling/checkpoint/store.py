@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -166,25 +166,35 @@ def committed(directory: Path) -> list[tuple[int, Path]]:
     return [(step, directory / name) for step, name in _steps(directory)]
 
 
+def has_step(directory: Path, step: int) -> bool:
+    """Whether there is a committed checkpoint of this very step, verified or not."""
+    return os.path.lexists(directory / checkpoint_name(step))
+
+
 def newest_step(directory: Path) -> int | None:
     """The step of the newest committed checkpoint, verified or not; None where there is none."""
-    return max((step for step, _ in _steps(directory)), default=None)
+    return max((step for step, _ in _found(directory)), default=None)
 
 
 def _steps(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[tuple[int, str]]:
-    """(step, name) of every checkpoint whose name has this pattern, oldest first. Only the
-    directory itself is read."""
-    return sorted(
-        (int(match.group(1)), name) for name in _listed(directory) if (match := pattern.match(name))
-    )
+    """(step, name) of every checkpoint whose name has this pattern, oldest first."""
+    return sorted(_found(directory, pattern))
 
 
-def _listed(directory: Path) -> list[str]:
+def _found(directory: Path, pattern: re.Pattern[str] = _NAME) -> Iterator[tuple[int, str]]:
+    """As `_steps`, in no order. Only names are read: a run may have 200 000 of them."""
+    for name in _listed(directory):
+        if match := pattern.match(name):
+            yield int(match.group(1)), name
+
+
+def _listed(directory: Path) -> Iterator[str]:
     """The names in a directory; none where there is no directory."""
     try:
-        return os.listdir(directory)
+        with os.scandir(directory) as entries:
+            yield from (entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
 
 
 def newest_valid(
@@ -203,6 +213,7 @@ def newest_valid(
     for _, name in reversed(steps):
         path = directory / name
         try:
+            _require_manifest(path)
             manifest = verify(path)
             check(manifest)
             return path, manifest
@@ -217,27 +228,37 @@ def newest_valid(
     return None
 
 
+def _require_manifest(path: Path) -> None:
+    """Raise CheckpointError where there is no manifest: one look, since many directories may have
+    been left without one, and reading each takes ten times as long."""
+    if not os.path.lexists(os.path.join(path, MANIFEST)):
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: there is no such file")
+
+
 def prune(
     directory: Path,
     *,
     keep_last: int,
     keep_every_steps: int | None,
     keep_steps: Collection[int] = (),
+    last_update: int | None = None,
     on_trouble: Callable[[Path, OSError], None] = lambda path, error: None,
 ) -> list[Path]:
     """Remove what retention does not keep, and damaged ones that the run is past; returns the paths
     of the former.
 
-    What cannot be removed is told to `on_trouble` and stays. Of a link, the link is removed and not
-    what it leads to.
+    last_update: the newest step whose update was applied; the newest checkpoint up to there is kept
+    too. What cannot be removed is reported to `on_trouble` and stays. Of a link, the link is removed
+    and not what it leads to.
     """
-    steps = committed(directory)
-    kept = {path for _, path in steps[-keep_last:]} | {
-        path for step, path in steps if step in keep_steps
-    }
+    steps = _steps(directory)
+    kept = {step for step, _ in steps[-keep_last:]} | set(keep_steps)
+    if last_update is not None:
+        # a row of skipped steps may lead nowhere, so its checkpoints replace none before it
+        kept |= {max((step for step, _ in steps if step <= last_update), default=-1)}
     if keep_every_steps:
-        kept |= {path for step, path in steps if step % keep_every_steps == 0}
-    gone = [path for _, path in steps if path not in kept]
+        kept |= {step for step, _ in steps if step % keep_every_steps == 0}
+    gone = [directory / name for step, name in steps if step not in kept]
     for path in [*gone, *_damaged_up_to(directory, steps[-1][0] if steps else -1)]:
         _try_to_remove(path, on_trouble)
     return gone
@@ -281,6 +302,7 @@ def remove_partials(
     What cannot be removed is told to `on_trouble`: it is in nobody's way, since names of groups
     differ.
     """
-    for name in _listed(directory):
+    # the whole list first: what is removed meanwhile may make the directory skip a name
+    for name in list(_listed(directory)):
         if _PARTIAL.match(name):
             _try_to_remove(directory / name, on_trouble)

@@ -65,11 +65,11 @@ class Writer:
             size_bytes = sum(file["size_bytes"] for file in files.values())
             times = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4)}
             self.on_event("checkpoint_committed", step=state.step, size_bytes=size_bytes, **times)
-            self._prune()
+            self._prune(state)
         return write_s
 
-    def _prune(self) -> None:
-        """Remove old checkpoints. What resists is told once, and harms no new one."""
+    def _prune(self, state: TrainState) -> None:
+        """Remove old checkpoints. What resists is reported once, and harms no new one."""
         retention = self.config.checkpoint
         try:
             prune(
@@ -77,6 +77,7 @@ class Writer:
                 keep_last=retention.keep_last,
                 keep_every_steps=retention.keep_every_steps,
                 keep_steps=retention.keep_steps,
+                last_update=state.step - state.skipped_in_a_row,
                 on_trouble=self.not_removed,
             )
         except OSError as error:

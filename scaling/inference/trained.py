@@ -11,7 +11,13 @@ import torch
 
 from scaling.checkpoint.fragments import FragmentReader
 from scaling.checkpoint.manifest import Manifest
-from scaling.checkpoint.store import committed, newest_valid, verify
+from scaling.checkpoint.store import (
+    checkpoint_name,
+    committed,
+    has_step,
+    newest_valid,
+    verify,
+)
 from scaling.config.run_config import RunConfig
 from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.errors import ConfigError, RunDirError
@@ -19,6 +25,9 @@ from scaling.model import LanguageModel, build_model
 from scaling.parallel.part import part_of
 from scaling.runs.directory import RunDir
 from scaling.runs.files import disk_error
+
+_N_SHOWN = 10
+"""Steps that an error lists: a run may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ def open_trained(
 ) -> Trained:
     """The run at `path`, with the weights of its newest sound checkpoint or of `step`.
 
-    Raises ConfigError for one without that checkpoint, CheckpointError or RunDirError for a damaged one.
-    RunDirError for a damaged one.
+    Raises ConfigError for one without that checkpoint, CheckpointError or RunDirError for a damaged
+    one.
 
     notice: is told of checkpoints that are damaged and passed over.
     """
@@ -80,17 +89,18 @@ def find_checkpoint(
 
 
 def _checkpoint_of(run_dir: RunDir, step: int) -> Path:
-    paths = dict(committed(run_dir.checkpoints))
-    if not paths:
+    if has_step(run_dir.checkpoints, step):
+        return run_dir.checkpoints / checkpoint_name(step)
+    found = [at for at, _ in committed(run_dir.checkpoints)]
+    if not found:
         raise _no_checkpoint(run_dir)
-    if step not in paths:
-        steps = ", ".join(map(str, paths))
-        raise ConfigError(
-            f"{run_dir.path.name} has no checkpoint of step {step}",
-            f"step={step}",
-            f"There are: {steps}.",
-        )
-    return paths[step]
+    shown = ", ".join(map(str, found[-_N_SHOWN:]))
+    more = f"{len(found) - _N_SHOWN} older ones, and " if len(found) > _N_SHOWN else ""
+    raise ConfigError(
+        f"{run_dir.path.name} has no checkpoint of step {step}",
+        f"step={step}",
+        f"There are: {more}{shown}.",
+    )
 
 
 def _no_checkpoint(run_dir: RunDir) -> ConfigError:

@@ -299,3 +299,14 @@ def test_a_state_of_another_version_is_refused() -> None:
     )
     with pytest.raises(CheckpointError, match="'epoch', which this version does not know"):
         TrainState.from_dict({"step": 3, "epoch": 1})
+
+
+def test_checkpoints_of_skipped_steps_leave_the_one_before_them(tmp_path: Path) -> None:
+    ours, engine = checkpointer(tmp_path, "checkpoint.keep_last=1")
+    for step, skipped in ((2, 0), (4, 2), (6, 4)):
+        ours.save(engine, TrainState(step=step, skipped_in_a_row=skipped))
+        ours.wait()
+    assert [step for step, _ in committed(tmp_path)] == [2, 6]
+    ours.save(engine, TrainState(step=8))
+    ours.wait()
+    assert [step for step, _ in committed(tmp_path)] == [8]

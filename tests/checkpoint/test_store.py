@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from scaling.checkpoint import store as checkpoint
 from scaling.checkpoint.fragments import Fragment, FragmentReader, Snapshot
-from scaling.checkpoint.manifest import MANIFEST, Manifest, sealed
+from scaling.checkpoint.manifest import MANIFEST, Manifest, read_manifest, sealed
 from scaling.checkpoint.saver import Checkpointer
 from scaling.checkpoint.state import TrainState, check_state
 from scaling.checkpoint.store import (
@@ -431,6 +431,35 @@ def test_retention_keeps_the_last_and_every_nth(tmp_path: Path) -> None:
     ]
     assert prune(tmp_path, keep_last=1, keep_every_steps=None)
     assert [step for step, _ in committed(tmp_path)] == [70]
+
+
+def test_a_row_of_skipped_steps_replaces_no_checkpoint_before_it(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        write(tmp_path, step)
+    # the updates of steps 16 to 40 were left out
+    prune(tmp_path, keep_last=2, keep_every_steps=None, last_update=15)
+    assert [step for step, _ in committed(tmp_path)] == [10, 30, 40]
+    write(tmp_path, 50)
+    prune(tmp_path, keep_last=2, keep_every_steps=None, last_update=50)
+    assert [step for step, _ in committed(tmp_path)] == [40, 50]
+
+
+def test_directories_without_a_manifest_are_passed_over_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    for step in range(2, 500):
+        (tmp_path / checkpoint_name(step)).mkdir()
+    read: list[str] = []
+    monkeypatch.setattr(
+        checkpoint, "read_manifest", lambda path: (read.append(path.name), read_manifest(path))[1]
+    )
+    damaged: list[Path] = []
+    found = newest_valid(tmp_path, on_damaged=lambda path, error: damaged.append(path))
+    assert found is not None
+    assert found[1].step == 1
+    assert len(damaged) == 498
+    assert read == [checkpoint_name(1)], "200 000 of them would take half a minute"
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
