@@ -1,4 +1,4 @@
-"""python -m scaling.fit: the scaling laws of a study or a table of runs, with a report."""
+"""python -m scaling.fit: fit scaling laws to a study or a table of runs, and write a report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ USAGE = f"""\
 Usage: python -m scaling.fit study=DIR [KEY=VALUE ...]
        python -m scaling.fit table=FILE.csv n=COLUMN c=COLUMN loss=COLUMN [KEY=VALUE ...]
 
-Fits scaling laws and writes report.html, its figures (PNG, SVG) and fit.json, which python -m scaling.predict reads.
+Fits scaling laws. Writes report.html, its figures (PNG, SVG) and fit.json, which
+python -m scaling.predict reads.
 
 {keys_help(FitOptions)}
 
-Exit codes: 0 fitted; 2 a wrong argument; 1 points that cannot be read or allow no fit."""
+Exit codes: 0 fitted; 1 points that cannot be read or allow no fit; 2 a wrong argument."""
 _SHOWN_EXCLUDED = 5
 
 

@@ -1,4 +1,4 @@
-"""python -m scaling.predict: what a fitted law predicts for a budget, a run or a wanted loss."""
+"""python -m scaling.predict: predict from a fitted law, for a budget, a run or a wanted loss."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from scaling.laws.recommend import Recommendation
 
 PREDICTION = "prediction.json"
-"""In the directory of a run that was launched from here: what was predicted before it began."""
+"""File in the directory of a run that this command launches: its prediction before training."""
 
 USAGE = f"""\
 Usage: python -m scaling.predict fit=DIR c=FLOPS | n=PARAMETERS d=TOKENS | loss=NATS [KEY=VALUE ...]
 
 {keys_help(PredictOptions)}
 
-Exit codes: 0 predicted (launch=true: that of the run); 2 a wrong argument; 1 a fit that cannot be read."""
+Exit codes: 0 predicted (launch=true: that of the run); 1 a fit that cannot be read;
+2 a wrong argument."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         options = read_options(PredictOptions, words)
-        from scaling.laws import store
-        from scaling.laws.answer import predict  # loads numpy: a wrong word is reported before
+        from scaling.laws import fit_file
+        from scaling.laws.answer import predict  # loads numpy, so a wrong option is reported first
         from scaling.laws.recommend import write_recommendation
 
-        prediction = predict(store.read(Path(options.fit)), options)
+        prediction = predict(fit_file.read(Path(options.fit)), options)
         answer, lines = prediction.to_dict(), prediction.lines()
         run = prediction.recommended
         if run is not None and options.out is not None:
@@ -59,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
-    """Train the recommended run, its prediction written into its directory beforehand, and hold
-    what it reaches against that."""
+    """Write the prediction into the directory of the recommended run, train it, and compare."""
     from scaling.runs.directory import RunDir
 
     run_dir = RunDir.for_config(recommendation.config)
     try:
         run_dir.create()
-        if not (run_dir.path / PREDICTION).exists():  # the first one counts
+        # A repeated command does not replace the prediction: it was made before training.
+        if not (run_dir.path / PREDICTION).exists():
             write_json(run_dir.path / PREDICTION, prediction)
         code = subprocess.call([sys.executable, "-m", "scaling.run", *recommendation.overrides])
         summary = run_dir.read_summary() if code == 0 else None
@@ -80,12 +81,13 @@ def _launch(recommendation: Recommendation, prediction: dict[str, Any]) -> int:
 
 def _verdict(loss: float | None, prediction: dict[str, Any]) -> str:
     if loss is None:
-        return "The run has no held-out loss to hold the prediction against."
+        return "The run has no held-out loss to compare with the prediction."
     expected = prediction["loss"]
     low, high = expected["new_low"], expected["new_high"]
     where = "inside" if low <= loss <= high else "outside"
     return (
-        f"Predicted {expected['value']:.4f} ({low:.4f} to {high:.4f} for a new run), reached {loss:.4f}: "
+        f"Predicted {expected['value']:.4f} ({low:.4f} to {high:.4f} for a new run), "
+        f"reached {loss:.4f}: "
         f"error {100 * (expected['value'] / loss - 1):+.2f} %, {where} of the interval."
     )
 

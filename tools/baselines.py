@@ -1,5 +1,5 @@
-"""Print the entropy of unigram and bigram models of a corpus, beside which a trained model's loss
-is to be read.
+"""Print the entropy of unigram and bigram models of a corpus, as a scale for the loss of a trained
+model.
 
 Usage: python tools/baselines.py [DIRECTORY]     directory or URL with index.json; default: the
   default corpus

@@ -1,5 +1,5 @@
-"""How much a model's outputs change in a few steps, by width and by depth, in each parametrization:
-a table and a picture.
+"""Measure how much a model's outputs change in a few steps, by width and by depth, in each
+parametrization: a table and a picture.
 
     python tools/coordinate_check.py docs/images/coordinate_check.png
 
@@ -42,7 +42,7 @@ KINDS = {
 
 
 def text() -> Tensor:
-    """(BATCH, SEQ_LEN + 1) bytes of the package's sources."""
+    """The package's sources as (BATCH, SEQ_LEN + 1) bytes."""
     source = b"".join(
         path.read_bytes()
         for path in sorted((Path(__file__).parent.parent / "scaling").glob("*.py"))
@@ -53,7 +53,7 @@ def text() -> Tensor:
 
 @torch.no_grad()
 def outputs(model: GenerativeModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What the blocks add to the residual stream, and the logits."""
+    """The sum that the blocks add to the residual stream, and the logits."""
     embedded = model.embedding(tokens)
     x, _ = model.blocks(embedded, model.position.context(0, embedded, None))
     return x - embedded, model(tokens)
@@ -80,7 +80,7 @@ def change(words: Sequence[str], tokens: Tensor, seed: int) -> tuple[float, floa
 
 
 def changes(words: Sequence[str], tokens: Tensor) -> np.ndarray:
-    """Means over seeds: of the blocks, and of the logits."""
+    """The changes of the blocks and of the logits, as means over seeds."""
     return np.mean([change(words, tokens, seed) for seed in range(SEEDS)], axis=0)
 
 

@@ -1,5 +1,5 @@
-"""Fit the planner's few constants on tables of measurements; print how well each source is
-predicted by a fit on the others.
+"""Fit the planner's constants to tables of measurements. Print how well a fit to the other sources
+predicts each source.
 
     python tools/fit_planner.py DIRECTORY                  the fit, and the leave-one-source-out
       table (about two minutes)
@@ -44,7 +44,7 @@ GUESSES = {
     "kernel_s": (1.8e-5, 0.4),
     "fabric_inter": (0.60, 0.5),
 }
-"""Physical guess of each fitted constant of time, and its spread in the logarithm: assumptions,
+"""Physical estimate of each fitted constant of time, and its spread in the logarithm: assumptions,
 made before the fit."""
 
 MEMORY_GUESSES = {
@@ -56,11 +56,11 @@ TIME_SCALE, MEMORY_SCALE = 0.12, 0.08
 MOST_ROWS, HEAVIEST = 150, 60
 PRIOR, MEMORY_PRIOR = 1.5, 0.5
 VERDICT_SPREAD = 0.15
-"""`memory_spread` with which the fit weighs verdicts, before it is known: assumption."""
+"""The `memory_spread` that weighs verdicts before it is known: assumption."""
 
 MISLABELLED = 0.05
-"""Share of verdicts that no memory model explains, such as of runs whose offloading the table does
-not tell: assumption."""
+"""Share of verdicts that no memory model explains, such as those of runs with unreported
+offloading: assumption."""
 
 
 def main() -> None:
@@ -110,8 +110,8 @@ def _fitted(constants: Constants) -> Iterator[tuple[str, float]]:
 def _with_spreads(
     constants: Constants, others: dict[str, Constants], held_out: dict[str, list[Case]]
 ) -> tuple[Constants, dict[str, Constants]]:
-    """All of them with the spreads of errors on unseen sources: first without scales, then with
-    those that the spreads imply."""
+    """The constants with the spreads of errors on unseen sources: first without scales, then with
+    the scales that the spreads imply."""
     for calibrate in (False, True):
         rows = [
             row
@@ -125,8 +125,8 @@ def _with_spreads(
 
 
 def fit(cases: Sequence[Case]) -> Constants:
-    """Memory first: it says which layouts a row of unknown layout may mean. It learns from peaks
-    and from verdicts alike."""
+    """Fit memory first, because it decides which layouts a row of unknown layout can mean. Peaks
+    and verdicts both count."""
     weighed = [case for case in cases if case.peak_memory_bytes or case.fits is not None]
     constants = _fit(
         replace(Constants(), memory_spread=VERDICT_SPREAD),
@@ -140,7 +140,7 @@ def fit(cases: Sequence[Case]) -> Constants:
 
 
 def _fitted_fp8(case: Case) -> bool:
-    """NVIDIA's rows in 8 bits hold other optimisations besides: the fit leaves them out."""
+    """Leave NVIDIA's 8-bit rows out of the fit, because they include other optimisations."""
     return (
         case.software.fp8
         and case.source != "nvidia_nemo"
@@ -149,7 +149,7 @@ def _fitted_fp8(case: Case) -> bool:
 
 
 def _fitting(case: Case, constants: Constants) -> Case:
-    """The row with those of its possible layouts that fit."""
+    """The row with those of its possible layouts that fit in memory."""
     if len(case.layouts) == 1:
         return case
     found = [
@@ -214,8 +214,8 @@ def _time_residual(case: Case, constants: Constants) -> float:
 
 
 def _memory_residual(case: Case, constants: Constants) -> float:
-    """Of a measured peak its error, and of a verdict the surprise; with an unknown layout, that
-    which needs least."""
+    """The error of a measured peak, or the surprise of a verdict; for an unknown layout, the least
+    over its layouts."""
     gpu, software = case.machine.kind == "gpu", case.software
     found = [
         memory_of(case.work, layout, software, gpu=gpu, constants=constants)
@@ -237,13 +237,13 @@ def _memory_residual(case: Case, constants: Constants) -> float:
 
 
 def _cauchy(error: float) -> float:
-    """Cauchy's loss: rows that no constant explains weigh little."""
+    """Cauchy's loss: rows that no constant explains have little weight."""
     return math.copysign(math.sqrt(math.log1p(error**2)), error)
 
 
 def _spread(rows: Sequence[Scored]) -> float:
-    """Half-width that holds 80 % of the errors of rates, each source weighing alike: an unseen
-    table is a source, not a row."""
+    """Half-width that holds 80 % of the errors of rates. Every source has the same weight, because
+    an unseen table is a source, not a row."""
     kept = [
         (abs(math.log(row.mfu / row.case.mfu)), row.case.source)
         for row in rows
@@ -253,8 +253,8 @@ def _spread(rows: Sequence[Scored]) -> float:
 
 
 def _spreads(rows: Sequence[Scored]) -> dict[str, float]:
-    """The same of time; of memory the worst source's, since few have peaks; and the deviations
-    between sources and within one, from medians: 1.48 of a normal."""
+    """The spreads of time; that of memory is the worst source's, since few sources have peaks. Also
+    the deviations between sources and within one, from medians: 1.48 for a normal distribution."""
     peaks: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in rows:
         if row.case.peak_memory_bytes:
@@ -291,8 +291,8 @@ def _weighed_quantile(values: list[tuple[float, str]], part: float) -> float:
 
 
 def write(constants: Constants, text: list[str]) -> None:
-    """Into the defaults of scaling/planner/cost/constants.py, and between the marks of
-    docs/planner.md."""
+    """Write the constants into scaling/planner/cost/constants.py, and the table between the marks
+    in docs/planner.md."""
     path = ROOT / "scaling" / "plan" / "constants.py"
     source = path.read_text()
     for name, value in _fitted(constants):

@@ -1,5 +1,5 @@
-"""Damage a small checkpoint in every single place, and see that loading finds it or loads the same
-state.
+"""Damage a small checkpoint at every place, and check that loading finds the damage or loads the
+same state.
 
 Usage: python tools/flip_bytes.py [CHECKPOINT]     a directory step-NNNNNNNN; default: one of a
   model that is trained here
@@ -53,7 +53,7 @@ TINY = (
 
 
 def make_checkpoint(root: Path) -> Path:
-    """A checkpoint of a whole run on a few sentences."""
+    """Make the checkpoint of a whole run on a few sentences."""
     for number in range(8):
         (root / f"{number}.txt").write_text(f"Sentence {number} of eight is not long. " * 4)
     words = (
@@ -68,8 +68,8 @@ def make_checkpoint(root: Path) -> Path:
 
 
 def state_of(path: Path) -> Any:
-    """What a run takes from a checkpoint: the manifest, and all tensors as bytes. Raises
-    CheckpointError where it is refused."""
+    """The state that a run loads from a checkpoint: the manifest, and all tensors as bytes. Raises
+    CheckpointError for a refused checkpoint."""
     manifest = verify(path)
     tensors = {
         name: load((path / name).read_bytes())
@@ -83,7 +83,7 @@ def state_of(path: Path) -> Any:
 
 
 def damages(content: bytes, every: int = 1) -> Iterator[tuple[str, int, bytes]]:
-    """(kind, place, damaged content) of each damage; of every so many-th place."""
+    """(kind, place, damaged content) of each damage, at every n-th place."""
     for place in range(0, len(content), every):
         for mask in MASKS:
             changed = bytearray(content)
@@ -94,7 +94,8 @@ def damages(content: bytes, every: int = 1) -> Iterator[tuple[str, int, bytes]]:
 
 
 def try_all(checkpoint: Path, every: int = 1) -> tuple[Counter[tuple[str, str, str]], list[str]]:
-    """How often (file, kind of damage, "found" or "harmless") was seen, and what was neither."""
+    """Count each (file, kind of damage, "found" or "harmless"), and list the damages that are
+    neither."""
     sound, seen, wrong = state_of(checkpoint), Counter[tuple[str, str, str]](), []
     for file in sorted(checkpoint.iterdir()):
         content = file.read_bytes()

@@ -61,13 +61,13 @@ SMALL = (
     "tokenizer.vocab_size=277",
 )
 NARROW = {"local": ("attention.window=16",), "hierarchical": ("attention.block=8",)}
-"""Less than the 64 positions, which the defaults would see whole."""
+"""A window below the 64 positions, which the defaults would cover completely."""
 PEAK_LR, WARMUP_STEPS = 4e-3, 15
 
 
 @dataclass(frozen=True)
 class Row:
-    """One combination: losses in nats per scored target, or why it is refused."""
+    """One combination: losses in nats per scored target, or the reason for its refusal."""
 
     family: str
     attention: str
@@ -144,8 +144,8 @@ def train(family: Family, attention: str, position: str, steps: int) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a table a family, attention down and position across; the reasons of refusals
-    below."""
+    """Markdown: one table per family, attention down and position across; then the reasons of
+    refusals."""
     out = []
     for name, of_family in itertools.groupby(rows, key=lambda row: row.family):
         group = list(of_family)

@@ -26,8 +26,8 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def differences(name: str) -> tuple[str, float, float, float, float]:
-    """Class of theirs; largest logit, and the largest differences of logits, of the mean loss and
-    of gradients."""
+    """The other library's class, its largest logit, and the largest differences of logits, mean
+    loss and gradients."""
     ours, theirs, config = pair(name)
     batch = batch_of(name)
     expected, logits = their_logits(theirs, batch), our_logits(ours, batch)

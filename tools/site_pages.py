@@ -1,4 +1,4 @@
-"""Pages of the documentation site that lie outside docs/, and links between the two.
+"""Add the pages outside docs/ to the documentation site, and rewrite the links between the two.
 
 Usage: mkdocs calls this file as a hook (`hooks:` in mkdocs.yml) during `make docs`.
 
@@ -31,12 +31,12 @@ OUTSIDE = {
 """Path in the repository -> path on the site."""
 
 FOLDERS = {"cluster/": "clusters.md"}
-"""Folders of the repository that a page may link to, and the page that describes each."""
+"""Folders of the repository that a page links to, and the page that describes each."""
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)|(?<=src=\")([^\"]+)|(?<=href=\")([^\"#]+)")
 _FILE_AS_TEXT = re.compile(r"\[([\w./]+\.md)\]\(([\w./]+\.md)(#[\w-]*)?\)")
-"""A link whose text is the name of the file: in the repository that is what a reader looks for, on
-the site its title."""
+"""A link with the file's name as its text. The repository shows this name; the site shows the
+page's title."""
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -63,7 +63,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _titles(nav: Any) -> Iterator[tuple[str, str]]:
-    """Path on the site -> title in the navigation."""
+    """Map each path on the site to its title in the navigation."""
     for entry in nav:
         for title, inner in entry.items():
             if isinstance(inner, str):
@@ -77,8 +77,8 @@ def _named(link: str, target: str) -> str:
 
 
 def rewritten(markdown: str, origin: str, target: str) -> str:
-    """The text of the page `origin` (in the repository) for `target` (on the site), its links
-    changed; code stays."""
+    """The page `origin` (in the repository) as `target` (on the site), with rewritten links; code
+    is unchanged."""
     parts = _FENCE.split(markdown)
     return "".join(
         part if part.startswith("```") else _LINK.sub(lambda m: _moved(m[0], origin, target), part)
@@ -95,5 +95,5 @@ def _moved(link: str, origin: str, target: str) -> str:
     if on_site is None and path.startswith("docs/"):
         on_site = path.removeprefix("docs/")
     if on_site is None:
-        return link  # mkdocs reports it as dead
+        return link  # left as it is: mkdocs reports a dead link
     return posixpath.relpath(on_site, posixpath.dirname(target) or ".")

@@ -1,4 +1,4 @@
-"""Runs the tests of numbers as other machines would: other vectors, other BLAS kernels, two
+"""Run the tests of numbers as on other machines: other vector instructions, other BLAS kernels, two
 threads.
 
 Usage: python tools/test_portable.py [SETTING ...] [-- PYTEST ARGUMENTS]; `make test-portable` runs
@@ -28,7 +28,7 @@ SETTINGS = {
     },
     "threads": {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
 }
-"""What each library is told to use, so that a machine computes as a lesser one does."""
+"""Settings of each library that make this machine compute like a smaller one."""
 FILES = (
     "model/test_attention_kinds model/test_export data/test_entropy engine/test_parity inference/test_beam_search "
     "model/test_family_experts model/test_family_models laws/test_commands laws/test_fit laws/test_isoflop "

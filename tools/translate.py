@@ -46,12 +46,12 @@ SETTINGS = (
     "schedule.warmup_tokens=5%",
     "train.eval_every=250",
 )
-"""Of 3.9 M parameters and about ten passes over the 29 000 pairs, so that two CPU cores need half
-an hour: assumption."""
+"""Sized so that two CPU cores need half an hour: 3.9 M parameters, about ten passes over the 29 000
+pairs (assumption)."""
 N_BEAMS, LENGTH_PENALTY = 4, 0.6
-"""As Vaswani et al. 2017, section 6.1."""
+"""The beam of Vaswani et al. 2017, section 6.1."""
 EXTRA_TOKENS = 50
-"""A translation may be longer than its source by so much (Vaswani et al. 2017, section 6.1)."""
+"""Tokens by which a translation can exceed its source (Vaswani et al. 2017, section 6.1)."""
 
 
 def read_lines(path: Path) -> list[str]:

@@ -1,2 +1,2 @@
-"""Scaling laws: from finished runs to a fitted law, its uncertainty and what it predicts. No torch,
-Ray or DeepSpeed."""
+"""Scaling laws: fits to finished runs, their uncertainty, and predictions. Imports neither torch
+nor Ray nor DeepSpeed."""

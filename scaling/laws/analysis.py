@@ -1,5 +1,5 @@
-"""Everything that one table of points says: forms with their uncertainty, the three approaches, and
-what could not be fitted."""
+"""Analyse one table of points: fit each form with its uncertainty, apply the three approaches, and
+list what cannot be fitted."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from scaling.laws.fit import Fit, fit
 from scaling.laws.forecast import Law
 from scaling.laws.forms import Form, form_named
 from scaling.laws.from_runs import points_of_study
+from scaling.laws.from_table import Columns, points_of_rows, read_rows
 from scaling.laws.intervals import Bootstrap, Profile, bootstrap, profile
 from scaling.laws.isoflop import IsoFlop, fit_isoflop
 from scaling.laws.options import FitOptions
+from scaling.laws.points import Points
 from scaling.laws.repeated import RepeatedFit, fit_repeated
-from scaling.laws.results import Columns, Points, points_of_rows, read_rows
 
 TWO_VARIABLES = ("chinchilla", "kaplan", "gadre")
 
 
 @dataclass(frozen=True)
 class FittedForm:
-    """A form, how sure it is and what to distrust in it."""
+    """A fitted form with its uncertainty and its warnings."""
 
     fit: Fit
     bootstrap: Bootstrap
@@ -40,8 +41,8 @@ class FittedForm:
 
 @dataclass(frozen=True)
 class Analysis:
-    """refused: what cannot be fitted -> why. isoflop: by axis, "n" and "d", where the points have
-    IsoFLOP curves."""
+    """The result of all fits. refused: name of a fit -> why it is impossible. isoflop: by axis
+    ("n", "d"), where the points form IsoFLOP curves."""
 
     points: Points
     options: FitOptions
@@ -54,7 +55,7 @@ class Analysis:
 
 
 def load_points(options: FitOptions) -> Points:
-    """The points that `options` names, screened. Raises DataError or ConfigError."""
+    """Read and screen the points that `options` names. Raises DataError or ConfigError."""
     if options.study is not None:
         points = points_of_study(
             Path(plain(options.study)),
@@ -87,7 +88,8 @@ def load_points(options: FitOptions) -> Points:
 
 
 def analyse(points: Points, options: FitOptions) -> Analysis:
-    """Fit all that these points allow. Raises DataError when that is nothing."""
+    """Fit every form and approach that these points allow. Raises DataError when they allow
+    none."""
     troubles = fittable(points)
     wanted = [form_named(name).name for name in options.form] or _by_default(troubles)
     refused = {name: str(troubles[name]) for name in wanted if troubles[name] is not None}
@@ -122,21 +124,20 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
             except DataError as error:
                 refused[f"metric, {curve}"] = error.what
     if not (forms or isoflop or envelope or repeated or downstream):
-        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         possible = [name for name, trouble in troubles.items() if trouble is None]
         fix = (
             f"What can still be fitted: form={','.join(possible)}."
             if possible
             else "Add runs of other sizes and lengths."
         )
-        raise DataError(
-            f"these {len(points)} points allow no fit ({told})", options.table or options.study, fix
-        )
+        what = f"these {len(points)} points allow no fit ({reasons})"
+        raise DataError(what, options.table or options.study, fix)
     return Analysis(points, options, forms, refused, isoflop, envelope, repeated, tuple(downstream))
 
 
 def _by_default(troubles: dict[str, str | None]) -> list[str]:
-    """Forms in N and D; where the points allow none, those in one variable that they allow."""
+    """The forms in N and D that the points allow; if there are none, the forms in one variable."""
     both = [name for name in TWO_VARIABLES if troubles[name] is None]
     return both or [
         name for name, trouble in troubles.items() if trouble is None and name not in TWO_VARIABLES
@@ -191,7 +192,7 @@ def _fit_form(form: Form, points: Points, options: FitOptions) -> FittedForm:
 
 
 def _range(points: Points) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The smallest and the largest N, D and C; NaN for what is not known."""
+    """The smallest and the largest N, D and C; NaN for an unknown variable."""
     n, d, c = points.n_params, points.n_tokens, points.flops
     return (
         (float(n.min()), float(d.min()), float(c.min())),

@@ -1,4 +1,5 @@
-"""What a stored analysis predicts: the best run of a budget, the loss of a run, the budget of a loss."""
+"""Answers of a stored analysis: the best run of a budget, the loss of a run, the budget of a
+loss."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from scaling import markup
 from scaling.errors import ConfigError
-from scaling.laws import store
+from scaling.laws import fit_file
 from scaling.laws.forecast import (
     LOUD_DECADES,
     Estimate,
@@ -101,7 +102,8 @@ class Prediction:
         }
 
     def lines(self) -> list[str]:
-        """The answer as text; the last line is the command of the recommended run, if there is one."""
+        """The answer as text; the last line is the command of the recommended run, if there is
+        one."""
         return list(_lines(self))
 
     def _repr_html_(self) -> str:
@@ -110,7 +112,7 @@ class Prediction:
 
 
 def predict(found: Mapping[str, Any], options: PredictOptions) -> Prediction:
-    """The answer of a stored analysis (`store.read`, or `store.to_json` of one made here).
+    """The answer of a stored analysis (`fit_file.read`, or `fit_file.to_json` of one made here).
 
     Raises ConfigError for a form that was not fitted or has no optimum.
     """
@@ -118,7 +120,7 @@ def predict(found: Mapping[str, Any], options: PredictOptions) -> Prediction:
     if form is None:
         fix = "Fit one with python -m scaling.fit."
         raise ConfigError("the fit contains no form", "fit", fix)
-    answer = _answer(Prediction(form, store.law_of(found, form)), found, options)
+    answer = _answer(Prediction(form, fit_file.law_of(found, form)), found, options)
     n_params, n_tokens = answer.n_params, answer.n_tokens
     if n_params is None or n_tokens is None:
         return answer
@@ -137,7 +139,7 @@ def predict(found: Mapping[str, Any], options: PredictOptions) -> Prediction:
 
 
 def _answer(start: Prediction, found: Mapping[str, Any], options: PredictOptions) -> Prediction:
-    """The question itself, without downstream metrics and without a recommended run."""
+    """Answer the question itself, without downstream metrics and without a recommended run."""
     law, flops = start.law, options.c
     if options.n is not None and options.d is not None:
         flops = law.definitions.flops_per_nd * options.n * options.d
@@ -168,13 +170,14 @@ def _answer(start: Prediction, found: Mapping[str, Any], options: PredictOptions
 
 
 def _metrics(found: Mapping[str, Any], answer: Prediction) -> dict[str, Estimate]:
-    """Downstream metric by each fitted curve. The curve's draws are applied to the law's draws."""
+    """The downstream metric by each fitted curve, with the draws of the law and of the curve
+    combined."""
     law = answer.law
     n, d = np.array([answer.n_params]), np.array([answer.n_tokens])
     losses = predict_loss(law.form, law.sample(), n, d)[:, 0]
     return {
         fit.curve: estimate(np.append(fit.metric(losses[:1]), fit.metric_draws(losses[1:])))
-        for fit in store.downstream_of(found)
+        for fit in fit_file.downstream_of(found)
     }
 
 

@@ -1,4 +1,4 @@
-"""Which points may be fitted, and what a design of points can identify."""
+"""Decide which points can be fitted, and what a set of points can identify."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 
 from scaling.errors import DataError
 from scaling.laws.forms import Array, Form, every_form
-from scaling.laws.results import Points
+from scaling.laws.points import Points
 from scaling.units import counted
 
 DOMINATED_BY = 0.10
-"""A run is called diverged when one with no more parameters and no more tokens ends this much
-lower, relatively (assumption: far above the noise of seeds, which is under 2 % in Porian et al.
-2024, table of section 3.1)."""
-_WARMUP_SHARE = 0.5
-"""Warm-up longer than this share of a run dominates it (assumption; Porian et al. 2024, section
-3.3, show the harm)."""
+"""A run counts as diverged when a run with no more parameters and no more tokens ends with a loss
+lower by this share. Assumption: far above the noise of seeds, which is under 2 % in Porian et al.
+2024, table of section 3.1."""
+WARMUP_SHARE = 0.5
+"""Largest share of warm-up in a run that is fitted (assumption; Porian et al. 2024, section 3.3,
+show the harm of a longer one)."""
 _DIRECTIONS = 0.1
-"""Standard deviation of log D given log N, and of log N given log D, below which the two move
-together: 10 %."""
+"""Least standard deviation of log D given log N, and of log N given log D, at which the two count
+as independent: 10 %."""
 REASONS = ("diverged", "undecayed", "warmup")
 
 
 def screen(points: Points, *, keep: Collection[str] = ()) -> Points:
-    """Leave out runs that had not decayed, are mostly warm-up, or diverged. `keep`: kinds, of
-    REASONS, that stay in."""
+    """Leave out undecayed, warm-up dominated and diverged runs. keep: kinds in REASONS that
+    stay."""
     if points.decayed is not None and "undecayed" not in keep:
         still = ~points.decayed
         points = points.without(
@@ -34,7 +34,7 @@ def screen(points: Points, *, keep: Collection[str] = ()) -> Points:
         )
     if points.warmup is not None and "warmup" not in keep:
         share = points.warmup / points.n_tokens
-        mostly = share > _WARMUP_SHARE
+        mostly = share > WARMUP_SHARE
         points = points.without(
             mostly, [f"warm-up dominated: {100 * s:.0f} % of its tokens" for s in share[mostly]]
         )
@@ -55,7 +55,7 @@ def _much_better(points: Points, i: int) -> str | None:
 
 
 def drop_highest(points: Points, count: int) -> Points:
-    """Leave out the `count` points of the highest loss, because the user asked to."""
+    """Leave out the `count` points with the highest loss, as the user asked."""
     if count == 0:
         return points
     if count >= len(points):
@@ -78,13 +78,17 @@ def cannot_fit(points: Points, form: Form) -> str | None:
         return f"{' and '.join(missing)} is not known"
     n_runs = len(np.unique(points.runs))
     if n_runs < form.n_params + 1:
-        return f"{counted(n_runs, 'run')} for {form.n_params} parameters; at least {form.n_params + 1} are needed"
+        needed = f"at least {form.n_params + 1} are needed"
+        return f"{counted(n_runs, 'run')} for {form.n_params} parameters; {needed}"
     for which, values in (("N", points.n_params), ("D", points.n_tokens), ("C", points.flops)):
         distinct = (
             len(np.unique(np.round(np.log(values), 3))) if which.lower() in _needs(form) else 99
         )
         if distinct < 3:
-            return f"only {distinct} different {which}: its exponent and coefficient cannot be told from a constant"
+            return (
+                f"only {distinct} different {which}: "
+                "its exponent and coefficient cannot be distinguished from a constant"
+            )
     return _together(points) if len(_needs(form)) == 2 else None
 
 
@@ -97,15 +101,17 @@ def _together(points: Points) -> str | None:
     if min(_spread_given(log_n, log_d), _spread_given(log_d, log_n)) >= _DIRECTIONS:
         return None
     if np.log(points.flops).std() < _DIRECTIONS:
-        return "one compute budget only: N and D move against each other, and what each does cannot be told apart"
-    return "N and D move together (one ratio of tokens to parameters): what each does cannot be told apart"
+        return "one compute budget only: N falls as D grows, so their effects are inseparable"
+    return (
+        "N and D grow together (one ratio of tokens to parameters): their effects are inseparable"
+    )
 
 
 def _spread_given(x: Array, y: Array) -> float:
-    """Standard deviation of y about its line on x."""
+    """Standard deviation of y about its regression line on x."""
     return float((y - np.polyval(np.polyfit(x, y, 1), x)).std())
 
 
 def fittable(points: Points) -> dict[str, str | None]:
-    """Every form: None, or why it cannot be fitted."""
+    """Map the name of each form to None, or to the reason why it cannot be fitted."""
     return {name: cannot_fit(points, form) for name, form in every_form().items()}

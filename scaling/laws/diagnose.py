@@ -1,5 +1,5 @@
-"""What to distrust in a fit: its sensitivity, its errors beyond the scale that it saw, and
-residuals that bend."""
+"""Diagnose a fit: its sensitivity to choices, its errors beyond the fitted scale, and trends in its
+residuals."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from scaling.laws.checks import cannot_fit
 from scaling.laws.fit import Fit, fit
 from scaling.laws.forms import Array, Form
 from scaling.laws.intervals import Bootstrap, percentile_interval
-from scaling.laws.results import Points
+from scaling.laws.points import Points
 
 DELTAS = (1e-4, 1e-3, 1e-2, 1e-1)
-"""From nearly the median of residuals to nearly least squares, for residuals of about a percent."""
+"""Deltas to compare: nearly the median of residuals at one end, nearly least squares at the other,
+for residuals of about a percent."""
 _CUTS = (0.03, 0.1, 0.3, 0.5)
 """Compute cuts as shares of the largest run's compute."""
 _OUTLIER = 5.0
 """Outliers: residuals beyond this many robust standard deviations (assumption)."""
 _BENT_P, _BENT_R2, _BENT_SIZE = 1e-3, 0.25, 0.01
-"""Residuals are called bent when a parabola in log(D/N) explains this share of them at this
+"""Residuals show a trend when a parabola in log(D/N) explains this share of their variance at this
 significance, and its root mean square is at least 1 % of the loss (assumption)."""
 _ILL = 1e10
-"""Condition number of the parameters' correlations from which rounding decides some of them: the
-root of that of a float."""
+"""Condition number of the parameters' correlations above which rounding decides some of them
+(assumption)."""
 _WIDE = 3.0
 """An exponent is poorly determined when its interval spans more than this factor (assumption)."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The same form fitted otherwise: what changed, the points it used and its parameters."""
+    """The same form fitted with one change: the change, the number of points and the parameters."""
 
     change: str
     n_points: int
@@ -42,8 +43,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Fitted at compute up to `cut` FLOPs, judged above it. Errors are predicted / measured - 1,
-    one a point above."""
+    """A fit to the runs up to `cut` FLOPs, compared with the runs above it. errors: predicted /
+    measured - 1, one per run above."""
 
     cut: float
     n_fitted: int
@@ -61,7 +62,7 @@ class HeldOut:
 
 
 def sensitivity(fitted: Fit, points: Points) -> list[Variant]:
-    """Refits with other deltas, without outliers, and without the largest budget."""
+    """Refit with other deltas, without outliers, and without the largest budget."""
     variants = [_variant(f"delta {delta:g}", fitted.form, points, delta) for delta in DELTAS]
     # s.d. of a normal from its MAD
     robust = 1.4826 * np.median(np.abs(fitted.residuals - np.median(fitted.residuals)))
@@ -93,8 +94,8 @@ def _variant(change: str, form: Form, points: Points, delta: float) -> Variant:
 def held_out(
     form: Form, points: Points, *, delta: float, cuts: tuple[float, ...] = ()
 ) -> list[HeldOut]:
-    """Fits below compute cuts, judged above them; cuts that leave too little on either side are
-    passed over.
+    """Fit below each compute cut and compare above it. Cuts with too few points on either side are
+    skipped.
 
     cuts: in FLOPs; by default shares of the largest run's.
     """
@@ -113,7 +114,7 @@ def held_out(
 
 
 def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
-    """What a reader must know before trusting the numbers, in plain sentences."""
+    """Everything that a reader must know before trusting the numbers, as plain sentences."""
     found = [
         f"{name} ended at the bound of its range: the points do not determine it"
         for name in fitted.at_bound
@@ -124,8 +125,9 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
         )
     if fitted.condition > _ILL:
         found.append(
-            f"the points leave some parameters undetermined (condition number {fitted.condition:.1g}): their values and "
-            "intervals mean little, only the losses that they predict together"
+            "the points leave some parameters undetermined (condition number "
+            f"{fitted.condition:.1g}): their values and intervals mean little, only the losses "
+            "that they predict together"
         )
     for name, exponents in zip(
         fitted.form.exponents, drawn.theta[:, fitted.form.n_terms :].T, strict=True
@@ -136,7 +138,9 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
                 f"{name} is poorly determined: 95 % of the draws lie in {low:.3g} to {high:.3g}"
             )
     if "E" in fitted.form.coefficients and np.quantile(drawn.theta[:, 0], 0.025) < np.log(0.05):
-        found.append("E cannot be told from zero: the runs are too far from the irreducible loss")
+        found.append(
+            "E cannot be distinguished from zero: the runs are too far from the irreducible loss"
+        )
     if {"n", "d"} <= set(points.known) and (
         bend := _bend(fitted.residuals, np.log(points.n_tokens / points.n_params))
     ):
@@ -148,9 +152,10 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
 
 
 def _bend(residuals: Array, log_ratio: Array) -> str | None:
-    """Whether residuals follow tokens per parameter (F test of a parabola against a constant)."""
+    """A warning where residuals follow tokens per parameter (F test of a parabola against a
+    constant), else None."""
     n = len(residuals)
-    # three fix a parabola
+    # three points fix a parabola; a few more can contradict it
     if n < 8 or log_ratio.std() < 0.1 or len(np.unique(np.round(log_ratio, 6))) < 4:
         return None
     t = (log_ratio - log_ratio.mean()) / log_ratio.std()
@@ -162,6 +167,8 @@ def _bend(residuals: Array, log_ratio: Array) -> str | None:
     if f_distribution.sf((total - left) / 2 / (left / (n - 3)), 2, n - 3) > _BENT_P:
         return None
     return (
-        f"residuals bend with tokens per parameter (a parabola explains {100 * explained:.0f} % of them): the form does not hold "
-        f"over D/N from {np.exp(log_ratio.min()):.2g} to {np.exp(log_ratio.max()):.2g}; far-off or undecayed runs break it"
+        "residuals bend with tokens per parameter (a parabola explains "
+        f"{100 * explained:.0f} % of them): the form does not hold over D/N from "
+        f"{np.exp(log_ratio.min()):.2g} to {np.exp(log_ratio.max()):.2g}; outliers or undecayed "
+        "runs can cause this"
     )

@@ -1,5 +1,5 @@
-"""The second step from compute to a downstream metric: loss -> metric, by a sigmoid or an
-exponential.
+"""Fit a downstream metric against the loss, by a sigmoid or an exponential. This is the second step
+from compute to a metric.
 
     sigmoid      metric = b + a / (1 + exp(k (L - L0)))      Bhagia et al. 2024 (arXiv:2412.04403),
                  eq. 2
@@ -20,19 +20,19 @@ from scipy.optimize import least_squares
 
 from scaling.errors import DataError
 from scaling.laws.forms import Array
-from scaling.laws.results import Points
+from scaling.laws.points import Points
 from scaling.units import counted
 
 MIN_POINTS = 6
-"""Points that a curve of up to four parameters needs (assumption)."""
+"""Least number of points for a curve of up to four parameters (assumption)."""
 _SLOPES = np.geomspace(0.1, 30, 40)
-"""k and gamma searched, an inverse nat."""
+"""Values of k and gamma on the search grid, in 1/nat."""
 
 
 def sigmoid(p: Array, loss: Array) -> Array:
     """p = (a, b, k, L0)"""
     a, b, k, L0 = p
-    # the logistic function, without overflow
+    # the logistic function as a tanh, which does not overflow
     return np.asarray(b + a * 0.5 * (1 - np.tanh(k * (loss - L0) / 2)))
 
 
@@ -44,8 +44,8 @@ def exponential(p: Array, loss: Array) -> Array:
 
 @dataclass(frozen=True)
 class DownstreamFit:
-    """curve: sigmoid or exponential. parameters by name; p (P) and draws (draws, P); rms: residual,
-    in the metric's unit."""
+    """A fitted curve. curve: sigmoid or exponential; p (P): the parameters, draws (draws, P): those
+    of each resampling; rms: residual in the metric's unit."""
 
     curve: str
     parameters: dict[str, float]
@@ -57,7 +57,8 @@ class DownstreamFit:
         return _CURVES[self.curve][0](self.p, loss)
 
     def metric_draws(self, losses: Array) -> Array:
-        """One draw of the loss to each draw of the curve, in turn: (draws)."""
+        """The metric of each draw of the loss, under one draw of the curve each, in turn:
+        (draws)."""
         function = _CURVES[self.curve][0]
         return np.array(
             [
@@ -68,7 +69,8 @@ class DownstreamFit:
 
 
 def fit_downstream(points: Points, curve: str, *, draws: int = 200, seed: int = 0) -> DownstreamFit:
-    """Fit metric against loss. Raises DataError without a metric, or with too few points."""
+    """Fit the metric against the loss. Raises DataError without a metric, or with too few
+    points."""
     if points.metric is None:
         raise DataError(
             "the points have no downstream metric", "metric", "Name its column: metric=COLUMN."

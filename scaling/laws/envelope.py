@@ -1,9 +1,9 @@
 """Approach 1 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.1): power laws through the runs
 that no cheaper run beats.
 
-Hoffmann et al. take the envelope of whole training curves; here it is of the runs' ends, so that no
-point is undecayed. Few runs lie on it, and which do depends on the sizes tried: its exponents are
-the roughest of the three approaches.
+Hoffmann et al. take the envelope of whole training curves. Here it is taken over the ends of runs,
+because earlier points have not decayed. Few runs lie on it, and the sizes tried decide which: its
+exponents are the least certain of the three approaches.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 
 from scaling.laws.forms import Array
 from scaling.laws.intervals import resampled_weights
-from scaling.laws.results import Points
+from scaling.laws.points import Points
 
 MIN_FRONT = 4
-"""Runs on the envelope that a line needs (assumption: two fix it, two more can contradict it)."""
+"""Least number of runs on the envelope for a line (assumption: two fix it, two more can contradict
+it)."""
 
 
 SAME_COST = 0.01
-"""Relative difference in FLOPs that does not make a run cheaper."""
+"""Relative difference in FLOPs up to which two costs count as equal."""
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """N* = exp(log_coefficient) C^exponent, and the same of each resampling of the runs (draws);
-    rows of the points on it."""
+    """The fit N* = exp(log_coefficient) C^exponent. The plural fields hold one value per resampling
+    of the runs; rows: row numbers of the points on the envelope."""
 
     rows: tuple[int, ...]
     exponent: float
@@ -38,9 +39,10 @@ class Envelope:
 
 
 def front(flops: Array, loss: Array) -> NDArray[np.intp]:
-    """Row numbers, in order of flops, of the points with a lower loss than all that cost no more.
+    """Row numbers, in order of flops, of the points with a lower loss than every point that costs
+    no more.
 
-    Costs within about 1 % are one: runs of one budget differ by the rounding of their steps.
+    Costs within about 1 % count as equal, because budgets differ by the rounding of their steps.
     """
     order = np.lexsort((loss, np.round(np.log(flops) / SAME_COST)))
     before = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
@@ -48,7 +50,7 @@ def front(flops: Array, loss: Array) -> NDArray[np.intp]:
 
 
 def fit_envelope(points: Points, *, draws: int = 1000, seed: int = 0) -> Envelope | None:
-    """None where fewer than four runs are on the envelope."""
+    """Fit the envelope; None where fewer than four runs lie on it."""
     rows = front(points.flops, points.loss)
     if len(rows) < MIN_FRONT:
         return None

@@ -1,10 +1,10 @@
 """Fit a form: variable projection over a grid of exponents, then exact minimisation from every
-valley of the grid.
+local minimum of the grid.
 
-Given the exponents, the coefficients enter linearly and are found by least squares with all of them
-non-negative (variable projection, Golub and Pereyra 1973); so a grid over the exponents alone, at
-most two of them, sees the whole objective, and no start has to be guessed. Each local minimum on
-the grid is then refined with exact derivatives (`huber.py`).
+Given the exponents, the coefficients enter linearly and follow by least squares with all of them
+non-negative (variable projection, Golub and Pereyra 1973). There are at most two exponents, so a
+grid over them covers the whole objective and no start has to be guessed. Each local minimum on the
+grid is then refined with exact derivatives (`huber.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from scaling.laws.huber import Minimum, minimise, objective, solve_symmetric
 DEFAULT_DELTA = 1e-3
 """Hoffmann et al. 2022, section D.2."""
 _GRID_POINTS = {1: 200, 2: 40}
-"""Grid points an exponent, by the number of exponents."""
+"""Grid points per exponent, by the number of exponents."""
 _MAX_STARTS = 24
 _SAME_MINIMUM = 1e-6
-"""Relative difference of theta below which two minima are one."""
+"""Relative difference of theta below which two minima count as one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Fit:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """By the names of the paper."""
+        """The parameters by the paper's names."""
         return {
             name: float(value[0]) for name, value in self.form.reported(self.theta[None]).items()
         }
@@ -70,7 +70,7 @@ class Fit:
 def fit(form: Form, n: Array, d: Array, loss: Array, *, delta: float = DEFAULT_DELTA) -> Fit:
     """Fit `form` to points of n parameters, d tokens and loss in nats (each (n), positive).
 
-    The design is taken as it is; `checks.py` says what it cannot identify.
+    The function fits any design; `checks.py` reports what a design cannot identify.
     """
     design, log_loss = Design.of(form, n, d), np.log(loss)
     starts = grid_starts(design, log_loss, delta=delta)
@@ -93,8 +93,8 @@ def fit(form: Form, n: Array, d: Array, loss: Array, *, delta: float = DEFAULT_D
 
 
 def grid_starts(design: Design, log_loss: Array, *, delta: float) -> Array:
-    """theta of every local minimum of the projected objective on the grid, the best first, at most
-    24: (m, P)."""
+    """theta of every local minimum of the projected objective on the grid, best first, at most 24:
+    (m, P)."""
     n_exponents = len(design.form.ranges)
     theta = projected(design, log_loss, exponent_grid(design.form, _GRID_POINTS[n_exponents]))
     heights = objective(design, log_loss, theta, delta=delta).reshape(
@@ -106,7 +106,7 @@ def grid_starts(design: Design, log_loss: Array, *, delta: float) -> Array:
 
 
 def projected(design: Design, log_loss: Array, exponents: Array) -> Array:
-    """theta with the best non-negative coefficients for each row of exponents, by least squares on
+    """theta for each row of exponents, with the non-negative coefficients that minimise the squared
     relative residuals.
 
     exponents (G, P - K) -> (G, P). Relative residuals f/L - 1 equal log residuals to first order.
@@ -117,8 +117,8 @@ def projected(design: Design, log_loss: Array, exponents: Array) -> Array:
 
 
 def projected_best(design: Design, log_loss: Array, exponents: Array, weights: Array) -> Array:
-    """For each row of weights (S, n) the best of all rows of exponents (G, P - K), with its
-    coefficients: (S, P)."""
+    """The best theta over all rows of exponents (G, P - K), for each row of weights (S, n): (S,
+    P)."""
     K, S = design.form.n_terms, len(weights)
     basis, shift = _basis(design, log_loss, exponents)
     best, lowest = np.zeros((S, design.form.n_params)), np.full(S, np.inf)
@@ -126,8 +126,10 @@ def projected_best(design: Design, log_loss: Array, exponents: Array, weights: A
         products = np.einsum("kn,ln->nkl", basis[g], basis[g]).reshape(-1, K * K)
         gram, right = (weights @ products).reshape(S, K, K), weights @ basis[g].T
         coefficients, explained = _non_negative(gram, right)
+        # Terms are divided by the loss: the target is 1, and its sum of squares that of the weights
         left = weights.sum(axis=1) - explained
         if design.form.outer is not None:
+            # back to residuals of the loss: the outer power scales a residual of the inner sum
             left *= exponents[g, design.form.outer] ** 2
         better = left < lowest
         rows = np.broadcast_to(exponents[g], (int(better.sum()), exponents.shape[1]))
@@ -137,7 +139,7 @@ def projected_best(design: Design, log_loss: Array, exponents: Array, weights: A
 
 
 def exponent_grid(form: Form, n_points: int) -> Array:
-    """All combinations of `n_points` values an exponent, evenly spaced in its logarithm: (G, P -
+    """All combinations of `n_points` values per exponent, evenly spaced in the logarithm: (G, P -
     K)."""
     return np.array(
         list(itertools.product(*(np.geomspace(low, high, n_points) for low, high in form.ranges)))
@@ -145,11 +147,11 @@ def exponent_grid(form: Form, n_points: int) -> Array:
 
 
 def _basis(design: Design, log_loss: Array, exponents: Array) -> tuple[Array, Array]:
-    """Terms over the measured loss, scaled to at most 1, and the logs of the scales: (G, K, n) and
-    (G, K)."""
+    """Terms over the measured loss, scaled to at most 1, and the logarithms of the scales: (G, K,
+    n) and (G, K)."""
     zeros = np.zeros((len(exponents), design.form.n_terms))
     target = log_loss[None, :]
-    if design.form.outer is not None:  # (sum of terms)^s = L
+    if design.form.outer is not None:  # the outer power is undone on the loss: (sum of terms)^s = L
         target = target / exponents[:, [design.form.outer]]
     logs = design.log_terms(np.hstack([zeros, exponents])) - target[:, None, :]
     shift = logs.max(axis=2)
@@ -163,13 +165,14 @@ def _theta(form: Form, coefficients: Array, shift: Array, exponents: Array) -> A
 
 
 def _non_negative(gram: Array, right: Array) -> tuple[Array, Array]:
-    """Non-negative least squares of small problems by trying every support.
+    """Solve small non-negative least-squares problems by trying every support.
 
     gram (G, K, K), right (G, K) -> the coefficients (G, K), and how much they lower the sum of
     squares (G).
     """
     G, K = right.shape
     best, gain = np.zeros((G, K)), np.zeros(G)
+    # K is at most 3: seven supports cost less than an active-set method, and are vectorised over G
     for size in range(1, K + 1):
         for support in itertools.combinations(range(K), size):
             columns = list(support)
@@ -198,7 +201,7 @@ def _local_minima(heights: Array) -> NDArray[np.bool_]:
 
 
 def distinct(found: Minimum) -> list[int]:
-    """Rows of different minima, the best first."""
+    """Rows of distinct minima, best first."""
     kept: list[int] = []
     for row in np.argsort(found.objective):
         theta = found.theta[row]
@@ -211,7 +214,8 @@ def distinct(found: Minimum) -> list[int]:
 
 
 def _condition(design: Design, theta: Array) -> float:
-    """Of J'J scaled to a unit diagonal, with J the derivatives of the log loss by theta."""
+    """Condition number of J'J scaled to a unit diagonal. J holds the derivatives of the log loss by
+    theta."""
     K = design.form.n_terms
     terms = design.log_terms(theta[None])[0]
     share = np.exp(terms - terms.max(axis=0))

@@ -1,9 +1,9 @@
-"""What a fitted law says: the loss of a run, the best run of a budget, the budget of a loss, each
-with its uncertainty.
+"""Predictions of a fitted law, with their uncertainty: the loss of a run, the best run of a budget,
+the budget of a loss.
 
-Intervals are of bootstrap draws: of the mean by the draws' parameters alone, of a new run with a
-resampled residual on top. Neither knows whether the form itself holds beyond the scales that were
-fitted; `decades_beyond` says how far that is.
+Intervals come from bootstrap draws. The interval of the mean uses the draws' parameters alone; that
+of a new run adds a resampled residual. Neither covers an error of the form itself beyond the fitted
+scales; `decades_beyond` measures how far a prediction is from them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 from scaling.errors import ConfigError
 from scaling.laws.forms import Array, Design, Form, predict_loss
 from scaling.laws.intervals import LEVEL, percentile_interval
-from scaling.laws.results import Definitions
+from scaling.laws.points import Definitions
 
 NEAR_OPTIMAL = 1e-3
-"""Sizes whose loss is within this share of the optimum's are listed: 0.1 %."""
+"""Listed sizes have a loss within this share of the optimum's: 0.1 %."""
 LOUD_DECADES = 1.0
-"""Extrapolation beyond which a prediction carries a loud flag (assumption)."""
+"""Extrapolation, in powers of ten, above which a prediction carries a prominent warning
+(assumption)."""
 _STEPS = 100  # bisections halve an interval: far below rounding
 # a parameter and token, forward alone: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1
 _INFERENCE_FLOPS = 2.0
@@ -29,10 +30,10 @@ _INFERENCE_FLOPS = 2.0
 
 @dataclass(frozen=True)
 class Law:
-    """All that predictions need of a fit; `report.py` stores it.
+    """All that predictions need of a fit; `fit_file.py` reads and writes it.
 
     theta (P); draws (B, P) of the bootstrap; residuals (n), log predicted - log measured; largest:
-    N, D and C of the largest run fitted; smallest likewise
+    N, D and C of the largest fitted run; smallest likewise.
     """
 
     form: Form
@@ -44,13 +45,13 @@ class Law:
     largest: tuple[float, float, float]
 
     def sample(self) -> Array:
-        """The fit in row 0, the draws after it: (1 + B, P)."""
+        """The fit in row 0, then the draws: (1 + B, P)."""
         return np.vstack([self.theta[None], self.draws])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; for a loss also that of a new run."""
+    """A number and its 95 % interval; a loss also has the interval of a new run."""
 
     value: float
     low: float
@@ -61,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best split of a budget. near: the sizes N within 0.1 % of the lowest loss."""
+    """The best split of a budget. near: the range of N with a loss within 0.1 % of the lowest."""
 
     flops: float
     n_params: Estimate
@@ -95,7 +96,7 @@ def loss_at(law: Law, n_params: float, n_tokens: float, *, seed: int = 0) -> Est
 
 
 def best_of_budget(law: Law, flops: float, *, seed: int = 0) -> Optimum:
-    """N*, D* and their loss for C FLOPs, with D = C / (k N), k as the points' own.
+    """N*, D* and their loss for C FLOPs, with D = C / (k N), where k is that of the points.
 
     Raises ConfigError for a form without an optimum.
     """
@@ -118,8 +119,8 @@ def best_of_budget(law: Law, flops: float, *, seed: int = 0) -> Optimum:
 
 
 def optimal_n(form: Form, theta: Array, product: float | Array) -> Array:
-    """N that minimises the loss at fixed N D: G (N D)^(beta / (alpha + beta)), G = (alpha A / beta
-    B)^(1 / (alpha + beta)).
+    """The N that minimises the loss at fixed N D: G (N D)^(beta / (alpha + beta)), G = (alpha A /
+    beta B)^(1 / (alpha + beta)).
 
     Hoffmann et al. 2022 (arXiv:2203.15556), eq. 4. theta (S, P), product a number or (S): (S).
     """
@@ -134,8 +135,8 @@ def optimal_n(form: Form, theta: Array, product: float | Array) -> Array:
 
 
 def budget_of_loss(law: Law, loss: float) -> Estimate:
-    """The least C in FLOPs whose best run has this loss. Infinite where the law's floor is above
-    it.
+    """The least C in FLOPs whose best run reaches this loss; infinite for draws whose floor is
+    higher.
 
     Raises ConfigError when the fit itself never reaches the loss.
     """
@@ -145,6 +146,7 @@ def budget_of_loss(law: Law, loss: float) -> Estimate:
         n = optimal_n(law.form, sample, np.exp(log_product))
         return _paired_log_loss(law.form, sample, n, np.exp(log_product) / n)
 
+    # exp(160) is beyond any budget: a loss not reached there is below the floor
     log_product = _bisect(
         lambda x: np.log(loss) - best_log_loss(x),
         np.full(len(sample), 0.0),
@@ -161,8 +163,8 @@ def budget_of_loss(law: Law, loss: float) -> Estimate:
 def over_training(
     law: Law, flops: float, shrink: tuple[float, ...] = (0.75, 0.5, 0.33, 0.25, 0.1)
 ) -> list[OverTraining]:
-    """What smaller models cost that are trained on until they reach the optimum's loss; those that
-    never do are left out."""
+    """The cost of smaller models that are trained until they reach the optimum's loss. Models that
+    never reach it are left out."""
     product = flops / law.definitions.flops_per_nd
     theta = law.theta[None]
     n_star = optimal_n(law.form, theta, product)
@@ -180,7 +182,7 @@ def over_training(
 
 
 def _tokens_to_reach(law: Law, n: Array, log_target: Array) -> float:
-    """D at which a model of n (1) parameters reaches a log loss (1); infinity where it never
+    """The D at which a model of n (1) parameters reaches a log loss (1); infinity where it never
     does."""
 
     def short_of_it(log_d: Array) -> Array:
@@ -192,8 +194,8 @@ def _tokens_to_reach(law: Law, n: Array, log_target: Array) -> float:
 def decades_beyond(
     law: Law, *, flops: float, n_params: float | None = None, n_tokens: float | None = None
 ) -> float:
-    """How many powers of ten a run lies outside of the runs fitted, in whichever of C, N and D it
-    is farthest; 0 within."""
+    """Distance of a run outside the fitted runs, in powers of ten, in the farthest of C, N and D; 0
+    inside."""
     farthest = 0.0
     for value, low, high in zip(
         (n_params, n_tokens, flops), law.smallest, law.largest, strict=True
@@ -204,24 +206,27 @@ def decades_beyond(
 
 
 def estimate(sample: Array, *, finite: bool = True) -> Estimate:
-    """Row 0 is the value, the others its draws; infinities count as draws where not `finite`."""
+    """Summarise a value (row 0) and its draws (the other rows). Infinite draws count unless
+    `finite`."""
     if finite:
         return Estimate(float(sample[0]), *percentile_interval(sample[1:]))
+    # "nearest" takes an existing draw: interpolation between a number and infinity gives NaN
     low, high = np.quantile(sample[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
     return Estimate(float(sample[0]), float(low), float(high))
 
 
 def _loss_estimate(law: Law, losses: Array, seed: int) -> Estimate:
-    """losses (1 + B). A residual is log predicted - log measured, so a new run is at prediction /
-    exp(residual)."""
+    """Summarise losses (1 + B). A residual is log predicted - log measured, so a new run ends at
+    prediction / exp(residual)."""
     mean = estimate(losses)
+    # 20 residuals per draw, so that the tails do not depend on a few of them
     drawn = np.random.default_rng(seed).choice(law.residuals, size=(20, len(losses) - 1))
     new_low, new_high = percentile_interval((losses[1:] / np.exp(drawn)).ravel())
     return Estimate(mean.value, mean.low, mean.high, new_low, new_high)
 
 
 def _paired_log_loss(form: Form, theta: Array, n: Array, d: Array) -> Array:
-    """Row i of theta (S, P) at the i-th of n, d (S): (S)."""
+    """The log loss of row i of theta (S, P) at point i of n, d (S): (S)."""
     design = Design.of(form, n, d)
     logs = np.einsum("kps,sp->ks", design.Z, theta) + design.offsets
     total = np.logaddexp.reduce(logs, axis=0)
@@ -229,7 +234,7 @@ def _paired_log_loss(form: Form, theta: Array, n: Array, d: Array) -> Array:
 
 
 def _near_optimal(law: Law, product: float, n_star: float, loss: float) -> tuple[float, float]:
-    """Smallest and largest N whose loss at the same N D is within 0.1 % of the optimum's."""
+    """The smallest and largest N whose loss at the same N D is within 0.1 % of the optimum's."""
     limit = np.log(loss) + np.log1p(NEAR_OPTIMAL)
 
     def excess(log_n: Array) -> Array:
@@ -243,7 +248,7 @@ def _near_optimal(law: Law, product: float, n_star: float, loss: float) -> tuple
 
 
 def _bisect(rising: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Where a rising function crosses zero; infinity where it is still negative at `high`."""
+    """The zero of a rising function; infinity where the function is still negative at `high`."""
     unreached = rising(high) < 0
     for _ in range(_STEPS):
         middle = (low + high) / 2

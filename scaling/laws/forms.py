@@ -1,9 +1,8 @@
-"""The forms of scaling laws, each a sum of power laws under an outer power, with the paper and
-equation it is from.
+"""The forms of scaling laws, each with its paper and equation. Each form is a sum of power laws
+under an outer power.
 
-Every form here is log L = s * logsumexp_k(z_k . theta + o_k): the logarithm of a sum of K terms,
-each linear in the parameters theta. So one solver (`huber.py`) with exact derivatives serves them
-all.
+Every form is log L = s * logsumexp_k(z_k . theta + o_k): the logarithm of a sum of K terms, each
+linear in the parameters theta. So one solver with exact derivatives (`huber.py`) serves them all.
 
 Shapes: n points, K terms, P parameters. theta = (log coefficients (K), exponents (P - K)).
 """
@@ -23,11 +22,11 @@ Array = NDArray[np.float64]
 Reported = dict[str, Array]
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
-"""C = 6 N D: two FLOPs a multiply-add, and a backward of twice the forward (Kaplan et al. 2020,
-arXiv:2001.08361, 2.1)."""
+"""C = 6 N D: two FLOPs per multiply-add, and a backward pass of twice the forward pass (Kaplan et
+al. 2020, arXiv:2001.08361, 2.1)."""
 
 LOG_FLOOR = -30.0
-"""Logarithm of a coefficient that is called zero: 1e-13 nats, far below any loss."""
+"""Logarithm of a coefficient that counts as zero: 1e-13 nats, far below any loss."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,12 @@ class Form:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of theta's entries: a coefficient's logarithm goes by the coefficient's name."""
+        """The names of theta's entries. The logarithm of a coefficient has the coefficient's
+        name."""
         return self.coefficients + self.exponents
 
     def bounds(self) -> tuple[Array, Array]:
-        """Lowest and highest theta, each (P)."""
+        """The lowest and highest theta, each (P)."""
         low = [LOG_FLOOR] * self.n_terms + [low for low, _ in self.ranges]
         high = [-2 * LOG_FLOOR] * self.n_terms + [high for _, high in self.ranges]
         return np.array(low), np.array(high)
@@ -93,8 +93,8 @@ class Design:
 
     @classmethod
     def of(cls, form: Form, n: Array, d: Array) -> Design:
-        """n, d: parameters and tokens of the points, each (n). A form in one variable reads only
-        that one."""
+        """Build the design. n, d: parameters and tokens of the points, each (n). A form in one
+        variable reads that one only."""
         with np.errstate(invalid="ignore", divide="ignore"):
             log_n, log_d = np.log(n), np.log(d)
         slopes = form.slopes(log_n, log_d)
@@ -107,13 +107,13 @@ class Design:
         return cls(form, Z, offsets)
 
     def log_terms(self, theta: Array) -> Array:
-        """(S, P) -> (S, K, n)"""
+        """Map theta (S, P) to the logarithm of each term (S, K, n)."""
         K, P, n = self.Z.shape
         flat = theta @ self.Z.transpose(1, 0, 2).reshape(P, K * n)
         return flat.reshape(len(theta), K, n) + self.offsets
 
     def log_loss(self, theta: Array) -> Array:
-        """(S, P) -> (S, n), the logarithm of the predicted loss."""
+        """Map theta (S, P) to the logarithm of the predicted loss (S, n)."""
         terms = self.log_terms(theta)
         top = terms.max(axis=1)
         total = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
@@ -125,19 +125,19 @@ class Design:
 
 
 def predict_loss(form: Form, theta: Array, n: Array, d: Array) -> Array:
-    """Loss in nats of `theta` (S, P) at points (n): (S, n)."""
+    """The loss in nats of `theta` (S, P) at points (n): (S, n)."""
     return np.exp(
         Design.of(form, np.asarray(n, float), np.asarray(d, float)).log_loss(np.atleast_2d(theta))
     )
 
 
 def _stack(*terms: list[Array]) -> Array:
-    """Slopes of each term, a list with one (n) array an exponent -> (K, n, P - K)."""
+    """Stack the slopes of each term, one (n) array per exponent: (K, n, P - K)."""
     return np.array([np.array(term).T for term in terms])
 
 
 def _allocation(alpha: Array, beta: Array) -> Reported:
-    """N* ~ C^a and D* ~ C^b (Hoffmann et al. 2022, eq. 4)."""
+    """The exponents a and b of N* ~ C^a and D* ~ C^b (Hoffmann et al. 2022, eq. 4)."""
     return {"a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
 
 
@@ -307,7 +307,7 @@ def every_form() -> dict[str, Form]:
 
 
 def form_named(name: str) -> Form:
-    """Raises ConfigError that lists the forms."""
+    """The form with this name. Raises ConfigError, which lists the forms."""
     forms = every_form()
     if name not in forms:
         raise ConfigError(f"there is no form {name!r}", "form", f"There are: {', '.join(forms)}.")

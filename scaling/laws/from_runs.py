@@ -1,5 +1,5 @@
-"""The finished runs of a study as one table: N and planned FLOPs from plan.json, D and losses from
-metrics.jsonl."""
+"""Read the finished runs of a study as one table: N and planned FLOPs from plan.json, D and losses
+from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import numpy as np
 
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError, DataError, RunDirError, ScalingError
-from scaling.laws.checks import fittable, screen
-from scaling.laws.results import Excluded, Points, complete, refuse_mixed
+from scaling.laws.checks import WARMUP_SHARE, fittable, screen
+from scaling.laws.points import Excluded, Points, complete, refuse_mixed
 from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
 from scaling.runs.directory import RunDir
 
 N_COUNTS = {"with_embeddings": "n_params", "without_embeddings": "n_params_non_embedding"}
-"""How parameters may be counted -> the key of plan.json's counts."""
+"""Ways to count parameters -> the key in plan.json's counts."""
 _COMPARABLE = ("data", "tokenizer", "objective")
-"""Sections that decide what a loss is a loss of."""
+"""Sections of the configuration that decide what a loss measures."""
 _DECAYING = ("cosine", "wsd")
-_MAX_WARMUP = 0.5  # as in checks.py
 _READ = (*names.POSITION, names.TRAIN_LOSS, names.VAL_LOSS)
 RESULTS = "results.csv"
-"""Of a study, beside its runs (`scaling.studies.results`)."""
+"""The file of a study's results, beside its runs (written by `scaling.studies.results`)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def points_of_study(
     c_counts: str = "exact",
     keep: Collection[str] = (),
 ) -> Points:
-    """Every finished run at `root`, in it or one level down, with its last held-out loss.
+    """Every finished run in `root` or one level below it, with its last held-out loss.
 
     n_counts: with_embeddings or without_embeddings; c_counts: exact or 6ND. keep: kinds of flagged
-    runs that stay in (see checks.REASONS). Runs that are unfinished, damaged, diverged, undecayed
-    or mostly warm-up are left out, each with its reason. Raises DataError for none left, or for
-    runs whose losses are of different data, tokenizers or objectives.
+    runs that stay (see checks.REASONS). Runs that are unfinished, damaged, diverged, undecayed or
+    mostly warm-up are left out, each with a reason. Raises DataError where no run is left, or where
+    the runs differ in data, tokenizer or objective.
     """
     if n_counts not in N_COUNTS:
         raise ConfigError(
@@ -72,9 +71,9 @@ def points_of_study(
         Excluded(name, "not begun") for name in _listed(root) if not (root / name).is_dir()
     ]
     if not found:
-        told = "; ".join(f"{e.run}: {e.reason}" for e in excluded[:3]) or "no run directories"
+        reasons = "; ".join(f"{e.run}: {e.reason}" for e in excluded[:3])
         raise DataError(
-            f"{root} has no finished run ({told})",
+            f"{root} has no finished run ({reasons or 'no run directories'})",
             "study",
             "Finish some: the same command continues a study.",
         )
@@ -92,13 +91,14 @@ def points_of_study(
         tuple(run.name for run in found),
         replace(definitions, n_counts=n_counts.replace("_", " "), loss_of=names.VAL_LOSS),
         excluded=tuple(excluded),
+        # the largest run is nearest to what a prediction recommends
         base=_to_start_from(found[int(np.argmax([run.last[names.FLOPS] for run in found]))].config),
     )
 
 
 def allows_a_law(root: Path) -> bool:
-    """Whether any form can be fitted to the finished runs at `root`: a sweep of the learning rate
-    alone has no law."""
+    """Whether any form can be fitted to the finished runs at `root`. A sweep of the learning rate
+    alone, for example, gives no law."""
     try:
         return None in fittable(screen(points_of_study(root))).values()
     except ScalingError:
@@ -106,8 +106,8 @@ def allows_a_law(root: Path) -> bool:
 
 
 def _to_start_from(config: RunConfig) -> RunConfig:
-    """What another run shares with this one: not its place, nor evaluations that were timed for its
-    own length."""
+    """The part of this configuration that a recommended run keeps: without its directory, and
+    without evaluations timed for its own length."""
     run = config.run.model_copy(update={"root": "runs", "name": None})
     return config.model_copy(
         update={"run": run, "train": config.train.model_copy(update={"eval_every": None})}
@@ -115,8 +115,7 @@ def _to_start_from(config: RunConfig) -> RunConfig:
 
 
 def _listed(root: Path) -> list[str]:
-    """The trials that the driver of a study has written down, those that have no directory yet
-    too."""
+    """The trials that a study's driver has listed, including those without a directory yet."""
     try:
         with (root / RESULTS).open(newline="", encoding="utf-8") as file:
             return [row["run"] for row in csv.DictReader(file) if row.get("run")]
@@ -125,7 +124,7 @@ def _listed(root: Path) -> list[str]:
 
 
 def run_directories(root: Path) -> Iterator[Path]:
-    """Run directories at `root`, in it, or one level down, by name. Raises ConfigError where there
+    """The run directories in `root` or one level below it, by name. Raises ConfigError where there
     is no such directory."""
     if not root.is_dir():
         raise ConfigError(
@@ -146,7 +145,7 @@ def run_directories(root: Path) -> Iterator[Path]:
 
 
 def _read(path: Path, name: str) -> _Finished | str:
-    """The run, or why it cannot serve."""
+    """The run, or the reason why it is left out."""
     run_dir = RunDir(path)
     try:
         state, plan = run_dir.state(), run_dir.read_plan()
@@ -174,11 +173,14 @@ def _flagged(run: _Finished, keep: Collection[str]) -> str | None:
         schedule.kind == "wsd" and not run.counts["decay"]
     )
     if undecayed and "undecayed" not in keep:
-        return f"undecayed: schedule={schedule.kind} ends at a high learning rate (keep=undecayed fits it anyway)"
+        return (
+            f"undecayed: schedule={schedule.kind} ends at a high learning rate "
+            "(keep=undecayed fits it anyway)"
+        )
     if run.config.train.parent is not None:
-        return "its values changed on the way: it goes on from another run (train.parent)"
+        return "its values changed during training: it continues another run (train.parent)"
     share = run.counts["warmup"] / run.last[names.N_TOKENS]
-    if share > _MAX_WARMUP and "warmup" not in keep:
+    if share > WARMUP_SHARE and "warmup" not in keep:
         return f"warm-up dominated: {100 * share:.0f} % of its tokens"
     return None
 

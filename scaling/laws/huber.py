@@ -3,15 +3,15 @@
     objective(theta) = sum_i w_i huber(log f(theta)_i - log L_i)
     huber(r) = r^2/2 for |r| <= delta, else delta (|r| - delta/2)
 
-The *sum*, and derivatives that are exact: with the mean, or with a quasi-Newton method at its
-default tolerance, the search ends early in the long flat valley of this objective (Besiroglu et al.
-2024, arXiv:2404.10102, section 4).
+The objective is the *sum*, with exact derivatives. With the mean, or with a quasi-Newton method at
+its default tolerance, the search ends early in the long flat valley of this objective (Besiroglu et
+al. 2024, arXiv:2404.10102, section 4).
 
-A step solves (H + lambda M) step = -gradient. H is the exact Hessian; M, the damping, is the
-positive matrix of iteratively reweighted least squares, whose weights min(1, delta / |r|) bound the
-Huber loss from above (Huber 1981, section 7.8). Both change with the coordinates as the problem
-does, so units of N and D do not matter. Every row of the batch has its own lambda and box, and
-leaves the batch when it is done.
+A step solves (H + lambda M) step = -gradient. H is the exact Hessian. M, the damping, is the
+positive matrix of iteratively reweighted least squares; its weights min(1, delta / |r|) bound the
+Huber loss from above (Huber 1981, section 7.8). Both transform like the problem under a change of
+coordinates, so the units of N and D do not matter. Every row of the batch has its own lambda and
+box, and leaves the batch when it converges.
 
 Shapes: S rows (draws x starts), n points, P parameters, K terms.
 """
@@ -25,20 +25,20 @@ import numpy as np
 from scaling.laws.forms import Array, Design
 
 _ROWS_AT_ONCE = 128
-"""Rows of one block, so that it stays in the cache: 1500 rows of 240 points at once take 1.7 times
+"""Rows per block, so that a block fits in the cache: 1500 rows of 240 points at once take 1.7 times
 as long (measured)."""
 _TOLERANCE = 1e-14
-"""Relative decrease below which a row is done: about the rounding of the sum."""
+"""Relative decrease below which a row has converged: about the rounding error of the sum."""
 _MAX_STEPS = 400
 _LARGEST_DAMPING = 1e12
 _FLAT = 1e-13
-"""Singular values below this share of the largest are flat directions: the ridge of `_step` is of
-this size."""
+"""Singular values below this share of the largest count as flat directions; the ridge of `_step`
+has this size."""
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where each row ended.
+    """The end of the search for each row.
 
     theta          (S, P)
     objective      (S), summed
@@ -55,8 +55,7 @@ class Minimum:
 
 @dataclass(frozen=True)
 class _Local:
-    """The objective (S), its gradient (S, P), Hessian and damping matrix (S, P, P) at some
-    theta."""
+    """The objective (S), its gradient (S, P), Hessian and damping matrix (S, P, P) at one theta."""
 
     value: Array
     gradient: Array
@@ -74,7 +73,7 @@ def minimise(
     low: Array | None = None,
     high: Array | None = None,
 ) -> Minimum:
-    """The minimum near each start.
+    """Find the minimum near each start.
 
     log_loss (n); start (S, P); weights (S, n), None for ones; low, high (P) or (S, P), the form's
     own where None. Equal bounds hold a parameter fixed.
@@ -124,6 +123,7 @@ def _minimise_block(
     S = len(theta)
     value, slope, steps = np.full(S, np.inf), np.zeros(S), np.zeros(S)
     damping = np.full(S, 1e-2)
+    # Converged rows leave the batch; the others would pay for them until the slowest is done.
     active = np.arange(S)
     local = _local(design, log_loss, theta, delta, weights)
     for _ in range(_MAX_STEPS):
@@ -137,13 +137,14 @@ def _minimise_block(
         steps[active] += 1
         small = gain <= _TOLERANCE * local.value
         theta[active[better]] = proposal[better]
+        # Levenberg and Marquardt: trust the Hessian more after each success, less after a failure
         damping[active] = np.where(better, damping[active] / 5, damping[active] * 4)
         done = (small & better) | (damping[active] > _LARGEST_DAMPING) | (local.value == 0)
         value[active] = np.where(better, proposed, local.value)
         active = active[~done]
         if not len(active):
             break
-        damping = np.maximum(damping, 1e-12)
+        damping = np.maximum(damping, 1e-12)  # a zero could never grow again
         local = _local(design, log_loss, theta[active], delta, weights[active])
     return Minimum(theta, value, slope, steps)
 
@@ -151,9 +152,9 @@ def _minimise_block(
 def _step(
     local: _Local, damping: Array, theta: Array, low: Array, high: Array
 ) -> tuple[Array, Array]:
-    """The damped Newton step of the parameters that are free (S, P), and the relative gradient norm
-    (S)."""
+    """The damped Newton step of the free parameters (S, P), and the relative gradient norm (S)."""
     P = theta.shape[1]
+    # A parameter at its bound stays there while the objective falls outwards.
     held = (
         ((theta <= low) & (local.gradient > 0))
         | ((theta >= high) & (local.gradient < 0))
@@ -163,6 +164,7 @@ def _step(
     coupled = held[:, :, None] | held[:, None, :]
     diagonal = np.einsum("spp->sp", local.metric)
     ridge = (1e-13 * diagonal + 1e-300)[:, :, None] * np.eye(P)
+    # Held parameters become equations of their own, x = 0, so that all rows keep one shape.
     unit = held[:, :, None] * np.eye(P)
     metric = np.where(coupled, 0.0, local.metric + ridge) + unit
     hessian = np.where(coupled, 0.0, local.hessian)
@@ -176,22 +178,22 @@ def _step(
     descent = solve_symmetric(metric, scaled)
     slope = (scaled * descent).sum(axis=(1, 2))
     step = step[:, :, 0] * scale
+    # The exact Hessian can be indefinite far from a minimum; M is positive and always descends.
     uphill = (step * gradient).sum(axis=1) > 0
     step[uphill] = (-descent[:, :, 0] * scale)[uphill] / np.maximum(1.0, damping[uphill, None])
     return step, np.sqrt(np.maximum(slope, 0) / np.maximum(local.value, 1e-300))
 
 
 def solve_symmetric(matrices: Array, right: Array) -> Array:
-    """x of each `matrices` (S, P, P) x = `right` (S, P, 1); of a singular one the shortest that
-    comes nearest.
+    """Solve `matrices` (S, P, P) x = `right` (S, P, 1). A singular matrix gives the shortest x with
+    the least error.
 
-    Few points, as a draw of runs can have, leave directions in which the objective is flat: there x
-    does not move. Rows that are not finite give no step, but NaN, which no caller takes for a lower
-    objective.
+    Few points, such as a draw of few runs, leave directions in which the objective is flat; there x
+    does not move. Rows that are not finite return NaN, which no caller takes for a lower objective.
     """
     try:
         return np.asarray(np.linalg.solve(matrices, right), np.float64)
-    except np.linalg.LinAlgError:  # of one row or more
+    except np.linalg.LinAlgError:  # at least one row is singular
         return np.stack(
             [_solve_one(matrix, column) for matrix, column in zip(matrices, right, strict=True)]
         )
@@ -209,7 +211,7 @@ def _solve_one(matrix: Array, right: Array) -> Array:
 def _local(design: Design, log_loss: Array, theta: Array, delta: float, weights: Array) -> _Local:
     K = len(design.Z)
     terms = design.log_terms(theta)
-    top = terms.max(axis=1)
+    top = terms.max(axis=1)  # subtracted before exp, which would overflow otherwise
     share = np.exp(terms - top[:, None])
     total = share.sum(axis=1)
     share /= total[:, None]
@@ -239,8 +241,8 @@ def _local(design: Design, log_loss: Array, theta: Array, delta: float, weights:
 
 
 def _second_derivatives(design: Design, share: Array, J: Array, psi: Array) -> Array:
-    """sum_i psi_i d2 g_i / dtheta2 of g = logsumexp: the covariance of the z_k under the terms'
-    shares. (S, P, P)"""
+    """sum_i psi_i d2 g_i / dtheta2 of g = logsumexp: the covariance of the z_k, weighted by each
+    term's share of the sum. (S, P, P)"""
     K, P, n = design.Z.shape
     out = -(J * psi[:, None, :]) @ J.transpose(0, 2, 1)
     for k in range(K):

@@ -1,4 +1,4 @@
-"""How sure a fit is: bootstrap over runs, and profile likelihood."""
+"""The uncertainty of a fit: bootstrap over runs, and profile likelihood."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scaling.laws.huber import minimise
 
 LEVEL = 0.95
 _COARSE_GRID = {1: 40, 2: 12}
-"""Grid points an exponent from which each draw is started anew."""
+"""Grid points per exponent for the new start of each draw."""
 _RUNNERS_UP = 2
 _PROFILE_POINTS = 41
 
@@ -40,10 +40,10 @@ def bootstrap(
     draws: int = 1000,
     seed: int = 0,
 ) -> Bootstrap:
-    """Refit to runs drawn with replacement; all points of a run stay together, since their errors
-    do.
+    """Refit to runs drawn with replacement. All points of a run stay together, because their errors
+    are correlated.
 
-    runs (n): the number of the run that each point is of.
+    runs (n): the number of the run of each point.
     """
     return refit(fitted, n, d, loss, resampled_weights(runs, draws, np.random.default_rng(seed)))
 
@@ -51,11 +51,12 @@ def bootstrap(
 def refit(fitted: Fit, n: Array, d: Array, loss: Array, weights: Array) -> Bootstrap:
     """Fit again under each row of weights (draws, n).
 
-    Every draw starts anew from the best point of a coarse grid under its own weights, and from the
-    minima of the fit itself; the lowest end counts.
+    Every draw starts from the best point of a coarse grid under its own weights, and from the
+    minima of the fit itself. The lowest result counts.
     """
     design, log_loss, draws = Design.of(fitted.form, n, d), np.log(loss), len(weights)
     grid = exponent_grid(fitted.form, _COARSE_GRID[len(fitted.form.exponents)])
+    # A draw can move the minimum to another valley, which the shared starts alone would miss.
     own = projected_best(design, log_loss, grid, weights)
     shared = np.repeat(fitted.minima[:_RUNNERS_UP], draws, axis=0)
     starts = np.concatenate([own, shared])
@@ -72,13 +73,13 @@ def refit(fitted: Fit, n: Array, d: Array, loss: Array, weights: Array) -> Boots
 def resampled_weights(runs: NDArray[np.int64], draws: int, generator: np.random.Generator) -> Array:
     """How often each point occurs in each draw of as many runs as there are: (draws, n)."""
     names, index = np.unique(runs, return_inverse=True)
+    # weights per point instead of row numbers: all draws then have one shape
     counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return counts[:, index].astype(float)
 
 
 def percentile_interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The central `level` of draws (draws), those that are not finite left out; NaN where none
-    is."""
+    """The central `level` interval of the finite draws; NaN where none is finite."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return float("nan"), float("nan")
@@ -108,10 +109,10 @@ def profile(
 ) -> list[Profile]:
     """Profile-likelihood intervals of every parameter of theta, coefficients in their logarithm.
 
-    draws (m, P): bootstrap draws, which say over which range to look. The likelihood of a residual
-    r is exp(-huber(r) / t) / Z(t) with the scale t free, the density whose maximum likelihood is
-    the Huber fit (normal for large delta, Laplace for small); twice its fall is held against
-    chi-square with one degree of freedom.
+    draws (m, P): bootstrap draws, which set the range to search. The likelihood of a residual r is
+    exp(-huber(r) / t) / Z(t) with a free scale t. Its maximum is the Huber fit (normal for large
+    delta, Laplace for small). Twice its fall is compared with chi-square with one degree of
+    freedom.
     """
     design, log_loss = Design.of(fitted.form, n, d), np.log(loss)
     threshold = likelihood_threshold(fitted.objective, len(log_loss), fitted.delta, level)
@@ -137,7 +138,7 @@ def _profile_one(
         high[index],
     )
     values = np.unique(np.append(values, centre))
-    # a start that has adapted to each value
+    # In the draw nearest to each value the other parameters have already adapted to it.
     nearest = np.abs(draws[:, [index]] - values).argmin(axis=0)
     starts = np.concatenate([np.tile(fitted.theta, (len(values), 1)), draws[nearest]])
     fixed = np.tile(values, 2)
@@ -145,6 +146,7 @@ def _profile_one(
     rows_low, rows_high = np.tile(low, (len(starts), 1)), np.tile(high, (len(starts), 1))
     rows_low[:, index] = rows_high[:, index] = fixed
     found = minimise(design, log_loss, starts, delta=fitted.delta, low=rows_low, high=rows_high)
+    # the lower end of the two starts of each value
     objectives = found.objective.reshape(2, -1).min(axis=0)
     at = int(np.searchsorted(values, centre))
     return Profile(
@@ -158,9 +160,10 @@ def _profile_one(
 
 
 def _crossing(values: Array, objectives: Array, threshold: float) -> float | None:
-    """Where the objective first passes the threshold, going outwards; by linear interpolation of
-    its square root's rise."""
+    """Where the objective first passes the threshold on the way outwards, by linear interpolation
+    of the square root of its rise."""
     rise = np.sqrt(np.maximum(objectives - objectives[0], 0.0))
+    # A parabola has a linear root, so that a coarse grid is enough near a regular minimum.
     wanted = np.sqrt(threshold - objectives[0]) if threshold > objectives[0] else 0.0
     above = np.flatnonzero(rise > wanted)
     if not len(above):

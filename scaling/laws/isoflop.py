@@ -1,11 +1,11 @@
-"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): for each compute budget the
-size with the lowest loss, then a power law through these sizes.
+"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): find the size with the lowest
+loss for each compute budget, then fit a power law through these sizes.
 
-The minimum of one budget's curve is found by a parabola in log x through a window of points, or by
+The minimum of one budget's curve comes from a parabola in log x through a window of points, or from
 Akima interpolation of log loss against log x as in Porian et al. 2024 (arXiv:2406.19146, section
-3.1); x is N or D. A curve whose minimum lies at its edge says nothing about the optimum and is left
-out. Uncertainty comes from redrawing the losses with their noise: the redraws give the median and
-spread of each optimum, and a power law each.
+3.1). x is N or D. A curve with its minimum at its edge does not show the optimum and is left out.
+For the uncertainty, the losses are redrawn with their noise. The redraws give the median and spread
+of each optimum, and one power law each.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from scaling.laws.forms import Array
-from scaling.laws.results import Excluded, Points
+from scaling.laws.points import Excluded, Points
 
 Rows = NDArray[np.intp]
 
 TOLERANCE = 0.1
-"""Relative half-width within which flops are one budget: about the spread of published IsoFLOP
+"""Relative half-width within which flops count as one budget: about the spread of published IsoFLOP
 sets."""
 MIN_SIZES = 4
-"""Different sizes that a curve needs: three fix a parabola, the fourth can contradict it."""
+"""Least number of different sizes on a curve: three fix a parabola, the fourth can contradict it.
+"""
 SAME_SIZE = 0.03
 """Relative gap between neighbouring sizes up to which they count as one (assumption: the loss
 differs by less than noise)."""
 WINDOW = 7
-"""Points of a parabola: those nearest to the lowest."""
+"""Number of points of a parabola: those nearest to the lowest."""
 _FINE = 25
-"""Points a gap of the Akima curve: Porian et al. 2024."""
+"""Points per gap of the Akima curve: Porian et al. 2024."""
 _LEAST_NOISE = 1e-4
-"""Relative noise assumed at least, where residuals of a curve are next to nothing (assumption)."""
+"""Least relative noise, where the residuals of a curve are nearly zero (assumption)."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One budget. Arrays (m) are in order of x, one entry a different size; n_star etc. are None
-    when it has no inner minimum.
+    """One budget. Arrays (m) are in order of x, one entry per different size. n_star etc. are None
+    without a minimum inside.
 
     log_std   standard deviation of log x* over the redraws
     trouble   why the curve does not count, or None
@@ -59,7 +60,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """x* = exp(log_coefficient) C^exponent, and the same of every redraw (draws)."""
+    """The fit x* = exp(log_coefficient) C^exponent, and that of every redraw (draws)."""
 
     axis: str
     method: str
@@ -75,10 +76,10 @@ class IsoFlop:
 def find_budgets(
     flops: Array, sizes: Array, *, budgets: Sequence[float] = (), tolerance: float = TOLERANCE
 ) -> list[tuple[float, Rows]]:
-    """(budget, row numbers) of every set of enough sizes whose flops agree, in order of the budget.
+    """(budget, row numbers) of every set of enough sizes with equal flops, in order of the budget.
 
-    With `budgets` given, the rows near each of these. Else they are found, the fullest window
-    first, so that runs between two budgets join none of them.
+    `budgets` gives the budgets, and their rows are those nearby. Without it they are found, the
+    fullest window first, so that runs between two budgets join none of them.
     """
     if budgets:
         near = [
@@ -89,6 +90,7 @@ def find_budgets(
     order = np.argsort(flops, kind="stable")
     width, found = 2 * np.log1p(tolerance), []
     left = order
+    # The fullest window is taken first; a sweep from below would split a budget at its edge.
     while len(left):
         logs = np.log(flops[left])
         ends = np.searchsorted(logs, logs + width + 1e-12, side="right")
@@ -117,14 +119,13 @@ def fit_isoflop(
     seed: int = 0,
     window: int = WINDOW,
 ) -> IsoFlop | None:
-    """None where fewer than two budgets have an inner minimum.
+    """Fit approach 2; None where fewer than two budgets have a minimum inside.
 
     axis      "n" or "d"
     method    "akima" or "parabola"
     budgets   FLOPs of the budgets; empty: those at which enough sizes meet
-    noise     (loss, standard deviation) pairs between which the noise of the loss is interpolated
-              in logarithms; empty: it
-              is estimated from the points' distance to their curves' parabolas
+    noise     (loss, standard deviation) pairs; the noise of a loss is interpolated between them, in
+              logarithms. Empty: it is estimated from the distance of points to their parabolas
     """
     x = points.n_params if axis == "n" else points.n_tokens
     groups = find_budgets(points.flops, x, budgets=budgets)
@@ -134,6 +135,7 @@ def fit_isoflop(
     curves, stars = [], []
     for flops, xs, losses in merged:
         sigma = _given_noise(losses, noise) if noise else relative * losses
+        # column 0 has no noise: it is the curve as measured
         redrawn = losses[:, None] + sigma[:, None] * np.hstack(
             [np.zeros((len(xs), 1)), generator.normal(size=(len(xs), draws))]
         )
@@ -150,13 +152,13 @@ def fit_isoflop(
         for i in range(len(points))
         if i not in in_use
     )
-    said = "given" if noise else f"estimated, {100 * relative:.2g} % of the loss"
-    return IsoFlop(axis, method, tuple(curves), *fits, noise=said, left_out=single)
+    source = "given" if noise else f"estimated, {100 * relative:.2g} % of the loss"
+    return IsoFlop(axis, method, tuple(curves), *fits, noise=source, left_out=single)
 
 
 def _merge(x: Array, loss: Array) -> tuple[Array, Array]:
-    """Different sizes in order, with the mean loss of those that are one: an interpolation between
-    them would be all noise."""
+    """Sort the sizes, and give sizes that count as one their mean loss: an interpolation between
+    them would be mostly noise."""
     order = np.argsort(x)
     log_x = np.log(x[order])
     index = np.concatenate([[0], np.cumsum(np.diff(log_x) > np.log1p(SAME_SIZE))])
@@ -165,9 +167,10 @@ def _merge(x: Array, loss: Array) -> tuple[Array, Array]:
 
 
 def _curve(flops: float, x: Array, loss: Array, log_x: Array, low: Array) -> Curve:
-    """log_x, low (1 + draws): place and height of the minimum of the curve as measured, then of its
-    redraws; NaN at an edge."""
+    """Locate the minimum. log_x, low (1 + draws): place and height for the measured curve, then for
+    each redraw; NaN at an edge."""
     drawn = log_x[1:][np.isfinite(log_x[1:])]
+    # Where most redraws end at an edge, the minimum of the measured curve is an accident of noise.
     if 2 * len(drawn) < len(log_x) - 1:
         return Curve(flops, x, loss, None, None, None, _no_minimum(loss))
     # At least a third of a step of the sizes tried: closer than that their grid cannot tell (Porian
@@ -189,7 +192,8 @@ def _no_minimum(loss: Array) -> str:
     lowest = int(loss.argmin())
     if 0 < lowest < len(loss) - 1:
         return "the points are too noisy or too close for a minimum between them"
-    return f"the lowest loss is at the {'largest' if lowest else 'smallest'} value tried: the minimum may lie beyond"
+    edge = "largest" if lowest else "smallest"
+    return f"the lowest loss is at the {edge} value tried: the minimum may lie beyond"
 
 
 def _minima(log_x: Array, losses: Array, method: str, window: int) -> tuple[Array, Array]:
@@ -209,8 +213,8 @@ def _minima(log_x: Array, losses: Array, method: str, window: int) -> tuple[Arra
 
 
 def _parabola_minima(log_x: Array, losses: Array, window: int) -> tuple[Array, Array]:
-    """Of a parabola through the `window` points nearest to the lowest one of the first column, the
-    curve as measured."""
+    """Minima of a parabola through the `window` points nearest to the lowest one of the first
+    column, the measured curve."""
     rows = window_rows(log_x, losses[:, 0], window)
     t = log_x[rows] - log_x[rows].mean()
     quadratic, linear, constant = np.polyfit(t, losses[rows], 2)
@@ -222,15 +226,15 @@ def _parabola_minima(log_x: Array, losses: Array, window: int) -> tuple[Array, A
 
 
 def window_rows(log_x: Array, loss: Array, window: int) -> Rows:
-    """Rows of the `window` neighbouring points whose middle is nearest to the lowest."""
+    """The `window` neighbouring rows whose middle is nearest to the lowest point."""
     size = min(window, len(log_x))
     start = int(np.clip(loss.argmin() - size // 2, 0, len(log_x) - size))
     return np.arange(start, start + size)
 
 
 def _estimated_noise(curves: Sequence[tuple[Array, Array]], window: int) -> float:
-    """Relative standard deviation about local parabolas in log loss, over all curves; what the
-    parabola misses is in it."""
+    """Relative standard deviation about local parabolas in log loss, over all curves. It includes
+    what the parabola misses."""
     squares, freedom = 0.0, 0
     for x, loss in curves:
         rows = window_rows(np.log(x), loss, window)
@@ -239,13 +243,13 @@ def _estimated_noise(curves: Sequence[tuple[Array, Array]], window: int) -> floa
             squares += float(
                 ((np.polyval(np.polyfit(t - t.mean(), y, 2), t - t.mean()) - y) ** 2).sum()
             )
-            freedom += len(rows) - 3
+            freedom += len(rows) - 3  # the parabola uses three degrees of freedom
     return max(_LEAST_NOISE, (squares / freedom) ** 0.5) if freedom else _LEAST_NOISE
 
 
 def _given_noise(loss: Array, noise: Sequence[tuple[float, float]]) -> Array:
-    """Interpolated in the logarithms of loss and deviation, and beyond the ends extended by the
-    nearest slope."""
+    """Interpolate the noise in the logarithms of loss and deviation. The nearest slope extends it
+    beyond the ends."""
     x, y = np.log(np.array(sorted(noise))).T
     if len(x) == 1:
         return np.full(len(loss), np.exp(y[0]))
@@ -256,7 +260,7 @@ def _given_noise(loss: Array, noise: Sequence[tuple[float, float]]) -> Array:
 
 def _power_laws(curves: Sequence[Curve], stars: Array) -> tuple[float, float, Array, Array]:
     """Weighted least squares of log x* on log C: of the medians, and of each redraw. stars (curves,
-    draws), NaN: no minimum."""
+    draws); NaN: no minimum."""
     log_c = np.log([curve.flops for curve in curves])
     weights = np.array([1 / float(curve.log_std or 1) ** 2 for curve in curves])
     middle = np.log([float(curve.x_star or np.nan) for curve in curves])
@@ -266,8 +270,8 @@ def _power_laws(curves: Sequence[Curve], stars: Array) -> tuple[float, float, Ar
 
 
 def _lines(x: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-    """Slope and constant of each column of y (n, draws); entries that are NaN do not count, nor
-    columns with fewer than two."""
+    """Slope and constant of each column of y (n, draws). NaN entries are ignored; a column with
+    fewer than two others gives NaN."""
     w = np.where(np.isfinite(y), weights[:, None], 0.0)
     y = np.where(np.isfinite(y), y, 0.0)
     total = w.sum(axis=0)

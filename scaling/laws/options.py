@@ -1,5 +1,5 @@
-"""The key=value words of `scaling.fit` and `scaling.predict`: checked, explained by --help, refused
-with what would work."""
+"""The KEY=VALUE options of `scaling.fit` and `scaling.predict`, with their help and their
+checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _words(value: Any) -> Any:
 
 
 def _pairs(value: Any) -> Any:
-    """ "a:1,b:2" -> (("a", "1"), ("b", "2"))"""
+    """Parse "a:1,b:2" as (("a", "1"), ("b", "2"))."""
     parts = _words(value)
     if isinstance(value, str) and not all(":" in part for part in parts):
         raise ValueError("write it as NAME:VALUE,NAME:VALUE")
@@ -30,7 +30,7 @@ Place = Annotated[
     str,
     BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value),
 ]
-"""A path, which the shell leaves as it is behind an equals sign."""
+"""A path. The shell does not expand `~` after an equals sign, so this type does."""
 Positive = Annotated[float, Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Numbers = Annotated[tuple[Positive, ...], BeforeValidator(_words)]
@@ -39,7 +39,7 @@ NumberPairs = Annotated[tuple[tuple[Positive, Positive], ...], BeforeValidator(_
 
 
 class FitOptions(Section):
-    """What `python -m scaling.fit` is asked."""
+    """The options of `python -m scaling.fit`."""
 
     table: str | None = Field(
         None, description="a CSV file, one point a line, its columns named on the first"
@@ -75,7 +75,8 @@ class FitOptions(Section):
     )
     n_counts: str | None = Field(
         None,
-        description="what N counts, noted with the fit; of a study: with_embeddings (default) or without_embeddings",
+        description="what N counts, noted with the fit; for a study with_embeddings (default) "
+        "or without_embeddings",
     )
     c_counts: Literal["6ND", "exact"] | None = Field(
         None, description="what C counts; default: exact of a study, else as found"
@@ -86,7 +87,8 @@ class FitOptions(Section):
     drop_highest: int = Field(0, ge=0, description="leave out this many points of the highest loss")
     form: Words = Field(
         (),
-        description="forms to fit; default: all in N and D that the points allow, else those in one variable",
+        description="forms to fit; default: all in N and D that the points allow, "
+        "else those in one variable",
     )
     delta: float = Field(DEFAULT_DELTA, gt=0, description="of the Huber loss of log residuals")
     draws: int = Field(1000, ge=50, le=100_000, description="bootstrap draws")
@@ -103,7 +105,8 @@ class FitOptions(Section):
     window: int = Field(7, ge=4, description="points of curve=parabola")
     noise: NumberPairs = Field(
         (),
-        description="LOSS:SD,...: noise of the loss between seeds, interpolated; default: estimated from the curves",
+        description="LOSS:SD,...: noise of the loss between seeds, interpolated; "
+        "default: estimated from the curves",
     )
 
     @model_validator(mode="after")
@@ -138,7 +141,7 @@ class FitOptions(Section):
 
 
 class PredictOptions(Section):
-    """What `python -m scaling.predict` is asked."""
+    """The options of `python -m scaling.predict`."""
 
     fit: Place = Field(
         description="the directory of a report of python -m scaling.fit, or its fit.json"
@@ -187,7 +190,7 @@ class PredictOptions(Section):
 
 
 def keys_help(kind: type[Section]) -> str:
-    """One line a key."""
+    """One line per key."""
     lines = []
     for name, field in kind.model_fields.items():
         default = (

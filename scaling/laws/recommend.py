@@ -1,5 +1,5 @@
-"""From the size that a law recommends to a run: the nearest shape, the words that compose it, and
-its plan."""
+"""Turn a recommended size into a run: the nearest shape, the words that compose it, and its
+plan."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from scaling.planner.shape import nearest_shape, size_of
 
 NAME = "from_law"
 GPU_SEQ_LEN = 2048
-"""Tokens of a sequence on GPUs, where no study says: Brown et al. 2020, section 2.1."""
+"""Tokens per sequence on GPUs where no study sets them: Brown et al. 2020, section 2.1."""
 _BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
-"""Best tokens a step and learning rate, coefficient and exponent of C in FLOPs: DeepSeek-AI 2024
-(arXiv:2401.02954), eq. 1."""
+"""Best tokens per step and learning rate, as coefficient and exponent of C in FLOPs: DeepSeek-AI
+2024 (arXiv:2401.02954), eq. 1."""
 _RULE = " (DeepSeek-AI 2024, eq. 1)"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """overrides: what to give `python -m scaling.run`; n_params counts as the law does; batch_rule:
-    whose the batch is, if no study's."""
+    """A run to train. overrides: the words for `python -m scaling.run`; n_params: counted as the
+    law counts; batch_rule: source of the batch, where no study sets it."""
 
     overrides: tuple[str, ...]
     config: RunConfig
@@ -50,9 +50,9 @@ def recommend(
 ) -> Recommendation:
     """The model nearest to `n_params`, trained on `n_tokens`, and its plan.
 
-    base: the run of a study whose data, tokenizer, optimiser and everything else but the size it
-    shares, since a law holds for those; None: the named GPT nearest in size. Depth and width are
-    changed, the aspect ratio is kept as far as the size allows. overrides: further words, such as
+    base: a run of the study. The new run keeps its data, tokenizer, optimiser and everything else
+    except the size, because a law holds for those. None: the named GPT nearest in size. Depth and
+    width change; the aspect ratio stays as close as the size allows. overrides: more words, such as
     cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
     given = base or _with_batch(
@@ -81,8 +81,8 @@ def recommend(
 
 
 def _with_batch(config: RunConfig, flops: float) -> RunConfig:
-    """On GPUs the sequences, batch and rate that suit the budget, a batch for all devices; a CPU
-    keeps what is set for it."""
+    """Set sequence length, batch and learning rate that suit the budget on GPUs, with a batch for
+    all devices; a CPU keeps its own."""
     resolved = resolve_cluster(config)
     if resolved.cluster.device.kind != "gpu":
         return config
@@ -112,7 +112,7 @@ def base_of(found: Mapping[str, Any]) -> RunConfig | None:
 def write_recommendation(
     recommendation: Recommendation, prediction: dict[str, Any], path: Path
 ) -> Path:
-    """The configuration as YAML with what is predicted of it; returns the file's path. Raises
+    """Write the configuration as YAML with its predictions; returns the file's path. Raises
     RunDirError."""
     import yaml
 
@@ -132,8 +132,8 @@ def _named(base: RunConfig | None) -> dict[str, str]:
 
 
 def _option(config: RunConfig) -> str:
-    """A model of conf/model of the same family, to start the words from: the same one, where it has
-    a file."""
+    """A model of conf/model of the same family to start from: the same model, where it has a
+    file."""
     named = [path.stem for path in _files(config.model.family)]
     return config.model.name if config.model.name in named else named[0]
 

@@ -1,11 +1,11 @@
-"""Repeated data: how much epochs and excess parameters are still worth (Muennighoff et al. 2023,
+"""Repeated data: the value of further epochs and of excess parameters (Muennighoff et al. 2023,
 arXiv:2305.16264, eq. 5-7).
 
-    L = E + A / N'^alpha + B / D'^beta,   x' = U + U R* (1 - exp(-R / R*)),   R = max(0, x / U - 1)
+L = E + A / N'^alpha + B / D'^beta, x' = U + U R* (1 - exp(-R / R*)), R = max(0, x / U - 1)
 
-For tokens U is U_D, the unique tokens; for parameters U_N = min(N, N_opt(U_D)), the best size for
-that many tokens. As in the paper E, A, B, alpha and beta come from the runs without repetition,
-then R*_D and R*_N from all.
+U of tokens is U_D, the unique tokens. U of parameters is U_N = min(N, N_opt(U_D)), where N_opt is
+the best size for that many tokens. As in the paper, E, A, B, alpha and beta come from the runs
+without repetition, then R*_D and R*_N from all runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from scaling.laws.fit import DEFAULT_DELTA, Fit, fit
 from scaling.laws.forms import CHINCHILLA, Array
 from scaling.laws.huber import huber
 from scaling.laws.intervals import percentile_interval, refit, resampled_weights
-from scaling.laws.results import Points
+from scaling.laws.points import Points
 
 _RANGE = (0.1, 1000.0)
-"""Where R* may lie: below, a second epoch is worth nothing; above, as much as fresh data for any
-run yet made (assumption)."""
+"""Range of R*. At the low end a second epoch is worth nothing; at the high end repeated data equal
+fresh data for any run yet made (assumption)."""
 _GRID = 25
 _MIN_REPEATED = 3
 _SINGLE = 1.001  # tokens over unique tokens up to which a run saw nothing twice
@@ -33,8 +33,8 @@ _SINGLE = 1.001  # tokens over unique tokens up to which a run saw nothing twice
 
 @dataclass(frozen=True)
 class RepeatedFit:
-    """base: the fit to runs without repetition. r_d, r_n: R*_D and R*_N, None where no run can
-    tell; draws (draws, 2)."""
+    """A fit with repetition. base: the fit to runs without repetition; r_d, r_n: R*_D and R*_N,
+    None where no run determines it; draws (draws, 2)."""
 
     base: Fit
     r_d: float | None
@@ -44,25 +44,24 @@ class RepeatedFit:
     notes: tuple[str, ...]
 
     def interval(self, which: int) -> tuple[float, float]:
-        """95 % of R*_D (0) or R*_N (1)."""
+        """The 95 % interval of R*_D (0) or R*_N (1)."""
         return percentile_interval(self.draws[:, which])
 
     def loss(self, n: Array, d: Array, unique: Array) -> Array:
-        """Predicted loss in nats; where R* is not known, its part is as for fresh data and
-        sizes."""
+        """The predicted loss in nats. Where R* is unknown, tokens and sizes count as fresh."""
         log_r = np.log([self.r_d or _RANGE[1], self.r_n or _RANGE[1]])
         return _loss(self.base.theta, n, d, unique, log_r)
 
 
 def effective(x: Array, unique: Array, r_star: float) -> Array:
-    """Tokens or parameters in units of unique ones: x itself up to `unique`, at most unique (1 +
-    R*) (eq. 5)."""
+    """Effective tokens or parameters: x itself up to `unique`, then at most unique (1 + R*) (eq.
+    5)."""
     repeats = np.maximum(0.0, x / unique - 1)
     return np.minimum(x, unique) + unique * r_star * -np.expm1(-repeats / r_star)
 
 
 def best_size_for(theta: Array, tokens: Array) -> Array:
-    """N_opt at which D is compute-optimal: G (D G)^(beta / alpha), G = (alpha A / beta B)^(1 /
+    """The N_opt for which D is compute-optimal: G (D G)^(beta / alpha), G = (alpha A / beta B)^(1 /
     (alpha + beta)) (eq. 7)."""
     _, log_A, log_B, alpha, beta = theta
     log_G = (np.log(alpha / beta) + log_A - log_B) / (alpha + beta)
@@ -72,8 +71,8 @@ def best_size_for(theta: Array, tokens: Array) -> Array:
 def fit_repeated(
     points: Points, *, delta: float = DEFAULT_DELTA, draws: int = 200, seed: int = 0
 ) -> RepeatedFit:
-    """Raises DataError without a column of unique tokens, or with too few runs with or without
-    repetition."""
+    """Fit R*. Raises DataError without a column of unique tokens, or with too few runs with or
+    without repetition."""
     if points.unique_tokens is None:
         raise DataError(
             "repetition needs the number of unique tokens",
@@ -96,6 +95,7 @@ def fit_repeated(
         points.loss[single],
         delta=delta,
     )
+    # Draws start from this fit: a grid for each of them would cost most of the time.
     best, height = _fit_r(base.theta, points, np.ones(len(points)), delta)
     weights = resampled_weights(points.runs, draws, np.random.default_rng(seed))
     thetas = refit(
@@ -118,7 +118,7 @@ def _named(base: Fit, log_r: Array, height: float, drawn: Array, points: Points)
     values: list[float | None] = [float(value) for value in np.exp(log_r)]
     if not excess.any():
         values[1] = None
-        notes.append("R*_N cannot be told: no run has more parameters than suit its unique tokens")
+        notes.append("R*_N is undetermined: no run has more parameters than suit its unique tokens")
     for i, name in enumerate(("R*_D", "R*_N")):
         value = values[i]
         if value is not None and not 1.01 * _RANGE[0] < value < 0.99 * _RANGE[1]:
@@ -140,8 +140,8 @@ def _loss(theta: Array, n: Array, d: Array, unique: Array, log_r: Array) -> Arra
 def _fit_r(
     theta: Array, points: Points, weights: Array, delta: float, start: Array | None = None
 ) -> tuple[Array, float]:
-    """log (R*_D, R*_N) by Nelder and Mead's simplex from `start`, else the best point of a grid;
-    and the objective there."""
+    """log (R*_D, R*_N) by Nelder and Mead's simplex from `start`, else from the best point of a
+    grid; and the objective there."""
     unique, log_loss = np.asarray(points.unique_tokens), np.log(points.loss)
     low, high = np.log(_RANGE)
 

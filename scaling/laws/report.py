@@ -1,5 +1,5 @@
-"""The report of an analysis: one HTML page that needs nothing else, its figures as PNG and SVG, and
-fit.json beside it."""
+"""Write the report of an analysis: one self-contained HTML page, its figures as PNG and SVG, and
+fit.json."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from scaling.laws import store
+from scaling.laws import fit_file
 from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.figures import draw_all
 from scaling.laws.intervals import Profile, percentile_interval
-from scaling.laws.results import Excluded
+from scaling.laws.points import Excluded
 from scaling.runs.files import disk_error, write_atomic
 from scaling.units import counted
 
@@ -21,14 +21,19 @@ FILE = "report.html"
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #e5e7eb }}
-table {{ border-collapse: collapse; margin: .8rem 0 }} th, td {{ padding: .2rem .9rem .2rem 0; text-align: right }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2937; max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem }}
+h1 {{ font-size: 1.6rem }}
+h2 {{ font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #e5e7eb }}
+table {{ border-collapse: collapse; margin: .8rem 0 }}
+th, td {{ padding: .2rem .9rem .2rem 0; text-align: right }}
 td {{ white-space: nowrap }}
 th {{ border-bottom: 1px solid #9ca3af; font-weight: 600 }} 
 th:first-child, td:first-child {{ text-align: left; white-space: normal }}
-img {{ max-width: 100%; display: block; margin: .6rem 0 }} code {{ background: #f3f4f6; padding: 0 .25rem }}
-.warning {{ background: #fff4e5; border-left: 4px solid #d55e00; padding: .4rem .8rem; margin: .4rem 0 }}
+img {{ max-width: 100%; display: block; margin: .6rem 0 }}
+code {{ background: #f3f4f6; padding: 0 .25rem }}
+.warning {{ background: #fff4e5; border-left: 4px solid #d55e00;
+  padding: .4rem .8rem; margin: .4rem 0 }}
 .quiet {{ color: #6b7280 }} details {{ margin: .6rem 0 }}
 </style></head><body>
 {body}
@@ -44,7 +49,7 @@ def write_report(analysis: Analysis, directory: Path, *, title: str) -> list[Pat
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error("create", directory, error) from error
-    written = [store.write(analysis, directory)]
+    written = [fit_file.write(analysis, directory)]
     images: dict[str, bytes] = {}
     for name, png, svg in draw_all(analysis):
         images[name] = svg
@@ -63,8 +68,9 @@ def _body(analysis: Analysis, images: dict[str, bytes], title: str) -> Iterator[
     yield (
         f"<p>{counted(len(points), 'point')} fitted, {len(points.excluded)} left out. "
         f"N counts: {html.escape(definitions.n_counts)}. "
-        f"C counts: {html.escape(definitions.c_counts)}. Loss: {html.escape(definitions.loss_of)}, nats per token. "
-        "Intervals are 95 %: of the bootstrap over runs, unless said.</p>"
+        f"C counts: {html.escape(definitions.c_counts)}. "
+        f"Loss: {html.escape(definitions.loss_of)}, nats per token. "
+        "Intervals are 95 %, by bootstrap over runs unless another method is named.</p>"
     )
     for name, reason in analysis.refused.items():
         yield f'<p class="warning">Not fitted: {html.escape(name)}. {html.escape(reason)}.</p>'
@@ -85,11 +91,12 @@ def _approaches(analysis: Analysis, images: dict[str, bytes]) -> Iterator[str]:
             f"{curve.flops:.3g} FLOPs: {curve.trouble}" for curve in found.curves if curve.trouble
         ]
         note = f"{axis.upper()}: {counted(len(found.curves), 'curve')}, noise {found.noise}"
-        yield f'<p class="quiet">IsoFLOP in {html.escape(note + "".join("; " + trouble for trouble in troubles))}.</p>'
+        text = html.escape("; ".join([note, *troubles]))
+        yield f'<p class="quiet">IsoFLOP in {text}.</p>'
 
 
 def exponent_rows(analysis: Analysis) -> list[tuple[str, ...]]:
-    """One row an approach: its name, a and b with their intervals."""
+    """One row per approach: its name, a and b with their intervals."""
     rows: list[tuple[str, ...]] = []
     if (envelope := analysis.envelope) is not None:
         a, interval = envelope.exponent, percentile_interval(envelope.exponents)
@@ -156,8 +163,9 @@ def _form(fitted: FittedForm) -> Iterator[str]:
     )
     bounds = ", ".join(fit.at_bound) or "none"
     yield (
-        f"<p>Summed Huber objective {fit.objective:.10g} (delta {fit.delta:g}); runner-up minimum {runner_up}; relative gradient "
-        f"norm {fit.gradient_norm:.1g}; condition number {fit.condition:.3g}; at a bound: {bounds}.</p>"
+        f"<p>Summed Huber objective {fit.objective:.10g} (delta {fit.delta:g}); "
+        f"runner-up minimum {runner_up}; relative gradient norm {fit.gradient_norm:.1g}; "
+        f"condition number {fit.condition:.3g}; at a bound: {bounds}.</p>"
     )
     yield "<h3>Held out by scale</h3>"
     cuts = []
@@ -177,8 +185,7 @@ def _form(fitted: FittedForm) -> Iterator[str]:
 
 
 def _profile(profiles: dict[str, Profile], name: str, fitted: FittedForm) -> str:
-    """The interval of a coefficient or exponent of theta; "open" on a side that the points do not
-    bound."""
+    """The interval of one entry of theta; "open" on a side that the points do not bound."""
     profile = profiles.get(name)
     if profile is None:
         return ""

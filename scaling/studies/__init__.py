@@ -1,1 +1,2 @@
-"""Studies: many runs that are declared, run, resumed and told of together; see docs/studies.md."""
+"""Studies: many runs that are declared, trained, resumed and reported together; see
+docs/studies.md."""

@@ -1,14 +1,12 @@
-"""Generators: one configuration with a study -> the configurations of its trials. Pure arithmetic,
-nothing is started.
+"""Generate the configurations of a study's trials from one configuration. Starts nothing.
 
 isoflop   budgets x sizes; the tokens of a run follow from its budget (Hoffmann et al. 2022,
           arXiv:2203.15556, section 3.2)
 ladder    sizes x tokens per parameter
-lr_batch  learning rates x batches, the rates about a rule by which they follow the batch
+lr_batch  learning rates x batches; the rates follow the batch by a rule
 lr_width  learning rates x widths at one depth, to see whether the best rate moves
 wsd       for each size a trunk at a constant rate, and cool-downs that branch from its checkpoints
-          (Hu et al. 2024,
-          arXiv:2404.06395, section 4)
+          (Hu et al. 2024, arXiv:2404.06395, section 4)
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from scaling.units import format_count, parse_share
 
 BATCH_POWER = {"none": 0.0, "linear": 1.0, "sqrt": 0.5, "sde": 0.5}
 """Power of the batch that the learning rate follows. linear: Goyal et al. 2017 (arXiv:1706.02677),
-of SGD; sqrt and sde: Malladi et al. 2022 (arXiv:2205.10287), of Adam."""
+for SGD; sqrt and sde: Malladi et al. 2022 (arXiv:2205.10287), for Adam."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A trial before it is planned. `branch` is the place in another run from which it goes on,
-    which is its own too: the two are equal up to there."""
+    """A trial before it is planned. branch: the step of another run at which it begins. Up to that
+    step both runs are equal."""
 
     config: RunConfig
     branch: Branch | None = None
@@ -52,7 +50,7 @@ class Branch:
 
 
 def generate(config: RunConfig, words: tuple[str, ...] = ()) -> list[Draft]:
-    """The trials of `config.study`; of study=none the configuration itself. words: those that
+    """The trials of `config.study`; the configuration itself for study=none. words: those that
     composed it.
 
     Raises ConfigError for a study that lacks a key or has no trials.
@@ -62,15 +60,16 @@ def generate(config: RunConfig, words: tuple[str, ...] = ()) -> list[Draft]:
     if not drafts:
         least, most = config.study.least_tokens_per_param, config.study.most_tokens_per_param
         raise ConfigError(
-            f"study={kind} has no trial with {least:g} to {most:g} tokens a parameter",
+            f"study={kind} has no trial with {least:g} to {most:g} tokens per parameter",
             "study.budgets and study.sizes",
-            "Give other sizes or budgets, or set study.least_tokens_per_param and study.most_tokens_per_param.",
+            "Give other sizes or budgets, or set study.least_tokens_per_param and "
+            "study.most_tokens_per_param.",
         )
     return drafts
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """`config` with these dotted keys set, validated anew. Raises ConfigError."""
+    """Set these dotted keys in `config` and validate it again. Raises ConfigError."""
     tree = config.model_dump()
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -117,7 +116,7 @@ def _ladder(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
 
 
 def _lr_batch(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
-    """The configuration's own batch and learning rate are where the rule starts from."""
+    """The rule starts from the configuration's own batch and learning rate."""
     _need(config, "batches", "lr_factors")
     n_tokens = _tokens(config)
     for batch in config.study.batches:
@@ -142,7 +141,7 @@ def _lr_width(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
         if width % head:
             fix = f"Use multiples of {head}, or another model.n_heads."
             raise ConfigError(
-                f"study.widths has {width}, which is not made of heads of {head}",
+                f"study.widths has {width}, which is not a multiple of the head width {head}",
                 "study.widths",
                 fix,
             )
@@ -182,7 +181,7 @@ def _following(config: RunConfig, scale: float) -> dict[str, Any]:
 
 
 def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
-    """Warm-up is that of the shortest run in tokens, so that all runs of a size are one until they
+    """All runs of a size share the warm-up of the shortest run, so that they are equal until they
     cool down."""
     _need(config, "tokens")
     for sized in _sizes(config, words):
@@ -200,8 +199,9 @@ def _wsd(config: RunConfig, words: tuple[str, ...]) -> Iterator[Draft]:
             branches.append(
                 (changed(_lasting(sized, n_tokens), values), (n_tokens - decay) // step)
             )
-        # beyond the last branch: an end has records of its own
+        # one step beyond the last branch: the last step of a run writes extra records
         last = 1 + max(at for _, at in branches)
+        # a run whose cool-down starts at step 0 needs no trunk
         kept = tuple(sorted({at for _, at in branches if at > 0}))
         trunk = changed(
             sized,
@@ -228,7 +228,8 @@ _GENERATORS: dict[str, Callable[[RunConfig, tuple[str, ...]], Iterator[Draft]]] 
     "lr_width": _lr_width,
     "wsd": _wsd,
 }
-"""Of the other kinds, searches, the trials are drawn as they go (`studies/search_space.py`)."""
+"""Generators by kind. Searches have none: their trials are drawn during the search
+(`search_space.py`)."""
 
 
 def _need(config: RunConfig, *keys: str) -> None:
@@ -243,8 +244,8 @@ def _need(config: RunConfig, *keys: str) -> None:
 
 
 def _sizes(config: RunConfig, words: tuple[str, ...]) -> Iterator[RunConfig]:
-    """The configuration at each of its sizes, itself where none are given: a named model composed,
-    a count shaped."""
+    """The configuration at each of its sizes, or itself without sizes. A name is composed; a count
+    is turned into a shape."""
     if not config.study.sizes:
         yield config
     for size in config.study.sizes:
@@ -262,7 +263,7 @@ def _sizes(config: RunConfig, words: tuple[str, ...]) -> Iterator[RunConfig]:
 
 
 def _lasting(config: RunConfig, n_tokens: int) -> RunConfig:
-    """`config` over so many tokens, which its name says."""
+    """`config` over `n_tokens`, which its name states."""
     name = f"{_base_name(config)}-{_compact(n_tokens)}"
     return changed(config, {"train.n_tokens": n_tokens, "run.name": name})
 
@@ -279,6 +280,7 @@ def _tokens(config: RunConfig) -> int:
 def _whole_steps(config: RunConfig, n_tokens: float) -> int:
     """`n_tokens` rounded up to whole steps, at least one."""
     step = tokens_per_step(config)
+    # the small term keeps a product of floats, such as 20.0 * N, from adding a step by rounding
     return max(1, math.ceil(n_tokens / step - 1e-9)) * step
 
 

@@ -1,5 +1,4 @@
-"""The results of a study: one row a trial, as results.csv in its directory, on the screen, and as
-W&B's table."""
+"""The results of a study, one row per trial: as results.csv, on the screen, and as W&B's table."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from scaling.metrics.record import read_metrics, sampled
 from scaling.planner.cost.counts import count
 from scaling.runs.files import write_atomic
 from scaling.screen import Column, FittedTable, sparkline
-from scaling.studies.table import common_name, short_names, shown, shown_keys, varied_columns
+from scaling.studies.labels import common_name, short_names, shown, shown_keys, varied_columns
 from scaling.studies.trials import Standing, Study, Trial
 from scaling.units import format_count, format_duration, format_flops
 
@@ -31,14 +30,14 @@ MEASURED = (
     "device_s",
     "restarts",
 )
-"""Numbers of summary.json that a row has; empty where the trial is not finished."""
+"""Numbers of summary.json in a row; empty until the trial finishes."""
 
 Row = dict[str, Any]
 
 
 def result_rows(study: Study, standings: Mapping[str, Standing]) -> list[Row]:
-    """One row a trial, in the study's order: id, state, what it varies, N, D, C, and what came of
-    it."""
+    """One row per trial, in the study's order: id, state, varied keys, N, D, C and the measured
+    results."""
     return [_row(trial, standings[trial.identity]) for trial in study.trials]
 
 
@@ -63,8 +62,8 @@ def _row(trial: Trial, standing: Standing) -> Row:
 
 
 def _so_far(trial: Trial) -> Row:
-    """Tokens, FLOPs and held-out loss where a trial that a search has pruned stands; nothing of
-    others."""
+    """Tokens, FLOPs and held-out loss of a trial that a search has pruned; empty for other
+    trials."""
     try:
         if trial.run_dir.state() != "pruned":
             return {}
@@ -85,7 +84,7 @@ def _so_far(trial: Trial) -> Row:
 
 
 def write_results(rows: list[Row], directory: Path) -> Path:
-    """results.csv, complete or as it was; numbers at full precision. Raises RunDirError."""
+    """Write results.csv atomically, with numbers at full precision. Raises RunDirError."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -101,7 +100,7 @@ def _is_finite(value: float | None) -> bool:
 
 
 def results_table(study: Study, rows: list[Row]) -> FittedTable:
-    """Trials from the lowest loss to the highest, then those without one."""
+    """Trials with a loss, lowest first, then those without one."""
     keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
     curves = {
         trial.name: sparkline(sampled(trial.run_dir.metrics, TRAIN_LOSS)) for trial in study.trials

@@ -1,8 +1,8 @@
-"""What a search draws from and how far it trains before it looks: pure arithmetic;
-`launch/search/tune.py` runs it through Ray Tune.
+"""The values that a search draws and the steps at which it compares trials. `launch/search/tune.py`
+runs it through Ray Tune.
 
-Values that were drawn are kept in search.json, in their order. The same command again begins with
-these, whose runs are found where they stand, and draws others only when they are used up.
+search.json keeps the drawn values in order. A repeated command begins with these, finds their runs
+where they stand, and draws new values only after them.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ from scaling.studies.generators import changed
 
 FILE = "search.json"
 _MUTABLE = ("optim.", "schedule.", "model.dropout", "objective.label_smoothing")
-"""Keys that may change in the middle of a run: weights, data order and steps stay what they are."""
+"""Keys that may change during a run: weights, data order and number of steps are unaffected."""
 
 Values = dict[str, Any]
-"""Dotted key -> value."""
+"""Map of dotted key -> value."""
 PARENT = "train.parent"
-"""Key of the place in another run from which one goes on; drawn with the values, as nothing or, of
-a begun trial, as it was."""
+"""Key for the place in another run at which a trial begins. It is drawn with the values: empty, or
+as recorded for a trial that has begun."""
 
 
 def space_of(config: RunConfig) -> dict[str, Choices]:
-    """What is searched. Raises ConfigError for a study without a space, a key that is none, or one
-    that may not change."""
+    """The searched space. Raises ConfigError for a study without a space, for an unknown key, or
+    for one that may not change."""
     study = config.study
     if not study.space:
-        fix = "Give KEY: [values] or KEY: {low, high, log}: study.space={optim.lr:{low:1e-4,high:1e-2,log:true}}."
+        fix = (
+            "Give KEY: [values] or KEY: {low, high, log}, as in "
+            "study.space={optim.lr:{low:1e-4,high:1e-2,log:true}}."
+        )
         raise ConfigError(f"study={study.kind} needs study.space", "it has no default", fix)
     for key, choices in study.space.items():
         for value in _ends(choices):
             changed(config, {key: value})
         if study.kind == "pbt" and not key.startswith(_MUTABLE):
-            fix = f"Keys that may: {', '.join(name + '*' if name.endswith('.') else name for name in _MUTABLE)}."
+            names = (name + "*" if name.endswith(".") else name for name in _MUTABLE)
+            fix = f"Keys that can: {', '.join(names)}."
             raise ConfigError(
-                f"{key} cannot change in the middle of a run, as study=pbt would have it",
+                f"{key} cannot change during a run, and study=pbt would change it",
                 "study.space",
                 fix,
             )
@@ -65,7 +69,7 @@ def _ends(choices: Choices) -> tuple[Any, ...]:
 
 
 def clipped(values: Values, space: Mapping[str, Choices]) -> Values:
-    """`values` within the ranges that they were drawn from, after PBT has perturbed them."""
+    """Limit `values` to the ranges that they were drawn from, after PBT has perturbed them."""
     out = dict(values)
     for key, choices in space.items():
         if isinstance(choices, Range):
@@ -75,10 +79,10 @@ def clipped(values: Values, space: Mapping[str, Choices]) -> Values:
 
 
 def stops(config: RunConfig) -> list[int]:
-    """Steps at which a trial is looked at, ascending; the last is its end.
+    """Steps at which trials are compared, ascending; the last is the end of the run.
 
     asha: the first rung and its multiples by powers of reduction_factor; pbt: every interval;
-    bayesian: the end alone.
+    bayesian: the end only.
     """
     study, n_tokens, step = config.study, config.train.n_tokens or 0, tokens_per_step(config)
     last = -(-n_tokens // step)
@@ -104,15 +108,15 @@ def population(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def renumbered(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With members counted from 0 in the order in which a repeated command begins with them, and
-    none for those replaced."""
+    """Number the members from 0 in the order in which a repeated command begins with them; replaced
+    ones get no number."""
     members = {entry["run"]: number for number, entry in enumerate(population(drawn))}
     return [entry | {"member": members.get(entry["run"])} for entry in drawn]
 
 
 def read_drawn(directory: Path) -> list[dict[str, Any]]:
-    """Every trial so far, as it came up: {"values", "parent", "run", "member"}. Raises RunDirError
-    for a damaged file."""
+    """Every trial so far, in order: {"values", "parent", "run", "member"}. Raises RunDirError for a
+    damaged file."""
     found = read_object(directory / FILE)
     return [] if found is None else list(found["trials"])
 

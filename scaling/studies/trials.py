@@ -1,8 +1,8 @@
-"""The trials of a study: each an ordinary run, known by its semantic hash, with the devices that
+"""The trials of a study. Each is an ordinary run, known by its semantic hash, on the devices that
 its plan needs.
 
-Nothing numbers them. What has become of a trial is read from its run directory, wherever its name
-put that.
+Trials have no numbers. The state of a trial is read from its run directory, whatever the
+directory's name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ State = Literal["new", "begun", "failed", "stopped", "pruned", "finished", "give
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study. varied: the keys in which the study's trials differ, with its values.
+    """One run of a study. varied: the keys that differ between the study's trials, with this
+    trial's values.
 
-    refused: why it cannot be planned, and then there is no plan.
+    refused: why the trial cannot be planned; `plan` is None then.
     """
 
     config: RunConfig
@@ -59,13 +60,13 @@ class Trial:
 
     @cached_property
     def flops(self) -> int:
-        """Of the whole run, its trunk's part included."""
+        """FLOPs of the whole run, including those of its trunk."""
         return count(self.config).flops_per_token * self.n_tokens
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a command declares: where its trials lie, and which they are."""
+    """A declared study: its directory and its trials."""
 
     config: StudyConfig
     directory: Path
@@ -82,7 +83,7 @@ class Study:
 
 
 def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
-    """The study of these configurations, each with the words that composed it. Raises
+    """Declare the study of these configurations, each with the words that composed it. Raises
     ConfigError."""
     resolved, shapes = _Clusters(), Shapes()
     base = resolved.of(jobs[0][0])
@@ -90,6 +91,7 @@ def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
     for config, _ in jobs:
         _refuse_another(base, resolved.of(config))
     drafts = [draft for config, words in jobs for draft in generate(config, words)]
+    # Equal trials are one run; reversed twice, so that the first of them keeps its place.
     drafts = list({draft.config.semantic_hash: draft for draft in reversed(drafts)}.values())[::-1]
     placed = [
         replace(draft, config=place(resolved.of(draft.config), directory)) for draft in drafts
@@ -106,7 +108,7 @@ def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
 
 
 class _Clusters:
-    """Clusters as `resolve_cluster` fills them, each asked for once."""
+    """Clusters as `resolve_cluster` fills them; each is resolved once."""
 
     def __init__(self) -> None:
         self._known: dict[str, ClusterConfig] = {}
@@ -119,7 +121,7 @@ class _Clusters:
 
 
 def study_directory(config: RunConfig) -> Path:
-    """<run.root>/<name of the study>. Raises ConfigError for names that make no directory."""
+    """<run.root>/<name of the study>. Raises ConfigError for a name that is not a directory's."""
     name = config.study.directory_name
     if not name.strip() or "/" in name or name.startswith("."):
         fix = "Use letters, digits, '-', '_' and '.', beginning with a letter or digit."
@@ -128,7 +130,7 @@ def study_directory(config: RunConfig) -> Path:
 
 
 def _refuse_another(base: RunConfig, config: RunConfig) -> None:
-    """One study has one cluster and one directory."""
+    """Refuse jobs that differ in cluster, study or run root: a study has one of each."""
     for key, ours, theirs in (
         ("cluster", base.cluster.model_dump(), config.cluster.model_dump()),
         ("study", base.study.model_dump(), config.study.model_dump()),
@@ -136,19 +138,20 @@ def _refuse_another(base: RunConfig, config: RunConfig) -> None:
     ):
         if ours != theirs:
             raise ConfigError(
-                f"a study has one {key}, and this sweeps over it",
+                f"a study has one {key}, and this command sweeps over it",
                 "from the command line",
                 "Run one study for each.",
             )
 
 
 def place(config: RunConfig, directory: Path) -> RunConfig:
-    """`config` as an ordinary run in the study's directory, under the name that it has there
-    already."""
+    """`config` as an ordinary run in the study's directory. A run that is already there keeps its
+    name."""
     found = sorted(path.name for path in directory.glob(f"*-{config.run_id}") if path.is_dir())
     name = found[0].removesuffix(f"-{config.run_id}") if found else config.run.name
     logger = config.logger.model_copy(update={"group": config.logger.group or directory.name})
     run = config.run.model_copy(update={"root": str(directory), "name": name, "resume": "auto"})
+    # The run's own config.yaml is that of a single run: `scaling.run` continues it without a study.
     alone = StudyConfig(kind="none", max_attempts=config.study.max_attempts)
     return config.model_copy(
         update={"run": run, "logger": logger, "study": alone, "dry_run": False}
@@ -165,11 +168,10 @@ def _planned(draft: Draft, least: int, varied: Mapping[str, Any], shapes: Shapes
 
 
 def fair_shares(configs: Sequence[RunConfig], devices: int) -> list[int]:
-    """Devices that each run should have at least: its part of all the FLOPs, to the nearest power
-    of two.
+    """The fewest devices for each run: its share of all FLOPs, rounded to a power of two.
 
-    So the largest run does not still go on, on one device, when all others are done; many equal
-    ones get one each.
+    So the largest run does not continue on one device after all others have finished. Many equal
+    runs get one device each.
     """
     flops = [count(config).flops_per_token * (config.train.n_tokens or 0) for config in configs]
     return [
@@ -180,11 +182,11 @@ def fair_shares(configs: Sequence[RunConfig], devices: int) -> list[int]:
 def on_fewest_devices(
     config: RunConfig, least: int = 1, shapes: Shapes | None = None
 ) -> tuple[RunConfig, RunPlan]:
-    """The configuration on as few of its cluster's devices as it fits on, at least `least`, and its
-    plan.
+    """Plan the configuration on the fewest devices of its cluster that hold it, but at least
+    `least`.
 
-    Many small runs side by side waste nothing on talking to each other. Raises PlanError where the
-    whole cluster is too little.
+    Many small runs side by side lose no time to communication. Raises PlanError where the whole
+    cluster is too small.
     """
     total, refusal, tried = n_devices(config), None, min(least, n_devices(config))
     while True:
@@ -197,11 +199,11 @@ def on_fewest_devices(
             return _narrowed(config, plan.layout.world_size), plan
         if tried == total:
             raise refusal
-        tried = min(total, 2 * tried)
+        tried = min(total, 2 * tried)  # powers of two, as batches and layouts divide
 
 
 def _narrowed(config: RunConfig, devices: int) -> RunConfig:
-    """On so many devices of the cluster: whole nodes, where one is not enough."""
+    """Limit the cluster to `devices`; whole nodes, where one node is not enough."""
     cluster = config.cluster
     per_node = cluster.devices_per_node or 1
     shape = {"n_nodes": max(1, devices // per_node), "devices_per_node": min(devices, per_node)}
@@ -209,8 +211,8 @@ def _narrowed(config: RunConfig, devices: int) -> RunConfig:
 
 
 def differences(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
-    """The dotted keys whose values differ between these configurations' semantics, with each one's
-    value (None: it has none)."""
+    """The dotted keys whose semantic values differ between these configurations, with each one's
+    value (None: absent)."""
     flat = [dict(_leaves(config.semantic())) for config in configs]
     keys = dict.fromkeys(key for leaves in flat for key in leaves)
     columns = {key: [leaves.get(key) for leaves in flat] for key in keys}
@@ -231,12 +233,11 @@ def _leaves(tree: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of a trial: its state, how often it failed, and the step up to which nothing
-    needs to be done again.
+    """The state of a trial, its number of failures, and the step from which it continues.
 
-    begun: it has a start and no end, and goes on from its last checkpoint. given up: it failed
-    study.max_attempts times. stopped: by Ctrl-C; the same command goes on. pruned: a search let it
-    go no further.
+    begun: it has started, has not ended, and continues from its last checkpoint. given up: it
+    failed study.max_attempts times. stopped: by Ctrl-C; the same command continues it. pruned: a
+    search ended it early.
     """
 
     state: State

@@ -63,7 +63,8 @@ in the mathematics."""
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in REFUSED])
 def test_every_option_composes(option: str) -> None:
-    compose([f"+{option}" if option.startswith("experiment=") else option])
+    config = compose([f"+{option}" if option.startswith("experiment=") else option])
+    assert RunConfig.model_validate(config.model_dump()) == config  # composing leaves nothing open
 
 
 @pytest.mark.parametrize(("option", "named"), REFUSED.items())

@@ -4,6 +4,7 @@ short is told at once."""
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,9 +241,12 @@ def test_a_tokenizer_that_is_not_there_is_told(small: RunConfig) -> None:
         check_inputs(small.model_copy(update={"tokenizer": tokenizer}))
 
 
-def test_a_url_is_not_asked(place: Path, small: RunConfig) -> None:
+def test_a_url_is_not_asked(place: Path, small: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
     check_inputs(with_data(small, place, kind="shards", path="https://host.invalid/x"))
     check_inputs(with_data(small, place, kind="documents", path="hf:owner/name"))
+    assert asked == []
 
 
 def test_a_folder_of_nothing_but_records_is_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from scaling.errors import ConfigError
 from scaling.laws import forecast as predict
 from scaling.laws.forecast import Law
 from scaling.laws.forms import CHINCHILLA, FORMS, predict_loss
-from scaling.laws.results import Definitions
+from scaling.laws.points import Definitions
 from tests.support.points import ALPHA, BETA, THETAS, A, B, E, chinchilla
 
 

@@ -12,7 +12,7 @@ from scaling.laws.checks import cannot_fit, drop_highest, fittable, screen
 from scaling.laws.fit import fit
 from scaling.laws.forms import CHINCHILLA, FORMS
 from scaling.laws.from_runs import allows_a_law, points_of_study
-from scaling.laws.results import Columns, points_of_rows, read_rows
+from scaling.laws.from_table import Columns, points_of_rows, read_rows
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.planner.cost.counts import count
@@ -112,7 +112,7 @@ def test_designs_that_cannot_identify_are_called_so():
         points(n[one], d[one], chinchilla(n, d)[one]), CHINCHILLA
     )
     ladder = np.geomspace(1e7, 1e9, 9)
-    assert "move together" in cannot_fit(
+    assert "inseparable" in cannot_fit(
         points(ladder, 20 * ladder, chinchilla(ladder, 20 * ladder)), CHINCHILLA
     )
     few = slice(0, 5)
@@ -204,7 +204,7 @@ def test_a_study_gives_its_finished_runs(tmp_path):
     assert reasons["diverged"].startswith("diverged")
     assert reasons["torn"].startswith("damaged")
     assert reasons["warm"].startswith("warm-up dominated")
-    assert reasons["parent"].startswith("its values changed on the way")
+    assert reasons["parent"].startswith("its values changed during training")
     assert reasons["waiting-0123abcd"] == "not begun"
     assert set(points_of_study(tmp_path, keep=("undecayed", "warmup")).names) == {
         "a",

@@ -102,7 +102,7 @@ def test_probing_the_lock_never_keeps_a_driver_out(run_dir):
     try:
         for _ in range(100):
             with run_dir.lock():
-                pass
+                assert run_dir.owner()["pid"] == os.getpid()
     finally:
         done.set()
         thread.join()

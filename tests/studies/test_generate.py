@@ -113,7 +113,9 @@ def test_widths_grow_by_heads() -> None:
         (128, 4, 256, 5e-4),
         (128, 4, 256, 1e-3),
     ]
-    with pytest.raises(ConfigError, match=r"study.widths has 48, which is not made of heads of 32"):
+    with pytest.raises(
+        ConfigError, match=r"study.widths has 48, which is not a multiple of the head width 32"
+    ):
         drafts("study=lr_width", "study.widths=[48]", "study.lr_factors=[1]")
 
 

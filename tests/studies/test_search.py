@@ -77,7 +77,7 @@ def test_perturbed_values_stay_in_their_ranges() -> None:
         (("study=bayesian", "study.space={optim.beta1:{low:0.8,high:1.2}}"), "less than 1"),
         (
             ("study=pbt", "study.space={model.n_layers:[1,2]}"),
-            r"model.n_layers cannot change in the middle of a run",
+            r"model.n_layers cannot change during a run",
         ),
         (("study=asha", "study.space={optim.lr:[]}"), "has no values"),
     ],

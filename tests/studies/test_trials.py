@@ -24,8 +24,8 @@ from scaling.launch.study.driver import _Running, drive_study
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.runs.directory import RunDir
+from scaling.studies.remaining import measured_rate, remaining, study_table, total
 from scaling.studies.results import result_rows, results_table, write_results
-from scaling.studies.table import measured_rate, remaining, study_table, total
 from scaling.studies.trials import (
     Study,
     declare,
@@ -245,7 +245,7 @@ def test_the_baselines_of_a_corpus_are_counted_once_and_ahead(
 
 
 def test_a_study_of_sizes_shows_depth_and_width_and_of_heads_alone_the_heads(tmp_path):
-    from scaling.studies.table import headings, labels, shown_keys
+    from scaling.studies.labels import headings, labels, shown_keys
 
     def trials(*words: tuple[str, ...]):
         jobs = [(compose([*each, f"run.root={tmp_path}"]), each) for each in words]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling.laws.results import Definitions, Points
+from scaling.laws.points import Definitions, Points
 
 # Roughly what Hoffmann et al. 2022 found; any other values would do.
 E, A, B, ALPHA, BETA = 1.7, 400.0, 1000.0, 0.34, 0.30

@@ -75,7 +75,13 @@ HOMES = {
     "fsspec": {"data/io/store.py", "data/io/hub.py"},
     "pyarrow": {"data/io/open_input.py"},
     "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py"},
-    "matplotlib": {"metrics/curve.py", "laws/figures.py"},
+    "matplotlib": {
+        "metrics/curve.py",
+        "laws/figures/__init__.py",
+        "laws/figures/budgets.py",
+        "laws/figures/canvas.py",
+        "laws/figures/goodness.py",
+    },
     "pynvml": {"planner/machines/detect.py"},
 }
 LIGHT = [
@@ -106,7 +112,7 @@ LIGHT = [
     "scaling.laws.recommend",
     "scaling.laws.answer",
     "scaling.studies.trials",
-    "scaling.studies.table",
+    "scaling.studies.remaining",
     "scaling.studies.results",
 ]
 

@@ -79,6 +79,7 @@ def test_the_bombs_go_off(tmp_path: Path) -> None:
     }
     for kind, content in bombs(tmp_path / "made").items():
         readers[kind](content)
+        assert (tmp_path / "made").is_dir(), f"{kind} did not execute its content"
         (tmp_path / "made").rmdir()
 
 
@@ -448,6 +449,9 @@ def test_what_hydra_itself_needs_is_let_through() -> None:
         "runtime": {"output_dir": "???"},
     }
     refuse_targets(OmegaConf.create({"hydra": needed}))
+    handlers["x"]["filename"] = "/tmp/elsewhere.log"
+    with pytest.raises(ConfigError, match="elsewhere"):
+        refuse_targets(OmegaConf.create({"hydra": needed}))
 
 
 def test_a_word_of_a_composition_imports_no_package(
@@ -606,7 +610,9 @@ def test_a_secret_in_a_value_is_refused_and_not_repeated(words: list[str]) -> No
     ],
 )
 def test_a_name_that_holds_the_beginning_of_a_key_is_none(words: list[str]) -> None:
-    compose(words)
+    key, value = words[-1].split("=")
+    section, name = key.split(".")
+    assert compose(words).model_dump()[section][name] == value
 
 
 @pytest.mark.parametrize("before", ["", " ", "=", "_", "/", "%3D", "\\n"])

@@ -32,7 +32,7 @@ from scaling.model.position import POSITIONS, Context
 
 D_MODEL, N_HEADS = 256, 4
 QUADRATIC = ("gqa", "full, alibi", "full, documents", "relative")
-"""Kinds of quadratic time beside full, which shows how that grows."""
+"""Kinds of quadratic time beside full attention, whose growth shows theirs."""
 VARIANTS: dict[str, tuple[str, ...]] = {
     "full": (),
     "gqa": ("attention=gqa",),
@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "hierarchical": ("attention=hierarchical",),
     "linear": ("attention=linear",),
 }
-"""Window 128, stride and block 64: the defaults but for the stride, which else grows with the
+"""Window 128, stride and block 64: the defaults, except that the default stride grows with the
 length."""
 
 
@@ -81,7 +81,7 @@ def step(module: Attention, context: Context, x_BTD: Tensor) -> None:
 
 
 def milliseconds(module: Attention, context: Context, x_BTD: Tensor) -> float:
-    """The least of runs in half a second or more: three at the fewest, but no new one after six
+    """The fastest of at least three runs over half a second or more; no new run starts after six
     seconds."""
     clock = time.perf_counter if x_BTD.is_cuda else time.process_time
     step(module, context, x_BTD)
@@ -94,7 +94,7 @@ def milliseconds(module: Attention, context: Context, x_BTD: Tensor) -> float:
 
 
 def peak_bytes(module: Attention, context: Context, x_BTD: Tensor) -> int:
-    """The most that one step holds beyond what was held before."""
+    """The peak memory of one step above the memory before it."""
     gc.collect()
     if x_BTD.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -165,7 +165,7 @@ def plot(
 def table(
     results: dict[str, tuple[list[int], list[float], list[float]]], lengths: list[int]
 ) -> str:
-    """Milliseconds / MB at every length, and both exponents, in Markdown."""
+    """A Markdown table of milliseconds / MB at every length, and both exponents."""
     lines = [
         "| kind | " + " | ".join(map(str, lengths)) + " | exponents |",
         "| --- " * (len(lengths) + 2) + "|",

@@ -1,5 +1,5 @@
-"""Training on one GPU beside what the planner says of it and beside a plain PyTorch loop: MFU and
-peak memory.
+"""Measure MFU and peak memory of training on one GPU, beside the planner's prediction and a plain
+PyTorch loop.
 
 Usage: python tools/bench/gpu.py CLUSTER [FILE.jsonl [GROUP ...]]      e.g. 1xH100; appends a line
   for each row to the file
@@ -54,7 +54,7 @@ ONE = Layout(
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. side: reference, deepspeed or plain."""
+    """A trained configuration. side: reference, deepspeed or plain."""
 
     model: str
     micro_batch_size: int
@@ -91,7 +91,7 @@ def group(model: str, *rest: tuple[Any, ...]) -> list[Case]:
     return [Case(model, *one) for one in rest]
 
 
-# ZeRO-3 comes last in a process: something of its engine outlives it.
+# ZeRO-3 comes last in a process, because parts of its engine stay in memory.
 GROUPS = [
     group("gpt_125m", (8,), (32,), (32, "selective"), (32, "full"), (16, "none", True)),
     group("gpt_350m", (8,), (16,), (32, "full")),
@@ -119,7 +119,7 @@ GROUPS = [
 
 
 def run_group(cases: list[Case], cluster: str, path: str) -> None:
-    """A process: train each, and add its row to the file."""
+    """Train each case in a process of its own, and add its row to the file."""
     import torch
     import torch.distributed as dist
 
@@ -136,7 +136,7 @@ def run_group(cases: list[Case], cluster: str, path: str) -> None:
             row |= {"status": "ok"} | measured(case, cluster)
         except torch.OutOfMemoryError:
             row |= {"status": "oom"}
-        except Exception as error:  # the other cases are measured all the same
+        except Exception as error:  # a failed case does not stop the others
             row |= {"status": "failed", "why": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
         torch._dynamo.reset()
@@ -148,8 +148,8 @@ def run_group(cases: list[Case], cluster: str, path: str) -> None:
 
 
 def on_the_device(name: str, shape: Sequence[int], config: Any, seed: int) -> Any:
-    """Initial weights in no time: which they are is not what is measured, but plain.py must begin
-    from the same."""
+    """Make initial weights quickly on the device. Their values do not affect speed, but plain.py
+    must start from the same ones."""
     import torch
 
     if len(shape) > 1:

@@ -1,4 +1,4 @@
-"""Layouts on this machine: tokens/s and peak memory beside one process, what is sent, and the
+"""Measure layouts on this machine: tokens/s and peak memory beside one process, traffic, and the
 pipeline's bubble.
 
 Usage: python tools/bench/layouts.py [ROUNDS [STEPS]]      default: 4 rounds; in each, every layout
@@ -82,8 +82,8 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Some steps of one rank. busy: (begin, end) of each forward and backward of a stage, on the
-    clock of all processes."""
+    """Some steps of one rank. busy: (begin, end) of each forward and backward pass of a stage, on
+    the common clock."""
 
     wall_s: float
     peak_bytes: int
@@ -103,8 +103,8 @@ def config_of(name: str) -> RunConfig:
 
 
 def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
-    """A process: one rank, which trains some steps each time the pipe asks for them."""
-    # of torch, about names of collectives that DeepSpeed calls
+    """The process of one rank: trains some steps for each message from the pipe."""
+    # torch warns about names of collectives that DeepSpeed calls
     warnings.simplefilter("ignore", FutureWarning)
     import torch
     import torch.distributed as dist
@@ -143,7 +143,7 @@ def rank_main(pipe: Connection, name: str, rank: int, rendezvous: str) -> None:
 
 
 def _watched(engine: Any) -> list[tuple[float, float]]:
-    """Note when DeepSpeed's pipeline runs a forward or a backward."""
+    """Record when DeepSpeed's pipeline runs a forward or a backward pass."""
     from deepspeed.runtime.pipe import schedule
 
     spans: list[tuple[float, float]] = []
@@ -190,7 +190,7 @@ class Side:
 
 
 def bubble(turns: list[Turn]) -> float:
-    """Of one step: the part of the stages' time in which they wait."""
+    """The share of one step in which the stages wait."""
     begun = min(begin for turn in turns for begin, _ in turn.busy)
     ended = max(end for turn in turns for _, end in turn.busy)
     worked = sum(end - begin for turn in turns for begin, end in turn.busy)

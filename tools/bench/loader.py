@@ -1,5 +1,5 @@
-"""Tokens per second and core of the loader, side by side with litdata and with plain webdataset on
-the same tokens; seek times.
+"""Measure the loader's tokens per second and core, beside litdata and plain webdataset on the same
+tokens; and seek times.
 
 Usage: OMP_NUM_THREADS=1 python tools/bench/loader.py [ROUNDS [SECONDS [DIR]]]     default: 5 rounds
   of 2 seconds a side
@@ -50,11 +50,11 @@ from scaling.data.shards import CorpusIndex
 BATCH, SEQ_LENS, SEEKS = 16, (256, 1024, 4096), (10**3, 10**8)
 SHUFFLE_BUFFER = 1000
 WINDOW_TOKENS = 16_000_000
-"""In a chunk of litdata: what a window of ours mixes would be 16 shards; its own default of 64 MB
-is about the same."""
+"""Tokens per litdata chunk. One of our windows mixes as much as 16 shards; litdata's default of 64
+MB is about the same."""
 Batches = Iterator[tuple[Any, Any]]
 Open = Callable[[int], Batches]
-"""Sequence number -> batches from there on."""
+"""A function from a sequence number to the batches from there on."""
 
 
 def scaling_side(directory: str, seq_len: int, scratch: str) -> Open:
@@ -161,14 +161,14 @@ SIDES = {"scaling": scaling_side, "litdata": litdata_side, "webdataset": webdata
 
 
 def serve(pipe: Connection, side: str, directory: str, seq_len: int, scratch: str) -> None:
-    """A side's process: answers ("run", seconds) with (tokens, CPU s, wall s), ("seek", k) with
-    seconds, until "end"."""
+    """The process of one side. Answers ("run", seconds) with (tokens, CPU s, wall s) and ("seek",
+    k) with seconds, until "end"."""
     import torch
 
     torch.set_num_threads(1)
     open_at = SIDES[side](directory, seq_len, scratch)
     batches = open_at(0)
-    # everything is imported, and buffers are full
+    # now everything is imported, and buffers are full
     for tokens, targets in itertools.islice(batches, 200):
         assert tokens.shape == targets.shape == (BATCH, seq_len)
         assert tokens.dtype == targets.dtype == torch.int64
@@ -197,7 +197,7 @@ def seek(open_at: Open, k: int) -> float:
 def compare(
     directory: str, seq_len: int, sides: list[str], rounds: int, seconds: float
 ) -> list[list[str]]:
-    """A row of the table for each side."""
+    """One row of the table per side."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         pipes: dict[str, Connection] = {}

@@ -1,4 +1,4 @@
-"""Tokens per second of the training loop on gpt_10m, side by side with a plain PyTorch loop of the
+"""Measure tokens per second of the training loop on gpt_10m, beside a plain PyTorch loop of the
 same model.
 
 Usage: python tools/bench/loop.py [ROUNDS [STEPS]]      default: 8 rounds; in each, every side
@@ -40,12 +40,13 @@ from scaling.planner.machines.detect import resolve_cluster
 GLOBAL_BATCH_SIZE, SEQ_LEN = 8, 256
 DTYPES = ("fp32", "bf16")
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
-"""Relative, of a segment's mean loss after some dozen steps: rounding grows as training goes on."""
+"""Relative tolerance for a segment's mean loss after some dozen steps: rounding errors grow with
+training."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some steps of one side: seconds of the clock, CPU seconds of its processes, mean loss."""
+    """Some steps of one side: wall seconds, CPU seconds of its processes, mean loss."""
 
     wall_s: float
     cpu_s: float
@@ -72,7 +73,7 @@ def config_for(dtype: str, n_workers: int, steps: int, root: str) -> RunConfig:
 
 
 def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: str) -> None:
-    """A process: train a segment each time the pipe asks for one."""
+    """The process of the plain side: trains one segment for each message from the pipe."""
     import numpy as np
     import torch
     from plain import PlainGPT, PlainLoop
@@ -104,7 +105,7 @@ def plain_side(pipe: Connection, dtype: str, n_threads: int, steps: int, root: s
 def main_side(
     pipe: Connection, dtype: str, rank: int, n_workers: int, steps: int, root: str
 ) -> None:
-    """A process: one rank of the real worker, whose loop is run a segment at a time."""
+    """The process of one rank of the real worker: runs its loop one segment at a time."""
     from scaling.channel.base import LocalChannel
     from scaling.data.prepare.cached import ensure_corpus
     from scaling.metrics import names
@@ -159,13 +160,13 @@ def main_side(
 
 
 class _NoCheckpoints:
-    """A Checkpointer that finds none due, and saves nothing at the end."""
+    """A Checkpointer for which no checkpoint is due, and which saves nothing at the end."""
 
     last_step = None
     failed = timely = False
 
     def wait(self) -> None:
-        """Nothing is on its way."""
+        """Return at once, because nothing is being written."""
 
     def save(self, engine: Any, state: Any) -> float:
         return 0.0
@@ -187,7 +188,7 @@ def _timed(run: Callable[[], float]) -> Segment:
 
 @dataclass
 class Side:
-    """The processes of one side, and what they have done so far."""
+    """The processes of one side, and their results so far."""
 
     name: str
     processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = field(

@@ -75,8 +75,8 @@ def config_of(words: list[str]) -> RunConfig:
 def rank_main(
     pipe: Connection, layout: Layout, rank: int, rendezvous: str, words: list[str]
 ) -> None:
-    """A process: one rank, which sends the bytes of its tensors at the peak, and those by which its
-    resident memory rose."""
+    """The process of one rank: sends the bytes of its tensors at the peak, and the rise of its
+    resident memory."""
     import torch
     import torch.distributed as dist
 
@@ -92,7 +92,8 @@ def rank_main(
     ranks = Ranks(rank, world, rank).laid_out(tp=layout.tp, pp=layout.pp, cp=layout.cp)
     config = config_of(words)
     if layout.engine == "deepspeed":
-        import deepspeed  # noqa: F401 - part of the process, not of what it holds
+        # imported before the first measurement, so that its memory is not counted
+        import deepspeed  # noqa: F401
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     engine = build_engine(config, layout, ranks, torch.device("cpu"))
@@ -124,7 +125,7 @@ def _live_bytes() -> int:
 
 
 def _most_given_out(work: Callable[[], object]) -> int:
-    """The largest sum of what tensors took and gave back while `work` ran."""
+    """The largest sum of tensor memory in use while `work` runs."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -143,7 +144,7 @@ def _status_bytes(field: str) -> int:
 
 
 def measured_bytes(layout: Layout, root: str, words: list[str]) -> tuple[int, int]:
-    """Of the fullest rank: tensors at the peak, and the rise of resident memory."""
+    """The fullest rank's tensors at the peak, and the rise of its resident memory."""
     context = multiprocessing.get_context("spawn")
     rendezvous = f"file://{root}/{abs(hash(layout))}"
     pipes, processes = [], []

@@ -1,5 +1,4 @@
-"""What one writes without this project: a GPT of the same arrangement and the loop that trains it,
-in plain PyTorch.
+"""The plain PyTorch equivalent: a GPT of the same shape, and the loop that trains it.
 
 The yardstick of loop.py, kept as good as a page of code can be: fused attention, fused AdamW,
 cross-entropy in one call, autocast for bf16, batches in memory before the clock starts, no
@@ -76,8 +75,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Llama's arrangement with a tied head; its parameters bear the names of the project's own
-    model."""
+    """Llama's architecture with a tied head. Its parameters have the project's own names."""
 
     def __init__(self, shape: ModelConfig, vocab_size: int, seq_len: int, theta: float) -> None:
         super().__init__()
@@ -98,8 +96,8 @@ class PlainGPT(nn.Module):
 
 
 class PlainLoop:
-    """`batches`: (tokens_BT, targets_BT) of each step, taken in turn and from the start again;
-    constant learning rate."""
+    """Trains on `batches`, (tokens_BT, targets_BT) per step, repeated from the start; constant
+    learning rate."""
 
     def __init__(
         self,
@@ -140,8 +138,8 @@ class PlainLoop:
         return float(total) / n_steps
 
     def accumulated(self, n_micro_batches: int) -> Tensor:
-        """One step on the gradients of the next `n_micro_batches`; their mean loss, for which
-        nobody waits."""
+        """One step on the gradients of the next `n_micro_batches`; returns their mean loss without
+        waiting for it."""
         total = torch.zeros((), device=self._model.embedding.weight.device)
         for _ in range(n_micro_batches):
             tokens_BT, targets_BT = self._batches[self._done % len(self._batches)]

@@ -1,4 +1,4 @@
-"""Tokens per second and peak memory of scaling.prepare against the size of the corpus.
+"""Measure tokens per second and peak memory of scaling.prepare against the size of the corpus.
 
 Usage: python tools/bench/prepare.py [MB ...]     sizes of the text, default 100 400 1600 3200
 
@@ -28,12 +28,12 @@ from rich.table import Table
 
 PARAGRAPH_LINES, DOCUMENT_PARAGRAPHS = 8, 12
 LARGEST = {"byte": 10**9, "bpe": 400}
-"""MB: above that it takes long and shows nothing new."""
+"""Largest corpus in MB: larger ones take long and show nothing new."""
 TOKENIZERS = {"byte": (), "bpe": ("vocab_size=8192", "tokenizer_sample=20M")}
 
 
 def documents(n_bytes: int) -> Iterator[str]:
-    """About so many bytes of JSON lines."""
+    """About `n_bytes` of JSON lines."""
     rng = random.Random(0)
     lines = [
         line
@@ -52,7 +52,7 @@ def documents(n_bytes: int) -> Iterator[str]:
 
 
 def prepare(source: Path, tokenizer: str, scratch: Path) -> tuple[str, float, float]:
-    """What the command prints of its speed, seconds, and peak memory in MB."""
+    """The speed that the command prints, its seconds, and its peak memory in MB."""
     out = scratch / f"{source.stem}-{tokenizer}"
     command = [
         sys.executable,

@@ -1,5 +1,4 @@
-"""Wait for a moment in which nothing else keeps the cores busy, so that a measurement is of what it
-measures."""
+"""Wait until no other process keeps the cores busy, so that a measurement is not disturbed."""
 
 from __future__ import annotations
 
@@ -7,11 +6,11 @@ import time
 from pathlib import Path
 
 BUSY_CORES = 0.2
-"""What other processes may use and still count as quiet; a choice: a tenth of two cores."""
+"""Cores that other processes can use on a quiet machine: a tenth of two cores, by choice."""
 
 
 def busy_cores(seconds: float) -> float:
-    """Cores kept busy over the next `seconds`, by all processes (/proc/stat, first line;
+    """Cores that all processes kept busy over the next `seconds` (/proc/stat, first line;
     proc_stat(5))."""
     before, begun_s = _busy_ticks(), time.perf_counter()
     time.sleep(seconds)
@@ -19,8 +18,8 @@ def busy_cores(seconds: float) -> float:
 
 
 def wait_for_quiet(limit_s: float = 60.0) -> float:
-    """Return after a quiet second, or after `limit_s` all the same; gives the cores busy in the
-    last second looked at."""
+    """Return after a quiet second, or after `limit_s` at the latest; returns the busy cores of the
+    last second."""
     end_s = time.perf_counter() + limit_s
     while (busy := busy_cores(1.0)) > BUSY_CORES and time.perf_counter() < end_s:
         pass
@@ -29,4 +28,6 @@ def wait_for_quiet(limit_s: float = 60.0) -> float:
 
 def _busy_ticks() -> int:
     ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4]  # less idle and waiting for a disk
+    return (
+        sum(ticks) - ticks[3] - ticks[4]
+    )  # without the time that a core is idle or waits for a disk

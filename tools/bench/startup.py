@@ -1,4 +1,4 @@
-"""Seconds from the command to the first optimiser step, by stage.
+"""Measure the seconds from the command to the first optimiser step, by stage.
 
 Usage: python tools/bench/startup.py [REPEATS]      default 5
 
@@ -30,7 +30,7 @@ TOKENS = 2 * 16 * 256
 
 
 def start(root: Path, n_workers: int) -> dict[str, float]:
-    """One run from its command to its end; stage -> seconds since the command."""
+    """Time one run. Returns stage -> seconds since the command."""
     overrides = [
         "model=gpt_nano",
         "cluster=local",
@@ -57,7 +57,7 @@ def start(root: Path, n_workers: int) -> dict[str, float]:
 
 
 def stages(startup_s: dict[str, float]) -> dict[str, float]:
-    """Seconds each stage took: what was reached, less what was reached before it."""
+    """Seconds of each stage: the time at its end minus the time at its start."""
     took_s = [after - before for before, after in pairwise([0.0, *startup_s.values()])]
     return dict(zip(startup_s, took_s, strict=True))
 

@@ -1,5 +1,4 @@
-"""What a study costs beside training: sum of the trials' seconds in training steps over wall time x
-devices.
+"""Measure the overhead of a study: the trials' seconds in training steps over wall time x devices.
 
 Usage: python tools/bench/study.py [N_TOKENS]      default 1.2M a trial
 
@@ -37,7 +36,7 @@ OVERRIDES = (
 
 
 def run(*words: str) -> float:
-    """Seconds of one command."""
+    """Run one command; returns its seconds."""
     begun_s = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "scaling.run", *words],

@@ -1,5 +1,5 @@
-"""Counts what a rank hands to collectives, in elements, from calls of torch.distributed, through
-which DeepSpeed goes too."""
+"""Count the elements that a rank passes to collectives, at the calls of torch.distributed, which
+DeepSpeed uses too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SMALL = 64
-"""Tensors of up to so many elements are norms, counts and flags, not counted."""
+"""Tensors of at most this many elements are norms, counts and flags, and are not counted."""
 
 # Elements that pass a rank in a ring, but for 1/n of them: of an all-reduce twice its tensor, else
 # once what all have together.
@@ -35,7 +35,7 @@ _BOUND = {
     "all_gather_function": "all_gather_into_tensor",
     "reduce_scatter_function": "reduce_scatter_tensor",
 }
-"""What DeepSpeed has looked up once and for all."""
+"""Functions that DeepSpeed looks up once and keeps."""
 
 
 def _deepspeed_backend() -> Any:

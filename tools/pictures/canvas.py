@@ -1,5 +1,5 @@
-"""A page of 100 units in width, y downwards, on which boxes, arrows and text are put. Readable at
-800 pixels in width."""
+"""A drawing page, 100 units wide with y downwards, for boxes, arrows and text. Readable at a width
+of 800 pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLUE, VERMILION, GREEN, PURPLE, YELLOW, SKY = (
 )
 QUIET, INK, FAINT, LINE = "#6B7280", "#1F2937", "#F3F4F6", "#9CA3AF"
 RANKS = (BLUE, YELLOW, GREEN, PURPLE)
-"""One for each of four ranks."""
+"""One colour for each of four ranks."""
 _DPI = 160  # of ten inches in width: two pixels of the file to one of the page
 
 
@@ -71,7 +71,7 @@ class Canvas:
         turned: bool = False,
         dashed: bool = False,
     ) -> None:
-        """x, y: its upper left corner."""
+        """Draw a box. x, y: its upper left corner."""
         style = (0, (3, 2)) if dashed else "solid"
         self._axes.add_patch(
             Rectangle(
@@ -111,6 +111,6 @@ class Canvas:
 
 
 def tint(colour: str, share: float) -> str:
-    """`share` of a colour, the rest white."""
+    """A mix of a colour with white; `share` is the colour's part."""
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(255 - share * (255 - channel)):02X}" for channel in channels)

@@ -13,11 +13,11 @@ from schedule import bubble, followed
 
 from scaling.planner.layout import PipelineSchedule
 
-N = 4  # ranks or stages of each picture but that of tensor parallelism, which has two
+N = 4  # ranks or stages of each picture; tensor parallelism has two
 
 
 def data_parallel() -> Canvas:
-    """Who holds what under ddp and ZeRO 1 to 3, and what is sent in a step."""
+    """Draw the memory of each rank under ddp and ZeRO 1 to 3, and the traffic of a step."""
     canvas = Canvas(
         49,
         "Data parallel: the ranks read different sequences; ZeRO deals out what they would all hold",
@@ -72,7 +72,7 @@ def data_parallel() -> Canvas:
 
 
 def _quarters(canvas: Canvas, x: float, y: float, colour: str, own: int | None) -> None:
-    """All of something, or the quarter of it that is a rank's own."""
+    """A whole object, or the quarter of it that a rank owns."""
     width = 11 / N
     for part in range(N):
         held = own is None or own == part
@@ -87,7 +87,7 @@ def _quarters(canvas: Canvas, x: float, y: float, colour: str, own: int | None) 
 
 
 def tensor_parallel() -> Canvas:
-    """A block without and with a shared residual stream, and the embedding and the loss."""
+    """Draw a block without and with a split residual stream, the embedding and the loss."""
     canvas = Canvas(
         84, "Tensor parallel, tp=2: each rank holds some heads, columns, rows and vocabulary"
     )
@@ -116,8 +116,8 @@ def _lanes(canvas: Canvas, y: float) -> None:
 
 
 def _matrix(canvas: Canvas, x: float, y: float, rank: int, text: str, *, columns: bool) -> None:
-    """A matrix, of which a rank holds half: output columns (its inputs are all), or rows (its
-    outputs are partial sums)."""
+    """A matrix of which a rank holds half: output columns (with all inputs), or rows (with partial
+    sums as outputs)."""
     side, half = 4.4, 2.2
     canvas.box(x, y + 1.2, side, side, fill="white")
     canvas.box(
@@ -176,7 +176,7 @@ def _block(canvas: Canvas, y: float, caption: str, *, sequence: bool) -> None:
 
 
 def _stream(canvas: Canvas, x: float, y: float, rank: int, *, sequence: bool) -> None:
-    """x: the residual stream, all positions or the rank's half of them."""
+    """Draw the residual stream. x: all positions, or the rank's half of them."""
     canvas.box(x, y + 1, 4.4, 5, fill="white", dashed=sequence)
     if sequence:
         canvas.box(x, y + 1 + 2.5 * rank, 4.4, 2.5, "x", fill=tint(RANKS[rank], 0.45), edge=LINE)
@@ -211,7 +211,7 @@ def _ends(canvas: Canvas, y: float) -> None:
 
 
 def pipeline_parallel() -> Canvas:
-    """Which stage has what, and the schedule."""
+    """Draw the content of each stage, and the schedule."""
     canvas = Canvas(
         99, "Pipeline parallel, pp=4: each rank has some blocks; micro-batches follow one another"
     )
@@ -284,7 +284,7 @@ def pipeline_parallel() -> Canvas:
 
 
 def _schedule(canvas: Canvas, top: float, kind: PipelineSchedule, title: str, said: str) -> None:
-    """A row a rank of what it computes when."""
+    """One row per rank with its passes over time."""
     p, m = N, 2 * N
     work = followed(kind, p, m)
     unit = 88 / max(piece.end for piece in work)
@@ -341,7 +341,7 @@ def _stages(canvas: Canvas, y: float, stages: list[list[str]], passed: list[str]
 
 
 def context_parallel() -> Canvas:
-    """Positions of all heads, heads of all positions, and back."""
+    """Draw the exchange from positions of all heads to heads of all positions, and back."""
     canvas = Canvas(
         79, "Context parallel, cp=4. Ulysses: positions are swapped for heads around attention"
     )
@@ -373,7 +373,7 @@ def context_parallel() -> Canvas:
 
 
 def _ring(canvas: Canvas, y: float) -> None:
-    """Whose keys a rank meets at each turn."""
+    """Draw whose keys a rank meets at each turn of the ring."""
     canvas.text(
         2,
         y,

@@ -1,5 +1,5 @@
-"""The schedules of a pipeline, by following DeepSpeed's own instructions with a clock: who computes
-what, and when."""
+"""Pipeline schedules as DeepSpeed's own instructions give them: which stage computes what, and
+when."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scaling.planner.layout import Layout, PipelineSchedule
 
 @dataclass(frozen=True)
 class Work:
-    """One pass of a micro-batch through a stage of a rank; times in any unit."""
+    """One pass of a micro-batch through a stage of a rank. Times are in an arbitrary unit."""
 
     rank: int
     stage: int
@@ -97,7 +97,7 @@ def _passes(layout: Layout, rank: int) -> list[tuple[Literal["forward", "backwar
 def _ready(
     kind: str, stage: int, number: int, n_stages: int, ends: dict[tuple[str, int, int], float]
 ) -> float | None:
-    """When what the work needs is there; None while that is not known."""
+    """The time at which the inputs of the work are ready; None while it is unknown."""
     if kind == "forward":
         return 0.0 if stage == 0 else ends.get((kind, stage - 1, number))
     return ends.get(
@@ -106,13 +106,13 @@ def _ready(
 
 
 def waited(work: list[Work]) -> float:
-    """Time that the first rank waits, of the whole."""
+    """The share of the whole time in which the first rank waits."""
     return max(piece.end for piece in work) - sum(
         piece.end - piece.start for piece in work if piece.rank == 0
     )
 
 
 def bubble(work: list[Work]) -> float:
-    """The part of the time in which a rank waits, on average over the ranks."""
+    """The share of the time in which a rank waits, on average over the ranks."""
     end, n_ranks = max(piece.end for piece in work), max(piece.rank for piece in work) + 1
     return 1 - sum(piece.end - piece.start for piece in work) / (end * n_ranks)

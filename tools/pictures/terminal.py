@@ -1,4 +1,4 @@
-"""What a command prints on a terminal of 80 columns, as a picture.
+"""Draw the output of a command on a terminal of 80 columns.
 
 python tools/pictures/terminal.py docs/images/plan.svg python -m scaling.run dry_run=true
 """
@@ -21,7 +21,7 @@ WIDTH = 80
 
 
 def picture(command: list[str]) -> str:
-    """SVG without fonts from elsewhere, so that it is the same offline."""
+    """An SVG without external fonts, so that it looks the same offline."""
     environment = os.environ | {"COLUMNS": str(WIDTH), "FORCE_COLOR": "1", "TERM": "xterm-256color"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)

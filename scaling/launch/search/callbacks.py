@@ -14,8 +14,8 @@ from scaling.launch.signals import StopSignals
 from scaling.launch.study.console import StudyConsole, Tally
 from scaling.metrics import names
 from scaling.runs.directory import RunDir
+from scaling.studies.labels import label
 from scaling.studies.search_space import PARENT, read_drawn, write_drawn
-from scaling.studies.table import label
 from scaling.studies.trials import Study
 from scaling.units import format_count
 

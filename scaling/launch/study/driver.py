@@ -48,8 +48,9 @@ from scaling.planner.machines.detect import check_available, n_devices
 from scaling.runs.files import disk_error
 from scaling.runs.lock import DriverLock
 from scaling.screen import output_console, visible
+from scaling.studies.labels import labels
+from scaling.studies.remaining import study_table
 from scaling.studies.results import Row, result_rows, results_table, write_results
-from scaling.studies.table import labels, study_table
 from scaling.studies.trials import Standing, Study, Trial, declare, standing_of
 from scaling.units import counted, format_duration, number_text
 

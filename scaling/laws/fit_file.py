@@ -1,6 +1,6 @@
-"""fit.json: an analysis at full precision, and the laws in it read back for predictions.
+"""Write an analysis to fit.json at full precision, and read its laws for predictions.
 
-Floats are written as the shortest text that reads back as the same float; what is not finite is
+Each float is the shortest text that reads back as the same float; infinite values and NaN become
 null.
 """
 
@@ -21,7 +21,7 @@ from scaling.laws.forecast import Law
 from scaling.laws.forms import form_named
 from scaling.laws.intervals import percentile_interval
 from scaling.laws.isoflop import IsoFlop
-from scaling.laws.results import Definitions
+from scaling.laws.points import Definitions
 from scaling.runs.files import read_object, write_json
 
 FORMAT = 1
@@ -75,14 +75,14 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def write(analysis: Analysis, directory: Path) -> Path:
-    """Write fit.json there, complete or not at all; returns its path. Raises RunDirError."""
+    """Write fit.json, atomically; returns its path. Raises RunDirError."""
     path = directory / FILE
     write_json(path, to_json(analysis))
     return path
 
 
 def read(place: Path) -> dict[str, Any]:
-    """fit.json at `place`, which may be its directory, or the study's whose laws it holds. Raises
+    """Read fit.json. `place` is the file, its directory, or a study that holds it. Raises
     ConfigError or DataError."""
     path = place / FILE if place.is_dir() else place
     if not path.exists() and (place / "laws" / FILE).exists():
@@ -123,7 +123,7 @@ def law_of(found: Mapping[str, Any], name: str) -> Law:
 
 
 def downstream_of(found: Mapping[str, Any]) -> list[DownstreamFit]:
-    """The curves from loss to metric of a stored analysis."""
+    """The curves from loss to metric in a stored analysis."""
     return [
         DownstreamFit(
             curve,

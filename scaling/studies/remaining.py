@@ -1,33 +1,21 @@
-"""A study before it starts: its trials, what each will take, and all of them together."""
+"""A study before it starts: the remaining work of each trial and of all together."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scaling.planner.cost.counts import count
 from scaling.planner.run_plan import RunPlan
 from scaling.screen import Column, FittedTable
+from scaling.studies.labels import common_name, short_names, shown, shown_keys, varied_columns
 from scaling.studies.trials import Standing, Study, Trial
 from scaling.units import counted, format_count, format_duration, format_flops
-
-_SHAPE = (
-    "model.n_layers",
-    "model.d_model",
-    "model.n_heads",
-    "model.n_kv_heads",
-    "model.d_head",
-    "model.d_ff",
-)
-_TOLD = ("train.n_tokens", "train.parent")
-"""What the column of tokens says already."""
 
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is still to be done of a trial, or of several. None is unknown."""
+    """The remaining work of one trial or of several; None: unknown."""
 
     tokens: float
     flops: float
@@ -36,14 +24,14 @@ class Remaining:
 
 
 def remaining(trial: Trial, standing: Standing, flops_per_device_s: float | None) -> Remaining:
-    """By the plan's own prediction, or, where the devices' peak is not known, at a measured
-    rate."""
+    """Estimate by the plan's own prediction or, for devices of unknown peak, by a measured rate."""
     plan = trial.plan
     if plan is None or standing.state in ("finished", "pruned", "given up", "damaged"):
         return Remaining(0.0, 0.0, 0.0, 0.0)
     begun = max(standing.step, trial.branch.step if trial.branch is not None else 0)
     share = max(0.0, 1 - begun / plan.n_steps)
     hours = None if plan.hours is None else plan.hours * plan.layout.world_size
+    # a CPU has no known peak, and so no predicted time
     if hours is None and flops_per_device_s:
         hours = plan.flops / flops_per_device_s / 3600
     return Remaining(
@@ -55,7 +43,7 @@ def remaining(trial: Trial, standing: Standing, flops_per_device_s: float | None
 
 
 def measured_rate(study: Study, standings: Mapping[str, Standing]) -> float | None:
-    """FLOP/s of a device over the study's finished trials; None before there are any."""
+    """FLOP/s per device over the study's finished trials; None until one has finished."""
     flops = device_s = 0.0
     for trial in study.trials:
         if (
@@ -67,6 +55,7 @@ def measured_rate(study: Study, standings: Mapping[str, Standing]) -> float | No
                 if trial.branch is not None
                 else 0.0
             )
+            # the trunk has computed the part before the branch, in its own time
             flops += (1 - begun) * summary.get("flops", 0.0)
             device_s += summary.get("device_s", 0.0)
     return flops / device_s if device_s > 0 else None
@@ -86,13 +75,13 @@ def total(parts: Sequence[Remaining]) -> Remaining:
 
 
 def study_table(study: Study, standings: Mapping[str, Standing]) -> FittedTable:
-    """One row a trial, with what it varies, its size, its devices and how it stands; totals are of
-    what is still to be done."""
+    """One row per trial: its varied keys, size, devices and state. The totals are of the remaining
+    work."""
     rate = measured_rate(study, standings)
     rests = [remaining(trial, standings[trial.identity], rate) for trial in study.trials]
     keys, names = shown_keys(study.trials), short_names([trial.name for trial in study.trials])
     known = any(rest.device_hours is not None or rest.usd is not None for rest in rests)
-    # else the note says so, once
+    # otherwise the note below the table reports it once
     costs = (Column("device time", 3), Column("USD", 6)) if known else ()
     columns = (
         *varied_columns(keys),
@@ -104,7 +93,8 @@ def study_table(study: Study, standings: Mapping[str, Standing]) -> FittedTable:
         *costs,
         Column("state", left=True),
     )
-    title = f"Study {study.name}: {counted(len(study.trials), 'trial')}{common_name(names, study.trials)}"
+    n_trials = counted(len(study.trials), "trial")
+    title = f"Study {study.name}: {n_trials}{common_name(names, study.trials)}"
     table = FittedTable(columns, title, note=_still_to_do(total(rests)))
     for trial, rest in zip(study.trials, rests, strict=True):
         table.add(
@@ -154,76 +144,6 @@ def _state(standing: Standing, plan: RunPlan) -> str:
     if standing.state in ("begun", "failed", "stopped", "pruned") and standing.step:
         text += f", from step {standing.step}/{plan.n_steps}"
     return text + (f", {counted(standing.failures, 'failure')}" if standing.failures else "")
-
-
-def shown_keys(trials: Sequence[Trial]) -> list[str]:
-    """The varied keys that get a column: of the shape's, depth and width, and what these do not
-    fix."""
-    varied = [key for key in trials[0].varied if key not in _TOLD] if trials else []
-    keys = [key for key in varied if key not in _SHAPE]
-    keys += [key for key in _SHAPE[:2] if key in varied]
-    for key in _SHAPE[2:]:
-        if key in varied and not _fixed(key, keys, trials):
-            keys.append(key)
-    return keys
-
-
-def _fixed(key: str, by: Sequence[str], trials: Sequence[Trial]) -> bool:
-    """Whether trials that agree in all of `by` agree in `key`."""
-    values: dict[str, set[str]] = {}
-    for trial in trials:
-        values.setdefault(repr([trial.varied[other] for other in by]), set()).add(
-            repr(trial.varied[key])
-        )
-    return all(len(found) == 1 for found in values.values())
-
-
-def varied_columns(keys: Sequence[str]) -> list[Column]:
-    return [Column(heading, 1 if number else 0) for number, heading in enumerate(headings(keys))]
-
-
-def headings(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or all of it where two end alike."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Each run's name without the words that all begin with; its end is the hash of its
-    configuration."""
-    words = zip(*(name.split("-")[:-1] for name in names), strict=False)
-    shared = list(itertools.takewhile(lambda same: len(set(same)) == 1, words))
-    return {name: "-".join(name.split("-")[len(shared) :]) for name in names}
-
-
-def common_name(names: Mapping[str, str], trials: Sequence[Trial]) -> str:
-    """The beginning that `short_names` has taken away, for the title."""
-    if not trials or names[trials[0].name] == trials[0].name:
-        return ""
-    first = trials[0].name
-    return f", each {first.removesuffix(names[first])}TRIAL"
-
-
-def labels(trials: Sequence[Trial]) -> dict[str, str]:
-    """What a person calls each trial: what it varies, and its name."""
-    keys, names = shown_keys(trials), short_names([trial.name for trial in trials])
-    found = {}
-    for trial in trials:
-        values = zip(keys, (trial.varied[key] for key in keys), strict=True)
-        found[trial.name] = label(dict(values), names[trial.name])
-    return found
-
-
-def label(values: Mapping[str, Any], name: str) -> str:
-    pairs = zip(headings(list(values)), values.values(), strict=True)
-    text = " ".join(f"{heading}={shown(value)}" for heading, value in pairs)
-    return f"{text} ({name})" if text else name
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _hours(device_hours: float | None) -> str:

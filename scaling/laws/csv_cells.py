@@ -1,8 +1,8 @@
-"""The cells of a table of runs as people write them: counts with units and thousands, percentages,
-words for true and missing.
+"""Read the cells of a table of runs as people write them: counts with units and thousands
+separators, percentages, words for true and missing.
 
-What can be read in one way only is read; the rest raises DataError that names the line and the
-column.
+A cell with exactly one possible meaning is read. Any other cell raises DataError, which names the
+line and the column.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scaling.errors import DataError
-from scaling.units import other_delimiter
+from scaling.units import counted, other_delimiter
 
 LINE = ""
-"""Key of a row under which the number of its line stands."""
+"""Key under which each row holds its line number."""
 _EMPTY = frozenset(
     ("", "-", "--", "n/a", "na", "#n/a", "nan", "-nan", "<na>", "none", "null", "nil")
 )
 MISSING = _EMPTY | {"?", "missing", "diverged", "failed"}
-"""Words for a number that is not there."""
+"""Words that mean a missing number."""
 _TRUE = frozenset(("true", "t", "yes", "y", "on", "1"))
 _FALSE = _EMPTY | {"false", "f", "no", "n", "off", "0"}
 
@@ -50,7 +50,7 @@ _UNITS = {
     "loss": ("nats", "nat", "nats/token", "nats per token"),
     "metric": (),
 }
-"""Words that may stand behind a number, by what the column is."""
+"""Unit words that may follow a number, by kind of column."""
 _EXAMPLES = {
     "n": "Write parameters as 124000000, 124_000_000, 124M or 1.24e8.",
     "d": "Write tokens as 2500000000, 2.5B or 2.5e9.",
@@ -61,8 +61,8 @@ _EXAMPLES = {
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of the columns, and the rows of a CSV file with each line's number under LINE; blank
-    lines are no rows.
+    """The column names and the rows of a CSV file. Each row holds its line number under LINE; blank
+    lines are skipped.
 
     Raises DataError for a header with one name twice, and for a row of more or fewer cells than the
     header.
@@ -99,7 +99,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _check_delimiter(path: Path, header: str) -> None:
     if (delimiter := other_delimiter(header)) is not None:
         raise DataError(
-            f"{path} has a {delimiter} between its columns, and a comma is wanted",
+            f"{path} separates its columns by a {delimiter}, not by a comma",
             "table",
             "Write it with commas between columns and points in numbers, as 2.345.",
         )
@@ -111,10 +111,10 @@ def _row(path: Path, header: list[str], line: int, cells: list[str]) -> dict[str
     if len(cells) != len(header):
         more, fewer = (
             'A number with commas goes in quotes: "1,234,567".',
-            "Each line has a cell for each column, if only an empty one.",
+            "Give each line one cell per column; a cell may be empty.",
         )
         raise DataError(
-            f"line {line} has {len(cells)} cell{'s' if len(cells) != 1 else ''} and the header {len(header)}",
+            f"line {line} has {counted(len(cells), 'cell')} and the header {len(header)}",
             f"table={path}",
             more if len(cells) > len(header) else fewer,
         )
@@ -148,7 +148,7 @@ def number(row: Mapping[str, str], column: str, kind: str) -> float:
 
 
 def share_or_number(row: Mapping[str, str], column: str, total: float, kind: str) -> float:
-    """As `number`, and 2% is that part of `total`."""
+    """Read a cell as `number` does, where 2% means that share of `total`."""
     text = row[column].strip()
     if text.endswith("%") and _NUMBER.fullmatch(text[:-1].strip()):
         return float(text[:-1].replace("_", "")) / 100 * total
@@ -156,21 +156,21 @@ def share_or_number(row: Mapping[str, str], column: str, total: float, kind: str
 
 
 def one_writing(rows: Sequence[Mapping[str, str]], column: str) -> None:
-    """Raises DataError for a column that has percentages in some rows and plain numbers in
-    others."""
+    """Raise DataError for a column that mixes percentages with plain numbers."""
     there = [row for row in rows if row[column].strip().lower() not in MISSING]
     percent = [row[column].endswith("%") for row in there]
     if any(percent) and not all(percent):
         row = there[percent.index(not percent[0])]
         raise DataError(
-            f"line {row[LINE]}: {column} is {row[column]!r} and {there[0][column]!r} in line {there[0][LINE]}",
+            f"line {row[LINE]}: {column} is {row[column]!r} "
+            f"and {there[0][column]!r} in line {there[0][LINE]}",
             f"column {column}",
             _EXAMPLES["metric"],
         )
 
 
 def truth(row: Mapping[str, str], column: str) -> bool:
-    """Whether a cell says true; a missing value is false. Raises DataError for any other word."""
+    """Whether a cell means true; a missing value is false. Raises DataError for any other word."""
     word = row[column].strip().lower()
     # as pandas writes a column with gaps: 0.0, 1.0
     if _NUMBER.fullmatch(word) and float(word.replace("_", "")) in (0, 1):
@@ -185,7 +185,7 @@ def truth(row: Mapping[str, str], column: str) -> bool:
 
 
 def _scale(unit: str, kind: str) -> float | None:
-    """What the letters behind a number multiply it by; None for letters that mean nothing there."""
+    """The factor that the letters after a number stand for; None for unknown letters."""
     if kind == "metric" and unit == "%":
         return 0.01
     if unit in ("", *_UNITS[kind]):
@@ -196,7 +196,7 @@ def _scale(unit: str, kind: str) -> float | None:
         (word for word in sorted(_UNITS[kind], key=len, reverse=True) if unit.endswith(word)), ""
     )
     prefix = unit.removesuffix(word).strip()
-    of_flops = kind == "c" and bool(word)  # a bare e, z or y may be anything
+    of_flops = kind == "c" and bool(word)  # a bare e, z or y is ambiguous
     return _PREFIXES.get(prefix) if of_flops or prefix not in ("e", "z", "y") else None
 
 

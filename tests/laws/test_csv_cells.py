@@ -8,7 +8,7 @@ import pytest
 
 from scaling.errors import DataError
 from scaling.laws.analysis import load_points
-from scaling.laws.cells import number, read_table, truth
+from scaling.laws.csv_cells import number, read_table, truth
 from scaling.laws.fit import fit
 from scaling.laws.forms import FORMS
 from scaling.laws.huber import solve_symmetric
@@ -35,9 +35,9 @@ def cell(text):
         ("loss,n,d,loss\n3.5,1e6,1e8,9\n", "two columns 'loss', number 1 and 4"),
         ("loss,n,n ,d\n3.5,1e6,2e6,1e8\n", "two columns 'n', number 2 and 3"),
         ("", "names no columns"),
-        ("loss;n;d\n3,5;1e6;1e8\n", r"a semicolon \(;\) between its columns"),
-        ('"loss (nats, mean)";"n";"d"\n3,5;1e6;1e8\n', r"a semicolon \(;\) between its columns"),
-        ("\ufeffloss\tn\td\n3,5\t1e6\t1e8\n", "a tab between its columns"),
+        ("loss;n;d\n3,5;1e6;1e8\n", r"columns by a semicolon \(;\)"),
+        ('"loss (nats, mean)";"n";"d"\n3,5;1e6;1e8\n', r"columns by a semicolon \(;\)"),
+        ("\ufeffloss\tn\td\n3,5\t1e6\t1e8\n", "columns by a tab"),
         ('loss,n,d\n3.5,"1e6,1e8\n', "cannot read"),
     ],
 )
