@@ -150,11 +150,12 @@ def table(rows: list[Row]) -> str:
     for name, of_family in itertools.groupby(rows, key=lambda row: row.family):
         group = list(of_family)
         known = [row for row in group if row.after is not None]
+        before = [row.before for row in known if row.before]
         out += [
             f"### {name}",
             "",
             f"Unigram entropy of the targets {known[0].unigram:.2f}; before training "
-            f"{min(row.before for row in known if row.before):.2f} to {max(row.before for row in known if row.before):.2f}.",
+            f"{min(before):.2f} to {max(before):.2f}.",
             "",
             "| attention | " + " | ".join(POSITIONS) + " |",
             "| --- " * (len(POSITIONS) + 1) + "|",

@@ -62,9 +62,8 @@ def differences(name: str) -> tuple[str, float, float, float, float]:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"transformers {transformers.__version__}, torch {torch.__version__}\n")
-    print(
-        "| arrangement | theirs | largest logit | logits | loss | gradients |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| arrangement | theirs | largest logit | logits | loss | gradients |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name in ARRANGEMENTS:
         theirs, size, *found = differences(name)
         print(

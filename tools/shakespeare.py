@@ -81,9 +81,8 @@ def main() -> None:
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
     for summary in sorted((arguments.out / "runs").glob(f"{NAME}-*/summary.json")):
-        print(
-            f"{summary.parent.name}: best validation loss {json.loads(summary.read_text())['best_val_loss']:.4f} nats a character"
-        )
+        loss = json.loads(summary.read_text())["best_val_loss"]
+        print(f"{summary.parent.name}: best validation loss {loss:.4f} nats per character")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ SETTINGS = {
 }
 """Settings of each library that make this machine compute like a smaller one."""
 FILES = (
-    "model/test_attention_kinds model/test_export data/test_entropy engine/test_parity inference/test_beam_search "
-    "model/test_family_experts model/test_family_models laws/test_commands laws/test_fit laws/test_isoflop "
-    "laws/test_predict laws/test_tables engine/test_layout_parity model/test_attention model/test_gpt "
-    "model/test_initialise model/test_loss model/test_parametrization model/test_parity model/test_recompute "
-    "engine/test_optimizer model/test_position_kinds model/test_ring_attention launch/test_run_single"
+    "model/test_attention_kinds model/test_export data/test_entropy engine/test_parity "
+    "inference/test_beam_search model/test_family_experts model/test_family_models "
+    "laws/test_commands laws/test_fit laws/test_isoflop laws/test_predict laws/test_tables "
+    "engine/test_layout_parity model/test_attention model/test_gpt model/test_initialise "
+    "model/test_loss model/test_parametrization model/test_parity model/test_recompute "
+    "engine/test_optimizer model/test_position_kinds model/test_ring_attention "
+    "launch/test_run_single"
 )
 
 

@@ -449,8 +449,8 @@ def test_what_hydra_itself_needs_is_let_through() -> None:
         "runtime": {"output_dir": "???"},
     }
     refuse_targets(OmegaConf.create({"hydra": needed}))
-    handlers["x"]["filename"] = "/tmp/elsewhere.log"
-    with pytest.raises(ConfigError, match="elsewhere"):
+    handlers["y"]["stream"] = "ext://os.environ"
+    with pytest.raises(ConfigError, match="ext://os.environ"):
         refuse_targets(OmegaConf.create({"hydra": needed}))
 
 

@@ -124,7 +124,8 @@ def run_group(cases: list[Case], cluster: str, path: str) -> None:
     import torch.distributed as dist
 
     warnings.simplefilter("ignore")
-    importlib.import_module("scaling.model.initialise").initial_values = on_the_device  # type: ignore[attr-defined]
+    initialise = importlib.import_module("scaling.model.initialise")
+    initialise.initial_values = on_the_device  # type: ignore[attr-defined]
     if cases[0].side == "deepspeed":
         dist.init_process_group(
             "nccl", init_method=f"file://{tempfile.mkdtemp()}/rendezvous", rank=0, world_size=1
@@ -247,19 +248,25 @@ def plain_step(
 
 
 def line_of(row: dict[str, Any]) -> str:
-    name = f"{row['model']:<11} {row['side']:<9} zero{row['zero_stage']} micro {row['micro_batch_size']:<3} {row['recompute']:<9}"
+    name = (
+        f"{row['model']:<11} {row['side']:<9} zero{row['zero_stage']} "
+        f"micro {row['micro_batch_size']:<3} {row['recompute']:<9}"
+    )
+    took = f"({row['took_s']} s)"
     name += " compile" if row["compile"] else "        "
     if row["status"] != "ok":
-        return f"{name} {row['status']}; predicted: {row['verdict']} {row.get('why', '')} ({row['took_s']} s)"
+        return f"{name} {row['status']}; predicted: {row['verdict']} {row.get('why', '')} {took}"
     mfu = row["mfu_predicted"] * row["step_s_predicted"] / row["step_s"]
     cells = [
-        f"{row['tokens_per_s']:8.0f} tokens/s  MFU {mfu:.3f} ({row['mfu_predicted'] / mfu - 1:+.0%})"
+        f"{row['tokens_per_s']:8.0f} tokens/s  MFU {mfu:.3f} "
+        f"({row['mfu_predicted'] / mfu - 1:+.0%})"
     ]
     for what in ("allocated", "reserved"):
         cells.append(
             f"{what} {row[what] / 1e9:6.2f} GB ({row[what + '_predicted'] / row[what] - 1:+.0%})"
         )
-    return f"{name} {'  '.join(cells)}  loss {row['first_loss']:.5f} {row['loss']:.5f}  {row['verdict']} ({row['took_s']} s)"
+    losses = f"{row['first_loss']:.5f} {row['loss']:.5f}"
+    return f"{name} {'  '.join(cells)}  loss {losses}  {row['verdict']} {took}"
 
 
 def main() -> None:

@@ -285,13 +285,15 @@ def main() -> None:
         sum(shard.n_documents for shard in shards),
     )
     print(
-        f"{n_tokens} tokens in {n_documents} documents and {len(shards)} shards; {rounds} rounds of {seconds} s a side"
+        f"{n_tokens} tokens in {n_documents} documents and {len(shards)} shards; "
+        f"{rounds} rounds of {seconds} s per side"
     )
     versions = [
         f"{name} {importlib.import_module(name).__version__}" for name in ("torch", *sides[1:])
     ]
     print(
-        f"{', '.join(versions)}; {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+        f"{', '.join(versions)}; {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"Python {platform.python_version()}"
     )
 
 

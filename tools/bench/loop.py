@@ -257,7 +257,8 @@ def _check_losses(dtype: str, sides: dict[str, Side]) -> None:
         loss = side.segments[0].loss
         if abs(loss - expected) > LOSS_TOLERANCE[dtype] * expected:
             raise SystemExit(
-                f"{side.name} does other work: its loss is {loss}, that of the plain loop {expected}"
+                f"{side.name} does other work: its loss is {loss}, "
+                f"that of the plain loop {expected}"
             )
 
 
@@ -297,7 +298,8 @@ def main() -> None:
     Console(width=140).print(table)
     load = os.getloadavg()
     print(
-        f"{rounds} rounds of {steps} steps, batch {GLOBAL_BATCH_SIZE} x {SEQ_LEN}; load average {load[0]:.1f} {load[1]:.1f}"
+        f"{rounds} rounds of {steps} steps, batch {GLOBAL_BATCH_SIZE} x {SEQ_LEN}; "
+        f"load average {load[0]:.1f} {load[1]:.1f}"
     )
 
 

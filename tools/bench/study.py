@@ -79,16 +79,20 @@ def main() -> None:
     device_s = N_WORKERS * wall_s
     print(f"{N_TRIALS} trials of {n_tokens} tokens on {N_WORKERS} workers: {wall_s:.1f} s")
     print(
-        f"  in training steps: {training_s:.1f} of {device_s:.1f} device seconds, {training_s / device_s:.3f}"
+        f"  in training steps: {training_s:.1f} of {device_s:.1f} device seconds, "
+        f"{training_s / device_s:.3f}"
     )
     print(
-        f"  with evaluation and checkpoints: {wall_of_trials_s:.1f}, {wall_of_trials_s / device_s:.3f}"
+        f"  with evaluation and checkpoints: {wall_of_trials_s:.1f}, "
+        f"{wall_of_trials_s / device_s:.3f}"
     )
     print(
-        f"  a trial's start to its first step: median {starts[len(starts) // 2]:.2f} s, at most {starts[-1]:.2f} s"
+        f"  a trial's start to its first step: median {starts[len(starts) // 2]:.2f} s, "
+        f"at most {starts[-1]:.2f} s"
     )
     print(
-        f"  other processes kept {busy:.1f} cores busy before; load average {os.getloadavg()[0]:.1f}"
+        f"  other processes kept {busy:.1f} cores busy before; "
+        f"load average {os.getloadavg()[0]:.1f}"
     )
 
 

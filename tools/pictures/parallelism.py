@@ -20,7 +20,7 @@ def data_parallel() -> Canvas:
     """Draw the memory of each rank under ddp and ZeRO 1 to 3, and the traffic of a step."""
     canvas = Canvas(
         49,
-        "Data parallel: the ranks read different sequences; ZeRO deals out what they would all hold",
+        "Data parallel: the ranks read different sequences; ZeRO divides the state of training",
     )
     kinds = (("weights", BLUE), ("gradients", GREEN), ("optimiser states", VERMILION))
     for (name, colour), x in zip(kinds, (13, 25, 38), strict=True):
@@ -100,7 +100,7 @@ def tensor_parallel() -> Canvas:
     _block(
         canvas,
         33,
-        "With sequence_parallel the residual stream is cut by position; backward the bars change places",
+        "With sequence_parallel the residual stream is cut by position; backward swaps the bars",
         sequence=True,
     )
     _ends(canvas, 60)
@@ -206,8 +206,11 @@ def _ends(canvas: Canvas, y: float) -> None:
         canvas.box(90, top + 2, 6, 3.2, "loss", size=10)
     _bar(canvas, 25.8, y, "all-reduce", sends=True)
     _bar(canvas, 53.6, y, "copy; backward all-reduce", sends=False)
-    said = "all-reduce of\na token's\nlargest logit\nand sum of\nexponentials,\nand of the\nsum of losses"
-    canvas.box(77.2, y - 0.4, 11, 20.2, said, fill="#D1D5DB", edge=QUIET, size=9.5)
+    text = (
+        "all-reduce of\na token's\nlargest logit\nand sum of\nexponentials,\n"
+        "and of the\nsum of losses"
+    )
+    canvas.box(77.2, y - 0.4, 11, 20.2, text, fill="#D1D5DB", edge=QUIET, size=9.5)
 
 
 def pipeline_parallel() -> Canvas:
@@ -283,7 +286,7 @@ def pipeline_parallel() -> Canvas:
     return canvas
 
 
-def _schedule(canvas: Canvas, top: float, kind: PipelineSchedule, title: str, said: str) -> None:
+def _schedule(canvas: Canvas, top: float, kind: PipelineSchedule, title: str, note: str) -> None:
     """One row per rank with its passes over time."""
     p, m = N, 2 * N
     work = followed(kind, p, m)
@@ -316,11 +319,11 @@ def _schedule(canvas: Canvas, top: float, kind: PipelineSchedule, title: str, sa
     ):
         canvas.box(x, top - 2.8, 1.6, 1.6, fill=colour, edge=LINE)
         canvas.text(x + 2.4, top - 2, text, align="left", size=10)
-    said = said.format(p=p, m=m, of_1f1b=100 * bubble(followed("1f1b", p, m)))
+    note = note.format(p=p, m=m, of_1f1b=100 * bubble(followed("1f1b", p, m)))
     canvas.text(
         2,
         top + 16,
-        f"Bubble: {100 * bubble(work):.1f} % of the time, {said}",
+        f"Bubble: {100 * bubble(work):.1f} % of the time, {note}",
         align="left",
         size=10,
     )
@@ -366,8 +369,11 @@ def context_parallel() -> Canvas:
         canvas.arrow((x, y + 11), (x + 9, y + 11), colour=INK)
         canvas.text(x + 4.5, y + 8.8, "all-to-all", size=10)
         canvas.text(x + 4.5, y + 13, what, size=10)
-    sent = "A rank keeps 1/4 of what it has and sends 1/4 to each of the others: four times a block forward, four backward."
-    canvas.text(2, 44.4, sent, align="left", size=10)
+    text = (
+        "A rank keeps 1/4 of its tensor and sends 1/4 to each of the others: "
+        "four times a block forward, four backward."
+    )
+    canvas.text(2, 44.4, text, align="left", size=10)
     _ring(canvas, 49)
     return canvas
 
@@ -415,8 +421,11 @@ def _ring(canvas: Canvas, y: float) -> None:
         canvas.text(
             2, y + 6.4 + 4.6 * rank + 1.9, f"rank {rank}", align="left", size=10, colour=QUIET
         )
-    said = "Keys of later positions (dashed boxes) pass unused where attention is causal. The last rank's go to the first."
-    canvas.text(2, y + 26.6, said, align="left", size=10)
+    text = (
+        "Keys of later positions (dashed boxes) pass unused where attention is causal. "
+        "The last rank's go to the first."
+    )
+    canvas.text(2, y + 26.6, text, align="left", size=10)
 
 
 PICTURES = {
