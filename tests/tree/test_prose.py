@@ -61,11 +61,11 @@ def test_what_is_counted(tmp_path: Path) -> None:
         '"""Of what it knows."""\n\nx = 1  # one\n"""By the paper."""\n\n\n'
         f"def f():\n    '''Return 2.'''\n    return '{'a' * 100}'\n"
     )
-    (tmp_path / "b.py").write_text("")
+    (tmp_path / "b.py").write_text("def g(): ...\n")
     found = figures(tmp_path)
     assert opening_with_of(tmp_path / "a.py") == ["a.py:1"]
     assert found["docstrings"] == "3"
     assert found['docstrings that open with "Of"'] == "1"
     assert found["docstrings that open with a preposition"] == "2"
-    assert found["comments per 100 lines"] == "11.11"
+    assert found["comments per 100 lines"] == "10.00"
     assert found["lines over 100"] == "1"
