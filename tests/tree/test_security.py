@@ -450,7 +450,7 @@ def test_what_hydra_itself_needs_is_let_through() -> None:
     }
     refuse_targets(OmegaConf.create({"hydra": needed}))
     handlers["y"]["stream"] = "ext://os.environ"
-    with pytest.raises(ConfigError, match="ext://os.environ"):
+    with pytest.raises(ConfigError, match=r"ext://os\.environ"):
         refuse_targets(OmegaConf.create({"hydra": needed}))
 
 
