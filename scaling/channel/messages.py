@@ -204,15 +204,17 @@ class NotRemoved(Message):
 
 @dataclass(frozen=True)
 class RecordGap(Message):
-    """metrics.jsonl lacks the records of these steps."""
+    """metrics.jsonl lacks the records of these steps; partly: at least one of them."""
 
     kind: ClassVar[str] = "record_gap"
     first_step: int
     last_step: int
+    partly: bool = False
 
     def text(self) -> str:
+        lacks = "lacks records within" if self.partly else "lacks the records of"
         return (
-            f"metrics.jsonl lacks the records of steps {self.first_step} to {self.last_step}; "
+            f"metrics.jsonl {lacks} steps {self.first_step} to {self.last_step}; "
             "the run goes on, and its curve has that gap."
         )
 

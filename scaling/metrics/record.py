@@ -1,7 +1,8 @@
 """metrics.jsonl, the record of a run: one JSON object a line, appended, and read back exactly.
 
 Floats are written as the shortest text that reads back as the same float. Those that are not finite
-are words in the file (`files.WORDS`), and floats again when read.
+are words in the file (`files.WORDS`), and floats again when read. Each line holds its number, so
+that one cut out of the middle is noticed; readers and sinks do not see it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scaling.errors import RunDirError
 from scaling.metrics import names
@@ -30,9 +31,11 @@ from scaling.runs.files import (
     write_atomic,
 )
 
+T = TypeVar("T")
 Record = dict[str, float]
 METRICS = "metrics.jsonl"
 
+_LINE = "line"
 _TAIL_BYTES = 1 << 16
 _NEAR_LINES = 4
 """Lines looked through for a value: records of training and of evaluation alternate at most."""
@@ -43,7 +46,7 @@ class MetricLog:
 
     check: called before each, to raise where the run is somebody else's by now. recorded_step,
     last_values: the last step in the file and all that is recorded of it, once `resume` has read
-    it; 0 and nothing where there is none.
+    it; 0 and nothing where there is none. gaps: as in `Kept`.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class MetricLog:
         self._sinks = list(sinks)
         self._last_step = -1
         self.recorded_step, self.last_values = 0, Record()
+        self.gaps: list[tuple[int, int]] = []
+        self._n_lines = 0
         self._kinds: set[str] = set()
 
     def record(
@@ -77,7 +82,8 @@ class MetricLog:
         record = {name: _plain(value) for name, value in (position | dict(values)).items()}
         self.last_values = (self.last_values if step == self.recorded_step else {}) | record
         self.recorded_step = step
-        append_line(self.path, to_json(record, separators=(",", ":")))
+        self._n_lines += 1
+        append_line(self.path, to_json({**record, _LINE: self._n_lines}, separators=(",", ":")))
         for sink in self._sinks:
             sink.log(record)
 
@@ -93,7 +99,11 @@ class MetricLog:
             return 0
         except OSError as error:
             raise disk_error("read", self.path, error) from error
-        return int(_decoded(self.path, "the last line", lines[-1])[names.STEP]) if lines else 0
+        return (
+            int(_decoded(self.path, "the last line", lines[-1], decode_record)[names.STEP])
+            if lines
+            else 0
+        )
 
     def resume(self, step: int | None) -> float:
         """Drop, atomically, a torn end and every record after `step`; returns the last wall_s that
@@ -105,10 +115,11 @@ class MetricLog:
         if not self.path.exists():
             self._last_step, self._kinds = -1 if step is None else step, set()
             self.recorded_step, self.last_values = 0, Record()
+            self._n_lines, self.gaps = 0, []
             return 0.0
         kept = copy_record(self.path, self.path, step)
         self._last_step, self._kinds = kept.step, kept.kinds
-        self.last_values = kept.values
+        self.last_values, self._n_lines, self.gaps = kept.values, kept.n_lines, kept.gaps
         self.recorded_step = int(kept.values.get(names.STEP, 0))
         return kept.wall_s
 
@@ -135,12 +146,16 @@ class Kept:
     last wall_s.
 
     values: all that is recorded of the last step that was kept, which may be an earlier one.
+    n_lines: the number of the last line. gaps: steps of the records before and after each place
+    where lines are missing.
     """
 
     step: int
     kinds: set[str]
     wall_s: float
     values: Record
+    n_lines: int
+    gaps: list[tuple[int, int]]
 
 
 def copy_record(source: Path, target: Path, step: int | None) -> Kept:
@@ -152,10 +167,16 @@ def copy_record(source: Path, target: Path, step: int | None) -> Kept:
     last_step = -1 if step is None else step
     kinds, wall_s, values = set[str](), 0.0, Record()
     spans, position = list[list[int]](), 0
+    n_lines, gaps = 0, list[tuple[int, int]]()
     for number, line in enumerate(_lines(source), start=1):
-        record = _decoded(source, f"line {number}", line)
+        record, own_number = _decoded(source, f"line {number}", line, _numbered)
         end = position + len(line) + 1
         if record[names.STEP] <= last_step:
+            # lines of earlier versions have no number
+            n_lines += 1
+            if own_number is not None and own_number > n_lines:
+                gaps.append((int(values.get(names.STEP, 0)), int(record[names.STEP])))
+                n_lines = own_number
             wall_s = record[names.WALL_S]
             values = (values if values.get(names.STEP) == record[names.STEP] else {}) | record
             if record[names.STEP] == last_step:
@@ -167,7 +188,7 @@ def copy_record(source: Path, target: Path, step: int | None) -> Kept:
         position = end
     if target != source or spans != [[0, source.stat().st_size]]:
         write_atomic(target, _spans_of(source, spans))
-    return Kept(last_step, kinds, wall_s, values)
+    return Kept(last_step, kinds, wall_s, values, n_lines, gaps)
 
 
 def _spans_of(path: Path, spans: Iterable[Sequence[int]]) -> Iterator[bytes]:
@@ -200,7 +221,7 @@ def iter_metrics(path: Path) -> Iterator[Record]:
     """The records of `read_metrics` one at a time: of a long run, all of them take gigabytes."""
     path = Path(path)
     for number, line in enumerate(_lines(path), start=1):
-        yield _decoded(path, f"line {number}", line)
+        yield _decoded(path, f"line {number}", line, decode_record)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -247,9 +268,17 @@ def _plain(value: Any) -> float:
 
 def decode_record(line: bytes) -> Record:
     """One record. Raises ValueError when the line is no record."""
+    return _numbered(line)[0]
+
+
+def _numbered(line: bytes) -> tuple[Record, int | None]:
+    """As `decode_record`, and the line's number; None where an earlier version wrote it."""
     found = parse_json(line)
     if not isinstance(found, dict):
         raise ValueError("not an object")
+    number_of_line = found.pop(_LINE, None)
+    if number_of_line is not None and type(number_of_line) is not int:
+        raise ValueError(f"{_LINE} is {number_of_line!r}, not a whole number")
     for name in names.POSITION:
         if name not in found:
             raise ValueError(f"{name} is missing")
@@ -262,12 +291,12 @@ def decode_record(line: bytes) -> Record:
     for name in names.POSITION:
         if not math.isfinite(record[name]):
             raise ValueError(f"{name} is {record[name]}, and says where the run stood")
-    return record
+    return record, number_of_line
 
 
-def _decoded(path: Path, place: str, line: bytes) -> Record:
+def _decoded(path: Path, place: str, line: bytes, decode: Callable[[bytes], T]) -> T:
     try:
-        return decode_record(line)
+        return decode(line)
     except ValueError as error:
         raise RunDirError(
             f"{place} of {path} is damaged: {error}",

@@ -55,7 +55,7 @@ class Opening:
         recorded_step = log.last_step()
         wall_s = log.resume(step)
         if restored is not None:
-            self._tell_of_gap(log.recorded_step, restored)
+            self._report_gaps(log, restored)
         ledger = self._ledger(restored, recorded_step, cleanup)
         self.channel.send(Began(step or 0, self.plan.layout.world_size))
         return FirstRankRecorder(
@@ -70,14 +70,26 @@ class Opening:
             data_values=data_values,
         )
 
-    def _tell_of_gap(self, recorded_step: int, restored: TrainState) -> None:
+    def _report_gaps(self, log: MetricLog, restored: TrainState) -> None:
         """Note that records before the checkpoint are missing, where they are: nobody can write
         them again."""
+        noted = {
+            (event["first_step"], event["last_step"])
+            for event in self.run_dir.read_events()
+            if event["kind"] == "record_gap"
+        }
+        gaps = [RecordGap(first, last, partly=True) for first, last in log.gaps]
         wanted = restored.step - restored.n_logged
-        if recorded_step < wanted:
-            gap = {"first_step": recorded_step + 1, "last_step": wanted}
-            self.run_dir.event("record_gap", step=restored.step, **gap)
-            self.channel.send(RecordGap(**gap))
+        if log.recorded_step < wanted:
+            gaps.append(RecordGap(log.recorded_step + 1, wanted))
+        for gap in gaps:
+            steps = (gap.first_step, gap.last_step)
+            if steps not in noted:  # a gap inside stays, and is met at every resumption
+                first, last = steps
+                self.run_dir.event(
+                    "record_gap", step=restored.step, first_step=first, last_step=last
+                )
+                self.channel.send(gap)
 
     def _ledger(
         self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack

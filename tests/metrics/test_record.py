@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_numpy_scalars_become_plain_numbers(tmp_path):
     path = tmp_path / "metrics.jsonl"
     MetricLog(path).record(1, 2, 3.0, 4.0, {"train/loss": np.float32(0.1), "train/tokens": 5})
     assert read_metrics(path)[0]["train/loss"] == float(np.float32(0.1))
-    assert '"train/tokens":5}' in path.read_text()
+    assert '"train/tokens":5,' in path.read_text()
 
 
 @pytest.mark.parametrize("step", [None, 0, 3, 9, 50])
@@ -226,3 +227,30 @@ def test_a_last_line_longer_than_a_block_is_read_whole(tmp_path):
     assert MetricLog(path).last_step() == 2
     MetricLog(path).record(3, 1, 1.0, 1.0, {"train/loss": 1.0})
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_line_cut_out_of_the_middle_is_a_gap_and_the_numbers_go_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 10))
+    lines = path.read_bytes().splitlines(keepends=True)
+    log = MetricLog(path)
+    for _ in range(2):  # at each resumption again: the file keeps the gap
+        path.write_bytes(b"".join([lines[0], *lines[3:5], *lines[6:]]))
+        log.resume(8)
+        assert log.gaps == [(1, 4), (5, 7)]
+    log.record(9, 900, 9e9, 4.5, {"train/loss": 10 / 9})
+    assert path.read_bytes().splitlines(keepends=True)[-1] == lines[-1]
+    log.resume(3)
+    assert log.gaps == []
+
+
+def test_lines_without_numbers_are_those_of_an_earlier_version(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 4))
+    path.write_text(re.sub(r',"line":\d+', "", path.read_text()))
+    log = MetricLog(path)
+    log.resume(3)
+    assert log.gaps == []
+    log.record(4, 400, 4e9, 2.0, {"train/loss": 2.5})
+    assert '"line":4}' in path.read_text()
+    assert "line" not in read_metrics(path)[-1]
