@@ -43,12 +43,13 @@ def complete(
 
 
 def question(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> Question:
-    """What a generative model of this objective is given to read for a prompt."""
+    """What a generative model of this objective is given to read for a prompt. An objective of a
+    plugin asks as the other ones of its model's family do: the text, or its source."""
     kind = config.objective.kind
     if kind == "span_corruption":
         return Question([tokenizer.special("pad")], _with_sentinels(config, tokenizer, prompt))
     ids = tokenizer.encode_batch([prompt])[0].tolist()
-    if kind == "causal_lm":
+    if not config.model.traits.encoder_and_decoder:
         return Question(ids or [tokenizer.eot_id])
     source = [*ids, tokenizer.eot_id] if kind == "seq2seq" else ids or [tokenizer.eot_id]
     return Question([tokenizer.special("pad")], source)

@@ -13,7 +13,8 @@ from scaling.model.attention import ATTENTIONS, linear, local
 from scaling.model.attention import tiles as pieces
 from scaling.model.position import POSITIONS
 from scaling.planner.cost import attention as plan
-from scaling.planner.cost.counts import count
+from scaling.planner.cost.counts import block_flops, count
+from scaling.planner.cost.lengths import lengths
 from scaling.planner.run_plan import make_plan
 from tests.support.attention_reference import sees
 from tests.support.configs import composed
@@ -63,6 +64,19 @@ def test_flops_by_hand() -> None:
     for kind, positions in seen.items():
         overrides = ("model.n_kv_heads=4", f"attention={kind}")
         assert count(composed(*overrides)).flops_per_token == full + 12 * 4 * 128 * positions, kind
+
+
+def test_cross_attention_is_full_attention_in_every_kind() -> None:
+    """The model builds no other; kinds differ by what self-attention sees."""
+    for kind in ("linear", "local"):
+        found = []
+        for words in (("model=t5_tiny",), ("model=t5_tiny", "position=none", f"attention={kind}")):
+            config = composed(*words)
+            shape, model = lengths(config), config.model
+            width = 12 * model.n_heads * model.head_width
+            own = plan.attended(config, shape.targets, causal=True)
+            found.append(block_flops(config)[-1] - width * shape.targets * own)
+        assert found[0] == found[1], kind
 
 
 @CAUSAL
@@ -154,7 +168,6 @@ def test_a_kind_without_a_cost_is_refused() -> None:
     )
     for cost in (
         lambda: plan.attended(unknown, 64, causal=True),
-        lambda: plan.cross_pairs(unknown, 64, 64),
         lambda: plan.extra_bytes_per_token(unknown, 64, 4, causal=True),
         lambda: plan.relative_params(unknown, causal=True),
         lambda: make_plan(unknown),

@@ -81,6 +81,17 @@ def test_a_toy_from_outside_is_planned_trained_and_saved(word: str, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("installed")
+def test_a_decoder_with_an_objective_from_outside_continues_a_text() -> None:
+    from scaling.data.tokenizer.byte_level import train_tokenizer
+    from scaling.inference.prompts import Question, question
+
+    config = compose([*TINY, "objective=toy"])
+    tokenizer = train_tokenizer(config.tokenizer, ())
+    assert question(config, tokenizer, "ab") == Question([97, 98])
+    assert question(config, tokenizer, "") == Question([tokenizer.eot_id])
+
+
+@pytest.mark.usefixtures("installed")
 def test_parameters_of_toys_are_counted_as_the_model_has_them() -> None:
     from scaling.model import build_model
     from scaling.planner.cost.counts import count

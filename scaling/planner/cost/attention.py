@@ -81,14 +81,6 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
     return length
 
 
-def cross_pairs(config: RunConfig, targets: int, sources: int) -> int:
-    """Pairs of a query and a key between a decoder and its encoder, or as many products."""
-    kind = config.attention.kind
-    if kind not in added("attentions") and known_kind(config) == "linear":
-        return (targets + sources) * config.model.head_width // 2
-    return targets * sources
-
-
 def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal: bool) -> int:
     """What self-attention keeps for backward beyond full attention without a bias: queries, keys,
     values, outputs and an fp32 log-sum a head. `width`: bytes of a value.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scaling.config.plugins import added
 from scaling.config.run_config import ModelConfig, RunConfig
-from scaling.planner.cost.attention import attended, cross_pairs, relative_params
+from scaling.planner.cost.attention import attended, relative_params
 from scaling.planner.cost.lengths import lengths
 
 
@@ -97,7 +97,7 @@ def flops_per_sequence(config: RunConfig) -> int:
     pairs = n_in * attended(config, n_in, causal=model.traits.causal) + n_out * attended(
         config, n_out, causal=True
     )
-    pairs += cross_pairs(config, n_out, n_in) if n_out else 0
+    pairs += n_out * n_in  # cross-attention is full attention, whatever the kind of the others
     if n_out:
         multiplied += (
             model.n_layers * 2 * model.d_model * (_q_width(model) * n_out + _kv_width(model) * n_in)
@@ -121,7 +121,7 @@ def block_flops(config: RunConfig) -> list[float]:
     if n_out:
         second = 6 * active * n_out + 12 * n_out * attended(config, n_out, causal=True) * width
         second += 12 * model.d_model * (width * n_out + _kv_width(model) * n_in)
-        blocks += [second + 12 * cross_pairs(config, n_out, n_in) * width] * model.n_layers
+        blocks += [second + 12 * n_out * n_in * width] * model.n_layers
     return blocks
 
 
