@@ -43,12 +43,12 @@ RUN_GOODPUT: Final = "run/goodput"
 
 
 def data_share(component: str) -> str:
-    """Of a mixture: the part of the sequences so far that came from a component."""
+    """The share of a mixture's sequences so far that came from this component."""
     return f"data/share/{component}"
 
 
 def data_epochs(component: str) -> str:
-    """Of a mixture: how often all of a component was read."""
+    """How often a mixture has read the whole component."""
     return f"data/epochs/{component}"
 
 

@@ -88,7 +88,7 @@ class MetricLog:
             sink.log(record)
 
     def last_step(self) -> int:
-        """Of the records in the file, as a group of workers before has left them; 0 where there are
+        """The last step in the file, as the previous group of workers left it; 0 where there is
         none. Raises RunDirError."""
         try:
             size = self.path.stat().st_size
