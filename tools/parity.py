@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scaling.model.export.names import from_transformers
+from scaling.model.export.moves import from_transformers
 from tests.model.test_parity import ARRANGEMENTS, batch_of, our_logits, pair, state_of, their_logits
 
 

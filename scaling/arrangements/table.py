@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.arrangements.base import Arrangement
+from scaling.arrangements.bert import BERT
 from scaling.arrangements.gpt2 import GPT2
 from scaling.arrangements.llama import LLAMA
+from scaling.arrangements.t5 import T5
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError
 
-ARRANGEMENTS: dict[str, Arrangement] = {each.name: each for each in (GPT2, LLAMA)}
+ARRANGEMENTS: dict[str, Arrangement] = {each.name: each for each in (GPT2, LLAMA, BERT, T5)}
 """By model_type. The first that has all settings of our model is the one that export writes."""
 
 
@@ -50,3 +52,20 @@ def arrangement_of(config: RunConfig) -> Arrangement:
         fix=f"It has one of these arrangements: {', '.join(ARRANGEMENTS)}; "
         "docs/models.md lists their settings.",
     )
+
+
+def their_config(config: RunConfig, *, eos_id: int, pad_id: int) -> dict[str, Any]:
+    """What config.json says of our model. eos_id and pad_id are of the tokenizer; a decoder beside
+    an encoder begins with padding, one alone with the end of the document before."""
+    found, model = arrangement_of(config), config.model
+    common = {
+        "model_type": found.name,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+    if model.has_encoder_and_decoder:
+        common["decoder_start_token_id"] = pad_id
+    elif config.objective.kind == "causal_lm":
+        common["bos_token_id"] = eos_id
+    ids = {"eos_token_id": eos_id, "pad_token_id": pad_id, "dtype": "float32"}
+    return found.config_for(config) | common | ids

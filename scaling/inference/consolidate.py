@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scaling.arrangements.base import Place
+from scaling.arrangements.table import arrangement_of, their_config
 from scaling.checkpoint.fragments import FragmentReader
 from scaling.checkpoint.manifest import Manifest
 from scaling.config.run_config import RunConfig
@@ -30,13 +32,13 @@ from scaling.data.tokenizer.byte_level import EOT, SPECIAL, Tokenizer
 from scaling.errors import ConfigError, RunDirError
 from scaling.inference.trained import find_checkpoint, read_tokenizer
 from scaling.model import build_model
-from scaling.model.export.names import arrangement, joined, parts
-from scaling.model.export.transformers_files import CONFIG_FILE, WEIGHTS_FILE, hub_config
+from scaling.model.export.moves import by_their_name, joined, their_shape
 from scaling.parallel.part import Part
 from scaling.planner.cost.lengths import lengths
 from scaling.runs.directory import RunDir
 from scaling.runs.files import fsync, write_json
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DType = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,7 +84,7 @@ def consolidate(
     run_dir = RunDir(run)
     config = run_dir.read_config()
     if hf:
-        arrangement(config)
+        arrangement_of(config)
     target = _free(to)
     tokenizer = read_tokenizer(run_dir, config)
     checkpoint, manifest = find_checkpoint(run_dir, config, notice, step=step)
@@ -90,7 +92,7 @@ def consolidate(
     with _appearing(target) as directory:
         total_bytes, n_files = write_weights(directory, weights, _DTYPES[dtype], max_shard_bytes)
         described = (
-            hub_config(config, eos_id=tokenizer.eot_id, pad_id=_pad_id(tokenizer, config))
+            their_config(config, eos_id=tokenizer.eot_id, pad_id=_pad_id(tokenizer, config))
             if hf
             else _our_config(config)
         )
@@ -170,15 +172,12 @@ def _ours(config: RunConfig, reader: FragmentReader) -> Iterator[Weight]:
 
 def _theirs(config: RunConfig, reader: FragmentReader) -> Iterator[Weight]:
     shapes = _shapes(config, reader)
-    for name, sources in parts(config).items():
-        shape = joined(
-            sources, [torch.empty(shapes[ours], device="meta") for ours, _ in sources]
-        ).shape
+    for name, places in by_their_name(config).items():
 
-        def read(sources: Any = sources) -> Tensor:
-            return joined(sources, [_read(reader, ours) for ours, _ in sources])
+        def read(places: Sequence[Place] = places) -> Tensor:
+            return joined(places, [_read(reader, place.ours) for place in places])
 
-        yield Weight(name, tuple(shape), read)
+        yield Weight(name, their_shape(places, shapes), read)
 
 
 def _our_config(config: RunConfig) -> dict[str, Any]:

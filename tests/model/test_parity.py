@@ -7,21 +7,26 @@ that is derived (`exact.py`).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from scaling.arrangements.base import Place
+from scaling.arrangements.table import ARRANGEMENTS as TABLE
+from scaling.arrangements.table import arrangement_of, their_config
 from scaling.batch import Batch
 from scaling.config.run_config import RunConfig
-from scaling.errors import CheckpointError, ConfigError
+from scaling.errors import ConfigError
 from scaling.inference.sampling import generate
 from scaling.model import LanguageModel, build_model
 from scaling.model.base import GenerativeModel
-from scaling.model.export.names import arrangement, from_transformers, to_transformers
-from scaling.model.export.transformers_files import hub_config, load_pretrained, save_pretrained
+from scaling.model.export.moves import from_transformers, taken, their_shape, to_transformers
+from scaling.parallel.part import Part
 from tests.support.configs import composed
 from tests.support.exact import ATOL, RTOL, assert_same, rounding_bound
 
@@ -73,7 +78,7 @@ def config_of(name: str) -> RunConfig:
 
 def random_theirs(config: RunConfig) -> nn.Module:
     """Theirs by their own configuration, its weights made large enough for every part to matter."""
-    values = hub_config(config, eos_id=EOT, pad_id=PAD)
+    values = their_config(config, eos_id=EOT, pad_id=PAD)
     cls = getattr(transformers, values.pop("architectures")[0])
     torch.manual_seed(0)
     theirs = cls(cls.config_class.from_dict(values)).eval()
@@ -227,18 +232,20 @@ def test_sentence_order_equals_transformers(double: None) -> None:
 def test_a_saved_directory_opens_there_and_comes_back(name: str, tmp_path: Path) -> None:
     ours, theirs, config = pair(name)
     weights = dict(ours.named_parameters())
-    save_pretrained(config, weights, tmp_path, eos_id=EOT, pad_id=PAD)
+    made = to_transformers(config, {key: value.detach() for key, value in weights.items()})
+    save_file(made, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    described = their_config(config, eos_id=EOT, pad_id=PAD)
+    (tmp_path / "config.json").write_text(json.dumps(described))
     opened, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = batch_of(name)
     torch.testing.assert_close(
         their_logits(opened.eval(), batch), their_logits(theirs, batch), atol=0, rtol=0
     )
-    for parameter_name, value in load_pretrained(config, tmp_path).items():
-        assert torch.equal(value, weights[parameter_name]), parameter_name
     # And what they write, we read.
     theirs.save_pretrained(tmp_path / "theirs")
-    for parameter_name, value in load_pretrained(config, tmp_path / "theirs").items():
+    found = from_transformers(config, load_file(tmp_path / "theirs" / "model.safetensors"))
+    for parameter_name, value in found.items():
         assert torch.equal(value, weights[parameter_name]), parameter_name
 
 
@@ -251,13 +258,13 @@ def test_names_are_a_bijection(name: str) -> None:
     assert all(torch.equal(back[key], weights[key]) for key in back)
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no counterpart(.|\n)*llama has not activation=geglu"):
-        arrangement(composed(*SHAPE, "model.activation=geglu"))
+        arrangement_of(composed(*SHAPE, "model.activation=geglu"))
     with pytest.raises(ConfigError, match=r"bert has not n_experts=2"):
-        arrangement(composed("model=bert_tiny", "model.n_experts=2"))
+        arrangement_of(composed("model=bert_tiny", "model.n_experts=2"))
     with pytest.raises(ConfigError, match=r"family=transformer"):
-        arrangement(composed("model=transformer_base"))
+        arrangement_of(composed("model=transformer_base"))
     ours, _, config = pair("llama")
     theirs = to_transformers(config, dict(ours.named_parameters()))
     with pytest.raises(ConfigError, match=r"it has extra.weight"):
@@ -265,8 +272,48 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     del theirs["model.norm.weight"]
     with pytest.raises(ConfigError, match=r"it lacks model.norm.weight"):
         from_transformers(config, theirs)
-    save_pretrained(config, dict(ours.named_parameters()), tmp_path, eos_id=EOT, pad_id=PAD)
-    with pytest.raises(
-        CheckpointError, match=r"num_hidden_layers=3, and the configuration makes it 2"
-    ):
-        load_pretrained(composed(*ARRANGEMENTS["llama"], "model.n_layers=2"), tmp_path)
+
+
+@every
+def test_their_config_says_our_settings(name: str) -> None:
+    """Settings make the way there and back, and one that we lack is refused by its name."""
+    config = config_of(name)
+    values = their_config(config, eos_id=EOT, pad_id=PAD)
+    arrangement = TABLE[values["model_type"]]
+    values = {
+        **values,
+        "transformers_version": "5.0",
+        "use_cache": True,
+        "output_attentions": False,
+    }
+    settings = arrangement.shape_from(values)
+    for group in ("model", "attention", "position", "objective"):
+        ours = getattr(config, group).model_dump()
+        ours |= {"n_kv_heads": config.model.kv_heads, "d_head": config.model.head_width}
+        ours |= {"d_ff": config.model.ff_width}
+        for key, value in settings[group].items():
+            assert value in (ours[key], None), (group, key)
+    with pytest.raises(ConfigError, match=r"no model of ours has .*: novel_gate='on'"):
+        arrangement.shape_from(values | {"novel_gate": "on"})
+
+
+@pytest.mark.parametrize("part", [Part((6, 4), 0, 2, 3), Part((6, 4), 1, 1, 2), Part.whole((6, 4))])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_part_of_a_fused_weight_is_read_alone(part: Part, transposed: bool) -> None:
+    """Fused, stacked, permuted and transposed at once: what a rank reads is its part of the whole."""
+    ours = torch.arange(24.0).view(6, 4)
+    for rows in (range(2, 8), [3, 2, 5, 4, 7, 6], None):
+        place = Place("mine", "theirs", transposed, rows, index=1)
+        n_rows, width = 8 if rows else 6, 4
+        shape = (width, n_rows) if transposed else (n_rows, width)
+        assert their_shape([place], {"mine": (6, 4)}) == (2, *shape)
+        theirs, read = torch.full((2, *shape), -1.0), list[int]()
+        view = theirs[1].t() if transposed else theirs[1]
+        view[torch.tensor(rows) if rows else slice(None)] = ours
+
+        def rectangle(slices: Any, theirs: Tensor = theirs, read: list[int] = read) -> Tensor:
+            read.append(theirs[slices].numel())
+            return theirs[slices]
+
+        assert torch.equal(taken(place, 2, rectangle, part), part.of(ours))
+        assert read[0] <= part.numel + 4, "no more than its part, and a row between"
