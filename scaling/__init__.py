@@ -1,7 +1,7 @@
 """Train Transformers of increasing size, and learn what the next size will buy.
 
 From Python: `compose` and `make_plan` a run, `start` it; `open_run` and `open_study` read what is on
-disk; `fit_law` and `predict_from` extrapolate it. Each is loaded at its first use.
+disk; `find_trained` opens any model; `fit_law` and `predict_from` extrapolate it. Each is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scaling.api import (
         compose,
+        find_trained,
         fit_law,
         make_plan,
         open_run,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "compose",
+    "find_trained",
     "fit_law",
     "make_plan",
     "open_run",

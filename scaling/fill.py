@@ -5,28 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.api import open_run
+from scaling.api import find_trained
 from scaling.commands.options import run_command, say
 from scaling.inference.options import FillOptions
 
 USAGE = """\
-Usage: python -m scaling.fill run=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
+Usage: python -m scaling.fill from=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
 
 Shows the likeliest tokens of each <mask>, with their probabilities; each gap is one token, and is filled as if the others
 were still hidden. For bert; other families: scaling.generate.
 
-  python -m scaling.fill run=bert_tiny prompt="import <mask>" top_k=3
+  python -m scaling.fill from=bert_tiny prompt="import <mask>" top_k=3
 
 """
 
 
 def show_choices(options: FillOptions) -> None:
     """Write the choices of each gap to standard output. Raises ScalingError."""
-    opened = open_run(options.run, options.root)
-    from scaling.inference.text import choices  # torch: a wrong run is reported before it is loaded
+    source = find_trained(options.source, options.root)
+    from scaling.inference.text import (
+        choices,  # torch: a wrong source is reported before it is loaded
+    )
 
-    run = opened.trained(device=options.device)
-    say(f"{run.path.name}, after step {run.step}")
+    run = source.open(device=options.device)
+    say(source.title)
     for number, best in enumerate(choices(run, options), start=1):
         print(f"gap {number}")
         for token, probability in best:

@@ -5,32 +5,35 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.api import open_run
+from scaling.api import find_trained
 from scaling.commands.options import run_command, say
 from scaling.inference.options import GenerateOptions
 from scaling.screen import visible
 
 USAGE = """\
-Usage: python -m scaling.generate run=RUN prompt="TEXT" [KEY=VALUE ...]
+Usage: python -m scaling.generate from=RUN prompt="TEXT" [KEY=VALUE ...]
 
 Shows what a trained run makes of a text, token by token: what follows it (gpt, objective=prefix_lm), its translation
 (objective=seq2seq), or the text with each <mask> in it filled in (t5, objective=span_corruption). For bert: scaling.fill.
+from= is a run, an export, hf:DIRECTORY_OR_NAME[@REVISION] or gguf:FILE.
 
-  python -m scaling.generate run=gpt_nano prompt="def main("
-  python -m scaling.generate run=gpt_nano prompt="import" temperature=1 top_p=0.9 n_samples=3 seed=7
-  python -m scaling.generate run=t5_tiny prompt="for <mask> in range(<mask>):" method=greedy show=spans
-  echo "Ein Hund läuft." | python -m scaling.generate run=transformer_base prompt=- n_beams=8
+  python -m scaling.generate from=gpt_nano prompt="def main("
+  python -m scaling.generate from=gpt_nano prompt="import" temperature=1 top_p=0.9 n_samples=3 seed=7
+  python -m scaling.generate from=t5_tiny prompt="for <mask> in range(<mask>):" method=greedy show=spans
+  echo "Ein Hund läuft." | python -m scaling.generate from=transformer_base prompt=- n_beams=8
 
 """
 
 
 def generate(options: GenerateOptions) -> None:
     """Write the texts to standard output. Raises ScalingError."""
-    opened = open_run(options.run, options.root)
-    from scaling.inference.text import texts  # torch: a wrong run is reported before it is loaded
+    source = find_trained(options.source, options.root)
+    from scaling.inference.text import (
+        texts,  # torch: a wrong source is reported before it is loaded
+    )
 
-    run = opened.trained(device=options.device)
-    say(f"{run.path.name}, after step {run.step}")
+    run = source.open(device=options.device)
+    say(source.title)
     shown = visible if sys.stdout.isatty() else str  # a pipe gets what the model wrote
     for number, pieces in enumerate(texts(run, options), start=1):
         if options.n_samples > 1:

@@ -25,7 +25,7 @@ from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.inference.beam_search import beam_search
 from scaling.inference.trained import open_trained
 from scaling.model import GenerativeModel
-from scaling.runs.by_name import find_run
+from scaling.weights.source import find_source
 
 NAME = "de_en"
 SETTINGS = (
@@ -101,9 +101,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.translate_only:
         train(arguments.multi30k, arguments.out, overrides)
-    run = open_trained(
-        find_run(NAME, str(arguments.out / "runs"), print), torch.device("cpu"), print
-    )
+    source = find_source(NAME, str(arguments.out / "runs"), print)
+    run = open_trained(source, torch.device("cpu"))
     assert isinstance(run.model, GenerativeModel)
     sources, references = (
         read_lines(arguments.multi30k / f"test_2016_flickr.{language}.gz")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from scaling.api.law_handle import FittedLaws, fit_law, predict_from
 from scaling.api.run_handle import Picture, Run, open_run
 from scaling.api.study_handle import Study, open_study
+from scaling.api.trained_handle import TrainedSource, find_trained
 from scaling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ __all__ = [
     "Picture",
     "Run",
     "Study",
+    "TrainedSource",
     "compose",
+    "find_trained",
     "fit_law",
     "make_plan",
     "open_run",

@@ -122,9 +122,11 @@ class Run:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the run."""
-        from scaling.inference.trained import read_tokenizer
+        from scaling.inference.trained import run_tokenizer
+        from scaling.weights.source import read_tokenizer_file
 
-        return read_tokenizer(self._directory, self.config)
+        path, config = self._directory.tokenizer, self.config
+        return run_tokenizer(read_tokenizer_file(path, config), path, config)
 
     def model(self, *, step: int | None = None, device: str = "auto") -> LanguageModel:
         """The weights of the newest sound checkpoint, or of `step`, in evaluation mode and fp32.
@@ -136,13 +138,13 @@ class Run:
     def trained(self, *, step: int | None = None, device: str = "auto") -> Trained:
         """Model, tokenizer, configuration and step of one checkpoint together; loaded once and
         kept."""
+        from scaling.api.trained_handle import find_trained
         from scaling.checkpoint.store import newest_step
-        from scaling.inference.trained import find_device, open_trained
 
         key = (device, newest_step(self._directory.checkpoints) if step is None else step)
         if key not in self._opened:
-            opened = open_trained(self.path, find_device(device), report, step=step)
-            self._opened[key] = opened
+            word = str(self.path) if step is None else f"{self.path}@{step}"
+            self._opened[key] = find_trained(word).open(device=device)
         return self._opened[key]
 
     def generate(self, prompt: str, **options: Any) -> str:
@@ -162,7 +164,7 @@ class Run:
         from scaling.inference.options import GenerateOptions
         from scaling.inference.text import texts
 
-        asked = checked(GenerateOptions, {"run": str(self.path), "prompt": prompt, **options})
+        asked = checked(GenerateOptions, {"from": str(self.path), "prompt": prompt, **options})
         return texts(self.trained(device=asked.device), asked)
 
     def fill(self, prompt: str, **options: Any) -> list[list[tuple[str, float]]]:
@@ -170,7 +172,7 @@ class Run:
         from scaling.inference.options import FillOptions
         from scaling.inference.text import choices
 
-        asked = checked(FillOptions, {"run": str(self.path), "prompt": prompt, **options})
+        asked = checked(FillOptions, {"from": str(self.path), "prompt": prompt, **options})
         return choices(self.trained(device=asked.device), asked)
 
     def _repr_html_(self) -> str:

@@ -23,7 +23,7 @@ OPTIONS = {
     "prepare": "scaling.prepare:PrepareOptions",
     "generate": "scaling.inference.options:GenerateOptions",
     "fill": "scaling.inference.options:FillOptions",
-    "convert": "scaling.convert:ConvertOptions",
+    "export": "scaling.export:ExportOptions",
     "fit": "scaling.laws.options:FitOptions",
     "predict": "scaling.laws.options:PredictOptions",
     "rehearse": "scaling.rehearsal.options:DrillOptions",
@@ -96,7 +96,7 @@ def _options(verb: str, given: Sequence[str], current: str) -> Iterator[str]:
         yield from (
             f"{other}=" for other in fields if other.startswith(current) and other not in taken
         )
-    elif key == "run":
+    elif key == "from":
         yield from (f"{key}={run} " for run in _runs(given) if run.startswith(value))
     elif key in fields:
         yield from (f"{key}={word} " for word in _values(fields[key]) if word.startswith(value))

@@ -14,7 +14,7 @@ from scaling.composition.words import Options, read_options
 from scaling.config.section import Section
 from scaling.config.spelling import TYPED
 from scaling.errors import EXIT_FINISHED, ConfigError
-from scaling.inference.options import RunOptions
+from scaling.inference.options import PromptOptions
 from scaling.screen import print_help, visible
 
 __all__ = ["EXIT_INTERRUPTED", "read_options", "run_command", "say"]
@@ -35,7 +35,7 @@ def run_command(
     try:
         with reported(codes, debug=False):
             options = read_options(kind, words)
-            if isinstance(options, RunOptions):
+            if isinstance(options, PromptOptions):
                 options = options.model_copy(update={"prompt": _text(options.prompt)})
             task(options)
             sys.stdout.flush()

@@ -9,7 +9,7 @@ VERBS = {
     "status": "list the runs of a directory, and how they stand",
     "generate": "continue a text with a trained model",
     "fill": "fill the gaps of a text with a trained BERT",
-    "convert": "write a run's weights as safetensors",
+    "export": "write trained weights for another program, and prove that it computes the same",
     "fit": "fit scaling laws to a study or a table",
     "predict": "ask a fitted law for the best size, a loss or a budget",
     "rehearse": "kill a run at random and compare its curve with an unbroken one",

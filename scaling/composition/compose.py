@@ -36,7 +36,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that these Hydra overrides make. Raises ConfigError."""
     overrides = in_full(overrides)
     try:
-        return validate(_composed(overrides), overrides)
+        return validate(composed_of(overrides), overrides)
     except (*COMPOSITION_ERRORS, ValueError) as error:  # Hydra raises ValueError for optim=3
         raise explain(error, overrides) from error
 
@@ -99,9 +99,9 @@ _NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logge
 def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
     """Words that compose to `config`, but for its cluster, layout, logger and study: `start`, and
     what differs from it."""
-    base = validate(_composed(start), start)
+    base = validate(composed_of(start), start)
     ours, theirs = (dict(_leaves(c.model_dump(mode="json"))) for c in (config, base))
-    known = dict(_leaves(OmegaConf.to_container(_composed(start), resolve=False)))
+    known = dict(_leaves(OmegaConf.to_container(composed_of(start), resolve=False)))
     changed = [
         key for key in ours if key.split(".")[0] not in _NOT_WORDS and ours[key] != theirs[key]
     ]
@@ -111,7 +111,7 @@ def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:
     )
 
 
-def _composed(words: Sequence[str]) -> DictConfig:
+def composed_of(words: Sequence[str]) -> DictConfig:
     with (
         inert_configurations(),
         _own_hydra(),

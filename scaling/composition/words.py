@@ -19,6 +19,14 @@ from scaling.errors import ConfigError
 Options = TypeVar("Options", bound=Section)
 
 
+RENAMED = {
+    "run": "What is opened is from=RUN now. ",
+    "step": "An earlier checkpoint is from=RUN@STEP now. ",
+    "names": "The format is format=safetensors or format=hf now. ",
+}
+"""Options of an earlier version of the commands that open something trained."""
+
+
 def read_options(kind: type[Options], words: Sequence[str]) -> Options:
     """The options that these words set. Raises ConfigError."""
     given: dict[str, str] = {}
@@ -30,10 +38,11 @@ def read_options(kind: type[Options], words: Sequence[str]) -> Options:
         if not equals:
             raise no_key(word, known)
         if key not in known:
+            hint = RENAMED.get(key, "") if "from" in known else ""
             raise ConfigError(
                 f"there is no option {key!r}",
                 TYPED,
-                f"{did_you_mean(key, known)}There are: {', '.join(known)}.",
+                f"{hint or did_you_mean(key, known)}There are: {', '.join(known)}.",
             )
         if key in given:
             raise ConfigError(

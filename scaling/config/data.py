@@ -225,8 +225,13 @@ class TokenizerConfig(Section):
         None,
         description="hf: name on the Hugging Face hub, or path of a tokenizer.json or its folder",
     )
-    special_tokens: Literal["eot", "all"] = Field(
-        "eot", description="eot: end-of-text alone; all: padding, class, separator and mask too"
+    special_tokens: Literal["eot", "all", "own"] = Field(
+        "eot",
+        description="eot: end-of-text alone; all: padding, class, separator and mask too; own: those of an hf tokenizer itself",
+    )
+    lossy: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="hf: a tokenizer that does not give every text back, as one without some control characters",
     )
     n_sentinels: int = Field(
         0,
@@ -249,6 +254,14 @@ class TokenizerConfig(Section):
             )
         if self.kind == "hf":
             return self
+        if self.lossy == "allow":
+            raise ValueError(
+                f"lossy=allow is for tokenizer=hf, and tokenizer={self.kind} gives every text back"
+            )
+        if self.special_tokens == "own":
+            raise ValueError(
+                f"special_tokens=own is for tokenizer=hf, and tokenizer={self.kind} is learnt: use eot or all"
+            )
         alphabet = 512 if self.kind == "wordpiece" else 256
         least = alphabet + self.n_special
         if self.vocab_size < least:

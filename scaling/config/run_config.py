@@ -300,7 +300,7 @@ class RunConfig(Section):
                 f"objective={kind} has no use for data=text_pairs, the kind of data.path={self.data.path}; "
                 "pairs are for objective=seq2seq"
             )
-        if needs_special_tokens(kind) and tokenizer.special_tokens != "all":
+        if needs_special_tokens(kind) and tokenizer.special_tokens == "eot":
             raise ValueError(
                 f"objective={kind} needs padding, class, separator and mask: set tokenizer.special_tokens=all"
             )
@@ -357,6 +357,8 @@ class RunConfig(Section):
                 del component["val_path"]
         if self.data.val_target_path is None:
             del out["data"]["val_target_path"]
+        if self.tokenizer.lossy == "refuse":
+            del out["tokenizer"]["lossy"]
         model = self.model
         out["model"] |= {
             "n_kv_heads": model.kv_heads,

@@ -26,20 +26,27 @@ N_TOKENS = 128
 """Of a decoder alone, which has no length of its own. Assumption."""
 
 
-class RunOptions(Section):
-    """Which run, and what it is given."""
+class SourceOptions(Section):
+    """Which trained model is opened."""
 
-    run: str = Field(
-        description="a run's directory, or its name under run.root, without its id where that is enough"
+    source: str = Field(
+        alias="from",
+        description="RUN[@STEP]: a run's directory, or its name under run.root, without its id where that is enough; "
+        "DIRECTORY: an export; hf:DIRECTORY or hf:NAME[@REVISION]; gguf:FILE",
     )
-    prompt: str = Field(description="the text to begin with; - reads it from standard input")
     root: str = Field(
         "runs", alias="run.root", description="the directory of run directories, as for scaling.run"
     )
+
+
+class PromptOptions(SourceOptions):
+    """A trained model, and what it is given."""
+
+    prompt: str = Field(description="the text to begin with; - reads it from standard input")
     device: str = Field("auto", description="auto: a GPU where there is one; or cpu, cuda, cuda:1")
 
 
-class GenerateOptions(RunOptions):
+class GenerateOptions(PromptOptions):
     method: Method | None = Field(
         None,
         description="greedy: always the likeliest token; sample: drawn at random; beam: the likeliest text of a beam search; "
@@ -109,5 +116,5 @@ class GenerateOptions(RunOptions):
         return own[0] if own else "beam" if config.objective.kind == "seq2seq" else "sample"
 
 
-class FillOptions(RunOptions):
+class FillOptions(PromptOptions):
     top_k: int = Field(5, gt=0, description="choices for each gap, the likeliest first")

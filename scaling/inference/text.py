@@ -11,7 +11,7 @@ from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.errors import ConfigError
 from scaling.inference.beam_search import beam_search
 from scaling.inference.gaps import fill
-from scaling.inference.options import N_TOKENS, FillOptions, GenerateOptions, RunOptions
+from scaling.inference.options import N_TOKENS, FillOptions, GenerateOptions, PromptOptions
 from scaling.inference.prompts import GAP, Question, masked, question, text_tokens
 from scaling.inference.sampling import stream
 from scaling.inference.trained import Trained
@@ -26,8 +26,8 @@ def texts(run: Trained, options: GenerateOptions) -> Iterator[Iterator[str]]:
     if not isinstance(run.model, GenerativeModel):
         raise ConfigError(
             f"{run.path.name} is a model of family {config.model.family}, which fills gaps and continues nothing",
-            f"run={options.run}",
-            f'Use python -m scaling.fill run={options.run} prompt="... {GAP} ...".',
+            f"from={options.source}",
+            f'Use python -m scaling.fill from={options.source} prompt="... {GAP} ...".',
         )
     _check_prompt(config, tokenizer, options)
     asked = question(config, tokenizer, options.prompt)
@@ -46,8 +46,8 @@ def choices(run: Trained, options: FillOptions) -> list[list[tuple[str, float]]]
     if not isinstance(run.model, MaskedModel):
         raise ConfigError(
             f"{run.path.name} is a model of family {config.model.family}, which does not fill single gaps",
-            f"run={options.run}",
-            f'Use python -m scaling.generate run={options.run} prompt="...".',
+            f"from={options.source}",
+            f'Use python -m scaling.generate from={options.source} prompt="...".',
         )
     if GAP not in options.prompt:
         raise ConfigError(
@@ -131,13 +131,13 @@ def _n_tokens(config: RunConfig, asked: Question, options: GenerateOptions) -> i
     return wanted or (room if asked.source_ids is not None else min(N_TOKENS, room))
 
 
-def _check_length(config: RunConfig, n_tokens: int, options: RunOptions) -> None:
+def _check_length(config: RunConfig, n_tokens: int, options: PromptOptions) -> None:
     """n_tokens: what the prompt became, special tokens included. Raises ConfigError when the run
     never read so many."""
     limit = lengths(config).inputs
     if n_tokens > limit:
         raise ConfigError(
-            f"prompt makes {n_tokens} tokens, and run={options.run} reads at most {limit}",
+            f"prompt makes {n_tokens} tokens, and from={options.source} reads at most {limit}",
             f"train.seq_len={config.train.seq_len} of the run",
             f"Leave out {n_tokens - limit} tokens, or train with a longer train.seq_len.",
         )

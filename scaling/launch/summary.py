@@ -19,12 +19,11 @@ from scaling.metrics import names
 from scaling.metrics.record import Record, read_metrics
 from scaling.planner.measured.calibrate import learn
 from scaling.planner.run_plan import RunPlan
-from scaling.runs.directory import RunDir
+from scaling.runs.directory import CURVE, RunDir
 from scaling.runs.goodput import Seconds, account, goodput
 from scaling.screen import visible
 from scaling.units import counted, format_count, format_duration, format_flops, number_text
 
-CURVE = "loss.png"
 _BASELINE_TOKENS = 20_000_000
 """Corpora up to this size are read once more for their n-gram baselines: 0.4 s a million tokens
 (measured)."""

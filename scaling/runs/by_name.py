@@ -21,7 +21,7 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
     """
     if not run.strip():
         raise ConfigError(
-            "run is empty",
+            "the name of the run is empty",
             "from the command line",
             "Give a run's directory or name; scaling.status lists them.",
         )
@@ -35,14 +35,14 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
         *others, newest = meant
         if others:
             notice(
-                f"run={run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
+                f"{run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
                 f"not {', '.join(path.name for path in reversed(others))}."
             )
         return newest
     names = [str(path.relative_to(parent)) for path in runs]
     if Path(run).expanduser().is_dir():
         raise ConfigError(
-            f"run={run} is a directory without config.yaml, so it is no run",
+            f"{run} is a directory without config.yaml, so it is no run",
             None,
             _suggestion(parent, names),
         )

@@ -69,6 +69,9 @@ EventKind = Literal[
     "record_gap",
     "record_damaged",
 ]
+CURVE = "loss.png"
+"""The picture of the losses against tokens."""
+
 State = Literal["new", "begun", "preempted", "failed", "stopped", "pruned", "finished"]
 
 _RECORDS = {

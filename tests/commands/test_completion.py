@@ -45,7 +45,7 @@ from scaling.commands.verbs import VERBS
         ("scaling fit table=~/la", set()),
         ("scaling fit curve=", {"curve=akima ", "curve=parabola "}),
         ("scaling predict js", {"json="}),
-        ("scaling generate run=x met", {"method="}),
+        ("scaling generate from=x met", {"method="}),
         ("scaling completion b", {"bash "}),
         ("scaling nothing x", set()),
     ],
@@ -65,9 +65,9 @@ def test_names_of_runs_are_offered(tmp_path: Path) -> None:
     (tmp_path / "gpt_nano-00c0ffee").mkdir()
     (tmp_path / "gpt_nano-00c0ffee" / "config.yaml").touch()
     asked = f"run.root={tmp_path}"
-    assert candidates(f"scaling generate {asked} run=gpt") == ["run=gpt_nano-00c0ffee "]
+    assert candidates(f"scaling generate {asked} from=gpt") == ["from=gpt_nano-00c0ffee "]
     assert candidates(f"scaling status {asked} gp") == ["gpt_nano-00c0ffee "]
-    assert candidates(f"scaling generate run.root={tmp_path}/none run=") == []
+    assert candidates(f"scaling generate run.root={tmp_path}/none from=") == []
 
 
 def test_the_script_is_printed_and_nothing_else_is_known(

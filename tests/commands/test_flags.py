@@ -21,9 +21,9 @@ from scaling.laws.options import FitOptions, PredictOptions
 Command = Callable[..., tuple[int, str, str]]
 NEEDED = {
     "prepare": "inputs",
-    "generate": "run",
-    "fill": "run",
-    "convert": "run",
+    "generate": "from",
+    "fill": "from",
+    "export": "from",
     "fit": "give one of table",
     "predict": "fit",
 }
@@ -35,6 +35,9 @@ KEY_OF = {
     "status": "run.root",
     "prepare": "out",
     "fit": "table",
+    "generate": "from",
+    "fill": "from",
+    "export": "from",
 }
 
 
@@ -171,7 +174,7 @@ def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> No
 import sys
 from scaling import __main__
 for words in (["run", "lr=1"], ["run", "--lr=1"], ["run", "model=x"], ["run", "run.name=a=b"], ["plan", "lr=1"],
-              ["generate", "run=x", "prompt=a"], ["fill", "run=x", "prompt=a"], ["convert", "run=x", "to=y"], ["prepare", "x=1"],
+              ["generate", "from=x", "prompt=a"], ["fill", "from=x", "prompt=a"], ["export", "from=x", "to=y"], ["prepare", "x=1"],
               ["fit", "x=1"], ["predict", "x=1"], ["status", "x"]):
     sys.argv = ["scaling", *words]
     try:

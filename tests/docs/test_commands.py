@@ -14,7 +14,7 @@ from scaling import run
 from scaling.commands.verbs import VERBS
 from scaling.composition.compose import compose
 from scaling.composition.words import read_options
-from scaling.convert import ConvertOptions
+from scaling.export import ExportOptions
 from scaling.inference.options import FillOptions, GenerateOptions
 from scaling.laws.options import FitOptions, PredictOptions
 from scaling.plan import FLAGS
@@ -82,7 +82,7 @@ OURS: dict[str, Callable[[list[str]], object]] = {
     "prepare": lambda words: read_options(PrepareOptions, words),
     "generate": lambda words: read_options(GenerateOptions, words),
     "fill": lambda words: read_options(FillOptions, words),
-    "convert": lambda words: read_options(ConvertOptions, words),
+    "export": lambda words: read_options(ExportOptions, words),
     "fit": lambda words: read_options(FitOptions, words),
     "predict": lambda words: read_options(PredictOptions, words),
 }

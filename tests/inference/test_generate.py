@@ -22,6 +22,7 @@ from scaling.launch.run import drive
 from scaling.model import GenerativeModel
 from scaling.runs.by_name import find_run
 from scaling.runs.directory import RunDir
+from scaling.weights.source import find_source
 from tests.support.configs import composed
 from tests.support.objectives import BYTES, CLS, FAMILY, MASK, SENTINELS, SEP
 
@@ -103,7 +104,7 @@ def command(root: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def opened(root: Path, run: str) -> Trained:
-    return open_trained(find_run(run, str(root), print), torch.device("cpu"), print)
+    return open_trained(find_source(run, str(root), print), torch.device("cpu"))
 
 
 def written(command: Command, *words: str) -> str:
@@ -137,7 +138,7 @@ def test_the_weights_are_those_of_the_end_of_training(
     assert summary is not None
     words = ("method=sample", "temperature=0.8", "seed=0", f"max_new_tokens={N_SAMPLED}")
     assert (
-        written(command, f"run={kind}", f"prompt={PROMPTS[kind]}", *words)
+        written(command, f"from={kind}", f"prompt={PROMPTS[kind]}", *words)
         == summary["sample"] + "\n"
     )
 
@@ -148,7 +149,7 @@ def test_greedy_is_the_argmax_of_full_forwards(root: Path, command: Command, kin
     expected = trained.tokenizer.decode(greedy(trained, PROMPTS[kind], 24))
     assert (
         written(
-            command, f"run={kind}", f"prompt={PROMPTS[kind]}", "method=greedy", "max_new_tokens=24"
+            command, f"from={kind}", f"prompt={PROMPTS[kind]}", "method=greedy", "max_new_tokens=24"
         )
         == expected + "\n"
     )
@@ -157,7 +158,7 @@ def test_greedy_is_the_argmax_of_full_forwards(root: Path, command: Command, kin
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_one_beam_without_penalty_writes_what_greedy_does(command: Command, kind: str) -> None:
-    words = (f"run={kind}", f"prompt={PROMPTS[kind]}", "max_new_tokens=10")
+    words = (f"from={kind}", f"prompt={PROMPTS[kind]}", "max_new_tokens=10")
     assert written(command, *words, "n_beams=1", "length_penalty=0") == written(
         command, *words, "method=greedy"
     )
@@ -165,7 +166,7 @@ def test_one_beam_without_penalty_writes_what_greedy_does(command: Command, kind
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_a_seed_repeats_and_samples_have_seeds_of_their_own(command: Command, kind: str) -> None:
-    words = (f"run={kind}", f"prompt={PROMPTS[kind]}", "temperature=1.5", "max_new_tokens=9")
+    words = (f"from={kind}", f"prompt={PROMPTS[kind]}", "temperature=1.5", "max_new_tokens=9")
     first, again, other = (written(command, *words, f"seed={seed}") for seed in (3, 3, 4))
     assert first == again
     assert (
@@ -177,7 +178,8 @@ def test_a_seed_repeats_and_samples_have_seeds_of_their_own(command: Command, ki
 
 def test_the_pieces_are_the_text_of_the_tokens(root: Path) -> None:
     trained = opened(root, "causal_lm")
-    options = GenerateOptions(run="causal_lm", prompt="Der", method="greedy", max_new_tokens=90)
+    asked = {"from": "causal_lm", "prompt": "Der", "method": "greedy", "max_new_tokens": 90}
+    options = GenerateOptions.model_validate(asked)
     pieces = next(list(parts) for parts in texts(trained, options))
     assert len(pieces) > 40
     # Beyond the context the latest half of it is read anew, so only the first tokens are those of
@@ -186,7 +188,7 @@ def test_the_pieces_are_the_text_of_the_tokens(root: Path) -> None:
 
 
 def test_spans_are_shown_in_the_text_or_a_line_each(root: Path, command: Command) -> None:
-    words = ("run=span_corruption", "method=greedy", f"prompt={PROMPTS['span_corruption']}")
+    words = ("from=span_corruption", "method=greedy", f"prompt={PROMPTS['span_corruption']}")
     answer = greedy(opened(root, "span_corruption"), PROMPTS["span_corruption"], 40)
     text, spans = written(command, *words), written(command, *words, "show=spans")
     assert text.startswith("Der ")
@@ -197,17 +199,17 @@ def test_spans_are_shown_in_the_text_or_a_line_each(root: Path, command: Command
 
 def test_beams_are_different_texts_best_first(command: Command) -> None:
     out = written(
-        command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "n_samples=3", "max_new_tokens=8"
+        command, "from=seq2seq", "prompt=ein Käfer", "n_beams=5", "n_samples=3", "max_new_tokens=8"
     )
     found = [part.partition("\n")[2] for part in out.split("--- ")[1:]]
     assert len(set(found)) == 3
     assert found[0] == written(
-        command, "run=seq2seq", "prompt=ein Käfer", "n_beams=5", "max_new_tokens=8"
+        command, "from=seq2seq", "prompt=ein Käfer", "n_beams=5", "max_new_tokens=8"
     )
 
 
 def test_fill_shows_the_likeliest_tokens_of_each_gap(root: Path, command: Command) -> None:
-    code, out, _ = command("run=masked_lm", "prompt=Der K<mask>fer l<mask>", "top_k=3", fills=True)
+    code, out, _ = command("from=masked_lm", "prompt=Der K<mask>fer l<mask>", "top_k=3", fills=True)
     assert code == 0
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("gap")] == ["gap 1", "gap 2"]
@@ -221,7 +223,7 @@ def test_fill_shows_the_likeliest_tokens_of_each_gap(root: Path, command: Comman
 
 
 def test_the_prompt_from_standard_input(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("run=causal_lm", "method=greedy", "max_new_tokens=12")
+    words = ("from=causal_lm", "method=greedy", "max_new_tokens=12")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Der Käf\n".encode())))
     assert written(command, *words, "prompt=-") == written(command, *words, "prompt=Der Käf")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"K\xe4fer")))
@@ -234,58 +236,59 @@ def test_a_run_by_path_by_name_and_without_its_id(root: Path, command: Command) 
     (path,) = root.glob("causal_lm-*")
     words = ("prompt=Der", "method=greedy", "max_new_tokens=5")
     assert (
-        len({written(command, f"run={run}", *words) for run in (path, path.name, "causal_lm")}) == 1
+        len({written(command, f"from={run}", *words) for run in (path, path.name, "causal_lm")})
+        == 1
     )
 
 
 REFUSED = {
-    ("run=nothing", "prompt=a"): ["there is no run 'nothing'", "causal_lm-", "seq2seq-"],
-    ("run=", "prompt=a"): ["run is empty"],
+    ("from=nothing", "prompt=a"): ["there is no run 'nothing'", "causal_lm-", "seq2seq-"],
+    ("from=", "prompt=a"): ["the name of the run is empty"],
     ("prompt=a",): ["run is not given"],
-    ("run=causal_lm",): ["prompt is not given"],
-    ("run=masked_lm", "prompt=a"): ["family bert", "scaling.fill"],
-    ("run=causal_lm", "prompt=a", "top_q=1"): ["'top_q'", "Did you mean top_"],
-    ("run=causal_lm", "prompt=a", "--greedy"): ["there is no flag --greedy"],
-    ("run=causal_lm", "prompt=a", "seed=1", "seed=2"): ["seed is given twice"],
-    ("run=causal_lm", "prompt=a", "temperature=-1"): [
+    ("from=causal_lm",): ["prompt is not given"],
+    ("from=masked_lm", "prompt=a"): ["family bert", "scaling.fill"],
+    ("from=causal_lm", "prompt=a", "top_q=1"): ["'top_q'", "Did you mean top_"],
+    ("from=causal_lm", "prompt=a", "--greedy"): ["there is no flag --greedy"],
+    ("from=causal_lm", "prompt=a", "seed=1", "seed=2"): ["seed is given twice"],
+    ("from=causal_lm", "prompt=a", "temperature=-1"): [
         "temperature=-1",
         "greater than or equal to 0",
     ],
-    ("run=causal_lm", "prompt=a", "temperature=nan"): ["temperature=nan", "finite"],
-    ("run=causal_lm", "prompt=a", "top_p=0"): ["top_p=0", "greater than 0"],
-    ("run=causal_lm", "prompt=a", "top_k=many"): ["top_k=many", "integer"],
-    ("run=causal_lm", "prompt=a", "n_samples=0"): ["n_samples=0"],
-    ("run=causal_lm", "prompt=a", "max_new_tokens=0"): ["max_new_tokens=0"],
-    ("run=causal_lm", "prompt=a", "seed=-1"): ["seed=-1"],
-    ("run=causal_lm", "prompt=a", "method=best"): ["method=best", "'greedy'"],
-    ("run=causal_lm", "prompt=a", "method=greedy", "top_k=3"): [
+    ("from=causal_lm", "prompt=a", "temperature=nan"): ["temperature=nan", "finite"],
+    ("from=causal_lm", "prompt=a", "top_p=0"): ["top_p=0", "greater than 0"],
+    ("from=causal_lm", "prompt=a", "top_k=many"): ["top_k=many", "integer"],
+    ("from=causal_lm", "prompt=a", "n_samples=0"): ["n_samples=0"],
+    ("from=causal_lm", "prompt=a", "max_new_tokens=0"): ["max_new_tokens=0"],
+    ("from=causal_lm", "prompt=a", "seed=-1"): ["seed=-1"],
+    ("from=causal_lm", "prompt=a", "method=best"): ["method=best", "'greedy'"],
+    ("from=causal_lm", "prompt=a", "method=greedy", "top_k=3"): [
         "method=greedy does not read top_k",
         "method=sample",
     ],
-    ("run=causal_lm", "prompt=a", "n_beams=3", "top_k=3"): [
+    ("from=causal_lm", "prompt=a", "n_beams=3", "top_k=3"): [
         "top_k is for method=sample and n_beams for method=beam"
     ],
-    ("run=causal_lm", "prompt=a", "n_beams=3", "n_samples=4"): ["n_samples=4", "n_beams=3"],
-    ("run=causal_lm", "prompt=a", "n_beams=3", "max_new_tokens=49"): [
+    ("from=causal_lm", "prompt=a", "n_beams=3", "n_samples=4"): ["n_samples=4", "n_beams=3"],
+    ("from=causal_lm", "prompt=a", "n_beams=3", "max_new_tokens=49"): [
         "max_new_tokens=49",
         "room for 48",
         "method=sample",
     ],
-    ("run=causal_lm", "prompt=a", "show=spans"): ["show=spans", "objective=causal_lm"],
-    ("run=causal_lm", "prompt=a", "device=tpu9"): ["device=tpu9", "device=cpu"],
-    ("run=causal_lm", "prompt=a", "device=cuda"): ["device=cuda is not on this machine"],
-    ("run=causal_lm", "prompt=" + "a" * 49): ["49 tokens", "at most 48", "train.seq_len=48"],
-    ("run=causal_lm", "prompt=\udcff"): ["prompt is not UTF-8"],
-    ("run=span_corruption", "prompt="): ["prompt is empty", "<mask>"],
-    ("run=span_corruption", "prompt=" + "<mask>" * 61): ["61 gaps", "n_sentinels=60"],
-    ("run=span_corruption", "prompt=" + "a" * 80): ["82 tokens", "train.seq_len=48"],
-    ("run=seq2seq", "prompt= "): ["prompt is empty", "nothing to translate"],
-    ("run=seq2seq", "prompt=a", "max_new_tokens=37"): [
+    ("from=causal_lm", "prompt=a", "show=spans"): ["show=spans", "objective=causal_lm"],
+    ("from=causal_lm", "prompt=a", "device=tpu9"): ["device=tpu9", "device=cpu"],
+    ("from=causal_lm", "prompt=a", "device=cuda"): ["device=cuda is not on this machine"],
+    ("from=causal_lm", "prompt=" + "a" * 49): ["49 tokens", "at most 48", "train.seq_len=48"],
+    ("from=causal_lm", "prompt=\udcff"): ["prompt is not UTF-8"],
+    ("from=span_corruption", "prompt="): ["prompt is empty", "<mask>"],
+    ("from=span_corruption", "prompt=" + "<mask>" * 61): ["61 gaps", "n_sentinels=60"],
+    ("from=span_corruption", "prompt=" + "a" * 80): ["82 tokens", "train.seq_len=48"],
+    ("from=seq2seq", "prompt= "): ["prompt is empty", "nothing to translate"],
+    ("from=seq2seq", "prompt=a", "max_new_tokens=37"): [
         "max_new_tokens=37",
         "room for 36",
         "Use 36 or less",
     ],
-    ("run=prefix_lm", "prompt=a", "max_new_tokens=49"): ["room for 48"],
+    ("from=prefix_lm", "prompt=a", "max_new_tokens=49"): ["room for 48"],
 }
 
 
@@ -303,12 +306,12 @@ def test_refused_with_what_would_work(command: Command, words: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("run=causal_lm", "prompt=a <mask>"), ["family gpt", "scaling.generate"]),
-        (("run=masked_lm", "prompt=a"), ["no gap <mask>"]),
-        (("run=masked_lm", "prompt="), ["no gap <mask>"]),
-        (("run=masked_lm", "prompt=<mask>", "top_k=0"), ["top_k=0"]),
-        (("run=masked_lm", "prompt=<mask>", "top_k=400"), ["top_k=400", "321 entries"]),
-        (("run=masked_lm", "prompt=" + "a" * 46 + "<mask>"), ["49 tokens", "at most 48"]),
+        (("from=causal_lm", "prompt=a <mask>"), ["family gpt", "scaling.generate"]),
+        (("from=masked_lm", "prompt=a"), ["no gap <mask>"]),
+        (("from=masked_lm", "prompt="), ["no gap <mask>"]),
+        (("from=masked_lm", "prompt=<mask>", "top_k=0"), ["top_k=0"]),
+        (("from=masked_lm", "prompt=<mask>", "top_k=400"), ["top_k=400", "321 entries"]),
+        (("from=masked_lm", "prompt=" + "a" * 46 + "<mask>"), ["49 tokens", "at most 48"]),
     ],
 )
 def test_fill_refuses_with_what_would_work(
@@ -329,7 +332,7 @@ def copied(root: Path, tmp_path: Path) -> RunDir:
 def test_the_newest_sound_checkpoint_is_used_and_none_is_an_error(
     copied: RunDir, command: Command
 ) -> None:
-    words = (f"run={copied.path}", "prompt=Der", "method=greedy", "max_new_tokens=5")
+    words = (f"from={copied.path}", "prompt=Der", "method=greedy", "max_new_tokens=5")
     newest, before = sorted(copied.checkpoints.glob("step-*"), reverse=True)
     weights = newest / "rank-00000.safetensors"
     content = weights.read_bytes()
@@ -351,7 +354,7 @@ def test_the_newest_sound_checkpoint_is_used_and_none_is_an_error(
 def test_a_missing_damaged_or_other_tokenizer_is_named(
     copied: RunDir, root: Path, command: Command
 ) -> None:
-    words = (f"run={copied.path}", "prompt=Der")
+    words = (f"from={copied.path}", "prompt=Der")
     copied.tokenizer.write_text("{}")
     assert "is not a tokenizer" in command(*words)[2]
     copied.tokenizer.unlink()
@@ -364,7 +367,7 @@ def test_a_missing_damaged_or_other_tokenizer_is_named(
 def test_a_directory_that_is_no_run_is_refused(
     copied: RunDir, tmp_path: Path, command: Command
 ) -> None:
-    code, _, said = command(f"run={tmp_path}", "prompt=a")
+    code, _, said = command(f"from={tmp_path}", "prompt=a")
     assert code == 2
     assert "is a directory without config.yaml" in said
 
@@ -380,7 +383,7 @@ def test_help_names_every_option(command: Command) -> None:
 def test_a_reader_that_has_enough_ends_it_quietly(root: Path) -> None:
     words = (
         f"run.root={root}",
-        "run=causal_lm",
+        "from=causal_lm",
         "prompt=Der",
         "n_samples=1000",
         "max_new_tokens=40",

@@ -16,6 +16,7 @@ from scaling.laws.recommend import base_of
 from scaling.planner.run_plan import RunPlan
 from scaling.runs.directory import RunDir
 from scaling.studies.generators import changed
+from scaling.weights.source import find_source
 
 BEFORE = Path(__file__).parent / "before_cp"
 
@@ -27,7 +28,7 @@ def test_an_earlier_run_is_read():
     assert RunPlan.from_dict(written).layout.cp == 2
     layout = RunDir(BEFORE).read_config().layout
     assert (layout.tp, layout.cp, layout.cp_attention) == (1, 1, "ulysses")
-    trained = open_trained(BEFORE, torch.device("cpu"), notice=pytest.fail)
+    trained = open_trained(find_source(str(BEFORE), "runs", pytest.fail), torch.device("cpu"))
     assert trained.step == 4
 
 

@@ -171,12 +171,11 @@ def test_what_is_told_of_strangers_names_is_escaped(capsys: pytest.CaptureFixtur
 def test_what_a_model_writes_is_raw_in_a_pipe_only(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = SimpleNamespace(path=Path("r"), step=3)
-    opened = SimpleNamespace(trained=lambda device: run)
-    monkeypatch.setattr(generate, "open_run", lambda *_: opened)
+    found = SimpleNamespace(title="r, after step 3", open=lambda device: None)
+    monkeypatch.setattr(generate, "find_trained", lambda *_: found)
     monkeypatch.setattr(text_module, "texts", lambda *_: iter([iter(["ab\x1b", "[2J\n"])]))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    generate.generate(GenerateOptions(run="r", prompt="p"))
+    generate.generate(GenerateOptions.model_validate({"from": "r", "prompt": "p"}))
     assert capsys.readouterr().out == ("ab\\x1b[2J\n\n" if terminal else "ab\x1b[2J\n\n")
 
 

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from scaling import convert, fit, generate, predict, run, status
+from scaling import export, fit, generate, predict, run, status
 from scaling.channel.failure import report
 from scaling.checkpoint.manifest import MANIFEST, sealed
 from scaling.composition.code_refusal import refuse_targets
@@ -121,10 +121,10 @@ def read_all(root: Path, out: Path) -> list[int]:
     """Whatever reads a run directory or a corpus, by every command; what they say of damage is
     another test's. Exit codes."""
     theirs = next((root / "runs").glob("theirs-*"))
-    words = [f"run.root={root / 'runs'}", "run=theirs"]
+    words = [f"run.root={root / 'runs'}", "from=theirs"]
     codes = [
         generate.main([*words, "prompt=The", "max_new_tokens=2", "device=cpu"]),
-        convert.main([*words, f"to={out / 'own'}"]),
+        export.main([*words, f"to={out / 'own'}"]),
         status.main([str(root / "runs")]),
     ]
     fit.main([f"study={root / 'runs'}", f"out={out / 'laws'}"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
 EOT = "<|endoftext|>"
+ENDS = (EOT, "<|end_of_text|>", "</s>", "<eos>")
+"""What an end of text is called in tokenizers of others; ours first."""
 SPECIAL = ("pad", "cls", "sep", "mask")
 """Written <|pad|> and so on; with tokenizer.special_tokens=all they follow end-of-text in the
 vocabulary, in this order."""
@@ -45,21 +47,23 @@ class Tokenizer:
     def __init__(self, hf: HFTokenizer) -> None:
         hf.encode_special_tokens = True
         self._hf = hf
-        eot_id = hf.token_to_id(EOT)
-        if eot_id is None:
-            raise ValueError(f"it has no token {EOT}")
-        self.eot_id: int = eot_id
+        ends = [end for end in ENDS if hf.token_to_id(end) is not None]
+        if not ends:
+            raise ValueError(f"it has no token {' or '.join(ENDS)}")
+        self.eot: str = ends[0]
+        self.eot_id: int = hf.token_to_id(self.eot)
         self.vocab_size: int = hf.get_vocab_size()
 
     def special(self, name: str) -> int:
-        """Id of pad, cls, sep or mask. Raises DataError when the vocabulary was made without it."""
-        token_id = self._hf.token_to_id(f"<|{name}|>")
-        if token_id is None:
-            raise DataError(
-                f"the tokenizer has no token <|{name}|>",
-                fix="Prepare the text with tokenizer.special_tokens=all.",
-            )
-        return int(token_id)
+        """Id of pad, cls, sep or mask, as we or BERT and T5 spell them. Raises DataError when the
+        vocabulary was made without it."""
+        for spelling in (f"<|{name}|>", f"[{name.upper()}]", f"<{name}>"):
+            if (token_id := self._hf.token_to_id(spelling)) is not None:
+                return int(token_id)
+        raise DataError(
+            f"the tokenizer has no token <|{name}|>",
+            fix="Prepare the text with tokenizer.special_tokens=all.",
+        )
 
     @functools.cached_property
     def sentinel_ids(self) -> list[int]:
@@ -203,7 +207,10 @@ def sentinel(number: int) -> str:
 
 
 def special_tokens(config: TokenizerConfig) -> list[str]:
-    """End-of-text and what else the configuration asks for, in the order of the vocabulary."""
+    """End-of-text and what else the configuration asks for, in the order of the vocabulary; nothing
+    where the tokenizer's own are to do."""
+    if config.special_tokens == "own":
+        return []
     others = [f"<|{name}|>" for name in SPECIAL] if config.special_tokens == "all" else []
     return [EOT, *others, *(sentinel(number) for number in range(config.n_sentinels))]
 

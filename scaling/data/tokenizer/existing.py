@@ -24,15 +24,33 @@ def hub_tokenizer(name: str, config: TokenizerConfig, report: Report | None = No
     """The tokenizer at a path (tokenizer.json or its directory) or of that name on the hub.
 
     Special tokens that it lacks (end-of-text, and what `config` asks for) are added behind its own.
-    Raises ConfigError for one that cannot be had, and for one that does not give every text back.
-    `report` is told what is left out of it.
+    Raises ConfigError for one that cannot be had, for one that does not give every text back, and
+    for another number of entries. `report` is told what is left out of it.
     """
-    from tokenizers import AddedToken
-    from tokenizers import Tokenizer as HFTokenizer
-
     path = _file(name)
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", f"tokenizer=hf:{name}") from error
+    tokenizer = existing_tokenizer(content, name, config, report)
+    if config.kind == "hf" and tokenizer.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"tokenizer {name} has {tokenizer.vocab_size} entries with its special tokens, and "
+            f"tokenizer.vocab_size={config.vocab_size}",
+            fix=f"Set tokenizer.vocab_size={tokenizer.vocab_size}.",
+        )
+    return tokenizer
+
+
+def existing_tokenizer(
+    content: bytes, name: str, config: TokenizerConfig, report: Report | None = None
+) -> Tokenizer:
+    """A tokenizer from the content of a tokenizer.json, with what `config` asks for; raises as
+    `hub_tokenizer`."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as HFTokenizer
+
+    try:
         text = content.decode(json.detect_encoding(content))  # which tells a byte order mark
         raw = json.loads(text)
         if (composed := without_composing(raw)) is not None:
@@ -45,26 +63,25 @@ def hub_tokenizer(name: str, config: TokenizerConfig, report: Report | None = No
         hf = HFTokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(
-            f"{path} is not a tokenizer: {error}", f"tokenizer=hf:{name}", "Give a tokenizer.json."
+            f"{name} is not a tokenizer: {error}", f"tokenizer=hf:{name}", "Give a tokenizer.json."
         ) from error
     _check(hf, name)
     hf.no_truncation()
     hf.no_padding()
     hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
-    tokenizer = Tokenizer(hf)
+    try:
+        tokenizer = Tokenizer(hf)
+    except ValueError as error:
+        fix = "Use tokenizer.special_tokens=eot, which adds an end-of-text token."
+        raise ConfigError(f"tokenizer {name}: {error}", fix=fix) from error
     largest = max(hf.get_vocab().values())
     if largest >= tokenizer.vocab_size:
         raise ConfigError(
             f"tokenizer {name} has gaps: {tokenizer.vocab_size} entries, and the largest id is {largest}",
             fix="Use one whose ids are 0 to one less than the number of its entries.",
         )
-    check_lossless(raw, tokenizer, name)
-    if config.kind == "hf" and tokenizer.vocab_size != config.vocab_size:
-        raise ConfigError(
-            f"tokenizer {name} has {tokenizer.vocab_size} entries with its special tokens, and "
-            f"tokenizer.vocab_size={config.vocab_size}",
-            fix=f"Set tokenizer.vocab_size={tokenizer.vocab_size}.",
-        )
+    if config.lossy == "refuse":
+        check_lossless(raw, tokenizer, name)
     return tokenizer
 
 

@@ -79,7 +79,8 @@ def check_lossless(raw: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> N
             raise ConfigError(
                 f"tokenizer {name} does not give every text back: {_difference(probe, found)}",
                 "in its tokenizer.json",
-                "Use one whose vocabulary has all 256 bytes, and whose added tokens are no entries of other text.",
+                "Use one whose vocabulary has all 256 bytes, and whose added tokens are no entries of other text; "
+                "or accept that with tokenizer.lossy=allow.",
             )
 
 

@@ -1,0 +1,42 @@
+"""The configuration of a source: what its settings make of the default one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from scaling.composition.compose import composed_of
+from scaling.config.run_config import RunConfig
+from scaling.weights.source import GROUPS, Source
+
+
+def config_of(source: Source) -> RunConfig:
+    """A whole configuration for the model of a source; that of a run is its own.
+
+    What does not follow from the source (data, optimiser, cluster) is as in conf/config.yaml.
+    """
+    if source.config is not None:
+        return source.config
+    values: dict[str, Any] = OmegaConf.to_container(composed_of([]), resolve=True)  # type: ignore[assignment]
+    values.pop("hydra", None)
+    for group in GROUPS:
+        values[group] = {**source.settings[group]}
+    values["model"] |= {"name": model_name(source)}
+    values["train"] |= {"n_tokens": 1, "sample_tokens": 0}
+    values["train"] |= source.settings.get("train", {})
+    values["tokenizer"] = source.settings.get("tokenizer") or {
+        "kind": "hf",
+        "name": str(source.path),
+        "vocab_size": source.settings["model"]["vocab_size"],
+        "special_tokens": "own",
+        "lossy": "allow",
+    }
+    return RunConfig.model_validate(values)
+
+
+def model_name(source: Source) -> str:
+    """A name for the shape of a source that a directory can have."""
+    stem = source.path.stem if source.kind == "gguf" else source.path.name
+    return re.sub(r"[^\w.-]+", "_", stem).strip("-.")[:80] or source.kind
