@@ -244,7 +244,7 @@ def test_a_run_by_path_by_name_and_without_its_id(root: Path, command: Command) 
 REFUSED = {
     ("from=nothing", "prompt=a"): ["there is no run 'nothing'", "causal_lm-", "seq2seq-"],
     ("from=", "prompt=a"): ["the name of the run is empty"],
-    ("prompt=a",): ["run is not given"],
+    ("prompt=a",): ["from is not given"],
     ("from=causal_lm",): ["prompt is not given"],
     ("from=masked_lm", "prompt=a"): ["family bert", "scaling.fill"],
     ("from=causal_lm", "prompt=a", "top_q=1"): ["'top_q'", "Did you mean top_"],
