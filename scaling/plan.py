@@ -13,9 +13,9 @@ from scaling.composition.compose import compose, keys
 from scaling.composition.flags import answered
 from scaling.config.spelling import no_flag
 from scaling.errors import ConfigError, PlanError, ScalingError
+from scaling.planner.answer import ranked_plan
 from scaling.planner.machines.detect import resolve_cluster
 from scaling.planner.measured.calibrate import scale_of
-from scaling.planner.ranking import ranked_plan
 from scaling.planner.show.ranking import lines
 from scaling.runs.files import to_json
 from scaling.screen import print_help, print_items

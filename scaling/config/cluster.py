@@ -38,7 +38,7 @@ class LayoutConfig(Section):
     )
     pp_schedule: Literal["1f1b", "dualpipev"] | None = Field(
         None,
-        description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: 1f1b",
+        description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: the faster one",
     )
     cp: int | None = Field(
         None, gt=0, description="context-parallel ranks, which share the positions of a sequence"

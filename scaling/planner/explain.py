@@ -11,7 +11,8 @@ from scaling.planner.cost.time_model import PARTS
 from scaling.planner.layout import Layout, Offload
 from scaling.planner.machines.rates import Machine
 from scaling.planner.prediction import Prediction
-from scaling.planner.space import Ranking, search
+from scaling.planner.ranking import Ranking, search
+from scaling.planner.space import OPEN
 from scaling.units import format_bytes
 
 MOST_DEVICES = 2**16
@@ -100,7 +101,7 @@ def what_would_fit(setting: Setting, batch: int) -> Iterator[str]:
     machine = setting.machine
     offloads: tuple[Offload, ...] = ("optimizer", "parameters")
     for offload in offloads:
-        found = search(setting, batch, offload=offload)
+        found = search(setting, batch, OPEN.model_copy(update={"offload": offload}))
         if found.fitting:
             first = found.fitting[0]
             host = (
@@ -124,9 +125,7 @@ def what_would_fit(setting: Setting, batch: int) -> Iterator[str]:
 
 def how_far_off(ranking: Ranking, machine: Machine) -> str:
     """The smallest legal layout, where none fits."""
-    smallest = ranking.smallest
-    if smallest is None:
-        return "No layout is legal on these devices; --refused lists the rules."
+    smallest = ranking.too_large[0]
     return (
         f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, and "
         f"{format_bytes(smallest.usable_bytes)} of {format_bytes(machine.memory_bytes)} can be used: it would run with a "

@@ -11,8 +11,8 @@ from scaling.errors import PlanError
 from scaling.planner.choose import parts
 from scaling.planner.cost.setting import setting_of
 from scaling.planner.layout import Layout
-from scaling.planner.manual import divisors
 from scaling.planner.rules import broken_rule, not_run_here
+from scaling.planner.space import divisors
 from scaling.units import format_bytes
 
 CLEARLY_LESS = 0.9

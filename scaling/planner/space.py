@@ -1,124 +1,98 @@
-"""Every legal layout of a workload on a machine, predicted and ranked."""
+"""The one generator of candidates: every layout that leaves what is fixed as it is.
+
+`layout=auto` fixes nothing but, where it is set, the engine; `layout=manual` fixes what is not
+null. A fixed value is always generated, also one that breaks a rule: the rules then refuse it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from math import prod
+from typing import NamedTuple, TypeVar, get_args
 
-from scaling.planner.cost.constants import CONSTANTS, Constants
+from scaling.config.run_config import LayoutConfig
 from scaling.planner.cost.setting import Setting
 from scaling.planner.cost.workload import Workload
-from scaling.planner.layout import Checkpointing, Layout, Offload
+from scaling.planner.layout import Checkpointing, Engine, Layout, PipelineSchedule
 from scaling.planner.machines.rates import Machine
-from scaling.planner.prediction import Prediction
-from scaling.planner.rules import broken_rule, not_run_here
+
+T = TypeVar("T")
+
+OPEN = LayoutConfig(kind="auto")
+"""Nothing is fixed."""
 
 MOST_MICRO_BATCH = 128
 """Sequences of a micro-batch, beyond which products have long been full: assumption."""
 
 ZERO_STAGES = (1, 2, 3)
-CHECKPOINTINGS: tuple[Checkpointing, ...] = ("none", "selective", "full")
+CHECKPOINTINGS: tuple[Checkpointing, ...] = get_args(Checkpointing)
+"""The one that costs least time first."""
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """fitting: legal layouts that fit, the preferred first; too_large: legal ones that do not, the
-    one that needs least first; refused: the others, with the rule that each breaks."""
+class Grid(NamedTuple):
+    """Degrees of the axes."""
 
-    fitting: list[Prediction]
-    too_large: list[Prediction]
-    n_legal: int
-    refused: list[tuple[Layout, str]]
+    dp: int
+    tp: int
+    pp: int
+    cp: int
 
     @property
-    def smallest(self) -> Prediction | None:
-        """Of what does not fit."""
-        return self.too_large[0] if self.too_large else None
+    def world_size(self) -> int:
+        return prod(self)
 
 
-def search(setting: Setting, global_batch_size: int, *, offload: Offload = "none") -> Ranking:
-    """Every legal layout that uses all devices, or where none can, as many as the global batch lets
-    it."""
-    return rank(
-        setting, global_batch_size, every_family(setting, global_batch_size, offload=offload)
-    )
-
-
-def rank(
-    setting: Setting,
-    global_batch_size: int,
-    families: Iterable[Iterable[Layout]],
-    *,
-    constants: Constants = CONSTANTS,
-    keep_refused: bool = False,
-) -> Ranking:
-    """Predict layouts. Those of a family need more memory from one to the next: of those that do
-    not fit, the first is enough."""
-    fitting: list[Prediction] = []
-    too_large: list[Prediction] = []
-    refused: list[tuple[Layout, str]] = []
-    n_legal = 0
-    for family in families:
-        for layout in family:
-            rule = broken_rule(setting.work, setting.machine, layout, global_batch_size)
-            if rule is not None:
-                if keep_refused:
-                    refused.append((layout, rule))
-                continue
-            n_legal += 1
-            found = setting.predict(layout, constants)
-            if not found.fits:
-                too_large.append(found)
-                break
-            fitting.append(found)
-    fitting.sort(key=preference)
-    too_large.sort(key=lambda found: found.need_bytes)
-    return Ranking(fitting, too_large, n_legal, refused)
-
-
-def preference(found: Prediction) -> tuple[float, ...]:
-    """Of predictions that fit, as a sort key: those that surely fit first; by rate of the whole
-    cluster; then by memory.
-
-    Where no rate is known: what the engines run, most dp ranks, without recomputation, DeepSpeed,
-    the lowest ZeRO stage, the largest micro-batch.
-    """
-    layout, unsure = found.layout, found.verdict != "fits"
-    if found.tokens_per_s is not None:
-        return (unsure, -found.tokens_per_s, found.need_bytes)
-    costs = (
-        CHECKPOINTINGS.index(layout.activation_checkpointing),
-        layout.engine == "ddp",
-        layout.zero_stage,
-    )
-    return (unsure, not_run_here(layout) is not None, -layout.dp, *costs, -layout.micro_batch_size)
-
-
-def every_family(
-    setting: Setting, batch: int, everything: bool = False, *, offload: Offload = "none"
+def families(
+    setting: Setting, batch: int, fixed: LayoutConfig = OPEN, *, everything: bool = False
 ) -> Iterator[Iterator[Layout]]:
-    """Layouts that differ in their micro-batch alone, the smallest first. everything: kinds too
+    """Layouts that differ in their micro-batch alone, the smallest first. everything: with kinds
     that no legal layout is of, for the rules to refuse."""
-    for tp, pp, cp, dp in _grids(setting.work, setting.machine, batch):
-        for base in _kinds(setting.work, tp, pp, cp, dp, batch, offload, everything):
-            yield _micro_batches(base, batch)
+    for grid in grids(setting.work, setting.machine, batch, fixed):
+        for base in _kinds(setting.work, grid, batch, fixed, everything):
+            yield _micro_batches(base, batch, fixed.micro_batch_size)
+
+
+def grids(work: Workload, machine: Machine, batch: int, fixed: LayoutConfig = OPEN) -> list[Grid]:
+    """Degrees to look at, those with the fewest ranks a replica first: data parallelism alone.
+
+    A replica's ranks divide the devices, unless what is fixed leaves devices idle anyway. tp and cp
+    are powers of two where they are open. dp is the largest number of replicas that divides the
+    global batch and for which there are devices.
+    """
+    n = machine.n_devices
+    alone = fixed.engine in ("reference", "ddp") or fixed.zero_stage == 0
+    open_tp = _powers(1 if alone else min(n, machine.devices_per_node, work.n_heads))
+    open_cp = _powers(1 if alone else min(n, work.n_heads))
+    open_pp = range(1, 2 if alone else min(n, work.n_blocks) + 1)
+    idle = n % prod(degree or 1 for degree in (fixed.tp, fixed.pp, fixed.cp)) != 0
+    found = []
+    for tp, cp, pp in product(
+        _or(fixed.tp, open_tp), _or(fixed.cp, open_cp), _or(fixed.pp, open_pp)
+    ):
+        most = n // (tp * cp * pp)
+        if most and (idle or fixed.dp or n % (tp * cp * pp) == 0):
+            dp = 1 if fixed.engine == "reference" else fixed.dp or _largest_divisor(batch, most)
+            if dp <= most:
+                found.append(Grid(dp, tp, pp, cp))
+    return sorted(found, key=lambda grid: grid.tp * grid.pp * grid.cp)
 
 
 def _kinds(
-    work: Workload,
-    tp: int,
-    pp: int,
-    cp: int,
-    dp: int,
-    batch: int,
-    offload: Offload,
-    everything: bool,
+    work: Workload, grid: Grid, batch: int, fixed: LayoutConfig, everything: bool
 ) -> Iterator[Layout]:
-    """Of these degrees: engines, ZeRO stages, checkpointing and schedules."""
-    shared = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
-    alone, ring = tp * pp * cp == 1, work.n_heads // tp % cp
-    for checkpointing in CHECKPOINTINGS:
-        for stage in ZERO_STAGES:
+    """With these degrees: checkpointing, ZeRO stages, engines and schedules."""
+    dp, tp, pp, cp = grid
+    # Ring attention serves where there are too few heads to swap for positions.
+    attention = fixed.cp_attention or ("ring" if work.n_heads // tp % cp else "ulysses")
+    parallel = fixed.sequence_parallel
+    if parallel is None:
+        parallel = tp > 1 and all(stack.length % tp == 0 for stack in work.stacks)
+    schedules: tuple[PipelineSchedule, ...] = ("1f1b", "dualpipev") if pp > 1 else ("1f1b",)
+    for checkpointing in _or(fixed.activation_checkpointing, CHECKPOINTINGS):
+        for stage in _stages(grid, fixed, everything):
             base = Layout(
                 dp=dp,
                 tp=tp,
@@ -127,63 +101,69 @@ def _kinds(
                 micro_batch_size=1,
                 grad_accum_steps=batch // dp,
                 activation_checkpointing=checkpointing,
-                engine="deepspeed",
+                engine=_engine(grid, stage, fixed),
                 cp=cp,
-                cp_attention="ring" if ring else "ulysses",
-                sequence_parallel=shared,
-                offload=offload,
+                cp_attention=attention,
+                sequence_parallel=parallel,
+                offload=fixed.offload or "none",
             )
-            if (stage > 1 and dp * cp == 1) or (stage > 1 and pp > 1 and not everything):
-                continue
-            yield (
-                replace(base, engine="reference")
-                if base.world_size == 1 and offload == "none"
-                else base
-            )
-            if pp > 1:
-                yield replace(base, pp_schedule="dualpipev")
-            if pp > 1 and everything:
+            for schedule in _or(fixed.pp_schedule, schedules):
+                yield replace(base, pp_schedule=schedule)
+            if everything and pp > 1:
                 yield replace(base, virtual_pp=2)
-        if alone and dp > 1 and offload == "none":
-            yield Layout(
-                dp=dp,
-                tp=1,
-                pp=1,
-                zero_stage=0,
-                micro_batch_size=1,
-                grad_accum_steps=batch // dp,
-                activation_checkpointing=checkpointing,
-                engine="ddp",
-            )
-        if everything and dp > 1:
-            yield replace(base, zero_stage=0)
+            if everything and stage == 0 and base.engine == "ddp":
+                yield replace(base, engine="deepspeed")
 
 
-def _micro_batches(base: Layout, batch: int) -> Iterator[Layout]:
-    share = batch // base.dp
-    for micro in range(1, min(share, MOST_MICRO_BATCH) + 1):
-        if share % micro == 0:
-            yield replace(base, micro_batch_size=micro, grad_accum_steps=share // micro)
+def _stages(grid: Grid, fixed: LayoutConfig, everything: bool) -> tuple[int, ...]:
+    """ZeRO stages: higher ones only where replicas have something to shard; 0 without any."""
+    dp, tp, pp, cp = grid
+    if fixed.zero_stage is not None:
+        return (fixed.zero_stage,)
+    if fixed.engine != "auto" and fixed.engine != "deepspeed":
+        return (0,) if fixed.engine == "ddp" else (1,)
+    least = 3 if fixed.offload == "parameters" else 1
+    shards = dp * cp > 1 and (pp == 1 or everything)
+    stages = tuple(stage for stage in ZERO_STAGES if stage >= least) if shards else (least,)
+    plain = fixed.engine == "auto" and fixed.offload in (None, "none")
+    has_ddp = plain and dp > 1 and (everything or tp * pp * cp == 1)
+    return (*stages, 0) if has_ddp else stages
 
 
-def _grids(work: Workload, machine: Machine, batch: int) -> Iterator[tuple[int, int, int, int]]:
-    """(tp, pp, cp, dp) with as many dp ranks as divide the batch and have devices. tp and cp are
-    powers of two."""
-    for tp, pp, cp, dp in _all_grids(work, machine):
-        yield tp, pp, cp, max(fewer for fewer in range(1, dp + 1) if batch % fewer == 0)
+def _engine(grid: Grid, stage: int, fixed: LayoutConfig) -> Engine:
+    """auto is reference on one device, where ZeRO has nothing to shard, unless what it lacks is
+    fixed."""
+    if fixed.engine != "auto":
+        return fixed.engine
+    if stage == 0:
+        return "ddp"
+    plain = grid.world_size == 1 and stage == 1 and fixed.offload in (None, "none")
+    return "reference" if plain else "deepspeed"
 
 
-def _all_grids(work: Workload, machine: Machine) -> Iterator[tuple[int, int, int, int]]:
-    n = machine.n_devices
-    for tp in _powers(min(n, machine.devices_per_node, work.n_heads)):
-        for cp in _powers(min(n // tp, work.n_heads)):
-            for pp in range(1, min(n // (tp * cp), work.n_blocks) + 1):
-                if n % (tp * cp * pp) == 0:
-                    yield tp, pp, cp, n // (tp * cp * pp)
+def _micro_batches(base: Layout, batch: int, fixed: int | None) -> Iterator[Layout]:
+    rows = batch // base.dp
+    for micro in _or(fixed, divisors(rows)):
+        if fixed is None and micro > MOST_MICRO_BATCH:
+            return
+        yield replace(base, micro_batch_size=micro, grad_accum_steps=rows // micro)
 
 
-def _powers(most: int) -> Iterator[int]:
-    power = 1
-    while power <= most:
-        yield power
-        power *= 2
+@cache
+def divisors(n: int) -> tuple[int, ...]:
+    """All divisors of n > 0, ascending."""
+    low = [i for i in range(1, int(n**0.5) + 1) if n % i == 0]
+    return tuple(sorted({*low, *(n // i for i in low)}))
+
+
+def _largest_divisor(n: int, most: int) -> int:
+    return max(divisor for divisor in divisors(n) if divisor <= most)
+
+
+def _powers(most: int) -> list[int]:
+    """Powers of two up to `most`."""
+    return [2**i for i in range(most.bit_length())]
+
+
+def _or(fixed: T | None, choices: Iterable[T]) -> Iterable[T]:
+    return choices if fixed is None else (fixed,)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaling.planner.answer import ranked_plan
 from scaling.planner.cost.failures import checkpoint_interval_s
 from scaling.planner.cost.money import Reliability, cost_of, goodput_of, reliability_of
 from scaling.planner.machines.detect import n_devices
-from scaling.planner.ranking import ranked_plan
 from tests.support.configs import composed
 
 

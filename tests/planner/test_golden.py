@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling.planner.ranking import ranked_plan
+from scaling.planner.answer import ranked_plan
 from scaling.planner.run_plan import make_plan
 from tests.support.configs import composed
 

@@ -16,8 +16,8 @@ from scaling.errors import PlanError
 from scaling.planner.budget import token_budget
 from scaling.planner.cost.setting import setting_of
 from scaling.planner.cost.time import estimate_time
-from scaling.planner.manual import divisors
 from scaling.planner.run_plan import make_plan
+from scaling.planner.space import divisors
 from tests.support.configs import MODELS, composed
 
 CLUSTERS = ["1xA100", "8xA100", "8xA100-40GB", "4x8xA100-spot", "8xH200", "8x8xH100"]
@@ -97,7 +97,7 @@ def test_a_plan_cuts_the_whole_batch_and_fits(
 
 @given(st.integers(1, 5000))
 def test_divisors(n: int) -> None:
-    assert divisors(n) == [d for d in range(1, n + 1) if n % d == 0]
+    assert list(divisors(n)) == [d for d in range(1, n + 1) if n % d == 0]
 
 
 def test_memory_decides_stage_micro_batch_and_checkpointing() -> None:

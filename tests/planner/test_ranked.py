@@ -15,13 +15,13 @@ from scaling.config.cluster_names import with_named_clusters
 from scaling.config.hardware import device_names
 from scaling.errors import ConfigError, PlanError
 from scaling.plan import main
-from scaling.planner import space as search_module
+from scaling.planner import ranking as search_module
+from scaling.planner.answer import ranked_plan
 from scaling.planner.cost.setting import Setting, setting_of
 from scaling.planner.layout import Layout
-from scaling.planner.ranking import ranked_plan
+from scaling.planner.ranking import search
 from scaling.planner.rules import broken_rule, not_run_here
 from scaling.planner.run_plan import make_plan
-from scaling.planner.space import search
 from tests.support.configs import composed
 
 LAYOUT = Layout(
