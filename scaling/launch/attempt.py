@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from scaling.launch.summary import draw_curve, finish
 from scaling.planner.run_plan import RunPlan
 from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks
+from scaling.worker.spec import WorkerSpec
 
 _HEARING_S = 5.0
 """From the first report of a trouble to its verdict, so that other ranks can report: more than a
@@ -115,23 +116,26 @@ class Attempt:
 
     def launch(
         self,
-        start: Callable[[dict[str, Any]], Launch],
+        start: Callable[[WorkerSpec], Launch],
         corpus: tuple[Path | str, list[str]],
-        **more: Any,
+        *,
+        sizes: Sequence[int] = (),
+        until_step: int | None = None,
     ) -> None:
         """Start the workers. start: makes the launch out of the workers' spec. corpus: directory,
-        and shards to leave out. more: other fields of the spec.
+        and shards to leave out. sizes, until_step: as in `WorkerSpec`.
         """
         self._corpus = corpus
-        spec = {
-            "config": self.config.model_dump(),
-            "plan": self.plan.to_dict(),
-            "run_dir": str(self.run_dir.path),
-            "corpus_dir": str(corpus[0]),
-            "skipped_shards": corpus[1],
-            "startup": self._marks,
-            **more,
-        }
+        spec = WorkerSpec(
+            config=self.config,
+            plan=self.plan,
+            run_dir=str(self.run_dir.path),
+            corpus_dir=str(corpus[0]),
+            skipped_shards=tuple(corpus[1]),
+            until_step=until_step,
+            startup=self._marks,
+            sizes=tuple(sizes),
+        )
         self._launch = self._launched.enter_context(start(spec))
 
     def poll(self, timeout_s: float = 0.0) -> bool:

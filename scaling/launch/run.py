@@ -27,6 +27,7 @@ from scaling.planner.world_sizes import elastic_sizes
 from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks, begin, mark
 from scaling.screen import visible
+from scaling.worker.spec import WorkerSpec
 
 _POLL_S = 0.2
 
@@ -86,7 +87,7 @@ def _train(
         mark(marks, "prepared")
         with progress:
             progress.waiting(starting_text(config, plan.layout.world_size))
-            attempt.launch(lambda spec: _launch(config, plan, spec), corpus, sizes=list(sizes))
+            attempt.launch(_launch, corpus, sizes=sizes)
             while not attempt.poll(_POLL_S):
                 signals.renew()
                 if signals.received and not attempt.stopping:
@@ -163,11 +164,12 @@ def _corpus_reporter(console: Console) -> Callable[[str, float | None], None]:
     return report
 
 
-def _launch(config: RunConfig, plan: RunPlan, spec: dict[str, Any]) -> Launch:
+def _launch(spec: WorkerSpec) -> Launch:
     from scaling.launch.entry import worker_entry
 
-    if plan.layout.world_size == 1 and config.cluster.kind == "embedded":
-        return InProcessLaunch(worker_entry, spec)
+    config, order = spec.config, spec.to_dict()
+    if spec.plan.layout.world_size == 1 and config.cluster.kind == "embedded":
+        return InProcessLaunch(worker_entry, order)
     from scaling.launch.ray.trainer import RayLaunch
 
-    return RayLaunch(worker_entry, spec, config.cluster, spec["sizes"], debug=config.scaling.debug)
+    return RayLaunch(worker_entry, order, config.cluster, spec.sizes, debug=config.scaling.debug)

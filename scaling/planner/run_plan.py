@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, TypeVar
 
+from scaling import markup
 from scaling.config.recorded import renamed
 from scaling.config.run_config import RunConfig
 from scaling.errors import PlanError
@@ -20,6 +21,7 @@ from scaling.planner.cost.time import TimeEstimate, estimate_time
 from scaling.planner.layout import Layout
 from scaling.planner.machines.detect import n_devices
 from scaling.planner.prediction import SURE, p_fits
+from scaling.units import counted, format_bytes, format_count, format_duration, format_flops
 
 T = TypeVar("T")
 
@@ -82,9 +84,29 @@ class RunPlan:
         return _read(cls, {**values, **whole})
 
     def _repr_html_(self) -> str:
-        from scaling.planner.show.notebook import plan_html
+        """A table in a notebook."""
+        return markup.table((), self._rows(), "Plan")
 
-        return plan_html(self)
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        """The plan's numbers; a prediction that cannot be made is "unknown"."""
+        layout, time = self.layout, self.time
+        degrees = f"dp={layout.dp} tp={layout.tp} pp={layout.pp} cp={layout.cp}"
+        devices = counted(layout.world_size, "device")
+        engine = f"{layout.engine} engine, ZeRO stage {layout.zero_stage}"
+        yield "layout", f"{degrees} on {devices}, {engine}"
+        yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank"
+        yield "parameters", format_count(self.counts.n_params)
+        yield "tokens", f"{format_count(self.n_tokens)} in {self.n_steps} steps"
+        yield "compute", format_flops(self.flops)
+        memory, device = format_bytes(self.memory.total), format_bytes(self.device_memory_bytes)
+        yield "memory", f"estimated {memory} of {device} a device"
+        if time is None or self.hours is None:
+            yield "time", "unknown"
+        else:
+            speed = f"{format_count(time.tokens_per_s)} tokens/s, MFU {time.mfu:.2g}"
+            yield "time", f"estimated {format_duration(self.hours * 3600)}, {speed}"
+        yield "cost", "unknown" if self.usd is None else f"estimated {self.usd:,.0f} USD"
+        yield "energy", "unknown" if self.kwh is None else f"estimated {self.kwh:,.0f} kWh"
 
 
 def _read(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from scaling.config.run_config import RunConfig
 from scaling.planner.run_plan import RunPlan, make_plan
@@ -31,21 +32,25 @@ class WorkerSpec:
     sizes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, which any process can unpickle."""
-        return asdict(self) | {"config": self.config.model_dump(), "plan": self.plan.to_dict()}
+        """Plain values, which any process can unpickle before it imports this package."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "config": self.config.model_dump(),
+            "plan": self.plan.to_dict(),
+            "skipped_shards": list(self.skipped_shards),
+            "sizes": list(self.sizes),
+        }
 
-    @staticmethod
-    def from_dict(spec: dict[str, Any]) -> WorkerSpec:
-        return WorkerSpec(
-            config=RunConfig.model_validate(spec["config"]),
-            plan=RunPlan.from_dict(spec["plan"]),
-            run_dir=spec["run_dir"],
-            corpus_dir=spec["corpus_dir"],
-            skipped_shards=tuple(spec["skipped_shards"]),
-            until_step=spec.get("until_step"),
-            startup=spec["startup"],
-            sizes=tuple(spec.get("sizes", ())),
-        )
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> Self:
+        """The spec that `to_dict` wrote."""
+        read = {
+            "config": RunConfig.model_validate(spec["config"]),
+            "plan": RunPlan.from_dict(spec["plan"]),
+            "skipped_shards": tuple(spec["skipped_shards"]),
+            "sizes": tuple(spec["sizes"]),
+        }
+        return cls(**{**spec, **read})
 
     def on(self, world_size: int) -> tuple[RunConfig, RunPlan]:
         """The configuration and the plan on the devices that there are: as ordered, unless an

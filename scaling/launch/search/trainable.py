@@ -33,6 +33,7 @@ from scaling.runs.directory import RunDir
 from scaling.studies.generators import changed
 from scaling.studies.search_space import PARENT
 from scaling.studies.trials import place
+from scaling.worker.spec import WorkerSpec
 
 WORST = 1e6
 """Loss of a run that has none to show: schedulers order numbers, and would not know what to make of
@@ -152,7 +153,7 @@ class RunTrainable(tune.Trainable):
         else:
             attempt.open()
         attempt.launch(
-            lambda spec: self._launch(spec, attempt.plan.layout),
+            self._launch,
             (self._spec.corpus_dir, self._spec.skipped),
             until_step=target,
         )
@@ -170,12 +171,13 @@ class RunTrainable(tune.Trainable):
             attempt.run_dir.settle_account()  # the run pauses at a stop of the search
         return _known_loss(attempt.run_dir, target)
 
-    def _launch(self, spec: dict[str, Any], layout: Layout) -> GroupLaunch:
+    def _launch(self, spec: WorkerSpec) -> GroupLaunch:
         session = Path(self._spec.session) if self._spec.session else None
         alone = self._spec.n_ranks == 1
         meeting = "" if alone else meeting_place(self._workers[0], self._places[0], session)
-        over = self._over_after(layout)
-        return GroupLaunch(worker_entry, spec, self._workers, self._places, meeting, over)
+        over = self._over_after(spec.plan.layout)
+        order = spec.to_dict()
+        return GroupLaunch(worker_entry, order, self._workers, self._places, meeting, over)
 
     def _over_after(self, layout: Layout) -> Callable[[bool], None]:
         """What a run of this layout leaves to do: new workers in place of those that are not as

@@ -385,7 +385,7 @@ class _Runner:
                 else:
                     attempt.open()
                 attempt.launch(
-                    lambda spec: pool.launch(worker_entry, spec, plan.layout, slots),
+                    lambda spec: pool.launch(worker_entry, spec.to_dict(), plan.layout, slots),
                     self._corpora[self._corpus_key(trial)],
                 )
                 self._running[trial.identity] = _Running(trial, label, attempt, held.pop_all())
