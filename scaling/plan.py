@@ -61,12 +61,17 @@ def _plan(words: list[str]) -> int:
         first = next(number for number, word in enumerate(words) if word in unknown)
         raise no_flag(words, first, list(keys()), (*FLAGS, *asked.FLAGS))
     config = resolve_cluster(compose([word for word in words if word not in flags]))
-    answer = ranked_plan(config, time_scale=scale_of(config), refused="--refused" in flags)
-    text = to_json(answer, indent=1)
+    whole = "--json" in flags or config.plan.output is not None
+    answer = ranked_plan(
+        config,
+        time_scale=scale_of(config),
+        refused="--refused" in flags,
+        most=None if whole else config.plan.top,
+    )
     if config.plan.output:
-        _write(Path(config.plan.output).expanduser(), text)
+        _write(Path(config.plan.output).expanduser(), to_json(answer, indent=1))
     if "--json" in flags:
-        print(text)
+        print(to_json(answer, indent=1))
     else:
         print_items(lines(answer, config.plan.top))
     return 0 if answer["layouts"] else PlanError.exit_code

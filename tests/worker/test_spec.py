@@ -7,7 +7,7 @@ import pickle
 from dataclasses import fields
 from functools import cache
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.config.run_config import RunConfig
@@ -22,6 +22,7 @@ def ordered() -> tuple[RunConfig, RunPlan]:
     return config, make_plan(config)
 
 
+@settings(max_examples=15)  # each validates a whole configuration twice
 @given(
     run_dir=st.text(),
     skipped=st.lists(st.text()),

@@ -7,7 +7,7 @@ al. 2022 (arXiv:2205.05198, eq. 1 to 6), summed over the tensors of a block inst
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from scaling.planner.cost.constants import CONSTANTS, Constants
@@ -44,7 +44,19 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        # Written out: it is summed once or twice for each of hundreds of candidates.
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.gathered
+            + self.communication
+            + self.rings
+            + self.runtime
+            + self.fragments
+        )
 
     @property
     def states(self) -> int:

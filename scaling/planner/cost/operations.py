@@ -129,9 +129,13 @@ def unaligned(machine: Machine, constants: Constants, *widths: float) -> float:
     """Factor on the time of a product whose widths do not suit tensor cores."""
     if machine.kind == "cpu":
         return 1.0
-    if any(width % VECTOR for width in widths):
-        return constants.unaligned
-    return constants.misaligned if any(width % ALIGNED for width in widths) else 1.0
+    slow = 1.0
+    for width in widths:
+        if width % VECTOR:
+            return constants.unaligned
+        if width % ALIGNED:
+            slow = constants.misaligned
+    return slow
 
 
 def _longer(device_s: float, host_s: float) -> float:

@@ -40,7 +40,7 @@ def lines(answer: dict[str, Any], top: int) -> Iterator[str | FittedTable]:
     yield ""
     if answer["layouts"]:
         yield _table(answer["layouts"][:top])
-        more = len(answer["layouts"]) - top
+        more = answer["n_fitting"] - top
         if more > 0:
             yield f"and {more} more that fit, of {answer['n_legal']} legal ones tried (plan.top=N, --json)"
         yield ABBREVIATIONS
