@@ -15,6 +15,14 @@ MOST_DEVICES = 2**20
 keyboard (assumption)."""
 
 
+Checkpointing = Literal["none", "selective", "full"]
+Offload = Literal["none", "optimizer", "parameters"]
+ContextAttention = Literal["ulysses", "ring"]
+PipelineSchedule = Literal["1f1b", "dualpipev"]
+Generation = Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"]
+"""Of a chip; cpu has none."""
+
+
 class LayoutConfig(Section):
     """How a step is executed; none of it changes the loss curve."""
 
@@ -36,14 +44,14 @@ class LayoutConfig(Section):
     pp: int | None = Field(
         None, gt=0, description="pipeline-parallel ranks, which share the blocks"
     )
-    pp_schedule: Literal["1f1b", "dualpipev"] | None = Field(
+    pp_schedule: PipelineSchedule | None = Field(
         None,
         description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: the faster one",
     )
     cp: int | None = Field(
         None, gt=0, description="context-parallel ranks, which share the positions of a sequence"
     )
-    cp_attention: Literal["ulysses", "ring"] | None = Field(
+    cp_attention: ContextAttention | None = Field(
         None,
         description="ulysses: cp ranks swap positions for heads; ring: they pass keys on; null: ring where heads are few",
     )
@@ -52,11 +60,11 @@ class LayoutConfig(Section):
         description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too",
     )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
-    activation_checkpointing: Literal["none", "selective", "full"] | None = Field(
+    activation_checkpointing: Checkpointing | None = Field(
         None,
         description="made anew in backward; selective: norms, activations and gates; full: every block",
     )
-    offload: Literal["none", "optimizer", "parameters"] | None = Field(
+    offload: Offload | None = Field(
         None,
         description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; null: none",
     )
@@ -102,10 +110,8 @@ class DeviceConfig(Section):
     )
     memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
     power_w: float | None = Field(None, gt=0, description="board power limit")
-    generation: Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"] | None = (
-        Field(
-            None, description="of its chip, whose products reach a share of the peak; null: unknown"
-        )
+    generation: Generation | None = Field(
+        None, description="of its chip, whose products reach a share of the peak; null: unknown"
     )
     intra_node_gb_per_s: float | None = Field(
         None, gt=0, description="per direction, within a usual node"

@@ -20,6 +20,7 @@ from scaling.planner.cost.money import Cost, cost_of, reliability_of
 from scaling.planner.cost.setting import Setting, setting_of, usd_per_device_hour
 from scaling.planner.explain import how_far_off, short, what_would_fit, what_would_help, why_first
 from scaling.planner.layout import Layout
+from scaling.planner.machines.rates import FP8_GENERATIONS
 from scaling.planner.prediction import Prediction
 from scaling.planner.ranking import Ranking
 from scaling.planner.rules import not_run_here
@@ -28,7 +29,6 @@ FLOPS_DEFINITION = (
     "forward and backward, two FLOPs a multiply-add, every matrix and attention over all positions, without recomputation "
     "(Chowdhery et al. 2022, appendix B)"
 )
-FP8_GENERATIONS = ("ada", "hopper", "blackwell", "cdna")
 EXAMPLES = 3
 """Refused layouts that are named for each rule, and layouts that do not fit on the screen."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from scaling.config.cluster import Offload
 from scaling.planner.cost.memory_model import host_bytes_of
 from scaling.planner.cost.setting import Setting
 from scaling.planner.cost.time_model import PARTS
-from scaling.planner.layout import Layout, Offload
+from scaling.planner.layout import Layout
 from scaling.planner.machines.rates import Machine
 from scaling.planner.prediction import Prediction
 from scaling.planner.ranking import Ranking, search

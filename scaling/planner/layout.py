@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Checkpointing = Literal["none", "selective", "full"]
+from scaling.config.cluster import Checkpointing, ContextAttention, Offload, PipelineSchedule
+
 Engine = Literal["reference", "ddp", "deepspeed"]
-Offload = Literal["none", "optimizer", "parameters"]
-ContextAttention = Literal["ulysses", "ring"]
-PipelineSchedule = Literal["1f1b", "dualpipev"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from scaling.planner.choose import parts
 from scaling.planner.cost.setting import setting_of
 from scaling.planner.layout import Layout
 from scaling.planner.rules import broken_rule, not_run_here
-from scaling.planner.space import divisors
+from scaling.planner.space import CHECKPOINTINGS, divisors
 from scaling.units import format_bytes
 
 CLEARLY_LESS = 0.9
@@ -77,7 +77,7 @@ def _remedies(layout: Layout) -> Iterator[Layout]:
 
     for micro in reversed([m for m in divisors(rows) if m < layout.micro_batch_size]):
         yield cut(micro)
-    for checkpointing in ("selective", "full"):
+    for checkpointing in CHECKPOINTINGS[1:]:
         if layout.activation_checkpointing != checkpointing:
             yield replace(layout, activation_checkpointing=checkpointing)
     for stage in range(layout.zero_stage + 1, 4):

@@ -13,10 +13,10 @@ from itertools import product
 from math import prod
 from typing import NamedTuple, TypeVar, get_args
 
-from scaling.config.run_config import LayoutConfig
+from scaling.config.cluster import Checkpointing, LayoutConfig, PipelineSchedule
 from scaling.planner.cost.setting import Setting
 from scaling.planner.cost.workload import Workload
-from scaling.planner.layout import Checkpointing, Engine, Layout, PipelineSchedule
+from scaling.planner.layout import Engine, Layout
 from scaling.planner.machines.rates import Machine
 
 T = TypeVar("T")

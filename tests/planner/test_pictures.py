@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaling.config.cluster import PipelineSchedule
 from scaling.planner.cost.memory_model import in_flight
 from scaling.planner.cost.time_model import bubble_s
-from scaling.planner.layout import Layout, PipelineSchedule
+from scaling.planner.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools" / "pictures"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from canvas import BLUE, FAINT, GREEN, INK, LINE, QUIET, RANKS, SKY, VERMILION, Canvas, tint
 from schedule import bubble, followed
 
-from scaling.planner.layout import PipelineSchedule
+from scaling.config.cluster import PipelineSchedule
 
 N = 4  # ranks or stages of each picture; tensor parallelism has two
 

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scaling.config.cluster import PipelineSchedule
 from scaling.engine.deepspeed import import_deepspeed
-from scaling.planner.layout import Layout, PipelineSchedule
+from scaling.planner.layout import Layout
 
 
 @dataclass(frozen=True)

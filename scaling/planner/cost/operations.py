@@ -10,7 +10,7 @@ from scaling.planner.cost.links import reduce_s, tensor_bytes_per_s
 from scaling.planner.cost.software import Software
 from scaling.planner.cost.workload import Stack, Workload
 from scaling.planner.layout import Layout
-from scaling.planner.machines.rates import Machine
+from scaling.planner.machines.rates import FLASH_3_GENERATIONS, Machine
 
 ALIGNED, VECTOR = 64, 8
 """Widths of products that run at full rate on tensor cores are multiples of 128 bytes, and those
@@ -201,7 +201,7 @@ def _attention_s(
 
 def _fused_share(software: Software, machine: Machine, constants: Constants) -> float:
     """Share of the dense peak that fused attention reaches."""
-    if machine.generation not in ("hopper", "blackwell"):
+    if machine.generation not in FLASH_3_GENERATIONS:
         return constants.attention_share * FLASH[software.flash]
     faster = FLASH_3_HOPPER if software.flash == 3 else FLASH[software.flash]
     return constants.attention_share * constants.attention_hopper * faster

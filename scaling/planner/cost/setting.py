@@ -13,7 +13,7 @@ from scaling.planner.cost.lengths import lengths
 from scaling.planner.cost.software import Software
 from scaling.planner.cost.workload import Stack, Workload
 from scaling.planner.layout import Engine, Layout
-from scaling.planner.machines.rates import Machine
+from scaling.planner.machines.rates import FLASH_3_GENERATIONS, Machine
 from scaling.planner.measured.systems import LIVE, UNFUSED
 from scaling.planner.prediction import Prediction, predict
 
@@ -154,7 +154,7 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
 def _flash(generation: str | None) -> Literal[1, 2, 3]:
     """PyTorch's choice of a fused attention: cuDNN's on an H200 (seen in a profile, torch 2.11), as
     fast as FlashAttention 3."""
-    if generation in ("hopper", "blackwell"):
+    if generation in FLASH_3_GENERATIONS:
         return 3
     return 1 if generation == "volta" else 2
 

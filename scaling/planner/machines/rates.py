@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Generation = Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"]
+from scaling.config.cluster import Generation
+
+FP8_GENERATIONS: tuple[Generation, ...] = ("ada", "hopper", "blackwell", "cdna")
+"""Those with products in 8 bits."""
+
+FLASH_3_GENERATIONS: tuple[Generation, ...] = ("hopper", "blackwell")
+"""Those on which fused attention overlaps its products and its softmax, as FlashAttention 3
+does."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from scaling.config.cluster import Checkpointing, Offload
 from scaling.planner.cost.software import Software
 from scaling.planner.cost.workload import Workload
-from scaling.planner.layout import Checkpointing, Layout, Offload
+from scaling.planner.layout import Layout
 from scaling.planner.machines.rates import Machine
 from scaling.planner.measured.cells import whole
 
@@ -112,7 +113,7 @@ def _virtual(row: Mapping[str, str], work: Workload, pp: int) -> int:
 
 def _checkpointing(text: str) -> list[Checkpointing]:
     if not text:
-        return ["none", "selective", "full"]
+        return list(get_args(Checkpointing))
     if text in ("none", "no", "false", "off", "0"):
         return ["none"]
     return ["selective"] if "select" in text or "partial" in text else ["full"]
