@@ -1,2 +1,2 @@
-"""From a configuration to a layout and its predictions: parameters, memory, time, cost. Needs no
-torch."""
+"""The planner turns a configuration into a layout and its predictions: parameters, memory, time,
+cost. Needs no torch."""

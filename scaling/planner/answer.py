@@ -26,7 +26,8 @@ from scaling.planner.ranking import Ranking
 from scaling.planner.rules import not_run_here
 
 FLOPS_DEFINITION = (
-    "forward and backward, two FLOPs a multiply-add, every matrix and attention over all positions, without recomputation "
+    "forward and backward, two FLOPs a multiply-add, every matrix and attention over all "
+    "positions, without recomputation "
     "(Chowdhery et al. 2022, appendix B)"
 )
 EXAMPLES = 3
@@ -89,7 +90,8 @@ def _check_fp8(config: RunConfig) -> None:
         raise PlanError(
             f"plan.fp8=true, and {device.name} has no products in 8 bits",
             f"cluster={config.cluster.name}",
-            f"Leave plan.fp8=false, or use devices of {', '.join(FP8_GENERATIONS)} (cluster.device.generation).",
+            f"Leave plan.fp8=false, or use devices of {', '.join(FP8_GENERATIONS)} "
+            "(cluster.device.generation).",
         )
 
 
@@ -97,7 +99,10 @@ def _notes(config: RunConfig) -> Iterator[str]:
     """What a reader must know to believe the numbers."""
     device = config.cluster.device
     if device.generation == "volta" and config.dtype == "bf16":
-        yield f"{device.name} has no bf16: its times are those of fp16, in which the engines here do not compute."
+        yield (
+            f"{device.name} has no bf16: its times are those of fp16, in which the engines here "
+            "do not compute."
+        )
     if config.plan.fp8:
         yield "No engine here computes in 8 bits yet."
 

@@ -37,15 +37,18 @@ def schedule_tokens(config: RunConfig) -> tuple[int, int]:
     where = f"model={config.model.name}, schedule={schedule.kind}"
     if not 0 <= warmup < n_tokens:
         raise PlanError(
-            f"schedule.warmup_tokens={schedule.warmup_tokens} is {warmup} tokens, and the whole run has {n_tokens}",
+            f"schedule.warmup_tokens={schedule.warmup_tokens} is {warmup} tokens, and the "
+            f"whole run has {n_tokens}",
             where,
             f"Use less than {n_tokens}, or a share such as 2%; or raise train.n_tokens.",
         )
     if decay < 0 or warmup + decay > n_tokens:
         raise PlanError(
-            f"schedule.warmup_tokens={schedule.warmup_tokens} and schedule.decay_tokens={schedule.decay_tokens} "
+            f"schedule.warmup_tokens={schedule.warmup_tokens} and "
+            f"schedule.decay_tokens={schedule.decay_tokens} "
             f"are {warmup} + {decay} tokens, and the whole run has {n_tokens}",
             where,
-            f"Use a decay of at most {n_tokens - warmup}, or a share such as 20%; or raise train.n_tokens.",
+            f"Use a decay of at most {n_tokens - warmup}, or a share such as 20%; or raise "
+            "train.n_tokens.",
         )
     return warmup, decay

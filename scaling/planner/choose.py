@@ -62,9 +62,10 @@ def _nothing_fits(config: RunConfig, least: Prediction) -> PlanError:
     """The error that says how far off the smallest layout is, and what would help."""
     device, smallest, memory = config.cluster.device, least.layout, least.memory
     what = (
-        f"{config.model.name} does not fit: the smallest layout needs {format_bytes(least.need_bytes)} on each device "
-        f"({short(smallest)}: {parts(memory)}), and {format_bytes(least.usable_bytes)} of {device.name} can be used: it would "
-        f"run with a probability of {least.p_fits:.0%}, and {LIKELY:.0%} are asked for"
+        f"{config.model.name} does not fit: the smallest layout needs "
+        f"{format_bytes(least.need_bytes)} on each device ({short(smallest)}: {parts(memory)}), "
+        f"and {format_bytes(least.usable_bytes)} of {device.name} can be used: estimated chance "
+        f"of fitting {least.p_fits:.0%}; at least {LIKELY:.0%} is required"
     )
     return PlanError(what, where(config, "layout"), " ".join(_remedies(config, least)))
 

@@ -44,7 +44,10 @@ def why_first(ranking: Ranking) -> str:
     of time that decides."""
     first = ranking.fitting[0]
     if first.time is None:
-        return f"{short(first.layout)} is what the launcher prefers: speeds are unknown, as a peak or a link of the devices is."
+        return (
+            f"{short(first.layout)} is what the launcher prefers: speeds are unknown, as a peak "
+            "or a link of the devices is."
+        )
     others = (found for found in ranking.fitting[1:] if _kind(found.layout) != _kind(first.layout))
     other = next(others, None)
     if other is None or other.time is None:
@@ -54,7 +57,8 @@ def why_first(ranking: Ranking) -> str:
     part = max(saved, key=lambda name: saved[name])
     return (
         f"{short(first.layout)} is first: {short(other.layout)} takes {slower:.1%} longer a step, "
-        f"most of it {_words(part)} ({_per_device(other, part):.3g} s against {_per_device(first, part):.3g} s)."
+        f"most of it {_words(part)} ({_per_device(other, part):.3g} s against "
+        f"{_per_device(first, part):.3g} s)."
     )
 
 
@@ -121,16 +125,20 @@ def what_would_fit(setting: Setting, batch: int) -> Iterator[str]:
             yield f"On {larger.n_devices} such devices it fits: {_needs(found.fitting[0])}."
             return
         larger = _doubled(larger)
-    yield f"No number of such devices up to {MOST_DEVICES} is enough: use a shorter train.seq_len, or devices with more memory."
+    yield (
+        f"No number of such devices up to {MOST_DEVICES} is enough: use a shorter train.seq_len, "
+        "or devices with more memory."
+    )
 
 
 def how_far_off(ranking: Ranking, machine: Machine) -> str:
     """The smallest legal layout, where none fits."""
     smallest = ranking.too_large[0]
     return (
-        f"The smallest legal layout, {short(smallest.layout)}, needs {format_bytes(smallest.need_bytes)} on each device, and "
-        f"{format_bytes(smallest.usable_bytes)} of {format_bytes(machine.memory_bytes)} can be used: it would run with a "
-        f"probability of {smallest.p_fits:.0%}."
+        f"The smallest legal layout, {short(smallest.layout)}, needs "
+        f"{format_bytes(smallest.need_bytes)} on each device, and "
+        f"{format_bytes(smallest.usable_bytes)} of {format_bytes(machine.memory_bytes)} can be "
+        f"used: estimated chance of fitting {smallest.p_fits:.0%}."
     )
 
 

@@ -1,5 +1,5 @@
-"""What to say when a device ran out of memory in spite of the plan: which part is the largest, and
-what would need less."""
+"""The error for a device that ran out of memory in spite of the plan: which part is the largest,
+and what would need less."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ the memory model."""
 
 
 def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanError:
-    """The error for a run of `layout` that overflowed a device. message: what the device's library
-    said of it.
+    """The error for a run of `layout` that overflowed a device. message: what the device's
+    library reported.
 
     Names the largest part of the planned memory, and as overrides for the command line the first of
     these that is legal and predicted to need clearly less: a smaller micro-batch, recomputation, a
@@ -33,8 +33,9 @@ def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanErr
     sizes = {field.name: getattr(now.memory, field.name) for field in fields(now.memory)}
     largest = max(sizes, key=lambda name: sizes[name])
     what = (
-        f"a device ran out of memory: planned were {format_bytes(now.memory.total)} ({parts(now.memory)}), of which "
-        f"{largest} are the most. The device said: {' '.join(message.split())[:300]}"
+        f"a device ran out of memory: planned were {format_bytes(now.memory.total)} "
+        f"({parts(now.memory)}), of which "
+        f"{largest} are the most. The device reported: {' '.join(message.split())[:300]}"
     )
     for remedy in _remedies(layout):
         rule = broken_rule(
@@ -45,9 +46,15 @@ def explain_overflow(config: RunConfig, layout: Layout, message: str) -> PlanErr
             and (found := setting.predict(remedy)).need_bytes <= CLEARLY_LESS * now.need_bytes
         ):
             less = 1 - found.need_bytes / now.need_bytes
-            fix = f"{overrides(remedy)} is predicted to need {less:.0%} less; the same run continues from its last checkpoint."
+            fix = (
+                f"{overrides(remedy)} is predicted to need {less:.0%} less; the same run "
+                "continues from its last checkpoint."
+            )
             return PlanError(what, f"model={config.model.name}, cluster={config.cluster.name}", fix)
-    fix = "No layout of these devices is predicted to need clearly less; use more or larger ones, or a shorter train.seq_len."
+    fix = (
+        "No layout of these devices is predicted to need clearly less; use more or larger ones, "
+        "or a shorter train.seq_len."
+    )
     return PlanError(what, f"model={config.model.name}, cluster={config.cluster.name}", fix)
 
 

@@ -30,9 +30,12 @@ run."""
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one layout; `time` and `mfu` are None where a rate is unknown. need_bytes: the least with
-    which it runs, of usable_bytes that a process can have of a device; p_fits: the probability that
-    this is enough."""
+    """What one layout takes. `time` and `mfu` are None where a rate is unknown.
+
+    need_bytes    memory with which the layout just runs
+    usable_bytes  memory that a process can have of a device
+    p_fits        probability that the usable memory is enough
+    """
 
     layout: Layout
     memory: MemoryEstimate
@@ -55,7 +58,7 @@ class Prediction:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of all devices that the layout uses."""
+        """The rate of all devices that the layout uses."""
         return (
             None
             if self.tokens_per_s_per_device is None
@@ -92,8 +95,8 @@ def p_fits(need_bytes: float, usable_bytes: float, constants: Constants = CONSTA
 
 
 def predict_case(case: Case, constants: Constants = CONSTANTS) -> Prediction:
-    """Of a row: its layout. Of several that it may mean, the fastest that more likely fits than
-    not, else the smallest; whether the row fits is then whether any of them does."""
+    """The prediction for a row's layout. If a row may mean several, take the fastest that more
+    likely fits than not, else the smallest. The row fits if any of them does."""
     found = [
         predict(case.work, layout, case.software, case.machine, constants)
         for layout in case.layouts

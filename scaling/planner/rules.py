@@ -34,9 +34,15 @@ def not_run_here(layout: Layout) -> str | None:
 
 def _degrees(machine: Machine, layout: Layout, batch: int) -> str | None:
     if layout.world_size > machine.n_devices:
-        return f"dp x tp x pp x cp = {layout.world_size} needs more than the {counted(machine.n_devices, 'device')}"
+        return (
+            f"dp x tp x pp x cp = {layout.world_size} needs more than the "
+            f"{counted(machine.n_devices, 'device')}"
+        )
     if batch % (layout.dp * layout.micro_batch_size):
-        return f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide train.global_batch_size={batch}"
+        return (
+            f"dp={layout.dp} x micro_batch_size={layout.micro_batch_size} does not divide "
+            f"train.global_batch_size={batch}"
+        )
     return None
 
 
@@ -46,7 +52,10 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
     if tp == 1:
         return "sequence_parallel=true needs tp above 1" if layout.sequence_parallel else None
     if tp > machine.devices_per_node:
-        return f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links its all-reduces need"
+        return (
+            f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links "
+            "its all-reduces need"
+        )
     for name, value in (
         ("n_heads", work.n_heads),
         ("n_kv_heads", work.n_kv_heads),
@@ -55,7 +64,10 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
         if value % tp:
             return f"tp={tp} does not divide {name}={value}"
     if layout.sequence_parallel and any(stack.length % tp for stack in work.stacks):
-        return f"tp={tp} does not divide the {work.stacks[0].length} positions that sequence parallel ranks share"
+        return (
+            f"tp={tp} does not divide the {work.stacks[0].length} positions that sequence "
+            "parallel ranks share"
+        )
     return None
 
 
@@ -86,7 +98,10 @@ def _context(work: Workload, layout: Layout) -> str | None:
         return "cp_attention=ring needs cp above 1" if layout.cp_attention == "ring" else None
     heads = work.n_heads // layout.tp  # key/value heads are repeated where they are too few
     if layout.cp_attention == "ulysses" and heads % cp:
-        return f"cp={cp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, as cp_attention=ulysses needs"
+        return (
+            f"cp={cp} does not divide the {heads} of n_heads={work.n_heads} that a tp rank has, "
+            "as cp_attention=ulysses needs"
+        )
     if layout.cp_attention == "ring" and not work.full_attention:
         return (
             f"cp={cp} with cp_attention=ring: only attention=full, gqa and mqa can pass keys round"
@@ -95,7 +110,10 @@ def _context(work: Workload, layout: Layout) -> str | None:
         if stack.length % cp:
             return f"cp={cp} does not divide the {stack.length} positions of a stack"
     if work.n_experts > 1:
-        return f"cp={cp} with n_experts={work.n_experts}: the term that balances experts needs whole sequences"
+        return (
+            f"cp={cp} with n_experts={work.n_experts}: the term that balances experts needs whole "
+            "sequences"
+        )
     return (
         f"cp={cp} x pp={layout.pp}: DeepSpeed's pipeline does not deal positions"
         if layout.pp > 1
@@ -108,9 +126,15 @@ def _plain(layout: Layout) -> str | None:
     whole model."""
     engine = layout.engine
     if layout.tp * layout.pp * layout.cp > 1:
-        return f"engine={engine} with tp={layout.tp}, pp={layout.pp}, cp={layout.cp}: only deepspeed shares a model out"
+        return (
+            f"engine={engine} with tp={layout.tp}, pp={layout.pp}, cp={layout.cp}: only deepspeed "
+            "shares a model out"
+        )
     if layout.offload != "none":
-        return f"offload={layout.offload} with engine={engine}: only deepspeed keeps states in the host's memory"
+        return (
+            f"offload={layout.offload} with engine={engine}: only deepspeed keeps states in the "
+            "host's memory"
+        )
     if engine == "reference":
         return (
             f"engine=reference with dp={layout.dp}: it runs on one device"
@@ -129,13 +153,22 @@ def _deepspeed(layout: Layout) -> str | None:
         return _plain(layout)
     stage = layout.zero_stage
     if stage == 0:
-        return "zero_stage=0: DeepSpeed's bf16 optimiser makes a step at its start (0.19.8); engine=ddp has no ZeRO"
+        return (
+            "zero_stage=0: DeepSpeed's bf16 optimiser makes a step at its start (0.19.8); "
+            "engine=ddp has no ZeRO"
+        )
     if layout.pp > 1 and stage > 1:
-        return f"zero_stage={stage} with pp={layout.pp}: DeepSpeed's pipeline engine takes stage 1 only"
+        return (
+            f"zero_stage={stage} with pp={layout.pp}: DeepSpeed's pipeline engine takes stage 1 "
+            "only"
+        )
     if layout.virtual_pp > 1:
         return f"virtual_pp={layout.virtual_pp}: DeepSpeed's pipeline has no interleaved schedule"
     if layout.offload == "parameters" and stage < 3:
         return f"offload=parameters with zero_stage={stage}: weights are offloaded at stage 3 only"
     if layout.offload != "none" and layout.pp > 1:
-        return f"offload={layout.offload} with pp={layout.pp}: the pipeline keeps its states on the device"
+        return (
+            f"offload={layout.offload} with pp={layout.pp}: the pipeline keeps its states on the "
+            "device"
+        )
     return None

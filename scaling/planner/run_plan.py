@@ -184,9 +184,11 @@ def make_plan(
     time = shape.time
     if time is None and config.plan.calibrate_from_run:
         raise PlanError(
-            f"plan.calibrate_from_run=true: times on {config.cluster.device.name} are not predicted, so cannot be compared",
+            f"plan.calibrate_from_run=true: times on {config.cluster.device.name} are not "
+            "predicted, so cannot be compared",
             f"cluster={config.cluster.name}",
-            "Set cluster.device.peak_tflops_fp32 or peak_tflops_bf16, cluster.device.memory_gb_per_s and "
+            "Set cluster.device.peak_tflops_fp32 or peak_tflops_bf16, "
+            "cluster.device.memory_gb_per_s and "
             "cluster.intra_node_gb_per_s, or use devices of conf/cluster/device.",
         )
     if time is not None:

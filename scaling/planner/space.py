@@ -83,7 +83,7 @@ def grids(work: Workload, machine: Machine, batch: int, fixed: LayoutConfig = OP
 def _kinds(
     work: Workload, grid: Grid, batch: int, fixed: LayoutConfig, everything: bool
 ) -> Iterator[Layout]:
-    """With these degrees: checkpointing, ZeRO stages, engines and schedules."""
+    """Checkpointing, ZeRO stages, engines and schedules that go with these degrees."""
     dp, tp, pp, cp = grid
     # Ring attention serves where there are too few heads to swap for positions.
     attention = fixed.cp_attention or ("ring" if work.n_heads // tp % cp else "ulysses")

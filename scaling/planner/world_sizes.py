@@ -37,19 +37,23 @@ def _check(config: RunConfig, whole: int, fixed: bool) -> None:
     assert cluster.min_devices is not None
     if cluster.kind != "existing":
         raise ConfigError(
-            f"cluster.min_devices={cluster.min_devices}, but cluster={cluster.name} is this machine alone",
+            f"cluster.min_devices={cluster.min_devices}, but cluster={cluster.name} is this "
+            "machine alone",
             "cluster.kind=embedded",
-            "Machines that come and go join a Ray cluster that stands: cluster.kind=existing cluster.address=HOST:6379.",
+            "Machines that come and go join a Ray cluster that stands: cluster.kind=existing "
+            "cluster.address=HOST:6379.",
         )
     if fixed:
         raise ConfigError(
-            f"cluster.min_devices={cluster.min_devices}, but the layout fixes how many ranks there are",
+            f"cluster.min_devices={cluster.min_devices}, but the layout fixes how many ranks "
+            "there are",
             f"layout.dp={config.layout.dp}, layout.engine={config.layout.engine}",
             "Leave layout.dp to the planner (null), which fits it to the devices that are there.",
         )
     if cluster.min_devices > whole:
         raise PlanError(
-            f"cluster.min_devices={cluster.min_devices} is more than the {counted(whole, 'device')} that the plan uses",
+            f"cluster.min_devices={cluster.min_devices} is more than the "
+            f"{counted(whole, 'device')} that the plan uses",
             f"cluster={cluster.name}",
             f"Use at most {whole}.",
         )

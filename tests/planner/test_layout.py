@@ -125,7 +125,7 @@ def test_every_model_is_planned_or_refused_with_numbers(model: str, cluster: str
     except PlanError as error:
         text = str(error)
         assert f"{model} does not fit: the smallest layout needs" in text
-        assert "80% are asked for" in text
+        assert "at least 80% is required" in text
         assert "such devices" in text
     else:
         assert plan.memory.need <= 0.95 * plan.device_memory_bytes

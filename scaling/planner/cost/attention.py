@@ -33,7 +33,8 @@ def known_kind(config: RunConfig) -> str:
         raise PlanError(
             f"attention={kind} has no cost in the planner",
             f"attention.kind={kind}",
-            f"Add its FLOPs and bytes to scaling/planner/cost/attention.py; it has {', '.join(KINDS)}.",
+            "Add its FLOPs and bytes to scaling/planner/cost/attention.py; it has "
+            f"{', '.join(KINDS)}.",
         )
     return kind
 
@@ -161,8 +162,8 @@ def _formed_bytes(
 
 
 def _mask_bytes(config: RunConfig, length: int, width: int) -> int:
-    """Of up to PIECE positions: a bias of every head and pair, with a learnt one the weights too;
-    or pairs of one document."""
+    """Bytes of masks for up to PIECE positions: a bias of every head and pair, with a learnt one
+    the weights too; or pairs of one document."""
     if config.position.kind == "alibi":
         return width * config.model.n_heads * length
     if config.position.kind == "relative_bias":

@@ -37,12 +37,12 @@ def block_matmul_params(model: ModelConfig) -> int:
 
 
 def attention_matmul_params(model: ModelConfig) -> int:
-    """Of q, k, v and o: of self-attention, and again of cross-attention."""
+    """Parameters of q, k, v and o of one attention; cross-attention has as many again."""
     return model.d_model * 2 * (_q_width(model) + _kv_width(model))
 
 
 def feed_forward_matmul_params(model: ModelConfig) -> int:
-    """Of one feed-forward layer, or one expert."""
+    """Parameters of one feed-forward layer, or of one expert."""
     return (3 if model.gated else 2) * model.d_model * model.ff_width
 
 
@@ -147,7 +147,7 @@ def _embedding_params(config: RunConfig) -> int:
 
 
 def _position_params(config: RunConfig) -> int:
-    """Of one stack's positions."""
+    """Parameters of one stack's positions."""
     if plugin := added("positions").get(config.position.kind):
         return int(plugin.params(config))
     if config.position.kind == "learned":

@@ -11,11 +11,12 @@ DEVICE_HOURS_PER_FAILURE = 50_000
 arXiv:2407.21783, section 3.3)."""
 
 NODE_HOURS_PER_PREEMPTION = 20.0
-"""Of a preemptible machine: 5 % an hour, the lowest band of AWS's Spot Instance Advisor being below
-that a month: assumption."""
+"""Mean time until a preemptible machine is taken back, 5 % an hour. The lowest band of AWS's Spot
+Instance Advisor is below 5 % a month: assumption."""
 
 HOURS_BETWEEN_INTERRUPTIONS = 8.0
-"""Of a machine that somebody works on, by that somebody: once a working day. Assumption."""
+"""Mean time between interruptions by whoever works on the machine: once a working day.
+Assumption."""
 
 
 def hours_between_failures(cluster: ClusterConfig, n_devices: int) -> float:

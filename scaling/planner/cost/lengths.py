@@ -12,7 +12,7 @@ from scaling.errors import ConfigError
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one sequence of a run.
+    """Lengths of one sequence of a run.
 
     stride   tokens of the corpus from one sequence to the next
     overlap  tokens beyond the stride that it reads as well
@@ -71,7 +71,8 @@ def lengths(config: RunConfig) -> Lengths:
         n_sentinels = config.tokenizer.n_sentinels
         if spans > n_sentinels:
             raise ConfigError(
-                f"objective=span_corruption hides {spans} spans a sequence, and tokenizer.n_sentinels={n_sentinels}",
+                f"objective=span_corruption hides {spans} spans a sequence, and "
+                f"tokenizer.n_sentinels={n_sentinels}",
                 where=f"train.seq_len={seq_len}, objective.mask_fraction={objective.mask_fraction}",
                 fix=f"Use tokenizer.n_sentinels={spans} or more, or a shorter train.seq_len.",
             )

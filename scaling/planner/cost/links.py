@@ -24,8 +24,8 @@ def send_s(n_bytes: float, bytes_per_s: float, constants: Constants) -> float:
 
 
 def exposed(seconds: float, window_s: float, constants: Constants) -> float:
-    """Of traffic, what does not hide behind `window_s` of compute: a part never does, since kernels
-    share the device."""
+    """Seconds of traffic that do not hide behind `window_s` of compute. Some never
+    do, since kernels share the device."""
     return seconds - constants.overlap * min(seconds, window_s)
 
 

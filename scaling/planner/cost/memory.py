@@ -9,6 +9,6 @@ from scaling.planner.layout import Layout
 
 
 def estimate_memory(config: RunConfig, layout: Layout) -> MemoryEstimate:
-    """Of the fullest rank."""
+    """Memory of the fullest rank."""
     gpu = config.cluster.device.kind == "gpu"
     return memory_of(workload_of(config), layout, software_of_run(config, layout.engine), gpu=gpu)

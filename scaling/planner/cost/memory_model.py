@@ -86,8 +86,8 @@ def memory_of(
     gpu: bool,
     constants: Constants = CONSTANTS,
 ) -> MemoryEstimate:
-    """Of the pipeline's first or last rank, whichever holds more: most micro-batches in flight, or
-    the logits."""
+    """Memory of the pipeline's first or last rank, whichever holds more. The first has most
+    micro-batches in flight, the last has the logits."""
     first = _stage(work, layout, software, gpu, constants, last=layout.pp == 1, first=True)
     if layout.pp == 1:
         return first
@@ -294,8 +294,9 @@ def _logit_bytes(work: Workload, layout: Layout, software: Software) -> float:
 
 
 def _gathered_bytes(work: Workload, layout: Layout, software: Software) -> float:
-    """Of ZeRO-3: the blocks in use, or the embedding where it is larger, and a block's gradients;
-    where a program limits what is alive, that much and the widest matrix with its gradient."""
+    """Bytes that ZeRO-3 gathers: the blocks in use, or the embedding if it is larger, and a block's
+    gradients. A program's limit on what is alive bounds it, the widest matrix and its gradient
+    apart."""
     if layout.zero_stage < 3 or layout.replicas == 1:
         return 0.0
     block = max(stack.block_params for stack in work.stacks)

@@ -12,15 +12,15 @@ CHECKPOINT_BYTES_PER_PARAM = 12
 """fp32 weights and two moments (scaling/checkpoint/fragments.py)."""
 
 COPY_BYTES_PER_S_PER_DEVICE = 1e9
-"""From a device into the host's memory, while training waits: assumption, far below a PCIe 4.0
+"""Rate from a device into the host's memory, while training waits: assumption, far below a PCIe 4.0
 link's 25 GB/s, and below the 18 GB/s measured from memory to memory on one CPU core."""
 
 WRITE_BYTES_PER_S_PER_NODE = 2e9
-"""Of shared storage, behind training: assumption."""
+"""Rate of writing to shared storage, while training goes on: assumption."""
 
 RESTART_S = 300.0
-"""From a failure to the first step after it, machines found and the checkpoint read: assumption
-(here a worker killed on one machine cost 8 to 15 s)."""
+"""Time from a failure to the first step after it, with machines found and the checkpoint read:
+assumption (here a worker killed on one machine cost 8 to 15 s)."""
 
 KG_CO2E_PER_KWH = 0.473
 """World average of electricity in 2024 (Ember, Global Electricity Review 2025)."""
@@ -39,7 +39,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole run without failures; device_hours, usd and kwh are of every device of the
+    """Cost of a whole run without failures; device_hours, usd and kwh are of every device of the
     cluster, used or not.
 
     kwh               at the board power limit, without hosts and cooling: an upper bound of the

@@ -106,8 +106,8 @@ def product_s(
     *,
     fp8: bool = False,
 ) -> float:
-    """Of a rows x inner by inner x columns product of 2-byte values: its arithmetic, and of its
-    memory traffic a part.
+    """Seconds of a product of rows x inner and inner x columns values of 2 bytes: its arithmetic
+    and part of its memory traffic.
 
     So the share of the peak falls as a dimension nears the machine's ratio of peak to bandwidth;
     and where widths are not aligned.
@@ -260,9 +260,11 @@ def _context_traffic_s(
     machine: Machine,
     constants: Constants,
 ) -> float:
-    """Of a block among the cp ranks. ring: keys and values passed around, forward and twice
-    backward, behind attention. ulysses: queries, keys, values and outputs dealt anew, forward and
-    backward, which attention waits for."""
+    """Seconds of a block's traffic among the cp ranks.
+
+    ring: keys and values go around once forward and twice backward, behind attention. ulysses:
+    queries, keys, values and outputs are exchanged forward and backward, and attention waits.
+    """
     cp = layout.cp
     if cp == 1:
         return 0.0

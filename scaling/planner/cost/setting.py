@@ -48,7 +48,7 @@ class Setting:
 
 
 def setting_of(config: RunConfig) -> Setting:
-    """Of a configuration whose cluster is resolved."""
+    """The setting of a configuration whose cluster is resolved."""
     engines: tuple[Engine, ...] = ("reference", "ddp", "deepspeed")
     compiled = None
     if config.cluster.device.kind == "gpu" and not config.train.compile:
@@ -160,8 +160,8 @@ def _flash(generation: str | None) -> Literal[1, 2, 3]:
 
 
 def machine_of(config: RunConfig) -> Machine:
-    """Of a cluster that is resolved (`machine.resolve_cluster`); links that it does not give are
-    its device's."""
+    """The machine of a resolved cluster (`detect.resolve_cluster`). Links that the cluster does not
+    give are its device's."""
     cluster, device = config.cluster, config.cluster.device
     per_node = cluster.devices_per_node or device.devices_per_node
     assert per_node is not None, "resolve_cluster(config) comes first"

@@ -26,7 +26,7 @@ class TimeEstimate:
     communication_s: float
 
     def scaled(self, scale: float) -> TimeEstimate:
-        """On a machine that is slower than predicted by `scale`."""
+        """The estimate for a machine that takes `scale` times as long."""
         return TimeEstimate(
             self.step_time_s * scale,
             self.tokens_per_s / scale,

@@ -21,7 +21,7 @@ from scaling.planner.layout import Layout
 from scaling.planner.machines.rates import Machine
 
 PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
-"""Of a step's time, as `StepTime` has them."""
+"""Fields of `StepTime` that add up to a step's time."""
 
 HOST_BYTES_PER_S = 25e9
 """One device's share of its host's memory bandwidth, behind which Adam runs when offloaded:
@@ -152,9 +152,12 @@ def _data_parallel_s(
     constants: Constants,
     slowest: Work,
 ) -> float:
-    """Of the rank with most parameters. Stages 0 and 1 reduce gradients once a step, 2 every
-    micro-batch where it keeps no whole ones; 1 and 2 gather new weights; 3 gathers weights twice
-    and reduces gradients every micro-batch (Rajbhandari et al. 2020, section 7)."""
+    """Seconds of data parallel traffic on the rank with most parameters.
+
+    Stages 0 and 1 reduce gradients once a step, stage 2 every micro-batch where it keeps no whole
+    ones. Stages 1 and 2 gather new weights. Stage 3 gathers weights twice and reduces gradients
+    every micro-batch (Rajbhandari et al. 2020, section 7).
+    """
     if layout.replicas == 1:
         return 0.0
     params = stage_params(work, layout, first=True, last=layout.pp == 1)

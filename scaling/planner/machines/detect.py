@@ -23,7 +23,7 @@ overrides it."""
 
 @dataclass(frozen=True)
 class Gpu:
-    """As the driver tells it: name, and memory in bytes."""
+    """Name and memory of a GPU, as the driver reports them."""
 
     name: str
     memory_bytes: int
@@ -41,9 +41,11 @@ def resolve_cluster(config: RunConfig) -> RunConfig:
         return config
     if cluster.kind == "existing":
         raise ConfigError(
-            f"cluster={cluster.name} joins machines that the planner cannot ask what they are made of",
+            f"cluster={cluster.name} joins machines that the planner cannot ask what they are "
+            "made of",
             "cluster.device",
-            "Say it, for example: cluster/device=H100-80GB cluster.n_nodes=4 cluster.devices_per_node=8.",
+            "Say it, for example: cluster/device=H100-80GB cluster.n_nodes=4 "
+            "cluster.devices_per_node=8.",
         )
     gpus = visible_gpus()
     resolved = _with_gpus(cluster, gpus) if gpus else _with_cpus(cluster)

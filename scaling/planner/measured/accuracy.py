@@ -180,8 +180,9 @@ def _errors(rows: Sequence[Scored], constants: Constants) -> dict[str, Any]:
 
 
 def _choices(rows: Sequence[Scored]) -> tuple[list[float], list[float]]:
-    """For every question with several layouts: by how much the first ranked, and the best of the
-    first three, is slower than the best measured one. A choice that ran out of memory is 1."""
+    """How much slower than the best measured layout the first ranked one is, and the best of the
+    first three. One value for each question with several layouts; 1 if the choice ran out of
+    memory."""
     first, three = [], []
     for group in _by(
         rows, lambda row: tuple(row.case.row.get(name, "") for name in QUESTION)

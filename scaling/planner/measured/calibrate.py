@@ -19,7 +19,7 @@ from scaling.planner.prediction import predict_case
 from scaling.runs.files import write_json
 
 FROM_RUNS = "calibration.json"
-"""In run.root: the rates of runs with plan.calibrate_from_run=true."""
+"""File in run.root that holds the rates of runs with plan.calibrate_from_run=true."""
 
 
 def time_scale(cases: Sequence[Case], constants: Constants = CONSTANTS) -> float:
@@ -97,7 +97,8 @@ def _scale_of_runs(path: Path, device: str) -> float:
     if not here:
         devices = ", ".join(sorted({str(one["device"]) for one in entries})) or "nothing"
         raise PlanError(
-            f"plan.calibrate={path} holds no run on {device} by this version of the planner, but on {devices}",
+            f"plan.calibrate={path} holds no run on {device} by this version of the planner, "
+            f"but on {devices}",
             None,
             "Run once with plan.calibrate_from_run=true on these devices.",
         )
@@ -118,13 +119,14 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         raise PlanError(
             f"plan.calibrate={path} is no file of measured runs ({type(error).__name__})",
             None,
-            "Give a file that plan.calibrate_from_run=true wrote, a finished run's directory, or a CSV table.",
+            "Give a file that plan.calibrate_from_run=true wrote, a finished run's directory, "
+            "or a CSV table.",
         ) from error
     return list(entries)
 
 
 def _fingerprint() -> str:
-    """Of the constants with which a rate was predicted."""
+    """A hash of the constants with which a rate was predicted."""
     return hashlib.sha256(repr(CONSTANTS).encode()).hexdigest()[:8]
 
 
@@ -136,7 +138,9 @@ def _scale_of_run(run_dir: Path) -> float:
         return float(plan["time"]["tokens_per_s"]) * float(plan["time_scale"]) / float(measured)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise PlanError(
-            f"plan.calibrate={run_dir} holds no predicted and measured rate ({type(error).__name__})",
+            f"plan.calibrate={run_dir} holds no predicted and measured rate "
+            f"({type(error).__name__})",
             None,
-            "Give the directory of a finished run whose plan has a time, or a table of measured rows.",
+            "Give the directory of a finished run whose plan has a time, or a table of "
+            "measured rows.",
         ) from error

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 PCIE_GB_PER_S = 20.0
-"""Of one direction of PCIe 4 x16 between devices, 32 GB/s less what the host's bridges take:
-assumption."""
+"""One direction of PCIe 4 x16 between devices: 32 GB/s less what the host's bridges take.
+Assumption."""
 
 PORTS_GBIT = {"edr": 100, "hdr": 200, "ndr": 400, "xdr": 800}
-"""Of one InfiniBand port of four lanes by its generation's name (InfiniBand Trade Association's
-roadmap)."""
+"""Rate of one InfiniBand port of four lanes, by its generation's name (InfiniBand Trade
+Association's roadmap)."""
 
 _RATE = re.compile(
     r"(?:(\d+)\s*[x×*]\s*)?(?:[A-Za-z-]+\s+)*?(\d+(?:\.\d+)?)\s*(Gb(?!y)|Gig|Tb|GB/s|per node)"
@@ -31,8 +31,8 @@ class Links:
 
 
 def links_of(text: str, sheet: Mapping[str, Any], per_node: int, *, pcie: bool = False) -> Links:
-    """Of a text such as "8x200 Gbps HDR IB per node; NVLink"; what it does not say is the device's
-    usual node's."""
+    """Links that a text such as "8x200 Gbps HDR IB per node; NVLink" describes. What it leaves out
+    is taken from the device's usual node."""
     intra, inter = float(sheet["intra_node_gb_per_s"]), float(sheet["inter_node_gb_per_s"])
     domain = re.search(r"NVL(\d+)", text)
     bridged = re.search(r"nvlink|nvswitch|\bnvl", text, re.I)

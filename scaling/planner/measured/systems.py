@@ -30,7 +30,7 @@ MEGATRON = Software(
     live_parameters=LIVE,
     pads_vocabulary=True,
 )
-"""In bf16 gradients are summed and reduced in fp32 (Megatron-LM README,
+"""Gradients in bf16 are summed and reduced in fp32 (Megatron-LM README,
 --accumulate-allreduce-grads-in-fp32); bias, dropout and softmax are fused kernels, and the
 vocabulary is padded. The loss holds logits in 16 bits, in fp32, and their exponentials."""
 
@@ -103,9 +103,9 @@ DEEPSPEED = Software(
     gathers=6,
     live_parameters=LIVE,
 )
-"""Of the own shard besides fp32 weights and moments a gradient in fp32 and one in 16 bits, flat,
-for the step (deepspeed/runtime/zero/stage_1_and_2.py); overlap_comm is off by default below stage
-3, and what stage 3 hides was not seen in the published rows."""
+"""A rank also holds two flat gradients of its shard for the step, in fp32 and in 16 bits
+(deepspeed/runtime/zero/stage_1_and_2.py). overlap_comm is off by default below stage 3, and what
+stage 3 hides was not seen in the published rows."""
 
 NAMES: tuple[tuple[str, Software], ...] = (
     (r"bridge|nemo|mcore|core\b", CORE),
@@ -141,7 +141,7 @@ OTHER = replace(
     gathers=1,
     live_parameters=None,
 )
-"""Of a program that is not named, or not known: eager PyTorch that overlaps what it can."""
+"""A program that is not named, or not known: eager PyTorch that overlaps what it can."""
 
 
 def software_of(row: Mapping[str, str]) -> Software:
@@ -206,8 +206,8 @@ def _base(name: str, precision: str, year: int) -> Software:
 
 
 def _trainer(software: Software, name: str, sharding: str) -> Software:
-    """Without ZeRO: PyTorch's automatic mixed precision of fp32 weights, and an Adam of many
-    kernels; or with FSDP its states."""
+    """Traits of a trainer without ZeRO: PyTorch's automatic mixed precision of fp32 weights and an
+    Adam of many kernels; or FSDP's states."""
     if "fsdp" in name + sharding:
         return replace(
             software,

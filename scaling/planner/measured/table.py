@@ -29,7 +29,8 @@ GIB = 2**30
 NEEDED = ("source", "gpu", "n_gpus", "n_layers", "hidden")
 
 MATCHES = 0.02
-"""By how much a printed number of parameters may differ from that of a shape: assumption."""
+"""Largest relative difference between a printed number of parameters and that of a shape:
+assumption."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _workload(row: Mapping[str, str]) -> Workload:
 
 
 def _has(work: Workload, params_b: float) -> bool:
-    """With one matrix of the vocabulary, as sources count."""
+    """Whether a shape has this many parameters. Sources count one matrix of the vocabulary."""
     return abs((work.n_params - work.head_params) / (1e9 * params_b) - 1) < MATCHES
 
 
@@ -196,8 +197,8 @@ def _decoder(row: Mapping[str, str], *, gated: bool) -> Workload:
 
 @cache
 def _sheet(name: str, memory: float | None) -> dict[str, Any]:
-    """Of the card with this memory, else the largest of its name; what a PCIe card's links are, its
-    row says."""
+    """The data sheet of the card with this memory, else of the largest card of its name. Links of a
+    PCIe card come from the row."""
     name = re.sub(r"[ _-]*(pcie|nvl)\b", "", name, flags=re.IGNORECASE)
     if memory:
         with contextlib.suppress(ValueError):
@@ -206,8 +207,8 @@ def _sheet(name: str, memory: float | None) -> dict[str, Any]:
 
 
 def _machine(row: Mapping[str, str], software: Software) -> Machine:
-    """Without gpu_mem_gb the largest card of its name, and without interconnect the links of its
-    usual node."""
+    """A row's machine. Without gpu_mem_gb it has the largest card of that name, and without
+    interconnect the links of the card's usual node."""
     name, memory = row["gpu"], number(row, "gpu_mem_gb")
     sheet = _sheet(name, memory)
     n_devices = whole(row, "n_gpus") or 1

@@ -58,9 +58,13 @@ def _model(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         heads += f" ({model.kv_heads} for keys and values)"
     yield (
         "model",
-        f"{model.name}: {counted(model.n_layers, 'layer')}, d_model {model.d_model}, {heads}, d_ff {model.ff_width}",
+        f"{model.name}: {counted(model.n_layers, 'layer')}, d_model {model.d_model}, {heads}, "
+        f"d_ff {model.ff_width}",
     )
-    style = f"{model.activation}, {model.norm}, {config.position.kind} positions, {config.attention.kind} attention"
+    style = (
+        f"{model.activation}, {model.norm}, {config.position.kind} positions, "
+        f"{config.attention.kind} attention"
+    )
     yield "", f"{style}, {'tied' if model.tie_embeddings else 'untied'} embeddings"
     without = format_count(counts.n_params_non_embedding)
     yield "parameters", f"{format_count(counts.n_params)} with embeddings, {without} without"
@@ -70,7 +74,10 @@ def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     train, schedule = config.train, config.schedule
     ratio = plan.n_tokens / plan.counts.n_params
     yield "tokens", f"{format_count(plan.n_tokens)}, {ratio:.3g} per parameter"
-    batch = f"{counted(train.global_batch_size, 'sequence')} of {train.seq_len} = {plan.tokens_per_step} tokens"
+    batch = (
+        f"{counted(train.global_batch_size, 'sequence')} of {train.seq_len} = "
+        f"{plan.tokens_per_step} tokens"
+    )
     yield "steps", f"{plan.n_steps}, each of {batch}"
     warmup = f"warm-up {format_count(plan.warmup_tokens)} tokens"
     decay = f", decay {format_count(plan.decay_tokens)} tokens" if plan.decay_tokens else ""
@@ -81,7 +88,8 @@ def _training(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     )
     yield (
         "corpus",
-        f"{_source(config.data)}; tokenizer {config.tokenizer.kind}, {config.tokenizer.vocab_size} entries",
+        f"{_source(config.data)}; tokenizer {config.tokenizer.kind}, "
+        f"{config.tokenizer.vocab_size} entries",
     )
 
 
@@ -106,7 +114,8 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     cp = f" cp={layout.cp} ({layout.cp_attention})" if layout.cp > 1 else ""
     yield (
         "layout",
-        f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{cp}, {layout.engine} engine{zero}, {config.dtype}",
+        f"dp={layout.dp} tp={layout.tp} pp={layout.pp}{cp}, {layout.engine} engine{zero}, "
+        f"{config.dtype}",
     )
     if layout.offload != "none":
         yield "", f"offload={layout.offload}: held by the host's memory"
@@ -118,13 +127,16 @@ def _execution(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         )
         yield (
             "",
-            f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the {layout.pp_schedule} bubble",
+            f"stages of blocks {blocks}; {layout.bubble_share:.0%} of a step idle in the "
+            f"{layout.pp_schedule} bubble",
         )
     if layout.world_size < devices:
         batch, idle = config.train.global_batch_size, devices - layout.world_size
         yield (
             "",
-            f"{idle} of {devices} devices {'stays' if idle == 1 else 'stay'} idle: dp={layout.dp} of batch {batch}",
+            f"{idle} of {devices} devices {'stays' if idle == 1 else 'stay'} idle: "
+            f"dp={layout.dp} "
+            f"of batch {batch}",
         )
     recompute = {
         "none": "no activation checkpointing",
@@ -142,14 +154,17 @@ def _vocabulary(n_entries: int, tp: int) -> Iterator[Row]:
     if n_entries % tp:
         yield (
             "",
-            f"vocabulary {n_entries} over tp={tp}: parts of {n_entries // tp + 1} and {n_entries // tp}",
+            f"vocabulary {n_entries} over tp={tp}: parts of {n_entries // tp + 1} and "
+            f"{n_entries // tp}",
         )
 
 
 def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     yield (
         "memory",
-        f"estimated {format_bytes(plan.memory.total)} of {format_bytes(plan.device_memory_bytes)} a device:",
+        f"estimated {format_bytes(plan.memory.total)} of "
+        f"{format_bytes(plan.device_memory_bytes)} "
+        "a device:",
     )
     yield "", parts(plan.memory)
     price, unknown = usd_per_device_hour(config), []
@@ -158,7 +173,9 @@ def _prediction(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     else:
         yield (
             "time",
-            f"estimated {format_duration(plan.hours * 3600)}, {_seconds(plan.time.step_time_s)} a step",
+            f"estimated {format_duration(plan.hours * 3600)}, "
+            f"{_seconds(plan.time.step_time_s)} a "
+            "step",
         )
         yield "", f"{format_count(plan.time.tokens_per_s)} tokens/s, MFU {plan.time.mfu:.2g}"
         if plan.time_scale != 1:

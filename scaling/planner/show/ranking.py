@@ -10,7 +10,10 @@ from scaling.units import counted, format_bytes, format_count, format_duration
 
 TIME_PARTS = ("compute_s", "tensor_parallel_s", "data_parallel_s", "bubble_s", "optimizer_s")
 RECOMPUTE = {"none": "none", "selective": "select", "full": "full"}
-ABBREVIATIONS = "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload o, p: of optimizer, parameters"
+ABBREVIATIONS = (
+    "tp with s: its ranks share norms and residuals too (sequence parallel); r: a ring; offload "
+    "o, p: of optimizer, parameters"
+)
 _COLUMNS = (
     Column("dp"),
     Column("tp"),
@@ -42,7 +45,10 @@ def lines(answer: dict[str, Any], top: int) -> Iterator[str | FittedTable]:
         yield _table(answer["layouts"][:top])
         more = answer["n_fitting"] - top
         if more > 0:
-            yield f"and {more} more that fit, of {answer['n_legal']} legal ones tried (plan.top=N, --json)"
+            yield (
+                f"and {more} more that fit, of {answer['n_legal']} legal ones tried (plan.top=N, "
+                "--json)"
+            )
         yield ABBREVIATIONS
         yield ""
         yield from _first(answer)
@@ -57,13 +63,18 @@ def lines(answer: dict[str, Any], top: int) -> Iterator[str | FittedTable]:
 def _head(answer: dict[str, Any]) -> Iterator[str]:
     nodes = counted(answer["n_nodes"], "node")
     spot = ", preemptible" if answer["preemptible"] else ""
-    yield f"{answer['model']} on {answer['cluster']}: {answer['n_devices']} x {answer['device']} in {nodes}{spot}"
     yield (
-        f"{format_count(answer['n_params'])} parameters; {format_count(answer['flops_per_token'])}FLOP a token: "
+        f"{answer['model']} on {answer['cluster']}: {answer['n_devices']} x {answer['device']} in "
+        f"{nodes}{spot}"
+    )
+    yield (
+        f"{format_count(answer['n_params'])} parameters; "
+        f"{format_count(answer['flops_per_token'])}FLOP a token: "
         f"{answer['flops_definition']}"
     )
     yield (
-        f"{format_count(answer['n_tokens'])} tokens, {counted(answer['global_batch_size'], 'sequence')} of "
+        f"{format_count(answer['n_tokens'])} tokens, "
+        f"{counted(answer['global_batch_size'], 'sequence')} of "
         f"{answer['seq_len']} a step, "
         f"{answer['dtype']}"
     )
@@ -111,8 +122,14 @@ def _first(answer: dict[str, Any]) -> Iterator[str]:
         if n_bytes and name not in ("total", "need")
     )
     low, high = layout["memory_interval_bytes"]
-    yield f"memory a device: {format_bytes(memory['total'])} ({format_bytes(low)} to {format_bytes(high)}): {held}"
-    yield f"  it runs with {format_bytes(memory['need'])}; the probability that it fits is {layout['p_fits']:.0%}"
+    yield (
+        f"memory a device: {format_bytes(memory['total'])} ({format_bytes(low)} to "
+        f"{format_bytes(high)}): {held}"
+    )
+    yield (
+        f"  it runs with {format_bytes(memory['need'])}; the probability that it fits is "
+        f"{layout['p_fits']:.0%}"
+    )
     if layout["host_bytes_per_node"]:
         yield f"  and {format_bytes(layout['host_bytes_per_node'])} of a node's own memory"
     if layout["mfu"] is None:
@@ -134,7 +151,10 @@ def _first(answer: dict[str, Any]) -> Iterator[str]:
 
 def _cost(answer: dict[str, Any], cost: dict[str, Any], hours: list[float]) -> Iterator[str]:
     low, high = (format_duration(3600 * end) for end in hours)
-    yield f"the run: {format_duration(3600 * cost['hours'])} ({low} to {high}), {cost['device_hours']:,.0f} device-hours"
+    yield (
+        f"the run: {format_duration(3600 * cost['hours'])} ({low} to {high}), "
+        f"{cost['device_hours']:,.0f} device-hours"
+    )
     usd = "cost unknown: set cluster.usd_per_device_hour"
     if cost["usd"] is not None:
         usd = f"{cost['usd']:,.0f} USD at {answer['usd_per_device_hour']:g} a device-hour"
@@ -147,12 +167,14 @@ def _cost(answer: dict[str, Any], cost: dict[str, Any], hours: list[float]) -> I
     kind = "failure or preemption" if answer["preemptible"] else "failure"
     yield (
         f"with failures: one {kind} in {format_duration(3600 * cost['hours_between_failures'])}, "
-        f"{format_duration(cost['restart_s'])} to restart; a checkpoint stops training for {format_duration(cost['stall_s'])} "
+        f"{format_duration(cost['restart_s'])} to restart; a checkpoint stops training for "
+        f"{format_duration(cost['stall_s'])} "
         f"and is written {format_duration(cost['write_s'])} later:"
     )
     paid = "" if cost["expected_usd"] is None else f", {cost['expected_usd']:,.0f} USD"
     yield (
-        f"  best is a checkpoint every {format_duration(cost['checkpoint_every_s'])}; goodput {cost['goodput']:.1%}, so "
+        f"  best is a checkpoint every {format_duration(cost['checkpoint_every_s'])}; goodput "
+        f"{cost['goodput']:.1%}, so "
         f"{format_duration(3600 * cost['expected_hours'])}{paid} expected"
     )
 
@@ -169,6 +191,12 @@ def _left_out(answer: dict[str, Any]) -> Iterator[str]:
     too_large = answer.get("too_large", [])
     if too_large:
         usable = format_bytes(too_large[0]["usable_bytes"])
-        yield f"\n{len(too_large)} legal kinds do not fit; those that need least, where {usable} can be used:\n"
+        yield (
+            f"\n{len(too_large)} legal kinds do not fit; those that need least, where {usable} "
+            "can be used:\n"
+        )
     for entry in too_large[:SHOWN_TOO_LARGE]:
-        yield f"{format_bytes(entry['need_bytes']):>8}  fits with a probability of {entry['p_fits']:.0%}: {entry['layout']}"
+        yield (
+            f"{format_bytes(entry['need_bytes']):>8}  fits with a probability of "
+            f"{entry['p_fits']:.0%}: {entry['layout']}"
+        )
