@@ -19,6 +19,7 @@ Group = dist.ProcessGroup
 
 def all_reduce(x: Tensor, group: Group) -> Tensor:
     """The sum over the ranks, in a tensor of its own; without a gradient."""
+    # A copy: the collective writes in place, and backward may still read x.
     x = x.contiguous().clone()
     dist.all_reduce(x, group=group)
     return x
@@ -62,6 +63,7 @@ def pass_on(x: Tensor, group: Group) -> Callable[[], Tensor]:
     for it. Without a gradient."""
     size, rank, got = dist.get_world_size(group), dist.get_rank(group), torch.empty_like(x)
     to, from_ = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
+    # Both in one batch: in a ring of sends that wait for receives nobody would go on.
     works = dist.batch_isend_irecv(
         [dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, got, from_, group)]
     )
@@ -78,6 +80,7 @@ class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
+        # A view: autograd treats an input that is returned as it is specially.
         return x.view_as(x)
 
     @staticmethod
@@ -151,20 +154,19 @@ class _Swap(torch.autograd.Function):
 
 
 def copy(x: Tensor, group: Group) -> Tensor:
-    """x, which every rank has, where each uses it for a share of the work: its gradients are
-    summed."""
+    """x, which every rank has. Each uses it for other work, so its gradients are summed."""
     return _Copy.apply(x, group)
 
 
 def sum_over(x: Tensor, group: Group) -> Tensor:
-    """The sum of every rank's x, on every rank, which do the same with it: the gradient is
-    everyone's own."""
+    """The sum of every rank's x, on every rank. All do the same with it, so each has the whole
+    gradient already."""
     return _Sum.apply(x, group)
 
 
 def gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    """Every rank's part of `dim`, of which each rank then uses the whole for a share of the work:
-    gradients are summed."""
+    """Every rank's part of `dim`, joined. Each rank uses the whole for other work, so gradients are
+    summed."""
     return _Gather.apply(x, dim, group)
 
 
@@ -179,7 +181,8 @@ def own(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def join(x: Tensor, dim: int, group: Group) -> Tensor:
-    """Every rank's part of `dim`, with which all ranks then do the same."""
+    """Every rank's part of `dim`, joined. All ranks do the same with the whole, so each keeps its
+    part of the gradient."""
     return _Join.apply(x, dim, group)
 
 

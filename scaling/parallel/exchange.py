@@ -22,6 +22,7 @@ def gather_json(value: Any, group: Group) -> list[Any]:
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(n_ranks)]
     dist.all_gather(lengths, torch.tensor([own.numel()]), group=group)
     longest = max(int(length) for length in lengths)
+    # all_gather takes tensors of one size only.
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: own.numel()] = own
     parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(n_ranks)]
@@ -30,7 +31,7 @@ def gather_json(value: Any, group: Group) -> list[Any]:
 
 
 def share_json(value: Any, group: Group) -> Any:
-    """The first rank's value, on every rank; what the others give is not looked at."""
+    """The first rank's value, on every rank; what the others give is ignored."""
     if group is None:
         return value
     is_first = dist.get_rank(group) == 0
@@ -43,6 +44,7 @@ def share_json(value: Any, group: Group) -> Any:
 
 
 def _bytes(value: Any) -> torch.Tensor:
+    # A bytearray: torch warns of bytes, which cannot be written.
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 

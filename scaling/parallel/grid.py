@@ -78,7 +78,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """True on the rank that speaks: it writes records, manifests and progress."""
+        """True on the rank that reports: it writes records, manifests and progress."""
         return self.rank == 0
 
     def axis(self, axis: Axis) -> Iterator[list[int]]:

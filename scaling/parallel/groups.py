@@ -30,6 +30,7 @@ class Groups:
         def group(axis: Axis) -> dist.ProcessGroup | None:
             mine = None
             if ranks.degree(axis) > 1:
+                # Making a group is collective: every rank makes every group, in one order.
                 for members in ranks.axis(axis):
                     made = dist.new_group(members, timeout=timeout)
                     mine = made if ranks.rank in members else mine

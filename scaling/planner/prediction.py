@@ -89,6 +89,7 @@ def predict(
 def p_fits(need_bytes: float, usable_bytes: float, constants: Constants = CONSTANTS) -> float:
     """Probability that what is needed is no more than usable, its logarithm being normal about the
     prediction."""
+    # P(ln need <= ln usable) of a normal distribution about the predicted need.
     return 0.5 * math.erfc(
         math.log(need_bytes / usable_bytes) / (constants.memory_sigma * math.sqrt(2))
     )

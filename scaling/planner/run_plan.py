@@ -151,6 +151,7 @@ class Shapes:
             try:
                 self._known[key] = _shape(config)
             except PlanError as error:
+                # Remembered too: a study asks again for each trial of this shape.
                 self._known[key] = error
         found = self._known[key]
         if isinstance(found, PlanError):

@@ -40,6 +40,7 @@ def balanced(
     costs = [*costs[:-1], costs[-1] + after_last]
     sums = [0.0, *accumulate(costs)]
     least = _cut(sums, n_parts, float("inf"), squared=False)[0]
+    # Sums round: without slack the best cut itself could be over the limit.
     return _cut(sums, n_parts, least * (1 + 1e-12), squared=True)[1]
 
 
