@@ -7,6 +7,7 @@ import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,7 @@ def test_imports_point_downwards() -> None:
     assert upward_arrows(LAYERS) == []
 
 
+@cache
 def dependencies() -> dict[str, set[str]]:
     """Modules of the package that each one imports, inside functions included."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
@@ -189,7 +191,23 @@ def dependencies() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("package", ["metrics", "config", "runs", "composition", "data", "model"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "metrics",
+        "config",
+        "runs",
+        "composition",
+        "data",
+        "model",
+        "parallel",
+        "planner",
+        "laws",
+        "studies",
+        "worker",
+        "launch",
+    ],
+)
 def test_no_modules_of_a_package_import_one_another(package: str) -> None:
     # a package's own __init__ gathers its modules, which may import each other from it
     found = {
