@@ -20,7 +20,7 @@ Offload = Literal["none", "optimizer", "parameters"]
 ContextAttention = Literal["ulysses", "ring"]
 PipelineSchedule = Literal["1f1b", "dualpipev"]
 Generation = Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"]
-"""Of a chip; cpu has none."""
+"""The generation of a chip; cpu stands for none."""
 
 
 class LayoutConfig(Section):

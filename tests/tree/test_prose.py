@@ -19,8 +19,6 @@ NOT_YET = {
     "inference",
     "launch",
     "model",
-    "parallel",
-    "planner",
     "rehearsal",
     "runs",
     "screen.py",
@@ -30,7 +28,7 @@ NOT_YET = {
 }
 """Packages and doors that can still have docstrings which open with "Of". A clean one leaves the
 list."""
-MOST = 82
+MOST = 53
 """Their number in all of `NOT_YET`. It only falls."""
 
 
