@@ -44,7 +44,7 @@ class WorkerSpec:
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` wrote."""
-        read = {
+        read: dict[str, Any] = {
             "config": RunConfig.model_validate(spec["config"]),
             "plan": RunPlan.from_dict(spec["plan"]),
             "skipped_shards": tuple(spec["skipped_shards"]),
