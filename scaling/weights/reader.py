@@ -48,7 +48,7 @@ class Reader(Protocol):
 
 
 def shapes_of(config: RunConfig) -> Shapes:
-    """Of every parameter of our model."""
+    """Shapes of every parameter of our model."""
     model = build_model(config, "meta")
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
@@ -111,7 +111,7 @@ def _compare(found: Mapping[str, tuple[int, ...]], wanted: Shapes, source: str) 
 
 @dataclass
 class _Checkpoint:
-    """Of a run of ours, whatever layout wrote it."""
+    """A checkpoint of a run of ours, whatever layout wrote it."""
 
     fragments: FragmentReader
     shapes: Shapes

@@ -67,7 +67,7 @@ class Source:
     checkpoint: Path | None = None
     manifest: Manifest | None = None
     arrangement: Arrangement | None = None
-    """Of weights under another library's names."""
+    """The architecture of weights under another library's names."""
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ NOT_YET = {
 }
 """Packages and doors that can still have docstrings which open with "Of". A clean one leaves the
 list."""
-MOST = 53
+MOST = 49
 """Their number in all of `NOT_YET`. It only falls."""
 
 
