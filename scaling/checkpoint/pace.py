@@ -6,7 +6,16 @@ import time
 from collections.abc import Callable
 from statistics import fmean
 
-from scaling.planner.cost.failures import checkpoint_interval_s
+from scaling.config.run_config import RunConfig
+from scaling.planner.cost.failures import (
+    checkpoint_interval_s,
+    hours_between_failures,
+    with_experience,
+)
+from scaling.planner.cost.money import CHECKPOINT_BYTES_PER_PARAM
+from scaling.planner.run_plan import RunPlan
+from scaling.runs.directory import RunDir
+from scaling.runs.goodput import STOPPED, n_failures
 
 _FIRST_BYTES_PER_S = 1e9
 """Of copying into the host's memory, until a save has been measured: assumption (`plan.cost`)."""
@@ -53,3 +62,16 @@ class Pace:
         """What a checkpoint has cost training, and how long it took until it was on the disk."""
         self._costs_s.append(cost_s)
         self._writes_s.append(write_s)
+
+
+def pace_of(config: RunConfig, plan: RunPlan, run_dir: RunDir) -> Pace | None:
+    """The clock of a run's checkpoints; None where they are not due by time."""
+    checkpoint, cluster, layout = config.checkpoint, config.cluster, plan.layout
+    if checkpoint.every_steps is not None or checkpoint.every == "end":
+        return None
+    expected_hours = hours_between_failures(cluster, layout.world_size)
+    events, seconds = run_dir.read_events(), run_dir.seconds()
+    hours = (sum(seconds.values()) - seconds[STOPPED]) / 3600
+    hours_between = with_experience(expected_hours, hours=hours, n_failures=n_failures(events))
+    own_bytes = CHECKPOINT_BYTES_PER_PARAM * plan.counts.n_params / layout.world_size
+    return Pace(checkpoint.every_minutes, hours_between, own_bytes)

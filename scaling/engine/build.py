@@ -1,4 +1,4 @@
-"""The engine that runs a layout."""
+"""The engine that runs a layout, and the device it runs on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from scaling.config.run_config import RunConfig
 from scaling.engine.base import Engine
 from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
+
+
+def prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
+    """This rank's device, with torch's process-wide settings for it."""
+    if config.cluster.device.kind == "gpu":
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        return device
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    return torch.device("cpu")
 
 
 def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:

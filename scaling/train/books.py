@@ -3,7 +3,6 @@ account of time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ from scaling.checkpoint.fence import Fence
 from scaling.checkpoint.state import TrainState
 from scaling.checkpoint.store import FENCE
 from scaling.config.run_config import RunConfig
+from scaling.data.corpus import Corpus
+from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.metrics.record import MetricLog
 from scaling.metrics.sinks import make_sinks
 from scaling.metrics.throughput import ThroughputMeter
@@ -20,34 +21,33 @@ from scaling.planner.run_plan import RunPlan
 from scaling.runs.directory import RunDir
 from scaling.runs.goodput import RESTARTING, STARTING
 from scaling.runs.startup import Marks, mark, since_command
-from scaling.train.clock import Clock
+from scaling.train.control import Clock
 from scaling.train.ledger import Ledger
 from scaling.train.recorder import FirstRankRecorder
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What the books need to know. workers: the group's name, as the fence gave it. processes: host
-    and pid of every rank."""
+    """What the books need. workers: the group's name, as the fence gave it. processes: host and pid
+    of every rank."""
 
     config: RunConfig
     plan: RunPlan
     run_dir: RunDir
     channel: Channel
-    heartbeat: Heartbeat
     startup: Marks
     clock: Clock
     workers: str
     processes: list[list[str | int]]
 
     def recorder(
-        self,
-        restored: TrainState | None,
-        data_values: Callable[[int], dict[str, float]],
-        cleanup: ExitStack,
+        self, restored: TrainState | None, corpus: Corpus, tokenizer: Tokenizer, cleanup: ExitStack
     ) -> FirstRankRecorder:
-        """Go on from `restored`, or begin. data_values: what is recorded of the data at a position.
-        Raises RunDirError."""
+        """Continue from `restored`, or begin. Raises RunDirError."""
+        heartbeat = Heartbeat(self.channel)
+        cleanup.callback(heartbeat.close)
+        self.run_dir.write_tokenizer(tokenizer.to_bytes())
+        self.run_dir.write_corpus(corpus.facts())
         step = restored.step if restored else None
         sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
         log = MetricLog(self.run_dir.metrics, sinks, self._check)
@@ -56,23 +56,22 @@ class Opening:
         wall_s = log.resume(step)
         if restored is not None:
             self._report_gaps(log, restored)
-        ledger = self._ledger(restored, recorded_step, cleanup)
+        ledger = self._ledger(restored, recorded_step, heartbeat, cleanup)
         self.channel.send(Began(step or 0, self.plan.layout.world_size))
         return FirstRankRecorder(
             log,
             self._meter(),
-            self.heartbeat,
+            heartbeat,
             self.plan,
             ledger=ledger,
             log_every=self.config.train.log_every,
             wall_s=wall_s,
             on_first_step=self._first_step,
-            data_values=data_values,
+            data_values=corpus.mixing(self.config),
         )
 
     def _report_gaps(self, log: MetricLog, restored: TrainState) -> None:
-        """Note that records before the checkpoint are missing, where they are: nobody can write
-        them again."""
+        """Report where records before the checkpoint are missing: nobody can write them again."""
         noted = {
             (event["first_step"], event["last_step"])
             for event in self.run_dir.read_events()
@@ -92,10 +91,14 @@ class Opening:
                 self.channel.send(gap)
 
     def _ledger(
-        self, restored: TrainState | None, recorded_step: int, cleanup: ExitStack
+        self,
+        restored: TrainState | None,
+        recorded_step: int,
+        heartbeat: Heartbeat,
+        cleanup: ExitStack,
     ) -> Ledger:
-        """Settle the account of the workers before, note where this group begins, and keep its own
-        from there."""
+        """Settle the account of the workers before, write where this group begins, and keep its
+        account from there."""
         step = restored.step if restored else 0
         self.run_dir.settle_account()
         ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice, self._check)
@@ -111,7 +114,7 @@ class Opening:
             processes=self.processes,
         )
         self.clock.begin(RESTARTING if ledger.restarts else STARTING)
-        self.heartbeat.also(ledger.beat)
+        heartbeat.also(ledger.beat)
         cleanup.callback(lambda: ledger.beat(last=True))
         return ledger
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from scaling.errors import RunDirError, SupersededError
 from scaling.runs.directory import RunDir
 from scaling.runs.goodput import Seconds, account, goodput, reached_step
-from scaling.train.clock import Clock
+from scaling.train.control import Clock
 
 _INTERVAL_S = 2.0
 """Between two writes: what a kill leaves unaccounted. A choice."""

@@ -18,24 +18,25 @@ from scaling.metrics.record import MetricLog
 from scaling.metrics.throughput import ThroughputMeter
 from scaling.planner.run_plan import RunPlan
 from scaling.train.ledger import Ledger
+from scaling.train.steps import Step
 
 
 class Recorder:
-    """What the loop tells about its steps; this one, for every rank but the first, lets it pass.
+    """Receives what the loop reports about its steps; this one, for every rank but the first,
+    ignores it.
 
     reached_step: where the run stood before its last failure, as far as is known.
     """
 
     reached_step = 0
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the driver asks for an end, as far as this rank knows."""
+        return False
+
     def step(
-        self,
-        state: TrainState,
-        result: StepResult,
-        *,
-        lr: float,
-        step_time_s: float,
-        data_wait_s: float,
+        self, state: TrainState, result: StepResult, step: Step, step_time_s: float
     ) -> TrainState:
         """Take note of a step that led to `state`; returns the state with the interval's sums."""
         return state
@@ -89,18 +90,16 @@ class FirstRankRecorder(Recorder):
         self._rates: dict[str, float] = {}
         self._shown: dict[str, float] = {}
 
+    @property
+    def stop_requested(self) -> bool:
+        return self._heartbeat.stop_requested
+
     def _position(self, state: TrainState) -> tuple[int, int, float, float]:
         flops = self._plan.counts.flops_per_token * state.n_tokens
         return state.step, state.n_tokens, flops, time.monotonic() - self._started_s
 
     def step(
-        self,
-        state: TrainState,
-        result: StepResult,
-        *,
-        lr: float,
-        step_time_s: float,
-        data_wait_s: float,
+        self, state: TrainState, result: StepResult, step: Step, step_time_s: float
     ) -> TrainState:
         part = torch.stack([result.loss, result.grad_norm, result.skipped]).double()
         self._sums = part if self._sums is None else self._sums + part
@@ -110,9 +109,9 @@ class FirstRankRecorder(Recorder):
             self._on_first_step = None
         self._pending += 1
         self._ledger.step(state.step)
-        self._meter.step(self._plan.tokens_per_step, step_time_s, data_wait_s)
+        self._meter.step(step.n_tokens, step_time_s, step.data_wait_s)
         if state.step % self._log_every == 0 or state.step == self._plan.n_steps:
-            state = self._record(self.settle(state), lr)
+            state = self._record(self.settle(state), step.lr)
         plan = self._plan
         where = {
             "step": state.step,
@@ -121,7 +120,7 @@ class FirstRankRecorder(Recorder):
             "n_tokens_total": plan.n_tokens,
         }
         rate = self._meter.recent_tokens_per_s
-        self._heartbeat.progress(**where, lr=lr, recent_tokens_per_s=rate, **self._shown)
+        self._heartbeat.progress(**where, lr=step.lr, recent_tokens_per_s=rate, **self._shown)
         return state
 
     def settle(self, state: TrainState) -> TrainState:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from scaling.config.run_config import ScheduleConfig
+from scaling.config.run_config import RunConfig, ScheduleConfig
+from scaling.planner.run_plan import RunPlan
 
 
 def lr_at(
@@ -19,16 +21,16 @@ def lr_at(
     """Learning rate of the step after which `n_tokens_seen` tokens have been seen.
 
     So the first step has n_tokens_seen = tokens per step, and its rate is not zero; the last has
-    n_tokens, and its rate is the schedule's end value (also where it overshoots the budget by a
-    part of a step). All rise linearly from 0 to the peak at warmup_tokens. Then
-      constant: peak;
-      cosine:   peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and Hutter
-                2017);
-      inverse_sqrt: peak * sqrt(warmup_tokens / n_tokens_seen) (Vaswani et al. 2017, section 5.3,
-      where
-                the peak follows from d_model);
-      wsd:      peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al.
-                2024).
+    n_tokens, and its rate is the schedule's end value (also where its tokens overshoot the budget).
+    All rise linearly from 0 to the peak at warmup_tokens. Then
+
+    constant      peak
+    cosine        peak to min_lr_ratio * peak at n_tokens, along half a cosine (Loshchilov and
+                  Hutter 2017)
+    inverse_sqrt  peak * sqrt(warmup_tokens / n_tokens_seen) (Vaswani et al. 2017, section 5.3,
+                  where the peak follows from d_model)
+    wsd           peak, and linearly to min_lr_ratio * peak over the last decay_tokens (Hu et al.
+                  2024)
     """
     decaying = {
         "constant": 0,
@@ -52,3 +54,15 @@ def lr_at(
     if schedule.kind == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     return peak_lr + (end_lr - peak_lr) * progress
+
+
+def lr_after(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
+    """The schedule of a run: tokens seen after a step -> its learning rate."""
+    return lambda n_tokens_seen: lr_at(
+        config.schedule,
+        peak_lr=config.optim.lr,
+        n_tokens_seen=n_tokens_seen,
+        n_tokens=plan.n_tokens,
+        warmup_tokens=plan.warmup_tokens,
+        decay_tokens=plan.decay_tokens,
+    )

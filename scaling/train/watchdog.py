@@ -14,7 +14,7 @@ from scaling.channel.base import Channel
 from scaling.channel.failure import errors_dir
 from scaling.channel.messages import Hung
 from scaling.runs.goodput import PRODUCTIVE, RECOMPUTING
-from scaling.train.clock import PLACES, Clock
+from scaling.train.control import PHASES, Clock
 
 _PATIENCE = 3.0
 """Times the bound for what is no step: a start, an evaluation, a checkpoint that is waited for.
@@ -81,8 +81,8 @@ class Watchdog:
         return Hung(
             rank=self._rank,
             step=clock.step,
-            place=PLACES.index(clock.place),
-            doing=clock.place,
+            place=PHASES.index(clock.phase),
+            doing=clock.phase,
             still_s=round(still_s, 1),
             where=_own(frames),
             waiting=waiting,

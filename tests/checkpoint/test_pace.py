@@ -16,16 +16,13 @@ from scaling.checkpoint.state import TrainState
 from scaling.checkpoint.store import committed
 from scaling.composition.compose import compose
 from scaling.errors import ConfigError
-from scaling.parallel.grid import Ranks
 from scaling.planner.cost.failures import (
     checkpoint_interval_s,
     hours_between_failures,
     with_experience,
 )
 from scaling.runs.goodput import n_failures
-from scaling.train.agreement import Agreement
 from tests.checkpoint.test_store import checkpointer
-from tests.support.ranks import run_ranks
 
 
 @given(cost_s=st.floats(1e-3, 1e3), hours=st.floats(0.01, 1e5), write_s=st.floats(0, 1e4))
@@ -127,18 +124,3 @@ def test_a_save_is_measured_and_starts_the_interval_anew(tmp_path: Path) -> None
     (cost_s,), (write_s,) = pace._costs_s, pace._writes_s
     assert 0 < cost_s < 10
     assert 0 < write_s < 60
-
-
-def _agreed(ranks: Ranks) -> list[list[bool]]:
-    import torch.distributed as dist
-
-    agreement = Agreement(dist.group.WORLD)
-    return [
-        list(agreement.any(ranks.rank == 1, False, ranks.rank == 0)),
-        list(agreement.any(False)),
-    ]
-
-
-def test_what_one_rank_sees_all_act_on() -> None:
-    assert run_ranks(_agreed, 2) == [[[True, False, True], [False]]] * 2
-    assert list(Agreement(None).any(True, False)) == [True, False]

@@ -19,7 +19,7 @@ from scaling.launch.blame import Trouble, Troubles
 from scaling.parallel.grid import Ranks
 from scaling.runs.goodput import EVALUATING, PRODUCTIVE
 from scaling.train import watchdog
-from scaling.train.clock import AGREEING, COMPUTING, READING, Clock
+from scaling.train.control import AGREEING, COMPUTING, READING, Clock
 from scaling.train.watchdog import Watchdog, limit_s
 from tests.support.ranks import run_ranks
 from tests.support.reports import GLOO, crashed, hung

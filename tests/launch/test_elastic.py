@@ -15,8 +15,7 @@ from scaling.errors import ConfigError, PlanError
 from scaling.planner.cost.failures import hours_between_failures
 from scaling.planner.run_plan import make_plan
 from scaling.planner.world_sizes import elastic_sizes, with_devices
-from scaling.train.clock import Clock
-from scaling.train.preemption import POLL_S, Preemption
+from scaling.train.control import POLL_S, Clock, Preemption
 from scaling.worker.spec import WorkerSpec
 from tests.support.configs import composed
 

@@ -25,7 +25,7 @@ from scaling.runs.goodput import (
     goodput,
     reached_step,
 )
-from scaling.train.clock import Clock
+from scaling.train.control import Clock
 from scaling.train.ledger import Ledger
 
 WORK = (PRODUCTIVE, RECOMPUTING, CHECKPOINTING, EVALUATING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scaling.channel.messages import Crashed, Hung
-from scaling.train.clock import COMPUTING, PLACES
+from scaling.train.control import COMPUTING, PHASES
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] "
@@ -20,7 +20,7 @@ def hung(rank: int, *, step: int = 7, place: str = COMPUTING, waiting: bool = Tr
     return Hung(
         rank=rank,
         step=step,
-        place=PLACES.index(place),
+        place=PHASES.index(place),
         doing=place,
         still_s=61.4,
         where="loop.py:12",

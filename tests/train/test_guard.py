@@ -26,8 +26,9 @@ from scaling.parallel.grid import Ranks
 from scaling.planner.machines.detect import resolve_cluster
 from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
-from scaling.train.batches import Uncondemned
+from scaling.train import steps
 from scaling.train.guard import Guard, RollBack, check_left_out
+from scaling.train.steps import Uncondemned
 from scaling.worker import rank as worker
 from scaling.worker.spec import WorkerSpec
 from tests.support.runs import COMPARED, TINY, write_text
@@ -171,8 +172,8 @@ def test_condemned_batches_are_read_and_dropped() -> None:
         def __iter__(self) -> Any:
             return iter([([], G * (number + 1)) for number in range(5)])
 
-    steps = Uncondemned(Loader(), [8, 16], G)
-    assert [(position, steps.last_wait_s) for _, position in steps] == [
+    batches = Uncondemned(Loader(), [8, 16], G)
+    assert [(position, batches.last_wait_s) for _, position in batches] == [
         (8, 0.5),
         (32, 1.5),
         (40, 0.5),
@@ -219,7 +220,7 @@ class PoisonedEngine:
 @pytest.fixture
 def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
     text, cache = corpus
-    build, make = worker.build_engine, worker.make_batch_for
+    build, make = worker.build_engine, steps.make_batch_for
 
     def train(
         directory: Path,
@@ -238,7 +239,7 @@ def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
         monkeypatch.setattr(
             worker, "build_engine", lambda *args: PoisonedEngine(build(*args), poison, crash_at)
         )
-        monkeypatch.setattr(worker, "make_batch_for", lambda *args: _with_place(make(*args)))
+        monkeypatch.setattr(steps, "make_batch_for", lambda *args: _with_place(make(*args)))
         run_dir = RunDir(directory).create()
         spec = WorkerSpec(
             config=config,

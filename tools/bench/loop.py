@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -127,15 +127,17 @@ def main_side(
     whole_loop = worker.train
 
     def in_segments(
-        engine: Any, loader: Any, state: Any, *, n_steps: int, checkpoints: Any, **parts: Any
+        engine: Any, steps: Any, state: Any, *, checkpoints: Any, control: Any, **parts: Any
     ) -> Any:
         none = _NoCheckpoints()
+        unsaved = replace(control, checkpoints=none)
         for more in _turns(pipe):
 
             def segment(before: Any = state, more: int = more) -> float:
                 nonlocal state
+                steps.end = before.step + more
                 state = whole_loop(
-                    engine, loader, before, n_steps=before.step + more, checkpoints=none, **parts
+                    engine, steps, before, checkpoints=none, control=unsaved, **parts
                 )
                 return 0.0
 
