@@ -35,18 +35,18 @@ def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.
 
         return DDPEngine(config, layout, ranks, device)
     if layout.pp > 1:
-        from scaling.engine.pipeline import PipelineEngine
+        from scaling.engine.deepspeed.pipeline import PipelineEngine
 
         return PipelineEngine(config, layout, ranks, device)
-    from scaling.engine.deepspeed import DeepSpeedEngine
+    from scaling.engine.deepspeed.zero import DeepSpeedEngine
 
     return DeepSpeedEngine(config, layout, ranks, device)
 
 
 def forget_engines() -> None:
-    """Put back what DeepSpeed keeps process-wide about a layout, where a process runs one layout
-    after another."""
+    """Reset what DeepSpeed keeps for the whole process, where a process runs one layout after
+    another."""
     if "deepspeed" in sys.modules:
-        from scaling.engine.deepspeed import forget_layout
+        from scaling.engine.deepspeed.library import forget_layout
 
         forget_layout()

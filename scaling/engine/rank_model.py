@@ -23,7 +23,7 @@ from scaling.planner.stages import stage_bounds
 
 
 @dataclass(frozen=True)
-class Share:
+class RankModel:
     """A rank's model with its initial weights.
 
     blocks    the half-open range of each pipeline stage, those of other ranks too
@@ -48,9 +48,9 @@ class Share:
         ranks: Ranks,
         groups: Groups,
         device: torch.device,
-        deal_out: Callable[[nn.Module], None] | None = None,
-    ) -> Share:
-        """The same weights whatever the layout. deal_out: shards a module's own parameters, as soon
+        partition: Callable[[nn.Module], None] | None = None,
+    ) -> RankModel:
+        """The same weights whatever the layout. partition: shards a module's own parameters, as soon
         as they have their values."""
         sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.cp_attention == "ring"
         split = Split(groups.tp, groups.cp, sequence, ring)
@@ -66,8 +66,8 @@ class Share:
                 for leaf, p in module.named_parameters(recurse=False)
             )
             fill(own, config.model, config.train.seed)
-            if deal_out is not None:
-                deal_out(module)
+            if partition is not None:
+                partition(module)
 
         model = build_model(config, device, split=split, blocks=own_blocks, place=place)
         model.set_activation_checkpointing(layout.activation_checkpointing)
@@ -77,7 +77,9 @@ class Share:
             name: tuple(parameter.shape)
             for name, parameter in build_model(config, "meta").named_parameters()
         }
-        return Share(config, layout, ranks, shapes, groups, model, blocks, holders(config, by_rank))
+        return RankModel(
+            config, layout, ranks, shapes, groups, model, blocks, holders(config, by_rank)
+        )
 
     def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that this rank writes into a checkpoint: of those that other shares hold

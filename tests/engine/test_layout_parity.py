@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.engine import deepspeed
 from scaling.engine.build import build_engine
+from scaling.engine.deepspeed import settings
 from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 from tests.model.test_family_models import sequences
@@ -244,11 +244,11 @@ def test_fewer_batches_than_stages_are_evaluated(name: str) -> None:
 def train_in_small_buckets(
     ranks: Ranks, overrides: tuple[str, ...], layout: Layout, n_steps: int
 ) -> list[float]:
-    before, deepspeed.REDUCE_BUCKET = deepspeed.REDUCE_BUCKET, 5_000  # a tenth of the model
+    before, settings.REDUCE_BUCKET = settings.REDUCE_BUCKET, 5_000  # a tenth of the model
     try:
         return train_exactly(ranks, overrides, layout, 0, n_steps)
     finally:
-        deepspeed.REDUCE_BUCKET = before
+        settings.REDUCE_BUCKET = before
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "dp2-tp2-zero2"])

@@ -33,7 +33,7 @@ def sent_in_a_step(
 ) -> dict[str, int]:
     """By one rank in its third step, when all that is made once has been made. reuse: ZeRO-3 may
     keep weights for backward."""
-    import scaling.engine.deepspeed as module
+    import scaling.engine.deepspeed.zero as module
 
     configured = module.deepspeed_config
 

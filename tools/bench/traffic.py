@@ -39,7 +39,7 @@ _BOUND = {
 
 
 def _deepspeed_backend() -> Any:
-    from scaling.engine.deepspeed import import_deepspeed
+    from scaling.engine.deepspeed.library import import_deepspeed
 
     deepspeed = import_deepspeed()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)

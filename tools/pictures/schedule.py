@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scaling.config.cluster import PipelineSchedule
-from scaling.engine.deepspeed import import_deepspeed
+from scaling.engine.deepspeed.library import import_deepspeed
 from scaling.planner.layout import Layout
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from scaling.batch import IGNORED, Batch
 from scaling.engine.base import EvalResult
-from scaling.engine.deepspeed import DeepSpeedEngine, import_deepspeed
-from scaling.engine.rank_model import Share
+from scaling.engine.deepspeed.library import import_deepspeed
+from scaling.engine.deepspeed.zero import DeepSpeedEngine
+from scaling.engine.rank_model import RankModel
 from scaling.model.base import Flow
 from scaling.parallel.grid import Axis
 
@@ -31,9 +32,9 @@ class Stage(nn.Module):
     The schedule runs the forwards of micro-batches in their order, so a count says which one it is.
     """
 
-    def __init__(self, share: Share, blocks: tuple[int, int]) -> None:
+    def __init__(self, held: RankModel, blocks: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.blocks = share.model, blocks
+        self.model, self.blocks = held.model, blocks
         self.begin([], 1.0)
 
     def begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
@@ -66,40 +67,40 @@ class Stage(nn.Module):
         return Flow.unpacked(packed, n_source, balanced=self.model.config.n_experts > 1)
 
 
-def _pipeline_module(share: Share) -> nn.Module:
+def _pipeline_module(held: RankModel) -> nn.Module:
     """DeepSpeed's module of as many layers as stages, of which each rank builds its own."""
     import_deepspeed()
     from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-    class Staged(DualPipeVModule if share.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
+    class Staged(DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
         """Weights that several stages hold are told to DeepSpeed by our names of them, not as
         layers of its own kind."""
 
         def _index_tied_modules(self) -> dict[str, Any]:
             self.shared: list[tuple[nn.Parameter, Any]] = []
-            groups = _groups_that_share(share)
-            for parameter, pp_ranks in share.shared():
-                vars(parameter)["ds_pipe_replicated"] = pp_ranks[0] != share.ranks.pp_rank
+            groups = _groups_that_share(held)
+            for parameter, pp_ranks in held.shared():
+                vars(parameter)["ds_pipe_replicated"] = pp_ranks[0] != held.ranks.pp_rank
                 self.shared.append((parameter, groups[tuple(pp_ranks)]))
             return {}
 
         def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
             return self.shared
 
-    ranks = share.ranks
+    ranks = held.ranks
     topology = PipeModelDataParallelTopology(num_pp=ranks.pp, num_mp=ranks.tp, num_dp=ranks.dp)
-    layers = [LayerSpec(Stage, share, blocks) for blocks in share.blocks]
+    layers = [LayerSpec(Stage, held, blocks) for blocks in held.blocks]
     with contextlib.redirect_stdout(io.StringIO()):
         return Staged(layers, topology=topology, partition_method="uniform", loss_fn=None)
 
 
-def _groups_that_share(share: Share) -> dict[tuple[int, ...], Any]:
+def _groups_that_share(held: RankModel) -> dict[tuple[int, ...], Any]:
     """For each set of pipeline ranks that share a weight, the group of those at this rank's place.
     Collective over the world."""
-    ranks, mine = share.ranks, {}
+    ranks, mine = held.ranks, {}
     for pp_ranks in sorted(
-        {tuple(pp_ranks) for pp_ranks in share.pp_ranks.values() if len(pp_ranks) > 1}
+        {tuple(pp_ranks) for pp_ranks in held.pp_ranks.values() if len(pp_ranks) > 1}
     ):
         for members in ranks.axis(Axis.PP):
             chosen = [members[pp_rank] for pp_rank in pp_ranks]
@@ -119,7 +120,7 @@ class PipelineEngine(DeepSpeedEngine):
     """
 
     def _module(self) -> nn.Module:
-        module = _pipeline_module(self._share)
+        module = _pipeline_module(self._held)
         self._stages = [m for m in module.modules() if isinstance(m, Stage)]
         self._shape: tuple[int, ...] | None = None
         return module

@@ -1,0 +1,1 @@
+"""DeepSpeed behind the engine contract: the only modules that import it."""
