@@ -1,8 +1,8 @@
-"""A run that begins where another one stands: its first steps are the other's, so they are copied
-and not made again.
+"""A run that begins at a copy of another run's checkpoint: the steps up to there are the same, so
+they are not repeated.
 
-Both are the same run up to there, whose weights, moments and data position depend on nothing but
-what they share; so the copy is what the run would have come to by itself, and it has its own
+Up to that step the weights, moments and data position depend only on what both configurations have
+in common. So the copy equals what the run would have reached by itself. It gets the run's own
 identity.
 """
 
@@ -34,8 +34,8 @@ def take_over(trunk: RunDir, run_dir: RunDir, config: RunConfig, step: int) -> i
     """Begin the run of `config` at the newest sound checkpoint of `trunk` up to `step`; returns its
     step.
 
-    None, with nothing done, where there is no such checkpoint, or the run has checkpoints of its
-    own. Raises RunDirError.
+    Returns None and changes nothing where there is no such checkpoint, or where the run has
+    checkpoints of its own. Raises RunDirError.
     """
     if newest_step(run_dir.checkpoints) is not None:
         return None
@@ -54,12 +54,12 @@ def take_over(trunk: RunDir, run_dir: RunDir, config: RunConfig, step: int) -> i
 
 
 def reached(trunk: RunDir, step: int) -> bool:
-    """Whether the trunk has a checkpoint of this very step."""
+    """Whether the trunk has a checkpoint of exactly this step."""
     return has_step(trunk.checkpoints, step)
 
 
 def _copy_record(trunk: RunDir, run_dir: RunDir, step: int) -> float:
-    """The records up to `step`; returns the seconds that they took."""
+    """Copy the records up to `step`; returns the seconds that they took."""
     return copy_record(trunk.metrics, run_dir.metrics, step).wall_s
 
 
@@ -76,7 +76,8 @@ def _copy_checkpoint(path: Path, run_dir: RunDir, manifest: Manifest, config: Ru
 
 
 def _copy(source: Path, target: Path) -> None:
-    """By a hard link where the disk has them: checkpoints are never changed, only removed."""
+    """Copy a file, as a hard link where the file system has them."""
+    # A link is safe: files of a checkpoint are never changed, only removed.
     with contextlib.suppress(OSError):
         os.link(source, target)
         return

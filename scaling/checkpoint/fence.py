@@ -1,7 +1,7 @@
-"""Which group of workers a run belongs to, where an older one may still live behind a broken
-network.
+"""The mark that says which group of workers a run belongs to: an older one may still live behind a
+broken network.
 
-A group takes the fence when it starts; from then on whoever took it before can commit nothing more.
+A group takes the fence when it starts. From then on no earlier group can commit a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scaling.runs.files import disk_error, locked
 
 
 class Fence:
-    """The file at `path`, with the name of the newest group in it."""
+    """The file at `path`, which holds the name of the newest group."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def take(self) -> str:
-        """Be the newest group; returns its name. Waits for a commit that is under way. Raises
+        """Become the newest group; returns its name. Waits for a commit that is under way. Raises
         RunDirError."""
         name = secrets.token_hex(4)
         with self._open() as fd:
@@ -34,15 +34,15 @@ class Fence:
 
     @contextlib.contextmanager
     def passing(self, name: str) -> Iterator[None]:
-        """No other group can take the fence meanwhile. Raises SupersededError if one has, since
-        `name` did."""
+        """Hold the fence, so that no other group can take it meanwhile. Raises SupersededError if
+        one has taken it since `name` did."""
         with self._open() as fd:
             _compare(os.pread(fd, 64, 0), name)
             yield
 
     def check(self, name: str) -> None:
-        """Raise SupersededError if another group has taken the fence since `name` did. Quick, and
-        waits for nobody."""
+        """Raise SupersededError if another group has taken the fence since `name` did. Quick: it
+        waits for no lock."""
         try:
             newest = self.path.read_bytes()
         except OSError as error:
@@ -65,6 +65,7 @@ class Fence:
 def _compare(newest: bytes, name: str) -> None:
     if newest != name.encode():
         raise SupersededError(
-            f"another group of workers ({newest.decode(errors='replace')}) has taken over the run of this one ({name})",
-            fix="Nothing is to be done: the other one goes on from the last checkpoint.",
+            f"another group of workers ({newest.decode(errors='replace')}) has taken over the run of"
+            f" this one ({name})",
+            fix="There is nothing to do: the other group continues from the last checkpoint.",
         )

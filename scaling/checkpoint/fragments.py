@@ -1,9 +1,9 @@
 """Weights and optimiser states keyed by parameter name, independent of the layout that wrote them.
 
-Each rank writes one safetensors file with the pieces it owns. A piece is a run (what ZeRO leaves to
-a rank) of a part (what tensor parallelism leaves to it) of a parameter, in row-major order, and
-says which. A reader asks for any run of any part, so that a checkpoint of one layout opens under
-every other, without any rank holding the whole.
+Each rank writes one safetensors file with the fragments it owns. Tensor parallelism cuts a
+parameter into parts, and ZeRO cuts a part, in row-major order, into runs of elements. A fragment is
+such a run, and names its place in the whole. A reader asks for any run of any part. So a checkpoint
+of one layout opens under every other, and no rank ever holds the whole.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scaling.parallel.rectangles import Rectangle, Run, overlaps
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 """fp32 master weights, and Adam's first and second moments."""
 _READ_AT_ONCE = 1 << 20
-"""Elements (4 MB). Of columns out of longer rows, what lies between them is read too, but never
-more than this. Assumption."""
+"""Elements (4 MB) that one read takes at most. Columns of longer rows are read with what lies between
+them. Assumption."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's part of a checkpoint in the host's memory, flat and contiguous: later steps do not
-    change it.
+    """One rank's fragments in the host's memory, flat and contiguous: later steps do not change
+    them.
 
-    optimizer_step: updates that the moments have seen (Adam's t).
+    optimizer_step: number of updates that the moments have seen (Adam's t).
     """
 
     fragments: Sequence[Fragment]
@@ -59,15 +59,15 @@ class Snapshot:
     def of(
         fragments: Iterable[Fragment], *, optimizer_step: int, reuse: Snapshot | None = None
     ) -> Snapshot:
-        """reuse: an earlier one of the same rank, whose memory is taken over, so that it is no
-        snapshot any more."""
+        """Copy `fragments`. reuse: an earlier snapshot of the same rank, whose memory is overwritten
+        and which is invalid afterwards."""
         old = {fragment.name: fragment for fragment in reuse.fragments} if reuse is not None else {}
         return Snapshot(
             [_copy(fragment, old.get(fragment.name)) for fragment in fragments], optimizer_step
         )
 
     def write(self, path: Path) -> None:
-        """As one safetensors file. Raises OSError or SafetensorError."""
+        """Write one safetensors file. Raises OSError or SafetensorError."""
         tensors: dict[str, torch.Tensor] = {}
         places = {}
         for fragment in self.fragments:
@@ -86,12 +86,11 @@ class Snapshot:
 
 
 def _copy(fragment: Fragment, memory: Fragment | None) -> Fragment:
-    """In the host's memory, pinned for a GPU's tensors; in that of an earlier copy where it fits,
-    for fresh pages cost more than the copying (400 MB on a CPU: 0.18 s into fresh ones, 0.02 s into
-    used ones)."""
+    """Copy a fragment to the host's memory, which is pinned for a GPU's tensors."""
 
     def flat(kind: str) -> torch.Tensor:
         tensor = fragment.tensors[kind].detach().reshape(-1)
+        # Fresh pages cost more than copying: 400 MB take 0.18 s into fresh ones, 0.02 s into used.
         if memory is not None and memory.numel == tensor.numel():
             return memory.tensors[kind].copy_(tensor)
         return torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=tensor.is_cuda).copy_(
@@ -108,7 +107,7 @@ class _Piece:
 
     @staticmethod
     def at(path: Path, place: Mapping[str, Any]) -> _Piece:
-        """Raises KeyError, TypeError or ValueError for a header that says nothing sensible."""
+        """Raises KeyError, TypeError or ValueError for a header that makes no sense."""
         part = Part(tuple(place["shape"]), place["dim"], place["first"], place["length"])
         if min(place["start"], place["numel"]) < 0 or place["start"] + place["numel"] > part.numel:
             raise ValueError(
@@ -118,11 +117,11 @@ class _Piece:
 
 
 class FragmentReader:
-    """Runs of parts of parameters out of a directory of fragment files. Reads only what is asked
-    for.
+    """Reads runs of parts of parameters from a directory of fragment files, and no more than is
+    asked for.
 
-    shapes: of the whole parameters, by name. Raises CheckpointError for a file that is damaged or
-    of another checkpoint.
+    shapes: shape of each whole parameter, by name. Raises CheckpointError for a file that is
+    damaged or belongs to another checkpoint.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -146,7 +145,8 @@ class FragmentReader:
                 shape = piece.run.part.shape
                 if self.shapes.setdefault(name, shape) != shape:
                     raise CheckpointError(
-                        f"{path} says that {name!r} is {shape}, and another rank {self.shapes[name]}"
+                        f"{path} has shape {shape} for {name!r}, and another rank's file has"
+                        f" {self.shapes[name]}"
                     )
                 self._pieces.setdefault(name, []).append(piece)
         if len(steps) != 1:
@@ -169,10 +169,10 @@ class FragmentReader:
         )
 
     def read(self, kind: str, name: str, part: Part, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on the
-        CPU.
+        """Read elements [start, start + numel) of a flattened part of a parameter, fp32 [numel] on
+        the CPU.
 
-        Raises CheckpointError unless each of them was saved once.
+        Raises CheckpointError unless each of them was saved exactly once.
         """
         if self.shapes.get(name, part.shape) != part.shape:
             raise CheckpointError(
@@ -183,7 +183,8 @@ class FragmentReader:
             for wanted, saved in overlaps(Run(part, start, numel), piece.run):
                 if _view(filled, wanted).any():
                     raise CheckpointError(
-                        f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's file too"
+                        f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's"
+                        " file too"
                     )
                 _view(filled, wanted).fill_(True)
                 self._copy(f"{kind}/{name}", piece.path, saved, wanted, out)
@@ -197,8 +198,8 @@ class FragmentReader:
     def _copy(
         self, key: str, path: Path, saved: Rectangle, wanted: Rectangle, out: torch.Tensor
     ) -> None:
-        """A rectangle of a saved tensor to where it is wanted, in strips of rows that each are one
-        run of the file."""
+        """Copy a rectangle of a saved tensor to where it is wanted, in strips of rows that are each
+        one run of the file."""
         tensor = self._files[path].get_slice(key)
         height = max(1, _READ_AT_ONCE // saved.stride)
         for first in range(0, saved.n_rows, height):

@@ -1,5 +1,4 @@
-"""What vouches for a checkpoint: its manifest, read so that whatever is wrong with it is one kind
-of error."""
+"""The manifest of a checkpoint; whatever is wrong with one is reported as a CheckpointError."""
 
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ MANIFEST = "manifest.json"
 class Manifest:
     """What a checkpoint is, and the size and SHA-256 of each of its files.
 
-    state: the training state (step, tokens, data position) as plain JSON. layout: who wrote it, for
-    the record only: it loads under any layout. corpus_fingerprint: of the data that the position
-    points into.
+    state: the training state (step, tokens, data position) as plain JSON. layout: the one that
+    wrote it, for the record only, since it loads under any layout. corpus_fingerprint: identifies
+    the data that the position points into.
     """
 
     semantic_hash: str
@@ -45,20 +44,20 @@ _TYPES = {
     "files": dict,
     "format_version": int,
 }
-"""What JSON makes of each field of a manifest."""
+"""Type of each field of a manifest, as JSON has it."""
 
 
 def sealed(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with a SHA-256 of their own under "sha256": a bit that falls over in the data
-    position is a wrong run."""
+    """`fields` with their own SHA-256 under "sha256": a flipped bit in the data position would train
+    on other text."""
     return fields | {
         "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     }
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint at `path`. Raises CheckpointError for one that is no manifest
-    in any way."""
+    """The manifest of the checkpoint at `path`. Raises CheckpointError for a file that is no
+    manifest."""
     try:
         fields = parse_json((path / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
@@ -83,7 +82,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _nonsense(manifest: Manifest) -> Iterator[str]:
-    """What in a manifest is of another type than a manifest's."""
+    """Each field of a manifest that has the wrong type, as a line."""
     for name, kind in _TYPES.items():
         value = getattr(manifest, name)
         if type(value) is not kind:
@@ -117,7 +116,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _with_floats(value: Any) -> Any:
-    """Words for numbers that are not finite become numbers again."""
+    """Turn the words for numbers that are not finite back into numbers."""
     if isinstance(value, list):
         return [_with_floats(one) for one in value]
     return WORDS[value] if isinstance(value, str) else value

@@ -18,16 +18,15 @@ from scaling.runs.directory import RunDir
 from scaling.runs.goodput import STOPPED, n_failures
 
 _FIRST_BYTES_PER_S = 1e9
-"""Of copying into the host's memory, until a save has been measured: assumption (`plan.cost`)."""
+"""Speed of copying into the host's memory, used until a save has been measured: assumption."""
 
 
 class Pace:
-    """The clock of the first rank, whose word the others follow. interval_s: from one checkpoint to
-    the next.
+    """Checkpoints by the clock of the first rank, which the others follow. interval_s: from one
+    checkpoint to the next.
 
-    minutes: a fixed interval; None lets it follow from what saves are measured to cost, which is
-    estimated by the bytes that a rank saves until there was one. hours_between: mean time between
-    failures.
+    minutes: a fixed interval; None derives it from the measured cost of saves, which is estimated
+    from the bytes that a rank saves until the first one. hours_between: mean time between failures.
     """
 
     def __init__(
@@ -55,11 +54,11 @@ class Pace:
         return self._now() - self._begun_s >= self.interval_s
 
     def saving(self) -> None:
-        """A snapshot is taken now."""
+        """Start the interval anew: a snapshot is taken now."""
         self._begun_s = self._now()
 
     def measured(self, cost_s: float, write_s: float) -> None:
-        """What a checkpoint has cost training, and how long it took until it was on the disk."""
+        """Take note of what a checkpoint cost training, and of the time until it was on the disk."""
         self._costs_s.append(cost_s)
         self._writes_s.append(write_s)
 

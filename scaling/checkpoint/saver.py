@@ -1,5 +1,5 @@
-"""When a checkpoint is due; saving behind training, with at most one on its way; and taking up the
-newest sound one."""
+"""When a checkpoint is due, saving it while training continues, and restoring the newest sound
+one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 
 _NICENESS = 10
-"""Of the writing thread, where threads have one of their own (Linux): training goes first on a core
+"""Niceness of the writing thread, where threads have their own (Linux): training goes first on a core
 that both want."""
 
 
 class Stateful(Protocol):
-    """What the saver knows of an engine: its state as a snapshot, and a directory to load it
-    from."""
+    """All that the saver knows of an engine: it gives a snapshot, and loads a directory."""
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot: ...
 
@@ -43,15 +42,15 @@ class Checkpointer:
     """Saves and restores one run. Every method is collective over the ranks.
 
     group: gloo over all ranks, for the training thread; writing_group: another one, for the thread
-    that writes; both None for a single rank. on_event(kind, **fields) is told of
+    that writes; both None for a single rank. on_event(kind, **fields) receives
     "checkpoint_committed", "checkpoint_damaged" and "not_removed", on the first rank. record:
     metrics.jsonl, where there is one. pace: the first rank's clock, where checkpoints are due by
-    time. content_fingerprint: of the same corpus, as checkpoints have it that know nothing of
-    counts. corpus_changes() says what differs from the corpus that the run noted.
+    time. content_fingerprint: what older checkpoints have of the same corpus, without counts.
+    corpus_changes() describes what differs from the corpus that the run recorded.
 
-    workers: the name of this group of workers, which no older one can commit beside. last_step: of
-    the newest checkpoint that this group has restored or saved. longest_write_s: until a checkpoint
-    was on the disk.
+    workers: the name of this group of workers; no older group can commit from now on. last_step:
+    step of the newest checkpoint that this group has restored or saved. longest_write_s: the
+    longest time until a checkpoint was on the disk.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Checkpointer:
         self.last_step: int | None = None
 
     def _take_over(self) -> str:
-        """Be the run's only group of workers from now on; its name."""
+        """Become the run's only group of workers; returns its name."""
         return Fence(self._directory / FENCE).take() if self._ranks.is_first else ""
 
     @property
@@ -119,11 +118,11 @@ class Checkpointer:
         )
 
     def save(self, engine: Stateful, state: TrainState) -> float:
-        """Take a snapshot and have it written behind training; returns the seconds that training
-        was kept waiting.
+        """Take a snapshot, and write it while training continues; returns the seconds for which
+        training waited.
 
-        Waits for the one before, if that is still on its way. Raises CheckpointError if that one
-        could not be written.
+        Waits for the checkpoint before, if it is still being written. Raises CheckpointError if
+        that one could not be written.
         """
         begun_s = time.perf_counter()
         self.wait()
@@ -148,19 +147,19 @@ class Checkpointer:
             self._error = error
             return
         if self._pace is not None:
-            # where it takes its time from the same cores as training
+            # On CPUs the thread takes its time from the same cores as training.
             on_cpu = self._config.cluster.device.kind == "cpu"
             self._pace.measured(stall_s + (time.thread_time() if on_cpu else 0.0), write_s)
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows that what was on its way could not be written; `wait` raises why,
-        on every rank."""
+        """Whether this rank knows that the last checkpoint could not be written; `wait` raises the
+        reason, on every rank."""
         return self._error is not None
 
     def wait(self) -> float:
-        """Until the last checkpoint is committed; the seconds this took. Raises CheckpointError if
-        it could not be written."""
+        """Wait until the last checkpoint is committed; returns the seconds waited. Raises
+        CheckpointError if it could not be written."""
         begun_s = time.perf_counter()
         self.close()
         error, self._error = self._error, None
@@ -169,7 +168,7 @@ class Checkpointer:
         return time.perf_counter() - begun_s
 
     def close(self) -> None:
-        """Let what is on its way come to its end, be it good or bad."""
+        """Wait for the checkpoint that is being written, whether it succeeds or fails."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -187,16 +186,16 @@ class Checkpointer:
         return TrainState.from_dict(manifest.state)
 
     def _newest(self) -> dict[str, Any] | None:
-        """Path and manifest of the newest sound one. Damaged ones are put aside, once it is known
-        that they are not the last."""
+        """Path and manifest of the newest sound checkpoint. Damaged ones are set aside, once a sound
+        one is known."""
         damaged: list[Path] = []
 
-        def told(path: Path, error: CheckpointError) -> None:
+        def report(path: Path, error: CheckpointError) -> None:
             damaged.append(path)
             self._on_event("checkpoint_damaged", path=str(path), reason=error.what)
 
         found = newest_valid(
-            self._directory, on_damaged=told, check=lambda manifest: check_state(manifest.state)
+            self._directory, on_damaged=report, check=lambda manifest: check_state(manifest.state)
         )
         for path in damaged:
             try:
@@ -214,7 +213,9 @@ class Checkpointer:
         if manifest.corpus_fingerprint not in (self._fingerprint, self._content_fingerprint):
             changes = self._corpus_changes()
             raise CheckpointError(
-                f"{path} was written on a corpus with fingerprint {manifest.corpus_fingerprint[:12]}, and the shards now are "
-                f"{self._fingerprint[:12]}{f' ({changes})' if changes else ''}: its data position would point at other text",
+                f"{path} was written on a corpus with fingerprint"
+                f" {manifest.corpus_fingerprint[:12]}, and the shards now are"
+                f" {self._fingerprint[:12]}{f' ({changes})' if changes else ''}:"
+                " its data position would point at other text",
                 fix="restore the shards it was trained on, or start another run with run.name=...",
             )

@@ -1,7 +1,8 @@
-"""All that resuming needs beside weights and optimiser states: step, tokens, and the data position.
+"""The training state, all that resuming needs beside weights and optimiser states: step, tokens and
+data position.
 
-There is no random state to save: every step seeds its own generators from (seed, step, rank), so
-dropout after a resume is that of the run that never stopped.
+There is no random state to save: every step seeds its own generators from (seed, step, rank). So
+dropout after a resume equals that of a run that never stopped.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from scaling.errors import CheckpointError
 class TrainState:
     """Where a run stands between two steps.
 
-    next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: the
-    interval since the last record, so that a record's means do not depend on where the run was
-    interrupted. skipped_steps: since the start. skipped_in_a_row: the newest steps whose updates
-    were left out. recent_losses, recent_grad_norms: of the steps that the next is judged by, oldest
-    first (`train.on_spike`). condemned: first sequences of the global batches that are left out for
+    next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: sums
+    since the last record, so that a record's means do not depend on where the run was interrupted.
+    skipped_steps: updates left out since the start. skipped_in_a_row: updates left out in the
+    newest steps. recent_losses, recent_grad_norms: the steps by which the next is judged, oldest
+    first (`train.on_spike`). condemned: first sequence of each global batch that is left out for
     good.
     """
 
@@ -48,8 +49,8 @@ class TrainState:
         )
 
     def without(self, first_sequences: Iterable[int]) -> TrainState:
-        """The state from which the global batches that begin at these sequences are left out
-        too."""
+        """The state with the global batches that begin at these sequences left out from here
+        on."""
         return replace(self, condemned=tuple(sorted({*self.condemned, *first_sequences})))
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,12 +58,13 @@ class TrainState:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> TrainState:
-        """The state that a manifest holds. Raises CheckpointError for one that another version has
-        written, or none has."""
+        """The state in a manifest. Raises CheckpointError for one of another version, or one that is
+        damaged."""
         unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
         if unknown:
             raise CheckpointError(
-                f"the checkpoint's training state has {unknown[0]!r}, which this version does not know"
+                f"the checkpoint's training state has {unknown[0]!r}, which this version does not"
+                " know"
             )
         check_state(fields)
         known: dict[str, Any] = {
@@ -72,12 +74,12 @@ class TrainState:
 
 
 _LARGEST = 2**63 - 1
-"""Of whole numbers: what the data's positions can hold."""
+"""The largest whole number that a data position can hold."""
 
 
 def check_state(fields: dict[str, Any]) -> None:
-    """Raise CheckpointError where a field that is known holds what no training state can; unknown
-    ones are let pass."""
+    """Raise CheckpointError where a known field holds what no training state can; unknown fields
+    are ignored."""
     for name, default in TrainState().to_dict().items():
         value = fields.get(name, default)
         whole = isinstance(default, int) or name == "condemned"
@@ -97,6 +99,6 @@ def _fits(number: Any, whole: bool) -> bool:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators (dropout) for one rank's part of one step."""
+    """Seed torch's generators (dropout) for one rank and one step."""
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,12 +1,12 @@
-"""Checkpoints that are complete or absent: a manifest with every file's size and checksum,
+"""Checkpoints on the disk, complete or absent: a manifest with every file's size and checksum,
 committed by one rename.
 
 Layout of a run's checkpoints directory:
 
-    step-00000100/                   committed: manifest.json lists and vouches for every other file
+    step-00000100/                   committed: manifest.json has a checksum of every other file
     .step-00000150.1f3b09aa.partial/ being written by one group of workers, or left by a killed one;
-    never read
-    .step-00000050.damaged/          found damaged when a run resumed, and put aside; removed once
+                                     never read
+    .step-00000050.damaged/          found damaged when a run resumed, and set aside; removed once
                                      the run is past it
     .fence                           which group of workers may commit (checkpoint/fence.py)
 """
@@ -36,8 +36,8 @@ _PARTIAL = re.compile(r"^\.step-\d{8,}(\.\w+)?\.partial$")
 _DAMAGED = re.compile(r"^\.step-(\d{8,})(\.\w+)?\.damaged$")
 FENCE = ".fence"
 _READERS = 8
-"""Files whose checksums are computed at a time: assumption, enough to hide a network disk's
-latency."""
+"""Number of files whose checksums are computed at a time, enough to hide the latency of a network
+disk: assumption."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -45,8 +45,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def partial_path(directory: Path, step: int, group: str = "") -> Path:
-    """Where the files of a checkpoint are written before it is committed, by the group of workers
-    of this name."""
+    """Directory in which a group of workers writes a checkpoint before it is committed."""
     return directory / f".{checkpoint_name(step)}{f'.{group}' if group else ''}.partial"
 
 
@@ -56,18 +55,18 @@ def _sha256(path: Path) -> str:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file that is first forced to disk."""
+    """Force a file to the disk; returns its size and checksum."""
     fsync(path)
     return {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Path:
-    """Write the manifest into the partial directory of its step and rename that into place: the
-    checkpoint exists, or not.
+    """Write the manifest into the partial directory of its step, and rename that directory into
+    place. Before the rename the checkpoint is absent, after it complete.
 
-    group: of the workers that wrote it; SupersededError unless it has the fence. A checkpoint of
-    the same step that is damaged is removed first. Raises CheckpointError if a sound one of this
-    step, or any of a later one, stands already.
+    group: the workers that wrote it; raises SupersededError unless they have the fence. A damaged
+    checkpoint of the same step is removed first. Raises CheckpointError if a sound one of this
+    step, or any of a later step, exists already.
     """
     partial, final = (
         partial_path(directory, manifest.step, group or ""),
@@ -87,10 +86,10 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
 
 
 def _make_way(directory: Path, final: Path, step: int) -> None:
-    """Remove a damaged checkpoint that stands in the way. Raises CheckpointError for a sound one,
-    or a newer one."""
+    """Remove a damaged checkpoint of the same name. Raises CheckpointError for a sound one, or a
+    newer one."""
     newest = newest_step(directory)
-    # Only what is newer is read: there is none but where something is wrong.
+    # Verify only newer ones: normally there are none.
     if newest is not None and newest > step:
         newest = max(
             (found for found, path in committed(directory) if found > step and _is_sound(path)),
@@ -120,8 +119,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """How a file of a checkpoint differs from what the manifest says of it; None where it does
-    not."""
+    """How a file of a checkpoint differs from its entry in the manifest; None where it does not."""
     file = path / name
     try:
         found = file.stat()
@@ -142,7 +140,7 @@ def _problem(path: Path, name: str, expected: dict[str, Any]) -> str | None:
 
 
 def verify(path: Path) -> Manifest:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError for whatever
+    """Check every file of a checkpoint against its manifest. Raises CheckpointError where one
     differs or cannot be read."""
     manifest = read_manifest(path)
     foreign = sorted({file.name for file in path.glob("rank-*")} - manifest.files.keys())
@@ -162,7 +160,7 @@ def verify(path: Path) -> Manifest:
 
 
 def committed(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every committed checkpoint, oldest first; nothing of them is verified."""
+    """(step, path) of every committed checkpoint, oldest first, none of them verified."""
     return [(step, directory / name) for step, name in _steps(directory)]
 
 
@@ -177,19 +175,19 @@ def newest_step(directory: Path) -> int | None:
 
 
 def _steps(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[tuple[int, str]]:
-    """(step, name) of every checkpoint whose name has this pattern, oldest first."""
+    """(step, name) of every checkpoint whose name matches, oldest first."""
     return sorted(_found(directory, pattern))
 
 
 def _found(directory: Path, pattern: re.Pattern[str] = _NAME) -> Iterator[tuple[int, str]]:
-    """As `_steps`, in no order. Only names are read: a run may have 200 000 of them."""
+    """The same in no order. Reads only names: a run may have 200 000 of them."""
     for name in _listed(directory):
         if match := pattern.match(name):
             yield int(match.group(1)), name
 
 
 def _listed(directory: Path) -> Iterator[str]:
-    """The names in a directory; none where there is no directory."""
+    """Names in a directory; none where the directory does not exist."""
     try:
         with os.scandir(directory) as entries:
             yield from (entry.name for entry in entries)
@@ -203,11 +201,11 @@ def newest_valid(
     on_damaged: Callable[[Path, CheckpointError], None] = lambda path, error: None,
     check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint whose files all verify, or None when there are none at all.
+    """The newest checkpoint whose files all verify, or None when there are no checkpoints.
 
-    check: raises CheckpointError for what is wrong with a manifest that only the caller knows.
-    Damaged ones are reported to `on_damaged` and passed over. Raises CheckpointError when some
-    exist but none is sound: starting afresh would silently lose the run.
+    check: raises CheckpointError for a manifest that the caller rejects. Damaged checkpoints are
+    reported to `on_damaged` and ignored. Raises CheckpointError when some exist but none is sound:
+    to start again would silently lose the run.
     """
     steps, newest = _steps(directory), None
     for _, name in reversed(steps):
@@ -218,12 +216,14 @@ def newest_valid(
             check(manifest)
             return path, manifest
         except CheckpointError as error:
-            newest = newest or error.what  # not the error itself, which would keep its frames alive
+            # Only the text: the error itself would keep its frames, and their tensors, alive.
+            newest = newest or error.what
             on_damaged(path, error)
     if steps:
         raise CheckpointError(
             f"none of the {len(steps)} checkpoints in {directory} is sound; the newest: {newest}",
-            fix="restore one from a copy, or remove the checkpoints directory to start the run afresh",
+            fix="restore one from a copy, or remove the checkpoints directory to start the run"
+            " afresh",
         )
     return None
 
@@ -244,12 +244,12 @@ def prune(
     last_update: int | None = None,
     on_trouble: Callable[[Path, OSError], None] = lambda path, error: None,
 ) -> list[Path]:
-    """Remove what retention does not keep, and damaged ones that the run is past; returns the paths
-    of the former.
+    """Remove checkpoints that retention does not keep, and damaged ones that the run is past;
+    returns the paths of the former.
 
     last_update: the newest step whose update was applied; the newest checkpoint up to there is kept
-    too. What cannot be removed is reported to `on_trouble` and stays. Of a link, the link is removed
-    and not what it leads to.
+    too. What cannot be removed is reported to `on_trouble` and stays. A link is removed, never its
+    target.
     """
     steps = _steps(directory)
     kept = {step for step, _ in steps[-keep_last:]} | set(keep_steps)
@@ -276,11 +276,10 @@ def _damaged_up_to(directory: Path, step: int) -> list[Path]:
 
 
 def set_aside(path: Path) -> None:
-    """Take a damaged checkpoint out of the committed ones, which it would be counted among. A sound
-    one must be there.
+    """Rename a damaged checkpoint, so that it no longer counts as committed. A sound one must
+    exist.
 
-    One that was put aside before under its name is removed, or left where it resists. Raises
-    OSError.
+    An earlier one of the same name is removed, or left where that fails. Raises OSError.
     """
     aside = path.with_name(f".{path.name}.damaged")
     with contextlib.suppress(OSError):
@@ -296,10 +295,10 @@ def set_aside(path: Path) -> None:
 def remove_partials(
     directory: Path, on_trouble: Callable[[Path, OSError], None] = lambda path, error: None
 ) -> None:
-    """Remove what killed groups of workers left half-written. Only for the driver that has the
-    lock, or who has the fence.
+    """Remove what killed groups of workers left half-written. Only the driver that has the lock, or
+    the group that has the fence, may call this.
 
-    What cannot be removed is told to `on_trouble`: it is in nobody's way, since names of groups
+    What cannot be removed is reported to `on_trouble`. It does no harm, since names of groups
     differ.
     """
     # the whole list first: what is removed meanwhile may make the directory skip a name

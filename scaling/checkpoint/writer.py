@@ -1,4 +1,4 @@
-"""How the ranks write a checkpoint together, behind training."""
+"""Writing a checkpoint by all ranks together, while training continues."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from scaling.runs.files import sync
 class Writer:
     """Writes and commits checkpoints of one run under one layout.
 
-    group: gloo over all ranks, used by nobody else, for it is used beside training's own
-    collectives. workers: the name of this group of workers, as the fence knows it. record:
-    metrics.jsonl, which is on the disk before a checkpoint is committed. on_event(kind, **fields)
-    is told of "checkpoint_committed" and "not_removed", on the first rank.
+    group: gloo over all ranks, for this writer alone, since it runs beside training's own
+    collectives. workers: the name of this group of workers in the fence. record: metrics.jsonl,
+    which is on the disk before a checkpoint is committed. on_event(kind, **fields) receives
+    "checkpoint_committed" and "not_removed", on the first rank.
     """
 
     directory: Path
@@ -46,15 +46,17 @@ class Writer:
     _left: set[Path] = field(default_factory=set)
 
     def write(self, snapshot: Snapshot, state: TrainState, *, stall_s: float) -> float:
-        """Returns the seconds it took once the checkpoint is committed. Collective: where a rank
-        fails, every rank raises its error, and nothing of the checkpoint is left. stall_s: for the
-        record, how long training waited for the snapshot."""
+        """Write and commit a checkpoint; returns the seconds that it took.
+
+        A collective: where a rank fails, every rank raises its error, and no file of the checkpoint
+        is left. stall_s: how long training waited for the snapshot, for the record.
+        """
         begun_s = time.perf_counter()
         partial = partial_path(self.directory, state.step, self.workers)
         try:
             self._together(state, lambda: partial.mkdir(parents=True), by_first=True)
-            parts = self._together(state, lambda: self._write_own(partial, snapshot))
-            files = {name: file for part in parts for name, file in part.items()}
+            written = self._together(state, lambda: self._write_own(partial, snapshot))
+            files = {name: file for own in written for name, file in own.items()}
             self._together(state, lambda: self._commit(state, files), by_first=True)
         except ScalingError:
             if self.ranks.is_first:
@@ -69,7 +71,7 @@ class Writer:
         return write_s
 
     def _prune(self, state: TrainState) -> None:
-        """Remove old checkpoints. What resists is reported once, and harms no new one."""
+        """Remove old checkpoints. What cannot be removed is reported once, and harms no new one."""
         retention = self.config.checkpoint
         try:
             prune(
@@ -84,7 +86,7 @@ class Writer:
             self.not_removed(self.directory, error)
 
     def not_removed(self, path: Path, error: OSError) -> None:
-        """Tell, once, that `path` cannot be removed."""
+        """Report, once, that `path` cannot be removed."""
         if path not in self._left:
             self._left.add(path)
             self.on_event("not_removed", path=str(path), reason=error.strerror or str(error))
@@ -92,8 +94,8 @@ class Writer:
     def _together(
         self, state: TrainState, act: Callable[[], Any], *, by_first: bool = False
     ) -> list[Any]:
-        """What `act` returned on each rank, plain JSON; with `by_first` it is the first rank's
-        alone to do."""
+        """What `act` returned on each rank, as plain JSON; with `by_first` only the first rank
+        acts."""
         idle = by_first and not self.ranks.is_first
         outcomes = gather_json({"value": None} if idle else _attempt(act), self.group)
         for rank, outcome in enumerate(outcomes):
@@ -106,8 +108,10 @@ class Writer:
     def _failure(self, state: TrainState, rank: int, reason: str) -> CheckpointError:
         who = f" by rank {rank}" if self.ranks.world_size > 1 else ""
         return CheckpointError(
-            f"the checkpoint of step {state.step} cannot be written to {self.directory}{who}: {reason}",
-            fix="The previous checkpoint is untouched. Make room (or set run.root) and run the same command again.",
+            f"the checkpoint of step {state.step} cannot be written to {self.directory}{who}:"
+            f" {reason}",
+            fix="The previous checkpoint is untouched. Make room (or set run.root) and run the same"
+            " command again.",
         )
 
     def _write_own(self, partial: Path, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
@@ -130,7 +134,7 @@ class Writer:
 
 
 def _attempt(act: Callable[[], Any]) -> dict[str, Any]:
-    """What `act` returns or why it failed, as JSON that other ranks can be told."""
+    """What `act` returns, or why it failed, as JSON for the other ranks."""
     try:
         return {"value": act()}
     except ScalingError as error:

@@ -1,4 +1,4 @@
-"""The engine contract: all that the training loop knows of how a step is executed."""
+"""The engine contract: all that the training loop knows about how a step is executed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scaling.model.base import LanguageModel
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a step's loss and gradient norm before clipping; an update beyond one of them is left
-    out."""
+    """Upper limits of a step's loss and of its gradient norm before clipping. An update beyond
+    either is left out."""
 
     loss: float
     grad_norm: float
@@ -29,7 +29,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step tells: 0-dim fp32 tensors on the engine's device, equal on every
+    """The result of one optimiser step: 0-dim fp32 tensors on the engine's device, equal on every
     rank.
 
     loss: mean nats per target over the global batch, before the update. grad_norm: global L2 norm
@@ -56,7 +56,7 @@ class EvalResult:
 
 
 class Engine(Protocol):
-    """One rank's share of a model, its optimiser and the collectives between the ranks.
+    """What one rank holds of a model, its optimiser, and the collectives between the ranks.
 
     Every method is collective: all ranks call it, in the same order.
     """
@@ -65,14 +65,14 @@ class Engine(Protocol):
 
     @property
     def model(self) -> LanguageModel:
-        """This rank's share of the model."""
+        """The layers and parts of parameters that this rank holds."""
         ...
 
     def step(
         self, micro_batches: Sequence[Batch], lr: float, limits: Limits | None = None
     ) -> StepResult:
-        """One optimiser update on this rank's part of the global batch, at learning rate `lr`,
-        unless it exceeds `limits`."""
+        """Make one optimiser update from this rank's micro-batches of the global batch, at learning
+        rate `lr`, unless it exceeds `limits`."""
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
@@ -86,23 +86,23 @@ class Engine(Protocol):
         ...
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
-        """This rank's part of the weights and optimiser states as they are now, in the host's
-        memory, which may be that of an earlier one."""
+        """This rank's fragments of the weights and optimiser states, copied to the host's memory.
+        reuse: an earlier snapshot, whose memory is overwritten."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Take weights and optimiser states from `directory`, whatever layout wrote them. Raises
+        """Load weights and optimiser states from `directory`, whatever layout wrote them. Raises
         CheckpointError."""
         ...
 
     def close(self) -> None:
-        """Let go of all that would stay with the process; the engine is not used after it."""
+        """Release all that would stay with the process. The engine cannot be used afterwards."""
         ...
 
 
 class LossModule(nn.Module):
-    """A model seen as its loss. It takes the tensors of a Batch one by one, as engines that look at
-    inputs expect."""
+    """A model whose forward gives its loss. It takes the tensors of a Batch one by one, since
+    wrappers such as DistributedDataParallel look at the inputs."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()

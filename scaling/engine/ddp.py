@@ -1,5 +1,5 @@
-"""Plain PyTorch on several ranks, each with all of the model: the reference engine under
-DistributedDataParallel."""
+"""Data parallelism in plain PyTorch: the reference engine under DistributedDataParallel, the whole
+model on each rank."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from scaling.planner.layout import Layout
 
 
 class DDPEngine(ReferenceEngine):
-    """Gradients are summed over the ranks while backward still runs (Li et al. 2020,
-    arXiv:2006.15704); states are on each."""
+    """Sums gradients over the ranks while backward still runs (Li et al. 2020, arXiv:2006.15704).
+    Each rank holds all optimiser states."""
 
     def __init__(
         self, config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device
@@ -29,8 +29,7 @@ class DDPEngine(ReferenceEngine):
         super().__init__(config, layout, device)
         self._ranks = ranks
         devices = [device.index] if device.type == "cuda" else None
-        # Experts that no token chose, and heads that a batch has no use for, have no gradient on a
-        # rank.
+        # Experts that no token chose, and a head that a batch does not use, have no gradient.
         unused = config.model.n_experts > 1 or config.objective.sentence_order
         self._ddp = DistributedDataParallel(
             LossModule(self.model),
@@ -53,7 +52,7 @@ class DDPEngine(ReferenceEngine):
             with nullcontext() if last else self._ddp.no_sync():
                 with self._precision():
                     nats, _, objective = self._ddp(*batch.to(self.device))
-                # It averages gradients over the ranks; the sum over all targets wants the sum.
+                # DDP averages gradients over the ranks; the mean over all targets needs their sum.
                 (objective / n_targets * self._ranks.dp).backward()
             loss += nats.detach() / n_targets
         dist.all_reduce(loss)
@@ -66,7 +65,7 @@ class DDPEngine(ReferenceEngine):
         return EvalResult(float(sums[0]), int(sums[1]))
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
-        """All of it on the first rank, as all have the same."""
+        """Everything from the first rank and nothing from the others, since all hold the same."""
         return (
             super().snapshot(reuse)
             if self._ranks.is_first

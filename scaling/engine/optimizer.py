@@ -1,4 +1,4 @@
-"""Parameter groups and the optimiser that every engine steps."""
+"""The optimiser of every engine, and its parameter groups."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
     """Groups for an optimiser, each with its parameters, their names, weight decay, eps and
     lr_scale (see `set_rate`).
 
-    The matrices of linear layers decay. Biases and norms do not: they are few and pull on scale or
-    offset only (as in GPT-3's and Llama's public reimplementations). Embeddings, token or position,
-    do not: a row that a batch does not hold would shrink without any gradient to answer. A head
-    that is tied is the embedding; an untied one decays. So there are two groups, "decay" and
-    "no_decay", and with mup and completep one for each of their scales. A group without parameters
-    is left out.
+    The matrices of linear layers decay. Biases and norms do not: they are few, and affect only
+    scale or offset (as in public reimplementations of GPT-3 and Llama). Embeddings of tokens and
+    positions do not: a row that a batch does not contain would shrink without a gradient. A tied
+    head is the embedding; an untied one decays. So there are two groups, "decay" and "no_decay",
+    and with mup and completep one for each of their scales. An empty group is left out.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[tuple[bool, Scales], dict[str, Any]] = {}
@@ -49,11 +48,11 @@ def set_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> AdamW:
-    """AdamW on the groups of `model`, which is where it will be trained; the rate is set before
-    each step by `set_rate`.
+    """AdamW on the groups of `model`, which is already on its device; `set_rate` sets the rate
+    before each step.
 
-    The fused kernel, on CPUs too: a step of gpt_10m takes 6 ms on one EPYC thread, against 23 ms
-    unfused and 38 ms with foreach (torch 2.13).
+    It uses the fused kernel, on CPUs too: a step of gpt_10m takes 6 ms on one EPYC thread, against
+    23 ms unfused and 38 ms with foreach (torch 2.13).
     """
     optim = config.optim
     return AdamW(

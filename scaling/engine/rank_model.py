@@ -1,5 +1,5 @@
-"""One rank's share of a model: which blocks and which parts of parameters, with the groups that
-this takes."""
+"""What one rank holds of a model: its blocks and its parts of parameters, with the process groups
+they need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.planner.stages import stage_bounds
 
 @dataclass(frozen=True)
 class RankModel:
-    """A rank's model with its initial weights.
+    """What one rank holds of a model, with initial weights.
 
     blocks    the half-open range of each pipeline stage, those of other ranks too
     shapes    of every parameter of the whole model
@@ -50,8 +50,8 @@ class RankModel:
         device: torch.device,
         partition: Callable[[nn.Module], None] | None = None,
     ) -> RankModel:
-        """The same weights whatever the layout. partition: shards a module's own parameters, as soon
-        as they have their values."""
+        """Build the rank's model, with the same weights whatever the layout. partition: shards a
+        module's own parameters, called as soon as they have their values."""
         sequence, ring = layout.sequence_parallel and layout.tp > 1, layout.cp_attention == "ring"
         split = Split(groups.tp, groups.cp, sequence, ring)
         blocks = stage_bounds(config, layout.n_stages)
@@ -82,8 +82,8 @@ class RankModel:
         )
 
     def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that this rank writes into a checkpoint: of those that other shares hold
-        too, one rank does."""
+        """The parameters that this rank writes into a checkpoint: exactly one of the ranks that
+        hold the same one writes it."""
         for name, parameter in self.model.named_parameters():
             if self.pp_ranks[name][0] == self.ranks.pp_rank and (
                 self.ranks.tp_rank == 0 or not part_of(parameter).is_whole
@@ -91,8 +91,8 @@ class RankModel:
                 yield name, parameter
 
     def shared(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """This rank's parameters that other pipeline ranks hold too, in an order that all of them
-        agree on."""
+        """This rank's parameters that other pipeline ranks hold too, in the same order on all of
+        them."""
         mine = dict(self.model.named_parameters())
         for name, pp_ranks in sorted(self.pp_ranks.items()):
             if len(pp_ranks) > 1 and name in mine:
@@ -100,7 +100,7 @@ class RankModel:
 
     @torch.no_grad()
     def whole_model(self, weights: dict[str, torch.Tensor]) -> LanguageModel:
-        """All of the model on every rank, from every rank's `weights` of those it owns. Collective
+        """The whole model on every rank, gathered from the `weights` that each rank owns. Collective
         over the world."""
         whole, own = (
             build_model(self.config, self.model_device),
@@ -110,6 +110,7 @@ class RankModel:
             parameter.zero_()
             if name in weights:
                 part_of(own[name]).of(parameter).copy_(weights[name])
+            # Every element is owned by one rank and zero on the others, so the sum gathers it.
             if self.ranks.tp * self.ranks.pp > 1:
                 dist.all_reduce(parameter)
         return whole

@@ -1,5 +1,5 @@
-"""Plain PyTorch on one device: the oracle of every parity test, and the fast path for a single
-device."""
+"""The reference engine, plain PyTorch on one device: the oracle of every parity test, and the fast
+path for a single device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scaling.planner.layout import Layout
 
 
 class ReferenceEngine:
-    """fp32 weights; products in bf16 under autocast where the run asks for it."""
+    """Keeps fp32 weights; computes products in bf16 under autocast where the run asks for it."""
 
     def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
         self.device = device
@@ -56,7 +56,7 @@ class ReferenceEngine:
         return self._update(loss, lr, limits)
 
     def _update(self, loss: torch.Tensor, lr: float, limits: Limits | None) -> StepResult:
-        """Clip the gradients that are there, and step."""
+        """Clip the gradients, and update the weights unless the step exceeds a limit."""
         grad_norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )
@@ -69,8 +69,8 @@ class ReferenceEngine:
         if limits is not None:
             bad |= limits.exceeded(loss, grad_norm)
         skipped = bad.float()
-        # As GradScaler does: where it is 1 the fused kernel leaves everything as it was, and nobody
-        # waits for the device.
+        # As GradScaler does: where `found_inf` is 1 the fused kernel changes nothing, so the host
+        # need not wait for the device to decide.
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -84,8 +84,8 @@ class ReferenceEngine:
         for batch in batches:
             batch = batch.to(self.device)
             with self._precision():
-                part, count, _ = self.model.loss(batch)
-            nats += part.double()
+                batch_nats, count, _ = self.model.loss(batch)
+            nats += batch_nats.double()
             n_targets += int(count)
         return EvalResult(float(nats), n_targets)
 
@@ -106,6 +106,7 @@ class ReferenceEngine:
         return Snapshot.of(fragments(), optimizer_step=self._optimizer_step(), reuse=reuse)
 
     def _optimizer_step(self) -> int:
+        # Adam makes its states at the first update.
         return max((int(moments["step"]) for moments in self._optimizer.state.values()), default=0)
 
     @torch.no_grad()
@@ -131,4 +132,4 @@ class ReferenceEngine:
                 }
 
     def close(self) -> None:
-        """Nothing outlives it."""
+        """Nothing stays with the process."""

@@ -1,1 +1,1 @@
-"""Training: the loop, its state, the optimiser and schedules."""
+"""Training: the loop, what controls it, and what it records."""

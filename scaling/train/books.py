@@ -1,4 +1,4 @@
-"""The first rank's books, opened where a group of workers begins: the record, its views, and the
+"""The first rank's books, opened when a group of workers begins: the record, its sinks, and the
 account of time."""
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Opening:
         return ledger
 
     def _check(self) -> None:
-        """Raise SupersededError where another group of workers has the run."""
+        """Raise SupersededError if another group of workers has the run."""
         Fence(self.run_dir.checkpoints / FENCE).check(self.workers)
 
     def _notice(self, text: str) -> None:

@@ -42,8 +42,8 @@ STARTED, AGREEING, READING, COMPUTING, RECORDING, EVALUATED, SAVING = PHASES = (
 waiting."""
 
 POLL_S = 5.0
-"""Between two requests for notices, each a collective through Ray: Ray Train's own watcher asks as
-often."""
+"""Interval of requests for notices, each a collective through Ray; Ray Train's own watcher has the
+same."""
 _SAFETY_S = 5.0
 """Margin of the last checkpoint before the deadline, added to twice the longest step and write:
 assumption."""

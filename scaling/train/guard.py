@@ -1,5 +1,4 @@
-"""Steps that should not count: losses and gradients that are not finite, or that stand out of those
-before."""
+"""The guard against bad steps: losses and gradient norms that are not finite, or that spike."""
 
 from __future__ import annotations
 
@@ -17,15 +16,15 @@ from scaling.engine.base import Limits, StepResult
 from scaling.errors import DivergedError
 
 _LEAST_DEVIATION = 0.01
-"""Of the mean, is what the standard deviation is taken to be at least: a ripple of a calm stretch
-is no spike. Assumption."""
+"""Least standard deviation, as a fraction of the mean, so that a ripple in a calm stretch is no spike:
+assumption."""
 
 Policy = Literal["ignore", "skip", "rollback", "fail"]
 
 
 class RollBack(Exception):
-    """The step that led to `step`, on the global batch from `first_sequence` on, is to be undone
-    with all that followed it."""
+    """Asks to undo the step that led to `step`, on the global batch that begins at
+    `first_sequence`."""
 
     def __init__(self, step: int, first_sequence: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")
@@ -33,14 +32,14 @@ class RollBack(Exception):
 
 
 class Guard:
-    """Judges every step by `train.on_nonfinite` and `train.on_spike`: the same on every rank, as
-    results of steps are.
+    """Judges every step by `train.on_nonfinite` and `train.on_spike`. Every rank judges alike,
+    since the results of a step are equal on all.
 
     A spike is a loss or a gradient norm more than `spike_sigmas` standard deviations above the mean
-    of the last `spike_window` steps that were none; those are part of the training state.
-    on_event(kind, **fields) is told of "step_skipped". Where nothing but leaving updates out is
-    asked for, results stay on the device until `settle`. More than `max_skips` updates left out in
-    a row end the run.
+    of the last `spike_window` steps without a spike; those are part of the training state.
+    on_event(kind, **fields) receives "step_skipped". Where the engine only leaves out updates that
+    are not finite, results stay on the device until `settle`. More than `max_skips` updates left
+    out in a row end the run.
     """
 
     def __init__(self, train: TrainConfig, on_event: Callable[..., None]) -> None:
@@ -54,8 +53,8 @@ class Guard:
         return "rollback" in (self._train.on_nonfinite, self._train.on_spike)
 
     def limits(self, state: TrainState) -> Limits | None:
-        """Beyond which the engine leaves the next update out; None where spikes are not left out,
-        or not known yet."""
+        """Limits beyond which the engine leaves the next update out; None where spikes are not left
+        out, or the window is not full."""
         return self._limits(state) if self._train.on_spike == "skip" else None
 
     def _limits(self, state: TrainState) -> Limits | None:
@@ -72,9 +71,9 @@ class Guard:
         )
 
     def after_step(self, state: TrainState, result: StepResult) -> TrainState:
-        """Judge the step that led to `state`; returns it with what the next ones are judged by.
+        """Judge the step that led to `state`; returns it with what the next steps are judged by.
 
-        Raises RollBack or DivergedError where the policy says so.
+        Raises RollBack or DivergedError, by the policy.
         """
         first_sequence = state.next_sequence - self._train.global_batch_size
         self._pending.append(
@@ -84,12 +83,13 @@ class Guard:
                 torch.stack([result.loss, result.grad_norm, result.skipped]),
             )
         )
+        # Reading a result waits for the device, so results are read only as often as is needed.
         at_once = self._watches_spikes or self._train.on_nonfinite != "skip"
         wait = min(self._train.log_every, self._train.max_skips)
         return self.settle(state) if at_once or len(self._pending) >= wait else state
 
     def settle(self, state: TrainState) -> TrainState:
-        """Judge what has not been judged yet."""
+        """Judge the steps that are not judged yet."""
         if self._pending:
             values = torch.stack([values for _, _, values in self._pending]).tolist()
             pending, self._pending = self._pending, []
@@ -129,7 +129,10 @@ class Guard:
                 ("gradient norm", grad_norm, limits.grad_norm),
             ):
                 if value > limit:
-                    usual = f"{self._train.spike_sigmas:g} standard deviations above the {self._train.spike_window} steps before"
+                    usual = (
+                        f"{self._train.spike_sigmas:g} standard deviations above the"
+                        f" {self._train.spike_window} steps before"
+                    )
                     return (
                         self._train.on_spike,
                         f"its {name} of {value:.6g} is beyond {limit:.6g}, {usual}",
@@ -154,35 +157,38 @@ def _diverged(step: int, sequences: list[int], reason: str) -> DivergedError:
     return DivergedError(
         f"step {step} on sequences {first} to {end - 1} has been given up: {reason}",
         "train.on_nonfinite or train.on_spike is fail",
-        "The same command with rollback in its place goes on from the last checkpoint without them, and with skip without "
-        "the update; a run that diverges again wants a smaller optim.lr or a longer warm-up, under another name.",
+        "The same command with rollback in its place goes on from the last checkpoint without these"
+        " sequences, and with skip without the update. If the run diverges again, begin one with a"
+        " smaller optim.lr or a longer warm-up, under another name.",
     )
 
 
 def _too_many_skips(step: int, n_skips: int, most: int, reason: str) -> DivergedError:
     return DivergedError(
-        f"the updates of the last {n_skips} steps were left out, up to step {step}, and {most} in a row is the most: {reason}",
+        f"the updates of the last {n_skips} steps were left out, up to step {step}, and {most} in a"
+        f" row is the most: {reason}",
         f"train.max_skips={most}",
-        "The weights or the learning rate are beyond help: begin a run with a smaller optim.lr or a longer warm-up. The same "
-        "command with a larger train.max_skips goes on from the last checkpoint.",
+        "The weights or the learning rate are beyond help: begin a run with a smaller optim.lr or a"
+        " longer warm-up. The same command with a larger train.max_skips goes on from the last"
+        " checkpoint.",
     )
 
 
 def check_end(step: int, val_loss: float) -> None:
-    """Raise DivergedError where a run has come to its end with a held-out loss that is not
-    finite."""
+    """Raise DivergedError where a run ends with a held-out loss that is not finite."""
     if not math.isfinite(val_loss):
         raise DivergedError(
-            f"the held-out loss after the last step, {step}, is {val_loss}: the weights are of no use",
+            f"the held-out loss after the last step, {step}, is {val_loss}: the weights are of no"
+            " use",
             "train/loss in metrics.jsonl shows since when",
-            "Begin a run with a smaller optim.lr or a longer warm-up. The same command with train.on_nonfinite=rollback goes "
-            "on from the last checkpoint.",
+            "Begin a run with a smaller optim.lr or a longer warm-up. The same command with"
+            " train.on_nonfinite=rollback goes on from the last checkpoint.",
         )
 
 
 def check_left_out(train: TrainConfig, state: TrainState) -> None:
-    """Raise DivergedError where a run comes to its end with most of its updates left out.
-    state: the first rank's, which alone counts them."""
+    """Raise DivergedError where a run ends with most of its updates left out. state: the first
+    rank's, which alone counts them."""
     if 2 * state.skipped_steps <= state.step:
         return
     other = " Where they are spikes, raise train.spike_sigmas." if train.on_spike == "skip" else ""

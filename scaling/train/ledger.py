@@ -1,5 +1,4 @@
-"""The first rank's account of the group's time, kept where the next group and the driver find
-it."""
+"""The account of a group's time: the first rank writes it, the next group and the driver read it."""
 
 from __future__ import annotations
 
@@ -12,13 +11,14 @@ from scaling.runs.goodput import Seconds, account, goodput, reached_step
 from scaling.train.control import Clock
 
 _INTERVAL_S = 2.0
-"""Between two writes: what a kill leaves unaccounted. A choice."""
+"""Interval of writes, which bounds what a kill leaves unaccounted. A choice."""
 
 
 class Ledger:
-    """Of one group of workers, whose name the fence gave, from its start or resume event on.
+    """The account of one group of workers, from its start or resume event on. workers: its name, as
+    the fence gave it.
 
-    notice: tells the person. check: raises SupersededError where another group has the run.
+    notice: shows a text to the person. check: raises SupersededError if another group has the run.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Ledger:
         self.restarts = sum(event["kind"] in ("start", "resume") for event in events)
         self._step = 0
         self._written_s = 0.0
-        self._told = False
+        self._reported = False
 
     def step(self, step: int) -> None:
-        """Where training stands."""
+        """Take note of the step that training has reached."""
         self._step = step
         self.reached_step = max(self.reached_step, step)
 
     def beat(self, *, last: bool = False) -> None:
-        """Write the account where it is due; called by another thread. A disk that refuses is told
-        once, and no end."""
+        """Write the account where it is due; called by another thread. A failed write is reported
+        once, and does not end the run."""
         now_s = time.monotonic()
         if last or now_s - self._written_s >= _INTERVAL_S:
             self._written_s = now_s
@@ -61,12 +61,12 @@ class Ledger:
             except SupersededError:
                 return
             except RunDirError as error:
-                if not self._told:
+                if not self._reported:
                     self._notice(f"The account of the run's time is not kept: {error.what}")
-                self._told = True
+                self._reported = True
 
     def seconds(self) -> Seconds:
-        """Of the whole run so far."""
+        """Seconds of the whole run so far, by activity."""
         now = self._clock.seconds()
         return {activity: seconds + now[activity] for activity, seconds in self._before.items()}
 

@@ -1,5 +1,4 @@
-"""From steps to records: means over an interval, throughput, and progress for the person
-waiting."""
+"""Records of steps: means over an interval, throughput, and progress for the person waiting."""
 
 from __future__ import annotations
 
@@ -38,32 +37,30 @@ class Recorder:
     def step(
         self, state: TrainState, result: StepResult, step: Step, step_time_s: float
     ) -> TrainState:
-        """Take note of a step that led to `state`; returns the state with the interval's sums."""
+        """Record the step that led to `state`; returns the state with the interval's sums."""
         return state
 
     def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
-        """Take note of an evaluation of `n_bytes` bytes of held-out text."""
+        """Record an evaluation of `n_bytes` bytes of held-out text."""
 
     def val_loss_at(self, step: int) -> float | None:
-        """The held-out loss that is recorded of `step`, where the record ends; None where there is
-        none."""
+        """The held-out loss of `step`, if that is the record's last step and has one."""
         return None
 
     def checkpoint(self, state: TrainState, stall_s: float) -> None:
-        """Take note of a checkpoint of `state` that kept training waiting for `stall_s`."""
+        """Record a checkpoint of `state`, for which training waited `stall_s`."""
 
     def rewind(self, state: TrainState, reached_step: int) -> None:
-        """Forget what was recorded after `state`, which a rollback from `reached_step` went back
-        to."""
+        """Drop what was recorded after `state`, after a rollback from `reached_step`."""
 
     def settle(self, state: TrainState) -> TrainState:
-        """`state` with what is still on the device written into it, as a checkpoint needs it."""
+        """`state` with the sums that are still on the device, as a checkpoint needs it."""
         return state
 
 
 class FirstRankRecorder(Recorder):
     """Writes metrics.jsonl and feeds the heartbeat. Losses stay on the device until a record or a
-    checkpoint wants them."""
+    checkpoint needs them."""
 
     def __init__(
         self,
@@ -101,10 +98,11 @@ class FirstRankRecorder(Recorder):
     def step(
         self, state: TrainState, result: StepResult, step: Step, step_time_s: float
     ) -> TrainState:
-        part = torch.stack([result.loss, result.grad_norm, result.skipped]).double()
-        self._sums = part if self._sums is None else self._sums + part
+        # Summed on the device: reading the numbers here would wait for the step at every step.
+        own = torch.stack([result.loss, result.grad_norm, result.skipped]).double()
+        self._sums = own if self._sums is None else self._sums + own
         if self._on_first_step is not None:
-            result.loss.item()  # the step itself is over only when the device has done it
+            result.loss.item()  # the step has ended only when the device has computed it
             self._on_first_step(state)
             self._on_first_step = None
         self._pending += 1
@@ -185,8 +183,7 @@ class FirstRankRecorder(Recorder):
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held: of the GPU's allocator where there is one, else
-    resident."""
+    """Peak memory of this process: the GPU's, as its allocator counts it, or else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

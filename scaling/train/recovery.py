@@ -1,5 +1,4 @@
-"""Going back to the last good checkpoint, and on from there without the sequences that did the
-harm."""
+"""Going back to the last good checkpoint, and on from there without the sequences of a bad step."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ from scaling.train.recorder import Recorder
 
 @dataclass
 class Recovery:
-    """Trains, and as often as the guard wants it goes back. Every method is collective over the
+    """Trains, and goes back whenever the guard asks for it. Every method is collective over the
     ranks.
 
-    on_event(kind, **fields) is told of "rolled_back", on the first rank.
+    on_event(kind, **fields) receives "rolled_back", on the first rank.
     """
 
     train: TrainConfig
@@ -33,7 +32,7 @@ class Recovery:
     _returns: Counter[int] = field(default_factory=Counter)
 
     def run(self, train_from: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
-        """train_from: trains from a state to the end, with the engine as that state has it."""
+        """Train to the end. train_from: trains from a state, which the engine holds."""
         if self.guard.rolls_back and self.checkpoints.last_step is None:
             self.checkpoints.save(self.engine, state)  # the initial weights, to go back to
         while True:
@@ -43,19 +42,21 @@ class Recovery:
                 state = self._go_back(bad).without([*state.condemned, bad.first_sequence])
 
     def _go_back(self, bad: RollBack) -> TrainState:
-        """The last checkpoint's state, which the engine is given too. Raises DivergedError if that
-        has been tried too often."""
+        """Restore the last checkpoint; returns its state. Raises DivergedError if that has been
+        tried too often."""
         self.checkpoints.wait()
         restored = self.checkpoints.restore(self.engine)
-        assert restored is not None, "there was a checkpoint to begin with"
+        assert restored is not None, "`run` saves one before the first step"
         end = bad.first_sequence + self.train.global_batch_size
         self._returns[restored.step] += 1
         if self._returns[restored.step] > self.train.max_rollbacks:
             raise DivergedError(
-                f"step {bad.step} on sequences {bad.first_sequence} to {end - 1} is bad too ({bad.reason}), after "
-                f"{self.train.max_rollbacks} rollbacks to step {restored.step}",
+                f"step {bad.step} on sequences {bad.first_sequence} to {end - 1} is bad too"
+                f" ({bad.reason}), after {self.train.max_rollbacks} rollbacks to step"
+                f" {restored.step}",
                 "train.max_rollbacks",
-                f"Remove the checkpoint of step {restored.step} to go back further, or begin a run with a smaller optim.lr.",
+                f"Remove the checkpoint of step {restored.step} to go back further, or begin a run"
+                " with a smaller optim.lr.",
             )
         self.on_event(
             "rolled_back",

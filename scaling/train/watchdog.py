@@ -1,5 +1,5 @@
-"""A rank that makes no step within a bound says so, leaves its stacks and gives its process up: the
-group is restarted."""
+"""The watchdog: a rank that makes no step within a bound reports it, writes its stacks and gives its
+process up, so that the group is restarted."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from scaling.runs.goodput import PRODUCTIVE, RECOMPUTING
 from scaling.train.control import PHASES, Clock
 
 _PATIENCE = 3.0
-"""Times the bound for what is no step: a start, an evaluation, a checkpoint that is waited for.
+"""Factor on the bound outside steps: a start, an evaluation, a checkpoint that is waited for.
 Assumption."""
 _SLOW_STEPS = 10.0
-"""Times the longest step so far, that a step may take whatever the bound is: a run of long steps
-does not hang. Assumption."""
+"""A step may take this many times the longest one so far, whatever the bound: a run of long steps does
+not hang. Assumption."""
 _GRACE_S = 3.0
-"""For the other ranks' reports, before a process that gives up tears the rest down. Assumption."""
+"""Time for the other ranks' reports, before the end of this process ends them too. Assumption."""
 _WAITING_IN = ("torch/distributed", "torch/autograd")
-"""Places of a stack that waits for other ranks: collectives, and a backward that overlaps with
+"""Paths in the stack of a rank that waits for others: collectives, and a backward that overlaps with
 them."""
 
 
 def limit_s(clock: Clock, bound_s: float) -> float:
-    """How long a rank may stay where it is, for a bound on the time without a finished step."""
+    """Longest time in one phase, for a bound on the time without a finished step."""
     if clock.activity in (PRODUCTIVE, RECOMPUTING):
         return max(bound_s, _SLOW_STEPS * clock.longest_step_s)
     return _PATIENCE * bound_s
 
 
 class Watchdog:
-    """A thread of each rank. bound_s: longest time without a finished step. The thread that makes
-    it is the one watched."""
+    """A thread of each rank, which watches the thread that makes it. bound_s: longest time without a
+    finished step."""
 
     def __init__(
         self, clock: Clock, channel: Channel, run_dir: Path | str, rank: int, bound_s: float
@@ -76,7 +76,7 @@ class Watchdog:
 
     def _report(self, still_s: float, stacks: Path) -> Hung:
         frames = _frames(sys._current_frames().get(self._watched))
-        waiting = any(place in name for name, _ in frames[:8] for place in _WAITING_IN)
+        waiting = any(path in name for name, _ in frames[:8] for path in _WAITING_IN)
         clock = self._clock
         return Hung(
             rank=self._rank,
@@ -100,7 +100,7 @@ def _frames(frame: FrameType | None) -> list[tuple[str, int]]:
 
 
 def _own(frames: list[tuple[str, int]]) -> str:
-    """The innermost place in this package, or the innermost of all."""
+    """File and line of the innermost frame in this package, or of the innermost of all."""
     root = str(Path(__file__).parent.parent.parent)
     name, line = next(
         ((name, line) for name, line in frames if "/scaling/" in name),

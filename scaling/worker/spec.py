@@ -1,4 +1,4 @@
-"""The order that the driver gives to every rank. Imports no torch: the driver writes it."""
+"""The order that the driver gives to every rank. Imports no torch, since the driver writes it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scaling.runs.startup import Marks, begin
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What the driver hands to every rank. All paths are absolute; config is complete, with its
+    """What the driver hands to every rank. All paths are absolute, and the configuration has its
     cluster resolved.
 
-    plan: as the driver chose it and wrote it into plan.json. until_step: where to evaluate,
-    checkpoint and pause before the run's end; None: nowhere. sizes: world sizes that the run may
-    have, ascending; none or one where it keeps its plan's.
+    plan: as the driver chose it and wrote it into plan.json. until_step: step after which to
+    evaluate, save and pause before the run's end; None: no pause. sizes: world sizes that the run
+    may have, ascending; fewer than two where it keeps its plan's.
     """
 
     config: RunConfig
@@ -53,8 +53,8 @@ class WorkerSpec:
         return cls(**{**spec, **read})
 
     def on(self, world_size: int) -> tuple[RunConfig, RunPlan]:
-        """The configuration and the plan on the devices that there are: as ordered, unless an
-        elastic resize changed the world size. Raises PlanError."""
+        """The configuration and the plan for this world size: as ordered, unless an elastic resize
+        changed it. Raises PlanError."""
         if world_size == self.plan.layout.world_size or len(self.sizes) < 2:
             return self.config, self.plan
         config = with_devices(self.config, world_size)

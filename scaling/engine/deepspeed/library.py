@@ -1,4 +1,4 @@
-"""DeepSpeed as a library: importing it quietly, and resetting what it keeps for the whole process."""
+"""The DeepSpeed library itself: importing it quietly, and resetting its globals."""
 
 from __future__ import annotations
 

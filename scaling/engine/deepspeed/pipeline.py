@@ -1,8 +1,8 @@
-"""DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers, behind the engine contract.
+"""DeepSpeed's pipeline engine, with ZeRO 1 and tensor parallel layers.
 
-Stages are cut by `scaling.planner.stages`, and each runs its blocks of its rank's model. What
-passes between two is one tensor (`Flow.packed`); tokens, targets and documents do not pass, for
-every rank reads the batch itself.
+`scaling.planner.stages` assigns blocks to stages, and each stage runs the blocks of its rank's
+model. One tensor passes between two stages (`Flow.packed`). Tokens, targets and documents do not
+pass, since every rank reads the batch itself.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from scaling.parallel.grid import Axis
 
 
 class Stage(nn.Module):
-    """One stage's share of a model: a packed flow in, a packed flow out, or at the end the
-    objective.
+    """One stage of a model: a packed flow in, and a packed flow out or, at the end, the objective.
 
-    The schedule runs the forwards of micro-batches in their order, so a count says which one it is.
+    The schedule runs the forwards of micro-batches in their order, so counting them identifies the
+    batch.
     """
 
     def __init__(self, held: RankModel, blocks: tuple[int, int]) -> None:
@@ -38,7 +38,7 @@ class Stage(nn.Module):
         self.begin([], 1.0)
 
     def begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
-        """The micro-batches to come, and what multiplies the objective of each."""
+        """Set the micro-batches to come, and the factor on the objective of each."""
         self.batches, self.scale, self.n_done = batches, scale, 0
         self.nats = torch.zeros((), dtype=torch.float64)
         self.n_targets = torch.zeros((), dtype=torch.int64)
@@ -68,18 +68,18 @@ class Stage(nn.Module):
 
 
 def _pipeline_module(held: RankModel) -> nn.Module:
-    """DeepSpeed's module of as many layers as stages, of which each rank builds its own."""
+    """DeepSpeed's module with one layer per stage; each rank builds its own stages."""
     import_deepspeed()
     from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     class Staged(DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
-        """Weights that several stages hold are told to DeepSpeed by our names of them, not as
-        layers of its own kind."""
+        """Names the weights that several stages hold by our names, not as layers of DeepSpeed's
+        kind."""
 
         def _index_tied_modules(self) -> dict[str, Any]:
             self.shared: list[tuple[nn.Parameter, Any]] = []
-            groups = _groups_that_share(held)
+            groups = _groups_of_ties(held)
             for parameter, pp_ranks in held.shared():
                 vars(parameter)["ds_pipe_replicated"] = pp_ranks[0] != held.ranks.pp_rank
                 self.shared.append((parameter, groups[tuple(pp_ranks)]))
@@ -95,9 +95,9 @@ def _pipeline_module(held: RankModel) -> nn.Module:
         return Staged(layers, topology=topology, partition_method="uniform", loss_fn=None)
 
 
-def _groups_that_share(held: RankModel) -> dict[tuple[int, ...], Any]:
-    """For each set of pipeline ranks that share a weight, the group of those at this rank's place.
-    Collective over the world."""
+def _groups_of_ties(held: RankModel) -> dict[tuple[int, ...], Any]:
+    """The process group of each set of pipeline ranks that hold one weight, along this rank's
+    pipeline. Collective over the world."""
     ranks, mine = held.ranks, {}
     for pp_ranks in sorted(
         {tuple(pp_ranks) for pp_ranks in held.pp_ranks.values() if len(pp_ranks) > 1}
@@ -111,12 +111,12 @@ def _groups_that_share(held: RankModel) -> dict[tuple[int, ...], Any]:
 
 
 class PipelineEngine(DeepSpeedEngine):
-    """As many micro-batches as accumulation steps pass through the stages, in the order of the
-    layout's `pp_schedule`.
+    """Passes one micro-batch per accumulation step through the stages, in the order of the layout's
+    `pp_schedule`.
 
-    1f1b (Narayanan et al. 2019, arXiv:1806.03377) or dualpipev (DeepSeek-AI 2024, arXiv:2412.19437,
-    section 3.2.1, cut in half), whose micro-batches come back: the first rank has the first stage
-    and the last one, which makes the loss.
+    That is 1f1b (Narayanan et al. 2019, arXiv:1806.03377) or dualpipev (DeepSeek-AI 2024,
+    arXiv:2412.19437, section 3.2.1, cut in half). In dualpipev micro-batches come back: the first
+    rank holds the first stage and the last one, which computes the loss.
     """
 
     def _module(self) -> nn.Module:
@@ -126,8 +126,8 @@ class PipelineEngine(DeepSpeedEngine):
         return module
 
     def _train(self, micro_batches: Sequence[Batch], n_targets: Tensor) -> Tensor:
-        # DeepSpeed divides by the micro-batches and averages over the ranks; the sum over all
-        # targets wants neither.
+        # DeepSpeed divides by the number of micro-batches and averages over the ranks; the mean
+        # over all targets needs neither.
         self._begin(micro_batches, self._ranks.replicas * len(micro_batches) / n_targets)
         self._divisor = n_targets
         self._engine.train_batch(_placeholders())
@@ -139,8 +139,8 @@ class PipelineEngine(DeepSpeedEngine):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
-        """DualPipeV takes as many batches at a time as in training, for which its engine (0.19.8)
-        keeps buffers: the last ones are filled up with some that have no targets."""
+        """Sum the loss over the batches. DualPipeV takes as many at a time as in training, since its
+        engine (0.19.8) keeps that many buffers; blank batches without targets fill them up."""
         moved = [batch.to(self.device) for batch in batches]
         size = (
             self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
@@ -157,7 +157,7 @@ class PipelineEngine(DeepSpeedEngine):
         return EvalResult(float(sums[0]), int(sums[1]))
 
     def _summed(self) -> Tensor:
-        """(nats, targets) of all ranks; one rank of each last stage tells them, so that they are
+        """(nats, targets) of all ranks; one rank of each last stage adds them, so that they are
         counted once."""
         last = next((stage for stage in self._stages if stage.is_last), None)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -167,7 +167,7 @@ class PipelineEngine(DeepSpeedEngine):
         return sums
 
     def _begin(self, batches: Sequence[Batch], scale: Tensor | float) -> None:
-        """Micro-batches to come. Buffers are kept from step to step while shapes are the same."""
+        """Set the micro-batches to come. Buffers are kept while shapes stay the same."""
         for stage in self._stages:
             stage.begin(batches, scale)
         shape = tuple(batches[0].tokens_BT.shape)
@@ -185,6 +185,6 @@ class _Placeholders:
 
 
 def _placeholders() -> _Placeholders:
-    """Inputs and labels that DeepSpeed wants from a loader; a stage has its micro-batches
+    """An iterator of inputs and labels, which DeepSpeed requires; a stage has its micro-batches
     already."""
     return _Placeholders()

@@ -1,5 +1,5 @@
-"""Updates that DeepSpeed's ZeRO leaves out because they exceed limits or their loss is not finite,
-as it leaves out those whose gradients are not finite."""
+"""Makes DeepSpeed's ZeRO leave out updates beyond limits or without a finite loss, by the way in
+which it leaves out those whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scaling.engine.base import Limits
 
 
 class Refusal:
-    """Stands where a ZeRO optimiser computes the gradient norm, after backward and before the
+    """Replaces the method of a ZeRO optimiser that computes the gradient norm, between backward and
     update.
 
-    loss: of the step whose backward is done, the same on every rank; a collective. grad_norm: of
-    the update that was refused last, where there was one in this step, which DeepSpeed itself calls
-    infinite.
+    loss: gives the loss of the step whose backward has ended, equal on every rank; a collective.
+    grad_norm: norm of the update that was refused in this step, which DeepSpeed itself reports as
+    infinite; None where none was.
     """
 
     def __init__(self, optimizer: Any, stage: int, loss: Callable[[], torch.Tensor]) -> None:
@@ -26,19 +26,19 @@ class Refusal:
         self._limits: Limits | None = None
         self.grad_norm: torch.Tensor | None = None
         if stage == 3:
-            self._stand_for(optimizer, "_get_norm_groups", self._at_stage_3)
+            self._replace(optimizer, "_get_norm_groups", self._at_stage_3)
         elif hasattr(optimizer, "scaled_global_norm"):
-            self._stand_for(optimizer, "scaled_global_norm", self._at_stage_1_or_2)
+            self._replace(optimizer, "scaled_global_norm", self._at_stage_1_or_2)
         else:
-            self._stand_for(optimizer, "get_grads_for_norm", self._of_bf16)
+            self._replace(optimizer, "get_grads_for_norm", self._of_bf16)
 
-    def _stand_for(self, optimizer: Any, name: str, asked: Callable[..., Any]) -> None:
+    def _replace(self, optimizer: Any, name: str, asked: Callable[..., Any]) -> None:
         setattr(optimizer, name, functools.partial(asked, optimizer, getattr(optimizer, name)))
 
     def _at_stage_3(self, _: Any, compute: Callable[[], Any]) -> Any:
         norms = compute()
         groups = torch.stack([torch.as_tensor(norm).float() for norm in norms])
-        finite = bool((groups >= 0).all())  # it says -1 for what is not
+        finite = bool((groups >= 0).all())  # DeepSpeed's norm of what is not finite is -1
         return (
             [-torch.ones_like(groups[0])]
             if finite and self._refuses(torch.linalg.vector_norm(groups))
@@ -52,7 +52,7 @@ class Refusal:
     def _of_bf16(
         self, optimizer: Any, compute: Callable[..., Any], for_clipping: bool = False
     ) -> Any:
-        """The optimiser of pipelines in bf16, which makes the norm of these gradients itself."""
+        """The optimiser of pipelines in bf16 computes the norm of the gradients that this gives."""
         if for_clipping:
             return compute(for_clipping=True)
         grads, of_experts = compute()
@@ -64,6 +64,7 @@ class Refusal:
             get_global_norm_of_tensors(grads, mpu=optimizer.mpu, norm_type=optimizer.norm_type)
         ).float()
         refused = bool(torch.isfinite(norm)) and self._refuses(norm)
+        # One infinite gradient makes the norm infinite, and DeepSpeed skips the update.
         return [
             torch.full_like(grad, torch.inf) for grad in grads[:1]
         ] if refused else grads, of_experts
@@ -79,5 +80,5 @@ class Refusal:
         return True
 
     def begin(self, limits: Limits | None) -> None:
-        """Of the next step."""
+        """Set the limits of the next step."""
         self._limits, self.grad_norm = limits, None

@@ -1,4 +1,4 @@
-"""Where DeepSpeed's optimisers keep a rank's fp32 weights and moments: parts of flat tensors."""
+"""Views of a rank's fp32 weights and moments, which DeepSpeed's optimisers keep in flat tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroStates:
-    """Views into the states of a DeepSpeed engine, ZeRO stage 1 to 3. replica: this rank's place
-    among the sharers."""
+    """Views into the states of a DeepSpeed engine, ZeRO stage 1 to 3. replica: this rank's index
+    among those that ZeRO partitions over."""
 
     def __init__(self, engine: Any, stage: int, replica: int) -> None:
         self._zero, self._stage, self._replica = engine.optimizer, stage, replica
@@ -32,7 +32,7 @@ class ZeroStates:
 
     @property
     def optimizer_step(self) -> int:
-        """Updates that the moments have seen."""
+        """Number of updates that the moments have seen."""
         states = self._zero.optimizer.state
         steps = {
             int(states[flat]["step"]) for flat in self.flat_groups if "step" in states.get(flat, {})
@@ -50,10 +50,10 @@ class ZeroStates:
         return torch.tensor(float(step), device=flat.device if fused else "cpu")
 
     def views(self, param: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """Where this rank's run of `param` starts, and fp32 views of it: master weights and
-        moments; None if it has none."""
+        """The start of this rank's run of `param`, and fp32 views of it: master weights and
+        moments. None if the rank holds nothing of it."""
         if self._stage == 3:
-            flat, offset, start, numel = self._stage3_place(param)
+            flat, offset, start, numel = self._stage_3_run(param)
         else:
             mapping = param._hp_mapping  # type: ignore[attr-defined]
             if mapping is None:
@@ -75,7 +75,7 @@ class ZeroStates:
             kind: state[kind].narrow(0, offset, numel) for kind in MOMENTS
         }
 
-    def _stage3_place(self, param: nn.Parameter) -> tuple[torch.Tensor, int, int, int]:
+    def _stage_3_run(self, param: nn.Parameter) -> tuple[torch.Tensor, int, int, int]:
         zero = self._zero
         group, offset, width = zero.grad_position[zero.get_param_id(param)]
         start = self._replica * width
@@ -87,12 +87,11 @@ class ZeroStates:
         )
 
     def written(self, param: nn.Parameter, master: torch.Tensor) -> None:
-        """Take the master weights of this rank's run over into the weights that the model computes
-        with."""
+        """Copy this rank's run of master weights into the weights that the model computes with."""
         if self._stage == 3:
             param.ds_tensor.data.view(-1)[: master.numel()].copy_(master)  # type: ignore[attr-defined]
 
     def all_written(self) -> None:
-        """The same where DeepSpeed does it for all at once."""
+        """Do the same for all parameters, where DeepSpeed copies them together."""
         if self._stage != 3:
             self._zero.update_lp_params()
