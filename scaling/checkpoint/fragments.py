@@ -2,7 +2,7 @@
 
 Each rank writes one safetensors file with the fragments it owns. Tensor parallelism cuts a
 parameter into parts, and ZeRO cuts a part, in row-major order, into runs of elements. A fragment is
-such a run, and names its place in the whole. A reader asks for any run of any part. So a checkpoint
+such a run, with its position in the whole. A reader asks for any run of any part. So a checkpoint
 of one layout opens under every other, and no rank ever holds the whole.
 """
 
@@ -18,12 +18,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from scaling.checkpoint.manifest import RANK_FILES
 from scaling.errors import CheckpointError
 from scaling.parallel.part import Part
 from scaling.parallel.rectangles import Rectangle, Run, overlaps
 
-KINDS = ("param", "exp_avg", "exp_avg_sq")
-"""fp32 master weights, and Adam's first and second moments."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's first and second moments, by the names of torch's optimisers."""
+KINDS = ("param", *MOMENTS)
+"""What is saved of a parameter, all fp32: master weights and moments."""
 _READ_AT_ONCE = 1 << 20
 """Elements (4 MB) that one read takes at most. Columns of longer rows are read with what lies between
 them. Assumption."""
@@ -69,10 +72,10 @@ class Snapshot:
     def write(self, path: Path) -> None:
         """Write one safetensors file. Raises OSError or SafetensorError."""
         tensors: dict[str, torch.Tensor] = {}
-        places = {}
+        headers = {}
         for fragment in self.fragments:
             part = fragment.part
-            places[fragment.name] = {
+            headers[fragment.name] = {
                 "shape": list(part.shape),
                 "dim": part.dim,
                 "first": part.first,
@@ -81,7 +84,7 @@ class Snapshot:
                 "numel": fragment.numel,
             }
             tensors |= {f"{kind}/{fragment.name}": fragment.tensors[kind] for kind in KINDS}
-        header = {"fragments": json.dumps(places), "optimizer_step": str(self.optimizer_step)}
+        header = {"fragments": json.dumps(headers), "optimizer_step": str(self.optimizer_step)}
         save_file(tensors, path, metadata=header)
 
 
@@ -101,19 +104,24 @@ def _copy(fragment: Fragment, memory: Fragment | None) -> Fragment:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Stored:
+    """A fragment in the file at `path`, not read yet."""
+
     path: Path
     run: Run
 
     @staticmethod
-    def at(path: Path, place: Mapping[str, Any]) -> _Piece:
+    def at(path: Path, header: Mapping[str, Any]) -> _Stored:
         """Raises KeyError, TypeError or ValueError for a header that makes no sense."""
-        part = Part(tuple(place["shape"]), place["dim"], place["first"], place["length"])
-        if min(place["start"], place["numel"]) < 0 or place["start"] + place["numel"] > part.numel:
+        part = Part(tuple(header["shape"]), header["dim"], header["first"], header["length"])
+        if (
+            min(header["start"], header["numel"]) < 0
+            or header["start"] + header["numel"] > part.numel
+        ):
             raise ValueError(
-                f"elements {place['start']} + {place['numel']} of a part of {part.numel}"
+                f"elements {header['start']} + {header['numel']} of a part of {part.numel}"
             )
-        return _Piece(path, Run(part, place["start"], place["numel"]))
+        return _Stored(path, Run(part, header["start"], header["numel"]))
 
 
 class FragmentReader:
@@ -126,29 +134,29 @@ class FragmentReader:
 
     def __init__(self, directory: Path) -> None:
         self._files = {}
-        self._pieces: dict[str, list[_Piece]] = {}
+        self._stored: dict[str, list[_Stored]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         steps = set()
-        for path in sorted(directory.glob("rank-*.safetensors")):
+        for path in sorted(directory.glob(f"{RANK_FILES}.safetensors")):
             try:
                 file = safe_open(path, framework="pt")
                 metadata = file.metadata()
-                pieces = {
-                    name: _Piece.at(path, place)
-                    for name, place in json.loads(metadata["fragments"]).items()
+                found = {
+                    name: _Stored.at(path, header)
+                    for name, header in json.loads(metadata["fragments"]).items()
                 }
                 steps.add(int(metadata["optimizer_step"]))
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} is not a fragment file: {error}") from error
             self._files[path] = file
-            for name, piece in pieces.items():
-                shape = piece.run.part.shape
+            for name, stored in found.items():
+                shape = stored.run.part.shape
                 if self.shapes.setdefault(name, shape) != shape:
                     raise CheckpointError(
                         f"{path} has shape {shape} for {name!r}, and another rank's file has"
                         f" {self.shapes[name]}"
                     )
-                self._pieces.setdefault(name, []).append(piece)
+                self._stored.setdefault(name, []).append(stored)
         if len(steps) != 1:
             raise CheckpointError(
                 f"{directory} holds fragments of {len(steps)} different optimiser steps, not of one"
@@ -179,15 +187,15 @@ class FragmentReader:
                 f"{name!r} was saved as {self.shapes[name]}, and is wanted as {part.shape}"
             )
         out, filled = torch.empty(numel), torch.zeros(numel, dtype=torch.bool)
-        for piece in self._pieces.get(name, []):
-            for wanted, saved in overlaps(Run(part, start, numel), piece.run):
+        for stored in self._stored.get(name, []):
+            for wanted, saved in overlaps(Run(part, start, numel), stored.run):
                 if _view(filled, wanted).any():
                     raise CheckpointError(
-                        f"{kind} of {name!r}: elements of {piece.path.name} are in another rank's"
+                        f"{kind} of {name!r}: elements of {stored.path.name} are in another rank's"
                         " file too"
                     )
                 _view(filled, wanted).fill_(True)
-                self._copy(f"{kind}/{name}", piece.path, saved, wanted, out)
+                self._copy(f"{kind}/{name}", stored.path, saved, wanted, out)
         found = int(filled.sum())
         if found != numel:
             raise CheckpointError(
@@ -212,6 +220,8 @@ class FragmentReader:
             )
 
 
-def _view(flat: torch.Tensor, place: Rectangle) -> torch.Tensor:
+def _view(flat: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
     """A rectangle of a run: [n_rows, width]."""
-    return flat.as_strided((place.n_rows, place.width), (place.stride, 1), place.offset)
+    return flat.as_strided(
+        (rectangle.n_rows, rectangle.width), (rectangle.stride, 1), rectangle.offset
+    )

@@ -8,13 +8,20 @@ import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from scaling.errors import CheckpointError
 from scaling.runs.files import WORDS, parse_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+RANK_FILES = "rank-*"
+"""Pattern of the names of all ranks' files, whatever their kind."""
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file that a rank writes."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
-_TYPES = {
-    "semantic_hash": str,
-    "corpus_fingerprint": str,
-    "step": int,
-    "state": dict,
-    "layout": dict,
-    "files": dict,
-    "format_version": int,
-}
+_TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}
 """Type of each field of a manifest, as JSON has it."""
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.checkpoint.fence import Fence
-from scaling.checkpoint.manifest import MANIFEST, Manifest, read_manifest, sealed
+from scaling.checkpoint.manifest import MANIFEST, RANK_FILES, Manifest, read_manifest, sealed
 from scaling.errors import CheckpointError
 from scaling.runs.files import fsync, portable, remove
 
@@ -143,7 +143,7 @@ def verify(path: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError where one
     differs or cannot be read."""
     manifest = read_manifest(path)
-    foreign = sorted({file.name for file in path.glob("rank-*")} - manifest.files.keys())
+    foreign = sorted({file.name for file in path.glob(RANK_FILES)} - manifest.files.keys())
     if foreign:
         raise CheckpointError(f"{path / foreign[0]} is not named by the manifest")
     if (

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from scaling.channel.messages import decode_error, encode_error
 from scaling.checkpoint.fragments import Snapshot
-from scaling.checkpoint.manifest import Manifest
+from scaling.checkpoint.manifest import Manifest, rank_file
 from scaling.checkpoint.state import TrainState
 from scaling.checkpoint.store import commit, describe_file, partial_path, prune
 from scaling.config.run_config import RunConfig
@@ -115,7 +115,7 @@ class Writer:
         )
 
     def _write_own(self, partial: Path, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
-        path = partial / f"rank-{self.ranks.rank:05d}.safetensors"
+        path = partial / rank_file(self.ranks.rank)
         snapshot.write(path)
         return {path.name: describe_file(path)}
 

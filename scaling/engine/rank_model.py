@@ -60,7 +60,7 @@ class RankModel:
         ]
         own_blocks = by_rank[ranks.pp_rank] if layout.pp > 1 else None
 
-        def place(name: str, module: nn.Module) -> None:
+        def initialise(name: str, module: nn.Module) -> None:
             own = (
                 (f"{name}.{leaf}" if name else leaf, p)
                 for leaf, p in module.named_parameters(recurse=False)
@@ -69,7 +69,7 @@ class RankModel:
             if partition is not None:
                 partition(module)
 
-        model = build_model(config, device, split=split, blocks=own_blocks, place=place)
+        model = build_model(config, device, split=split, blocks=own_blocks, place=initialise)
         model.set_activation_checkpointing(layout.activation_checkpointing)
         if config.train.compile:
             model.compile_blocks()

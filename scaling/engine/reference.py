@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from scaling.batch import Batch
-from scaling.checkpoint.fragments import Fragment, FragmentReader, Snapshot
+from scaling.checkpoint.fragments import MOMENTS, Fragment, FragmentReader, Snapshot
 from scaling.config.run_config import RunConfig
 from scaling.engine.base import EvalResult, Limits, StepResult
 from scaling.engine.optimizer import build_optimizer, set_rate
@@ -99,7 +99,7 @@ class ReferenceEngine:
             for name, param in self.model.named_parameters():
                 moments = {
                     k: state[param][k] if param in state else torch.zeros_like(param)
-                    for k in ("exp_avg", "exp_avg_sq")
+                    for k in MOMENTS
                 }
                 yield Fragment(name, part_of(param), 0, {"param": param, **moments})
 
@@ -127,7 +127,7 @@ class ReferenceEngine:
                         k: reader.read(k, name, part_of(param), 0, param.numel())
                         .view_as(param)
                         .to(self.device)
-                        for k in ("exp_avg", "exp_avg_sq")
+                        for k in MOMENTS
                     },
                 }
 

@@ -51,8 +51,7 @@ Groups = tuple[Group, Group]
 def run_worker(
     spec: WorkerSpec, ranks: Ranks, channel: Channel, *, rendezvous: str
 ) -> dict[str, Any]:
-    """Train this rank's part of the run until its end or until asked to stop; collective over all
-    ranks.
+    """Train on this rank until the run's end or until asked to stop; collective over all ranks.
 
     rendezvous: init_method of torch.distributed (file:// or env://); a single rank does not use it.
     Returns what the driver reports: {"finished", "step", "sample", "reason"}, the same on every

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from scaling.checkpoint.fragments import MOMENTS
 
 
 class ZeroStates:
