@@ -79,14 +79,14 @@ class Crashed(Message):
 class Hung(Message):
     """A rank has finished no step for `still_s`, and ends itself.
 
-    place: number of the place in the step, `doing` its name. where: file and line. waiting: whether
+    phase: number of the phase of the step, `doing` its name. where: file and line. waiting: whether
     it waits for other ranks. stacks: file with the stacks of its threads.
     """
 
     kind: ClassVar[str] = "hung"
     rank: int
     step: int
-    place: int
+    phase: int
     doing: str
     still_s: float
     where: str

@@ -106,7 +106,7 @@ class Troubles:
 
 def _advance(report: Hung) -> tuple[int, int, bool]:
     """How far a rank has come: the smallest is furthest behind."""
-    return report.step, report.place, report.waiting
+    return report.step, report.phase, report.waiting
 
 
 def _crash(report: Crashed) -> Trouble:

@@ -81,7 +81,7 @@ class Watchdog:
         return Hung(
             rank=self._rank,
             step=clock.step,
-            place=PHASES.index(clock.phase),
+            phase=PHASES.index(clock.phase),
             doing=clock.phase,
             still_s=round(still_s, 1),
             where=_own(frames),

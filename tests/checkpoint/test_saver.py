@@ -1,5 +1,5 @@
-"""Checkpoints are written behind training: what is saved is what was, errors are told and lose
-nothing, one group commits."""
+"""Checkpoints are written while training continues: what is saved is what was, errors are reported
+and lose nothing, one group commits."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_written_is_told_at_the_next_step_and_loses_nothing(
 
 
 def _save_on_ranks(ranks: Ranks, directory: Path, failing: int | None) -> str:
-    """One checkpoint by all ranks, of which one cannot write; what each says at the end."""
+    """Save once with all ranks, of which one cannot write; what each reports at the end."""
     import torch.distributed as dist
 
     one, engine = checkpointer(directory / f"alone-{ranks.rank}")

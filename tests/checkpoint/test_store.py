@@ -159,7 +159,7 @@ def test_any_replaced_run_of_bytes_is_found(
 
 
 def edited(path: Path, **changes: Any) -> None:
-    """Rewrite the manifest with other values, and vouch for them."""
+    """Rewrite the manifest with other values, and seal it again."""
     fields = asdict(verify(path)) | changes
     (path / MANIFEST).write_text(json.dumps(sealed(fields)))
 
@@ -214,7 +214,7 @@ JSON_VALUES = st.recursive(
 
 
 def resealed(path: Path, fields: Any) -> None:
-    """Write a manifest of any content, vouched for where that is possible."""
+    """Write a manifest of any content, sealed where that is possible."""
     fields = sealed(fields) if isinstance(fields, dict) else fields
     (path / MANIFEST).write_text(json.dumps(fields))
 
@@ -500,7 +500,7 @@ def test_links_named_like_a_partial_are_unlinked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "damaged"])
 def test_what_is_no_checkpoint_is_in_no_ones_way(tmp_path: Path, kind: str) -> None:
-    """Neither at the step itself nor at a later one."""
+    """It hinders neither a checkpoint of its own step nor one of an earlier step."""
     for step in (20, 90):
         place = tmp_path / checkpoint_name(step)
         if kind == "file":

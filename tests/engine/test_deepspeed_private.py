@@ -33,7 +33,7 @@ def test_every_private_part_exists() -> None:
 
 
 def _found_out(ranks: Ranks) -> list[bool]:
-    """Whether parts that DeepSpeed does not have are found missing, each in its own way."""
+    """Whether parts that DeepSpeed lacks exist, one of each sort."""
     absent = (
         Private("deepspeed.no_such_module", "name", "zero", ""),
         Private("deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3._gone", "zero", ""),

@@ -1,4 +1,4 @@
-"""On one GPU: the mathematics is the CPU's, NCCL and DeepSpeed serve one rank, and a run that is
+"""One GPU: the mathematics is the CPU's, NCCL and DeepSpeed serve one rank, and a run that is
 stopped goes on as it was."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Under ZeRO-3 no rank ever holds all of a model, not even while it is built."""
+"""No rank ever holds all of a model under ZeRO-3, not even while it is built."""
 
 from __future__ import annotations
 

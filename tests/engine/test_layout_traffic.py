@@ -31,7 +31,7 @@ WITHIN = 0.1
 def sent_in_a_step(
     ranks: Ranks, layout: Layout, reuse: bool = True, *overrides: str
 ) -> dict[str, int]:
-    """By one rank in its third step, when all that is made once has been made. reuse: ZeRO-3 may
+    """What one rank sends in its third step, after all one-time work. reuse: ZeRO-3 may
     keep weights for backward."""
     import scaling.engine.deepspeed.zero as module
 

@@ -1,5 +1,5 @@
-"""Under every kind of layout a step beyond limits, or without a finite loss, leaves all as it was,
-and an engine that went on goes back when it loads."""
+"""A step beyond limits, or without a finite loss, changes nothing under any kind of layout, and an
+engine that went on goes back when it loads."""
 
 from __future__ import annotations
 

@@ -82,12 +82,12 @@ def test_the_rank_that_hangs_answers_nothing_or_is_behind_or_does_not_wait() -> 
     )
     assert "hang-0.txt, hang-2.txt" in silent.fix
     assert "cluster.hang_s" in silent.fix
-    behind = verdict(3, hung(0), hung(1, place=READING), hung(2))
+    behind = verdict(3, hung(0), hung(1, phase=READING), hung(2))
     assert (
         behind.text
         == "rank 1 hangs reading the batch of step 8, at loop.py:12 (no step for 61 s after step 7)"
     )
-    earlier = verdict(3, hung(0, place=AGREEING), hung(1, step=6), hung(2, place=AGREEING))
+    earlier = verdict(3, hung(0, phase=AGREEING), hung(1, step=6), hung(2, phase=AGREEING))
     assert (earlier.kind, earlier.ranks) == ("hung", [1])
     assert verdict(3, hung(0), hung(1), hung(2, waiting=False)).ranks == [2]
     assert verdict(3, hung(0), hung(1), hung(2)).text.startswith("all ranks hang, computing step 8")

@@ -16,12 +16,12 @@ def crashed(rank: int, error: str, *, consequence: bool) -> Crashed:
     return Crashed(rank, error, f"rank-{rank}.txt", consequence)
 
 
-def hung(rank: int, *, step: int = 7, place: str = COMPUTING, waiting: bool = True) -> Hung:
+def hung(rank: int, *, step: int = 7, phase: str = COMPUTING, waiting: bool = True) -> Hung:
     return Hung(
         rank=rank,
         step=step,
-        place=PHASES.index(place),
-        doing=place,
+        phase=PHASES.index(phase),
+        doing=phase,
         still_s=61.4,
         where="loop.py:12",
         waiting=waiting,

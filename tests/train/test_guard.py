@@ -35,7 +35,7 @@ from tests.support.runs import COMPARED, TINY, write_text
 
 G, N_STEPS = 8, 40
 BAD = 24 * G
-"""First sequence of the global batch that does harm: of step 25."""
+"""First sequence of the bad global batch, which is step 25's."""
 
 
 def settings(*overrides: str) -> RunConfig:
@@ -190,15 +190,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 Poison = Callable[[int], bool]
-"""Whether the global batch that begins at a sequence does harm."""
+"""Whether the global batch that begins at a sequence is bad."""
 
 
 PLACES: dict[int, int] = {}
-"""Where the tokens of a sequence lie -> its number; micro-batches are views of what was made."""
+"""Address of a sequence's tokens -> its number; micro-batches are views of the same memory."""
 
 
 class PoisonedEngine:
-    """An engine that some batches turn to rubbish: its weights, and what it says of the loss."""
+    """An engine whose weights and loss some batches spoil."""
 
     def __init__(self, engine: Engine, poison: Poison, crash_at: int | None) -> None:
         self._engine, self._poison, self._crash_at = engine, poison, crash_at
@@ -254,7 +254,7 @@ def train_in(corpus: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def _with_place(make_batch: Any) -> Any:
-    """Notes where in memory each sequence lies, as the engine above wants to know."""
+    """Record the address of each sequence, for the engine above."""
 
     def made(rows: Any, ks: Any) -> Any:
         batch = make_batch(rows, ks)
