@@ -65,7 +65,7 @@ class Fence:
 def _compare(newest: bytes, name: str) -> None:
     if newest != name.encode():
         raise SupersededError(
-            f"another group of workers ({newest.decode(errors='replace')}) has taken over the run of"
-            f" this one ({name})",
+            f"another group of workers ({newest.decode(errors='replace')}) has taken over the run"
+            f" of this one ({name})",
             fix="There is nothing to do: the other group continues from the last checkpoint.",
         )

@@ -28,8 +28,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("param", *MOMENTS)
 """What is saved of a parameter, all fp32: master weights and moments."""
 _READ_AT_ONCE = 1 << 20
-"""Elements (4 MB) that one read takes at most. Columns of longer rows are read with what lies between
-them. Assumption."""
+"""Elements (4 MB) that one read takes at most. Columns of longer rows are read with what lies
+between them. Assumption."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Snapshot:
     def of(
         fragments: Iterable[Fragment], *, optimizer_step: int, reuse: Snapshot | None = None
     ) -> Snapshot:
-        """Copy `fragments`. reuse: an earlier snapshot of the same rank, whose memory is overwritten
-        and which is invalid afterwards."""
+        """Copy `fragments`. reuse: an earlier snapshot of the same rank, whose memory is
+        overwritten and which is invalid afterwards."""
         old = {fragment.name: fragment for fragment in reuse.fragments} if reuse is not None else {}
         return Snapshot(
             [_copy(fragment, old.get(fragment.name)) for fragment in fragments], optimizer_step

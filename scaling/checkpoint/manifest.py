@@ -47,8 +47,8 @@ _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manife
 
 
 def sealed(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with their own SHA-256 under "sha256": a flipped bit in the data position would train
-    on other text."""
+    """`fields` with their own SHA-256 under "sha256": a flipped bit in the data position would
+    train on other text."""
     return fields | {
         "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     }

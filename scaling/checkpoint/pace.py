@@ -58,7 +58,8 @@ class Pace:
         self._begun_s = self._now()
 
     def measured(self, cost_s: float, write_s: float) -> None:
-        """Take note of what a checkpoint cost training, and of the time until it was on the disk."""
+        """Take note of what a checkpoint cost training, and of the time until it was on the
+        disk."""
         self._costs_s.append(cost_s)
         self._writes_s.append(write_s)
 

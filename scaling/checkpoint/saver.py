@@ -26,8 +26,8 @@ from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 
 _NICENESS = 10
-"""Niceness of the writing thread, where threads have their own (Linux): training goes first on a core
-that both want."""
+"""Niceness of the writing thread, where threads have their own (Linux): training goes first on a
+core that both want."""
 
 
 class Stateful(Protocol):
@@ -186,8 +186,8 @@ class Checkpointer:
         return TrainState.from_dict(manifest.state)
 
     def _newest(self) -> dict[str, Any] | None:
-        """Path and manifest of the newest sound checkpoint. Damaged ones are set aside, once a sound
-        one is known."""
+        """Path and manifest of the newest sound checkpoint. Damaged ones are set aside, once a
+        sound one is known."""
         damaged: list[Path] = []
 
         def report(path: Path, error: CheckpointError) -> None:

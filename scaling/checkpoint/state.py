@@ -58,8 +58,8 @@ class TrainState:
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> TrainState:
-        """The state in a manifest. Raises CheckpointError for one of another version, or one that is
-        damaged."""
+        """The state in a manifest. Raises CheckpointError for one of another version, or one that
+        is damaged."""
         unknown = sorted(fields.keys() - TrainState.__dataclass_fields__.keys())
         if unknown:
             raise CheckpointError(

@@ -24,8 +24,8 @@ def prepare_device(config: RunConfig, ranks: Ranks) -> torch.device:
 
 
 def build_engine(config: RunConfig, layout: Layout, ranks: Ranks, device: torch.device) -> Engine:
-    """One rank's engine, with initial weights. Collective over the world. DeepSpeed is imported only
-    where it is used."""
+    """One rank's engine, with initial weights. Collective over the world. DeepSpeed is imported
+    only where it is used."""
     if layout.engine == "reference":
         from scaling.engine.reference import ReferenceEngine
 

@@ -100,8 +100,8 @@ class RankModel:
 
     @torch.no_grad()
     def whole_model(self, weights: dict[str, torch.Tensor]) -> LanguageModel:
-        """The whole model on every rank, gathered from the `weights` that each rank owns. Collective
-        over the world."""
+        """The whole model on every rank, gathered from the `weights` that each rank owns.
+        Collective over the world."""
         whole, own = (
             build_model(self.config, self.model_device),
             dict(self.model.named_parameters()),

@@ -16,8 +16,8 @@ from scaling.engine.base import Limits, StepResult
 from scaling.errors import DivergedError
 
 _LEAST_DEVIATION = 0.01
-"""Least standard deviation, as a fraction of the mean, so that a ripple in a calm stretch is no spike:
-assumption."""
+"""Least standard deviation, as a fraction of the mean, so that a ripple in a calm stretch is no
+spike: assumption."""
 
 Policy = Literal["ignore", "skip", "rollback", "fail"]
 

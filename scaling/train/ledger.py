@@ -1,4 +1,5 @@
-"""The account of a group's time: the first rank writes it, the next group and the driver read it."""
+"""The account of a group's time: the first rank writes it, the next group and the driver read
+it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The watchdog: a rank that makes no step within a bound reports it, writes its stacks and gives its
-process up, so that the group is restarted."""
+"""The watchdog: a rank that makes no step within a bound reports it, writes its stacks and gives
+its process up, so that the group is restarted."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PATIENCE = 3.0
 """Factor on the bound outside steps: a start, an evaluation, a checkpoint that is waited for.
 Assumption."""
 _SLOW_STEPS = 10.0
-"""A step may take this many times the longest one so far, whatever the bound: a run of long steps does
-not hang. Assumption."""
+"""A step may take this many times the longest one so far, whatever the bound: a run of long steps
+does not hang. Assumption."""
 _GRACE_S = 3.0
 """Time for the other ranks' reports, before the end of this process ends them too. Assumption."""
 _WAITING_IN = ("torch/distributed", "torch/autograd")
-"""Paths in the stack of a rank that waits for others: collectives, and a backward that overlaps with
-them."""
+"""Paths in the stack of a rank that waits for others: collectives, and a backward that overlaps
+with them."""
 
 
 def limit_s(clock: Clock, bound_s: float) -> float:
@@ -37,8 +37,8 @@ def limit_s(clock: Clock, bound_s: float) -> float:
 
 
 class Watchdog:
-    """A thread of each rank, which watches the thread that makes it. bound_s: longest time without a
-    finished step."""
+    """A thread of each rank, which watches the thread that makes it. bound_s: longest time without
+    a finished step."""
 
     def __init__(
         self, clock: Clock, channel: Channel, run_dir: Path | str, rank: int, bound_s: float

@@ -173,7 +173,10 @@ def test_every_rank_is_told_of_the_one_that_could_not_write(tmp_path: Path) -> N
     for rank in range(2):
         (tmp_path / f"alone-{rank}").mkdir()
     told = run_ranks(_save_on_ranks, 2, tmp_path, 1)
-    expected = f"the checkpoint of step 7 cannot be written to {tmp_path} by rank 1: [Errno 28] No space left on device"
+    expected = (
+        f"the checkpoint of step 7 cannot be written to {tmp_path} by rank 1:"
+        " [Errno 28] No space left on device"
+    )
     assert told == [expected] * 2
     assert committed(tmp_path) == []
     assert run_ranks(_save_on_ranks, 2, tmp_path, None) == ["committed"] * 2

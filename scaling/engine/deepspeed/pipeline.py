@@ -73,7 +73,9 @@ def _pipeline_module(held: RankModel) -> nn.Module:
     from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-    class Staged(DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule):  # type: ignore[misc]
+    base: Any = DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule
+
+    class Staged(base):  # type: ignore[misc]
         """Names the weights that several stages hold by our names, not as layers of DeepSpeed's
         kind."""
 
@@ -139,8 +141,8 @@ class PipelineEngine(DeepSpeedEngine):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvalResult:
-        """Sum the loss over the batches. DualPipeV takes as many at a time as in training, since its
-        engine (0.19.8) keeps that many buffers; blank batches without targets fill them up."""
+        """Sum the loss over the batches. DualPipeV takes as many at a time as in training, since
+        its engine (0.19.8) keeps that many buffers; blank batches without targets fill them up."""
         moved = [batch.to(self.device) for batch in batches]
         size = (
             self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)

@@ -89,7 +89,8 @@ class ZeroStates:
     def written(self, param: nn.Parameter, master: torch.Tensor) -> None:
         """Copy this rank's run of master weights into the weights that the model computes with."""
         if self._stage == 3:
-            param.ds_tensor.data.view(-1)[: master.numel()].copy_(master)  # type: ignore[attr-defined]
+            own: torch.Tensor = vars(param)["ds_tensor"]
+            own.data.view(-1)[: master.numel()].copy_(master)
 
     def all_written(self) -> None:
         """Do the same for all parameters, where DeepSpeed copies them together."""
