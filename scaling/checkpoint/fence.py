@@ -52,6 +52,7 @@ class Fence:
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:
         try:
+            # Not truncated: the lock is not held yet, and the name may be another group's.
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise disk_error("open", self.path, error) from error

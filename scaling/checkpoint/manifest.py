@@ -84,6 +84,7 @@ def _nonsense(manifest: Manifest) -> Iterator[str]:
     """Each field of a manifest that has the wrong type, as a line."""
     for name, kind in _TYPES.items():
         value = getattr(manifest, name)
+        # Not isinstance: True is an int too, and no step.
         if type(value) is not kind:
             yield f"{name} is {reprlib.repr(value)}, not {kind.__name__}"
     for key, value in manifest.state.items():

@@ -89,6 +89,7 @@ class Checkpointer:
             on_event,
             record,
         )
+        # Safe only now: with the fence taken, no older group can still commit one of them.
         if ranks.is_first:
             remove_partials(directory, self._writer.not_removed)
         self._memory: Snapshot | None = None
@@ -180,7 +181,7 @@ class Checkpointer:
         if found is None:
             return None
         path, manifest = Path(found["path"]), Manifest(**found["manifest"])
-        self._check(path, manifest)
+        self._check(path, manifest)  # on every rank, so that all raise the same error
         engine.load(path)
         self.last_step = manifest.step
         return TrainState.from_dict(manifest.state)

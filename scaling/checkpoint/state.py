@@ -20,7 +20,7 @@ from scaling.errors import CheckpointError
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands between two steps.
+    """The state of training between two steps.
 
     next_sequence: the data position, in sequences consumed. loss_sum, grad_norm_sum, n_logged: sums
     since the last record, so that a record's means do not depend on where the run was interrupted.
@@ -101,4 +101,5 @@ def _fits(number: Any, whole: bool) -> bool:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators (dropout) for one rank and one step."""
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    # 63 bits, so that the seed fits into a signed integer.
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

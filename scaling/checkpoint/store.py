@@ -78,10 +78,11 @@ def commit(directory: Path, manifest: Manifest, group: str | None = None) -> Pat
     )
     fsync(path)
     fsync(partial)
+    # The fence is held, so no other group can take the run between the check and the rename.
     with Fence(directory / FENCE).passing(group) if group else contextlib.nullcontext():
         _make_way(directory, final, manifest.step)
         os.replace(partial, final)
-        fsync(directory)
+        fsync(directory)  # the rename is on the disk only with its directory
     return final
 
 

@@ -96,6 +96,7 @@ class Writer:
     ) -> list[Any]:
         """What `act` returned on each rank, as plain JSON; with `by_first` only the first rank
         acts."""
+        # A rank with nothing to do takes part all the same: the gathering is a collective.
         idle = by_first and not self.ranks.is_first
         outcomes = gather_json({"value": None} if idle else _attempt(act), self.group)
         for rank, outcome in enumerate(outcomes):

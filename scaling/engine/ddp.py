@@ -49,6 +49,7 @@ class DDPEngine(ReferenceEngine):
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
+            # Only the last backward of a step exchanges gradients.
             with nullcontext() if last else self._ddp.no_sync():
                 with self._precision():
                     nats, _, objective = self._ddp(*batch.to(self.device))

@@ -51,6 +51,7 @@ class ReferenceEngine:
             batch = batch.to(self.device)
             with self._precision():
                 nats, _, objective = self.model.loss(batch)
+            # The count is the global batch's: gradients of micro-batches add up to the mean's.
             (objective / n_targets).backward()
             loss += nats.detach() / n_targets
         return self._update(loss, lr, limits)
@@ -118,6 +119,7 @@ class ReferenceEngine:
         self._optimizer.state.clear()
         for name, param in named.items():
             param.copy_(reader.read("param", name, part_of(param), 0, param.numel()).view_as(param))
+            # Without an update Adam has no states, and makes them itself.
             if reader.optimizer_step:
                 self._optimizer.state[param] = {
                     "step": torch.tensor(

@@ -52,7 +52,7 @@ class Opening:
         sinks = make_sinks(self.config, self.run_dir.path, step, self._notice)
         log = MetricLog(self.run_dir.metrics, sinks, self._check)
         cleanup.callback(log.close)
-        recorded_step = log.last_step()
+        recorded_step = log.last_step()  # before `resume` drops records after the checkpoint
         wall_s = log.resume(step)
         if restored is not None:
             self._report_gaps(log, restored)
@@ -102,6 +102,7 @@ class Opening:
         step = restored.step if restored else 0
         self.run_dir.settle_account()
         ledger = Ledger(self.run_dir, self.workers, self.clock, self._notice, self._check)
+        # The ledger keeps the largest step as the one reached, and the last as the present one.
         ledger.step(recorded_step)
         ledger.step(step)
         self.run_dir.event(

@@ -171,7 +171,7 @@ class Preemption:
         staying = self._world_size - len(notice.ranks)
         self.ends_run = not any(size <= staying for size in self._sizes)
         margin_s = 2 * (self._write_s() + self._clock.longest_step_s) + _SAFETY_S
-        self._saves_at_s = [0.0, deadline_s - margin_s]
+        self._saves_at_s = [0.0, deadline_s - margin_s]  # at once, and once more at the end
         self._on_event(
             "preemption_notice",
             ranks=list(notice.ranks),

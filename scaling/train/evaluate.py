@@ -54,6 +54,7 @@ def _batches_of(whole: Batch, ranks: Ranks, micro_batch_size: int) -> list[Batch
     batches = []
     for start in range(ranks.dp_rank * per_rank, (ranks.dp_rank + 1) * per_rank, micro_batch_size):
         rows = np.arange(start, start + micro_batch_size)
+        # Rows beyond the last sequence repeat it, and count for nothing.
         batch = whole.rows(torch.from_numpy(np.minimum(rows, n_sequences - 1)))
         batch.targets_BT[torch.from_numpy(rows >= n_sequences)] = IGNORED
         batches.append(batch)

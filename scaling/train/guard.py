@@ -85,6 +85,7 @@ class Guard:
         )
         # Reading a result waits for the device, so results are read only as often as is needed.
         at_once = self._watches_spikes or self._train.on_nonfinite != "skip"
+        # A run of skipped updates must end the run in time, so no more than max_skips wait.
         wait = min(self._train.log_every, self._train.max_skips)
         return self.settle(state) if at_once or len(self._pending) >= wait else state
 

@@ -161,6 +161,7 @@ class FirstRankRecorder(Recorder):
         return replace(state, loss_sum=0.0, grad_norm_sum=0.0, n_logged=0)
 
     def evaluation(self, state: TrainState, result: EvalResult, n_bytes: int) -> None:
+        # exp of more than 709 overflows a float.
         values = {names.VAL_LOSS: result.loss, names.VAL_PPL: math.exp(min(result.loss, 700.0))}
         if n_bytes:
             values[names.VAL_BITS_PER_BYTE] = result.nats / math.log(2) / n_bytes
@@ -188,4 +189,4 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

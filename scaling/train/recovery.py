@@ -44,10 +44,11 @@ class Recovery:
     def _go_back(self, bad: RollBack) -> TrainState:
         """Restore the last checkpoint; returns its state. Raises DivergedError if that has been
         tried too often."""
-        self.checkpoints.wait()
+        self.checkpoints.wait()  # the newest may still be on its way to the disk
         restored = self.checkpoints.restore(self.engine)
         assert restored is not None, "`run` saves one before the first step"
         end = bad.first_sequence + self.train.global_batch_size
+        # Counted for each checkpoint: a newer one means that training has got further.
         self._returns[restored.step] += 1
         if self._returns[restored.step] > self.train.max_rollbacks:
             raise DivergedError(

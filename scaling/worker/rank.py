@@ -113,6 +113,7 @@ class _Rank:
         last_step = min(plan.n_steps, self.spec.until_step or plan.n_steps)
         checkpoints = self._checkpointer(groups)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
+        # A rollback may be newer than the checkpoint: events.jsonl lists what it left out.
         condemned = share_json(self.run_dir.condemned() if ranks.is_first else [], groups[0])
         recorder = self._recorder(groups[0], checkpoints.workers, restored)
         control = self._control(Agreement(groups[0]), checkpoints, recorder)

@@ -118,7 +118,7 @@ class DeepSpeedEngine:
             # ZeRO averages gradients over the ranks; the mean over all targets needs their sum.
             self._engine.backward(objective / n_targets * self._ranks.replicas, scale_wrt_gas=False)
             self._own_loss += nats.detach() / n_targets
-            self._engine.step()
+            self._engine.step()  # updates the weights after the last micro-batch only
         return self._loss()
 
     def _loss(self) -> torch.Tensor:

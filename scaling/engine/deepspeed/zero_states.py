@@ -46,6 +46,7 @@ class ZeroStates:
             self._zero.optimizer.state[flat]["step"] = self._step_tensor(flat, step)
 
     def _step_tensor(self, flat: torch.Tensor, step: int) -> torch.Tensor:
+        # The fused kernel keeps its count on the device, the others on the host.
         fused = bool(self._zero.optimizer.param_groups[0].get("fused"))
         return torch.tensor(float(step), device=flat.device if fused else "cpu")
 
@@ -67,6 +68,7 @@ class ZeroStates:
         if numel <= 0:
             return None
         state = self._zero.optimizer.state[flat]
+        # The optimiser makes its states at the first update; a checkpoint may come before it.
         if not state:
             state.update(
                 {kind: torch.zeros_like(flat) for kind in MOMENTS}, step=self._step_tensor(flat, 0)
