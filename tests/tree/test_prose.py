@@ -10,12 +10,10 @@ from tools.code_figures import docstrings, figures, first_word
 ROOT = Path(__file__).parents[2]
 NOT_YET = {
     "channel",
-    "checkpoint",
     "commands",
     "composition",
     "config",
     "data",
-    "engine",
     "inference",
     "launch",
     "model",
@@ -23,12 +21,10 @@ NOT_YET = {
     "runs",
     "screen.py",
     "status.py",
-    "train",
-    "worker",
 }
 """Packages and doors that can still have docstrings which open with "Of". A clean one leaves the
 list."""
-MOST = 49
+MOST = 38
 """Their number in all of `NOT_YET`. It only falls."""
 
 
