@@ -82,7 +82,7 @@ HOMES = {
     "webdataset": {"data/read/shard_reader.py"},
     "fsspec": {"data/io/store.py", "data/io/hub.py"},
     "pyarrow": {"data/io/open_input.py"},
-    "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py"},
+    "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py", "weights/hub.py"},
     "matplotlib": {
         "metrics/curve.py",
         "laws/figures/__init__.py",
