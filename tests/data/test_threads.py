@@ -34,7 +34,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     gone: list[Any] = []
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: gone.append(actor))
     monkeypatch.setattr(pools, "meeting_place", lambda *_: "")
-    monkeypatch.setattr(pools, "GroupLaunch", lambda *args: args[-1])
+    monkeypatch.setattr(pools, "GroupLaunch", lambda *args: args[5])
     monkeypatch.setattr(WorkerPool, "_start", lambda _: Slot("fresh", "warming"))
     return gone
 

@@ -3,6 +3,7 @@ own dies."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ from ray.exceptions import RayActorError
 
 from scaling.errors import LaunchError
 from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.connection import Connection
 from scaling.launch.ray.elastic import ElasticTrainer
+from scaling.launch.ray.pool import GroupLaunch, Slot, WorkerPool
 from scaling.launch.ray.trainer import RayLaunch
 from scaling.planner.world_sizes import elastic_sizes
 from tests.support.configs import composed
@@ -96,3 +99,96 @@ def test_the_word_comes_as_well_where_training_ends_before_it_is_asked(
 def test_a_standing_clusters_processes_are_its_own_matter(processes: dict[str, Any]) -> None:
     processes["dead"] = ["raylet"]
     assert RayCluster(composed(*STANDING).cluster, 4).lost_process() is None
+
+
+# Studies and searches
+
+
+class Ray(RayCluster):
+    """A cluster of one machine that starts nothing. lost: its process that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(composed().cluster, 2)
+        self.lost: str | None = None
+        self.answers, self.calls = threading.Event(), list[str]()
+
+    def set_environment(self) -> None: ...
+
+    def connect(self) -> None:
+        self.calls.append("connect")
+        assert self.answers.wait(30)
+
+    def lost_process(self) -> str | None:
+        return self.lost
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+        self.answers.set()
+
+
+def test_a_process_lost_in_the_start_is_no_long_wait() -> None:
+    ray = Ray()
+    ray.lost = "gcs_server"
+    with pytest.raises(LaunchError, match="gcs_server ended"), Connection(ray):
+        pass
+    assert ray.calls == ["connect", "abandon"]
+
+
+@pytest.mark.parametrize("lost", [None, "gcs_server"])
+def test_what_is_watched_ends_with_ray(lost: str | None) -> None:
+    ray, at_work, forever = Ray(), threading.Event(), threading.Event()
+    ray.answers.set()
+
+    def act() -> str:
+        at_work.set()
+        ray.lost = lost
+        assert lost is None or forever.wait(30)
+        return "done"
+
+    if lost is None:
+        with Connection(ray) as connection:
+            assert connection.watch(act, lambda: None) == "done"
+        assert ray.calls == ["connect", "shutdown"]
+    else:
+        with pytest.raises(LaunchError, match="gcs_server ended"), Connection(ray) as connection:
+            connection.watch(act, lambda: None)
+        assert ray.calls == ["connect", "abandon"]
+        forever.set()
+    assert at_work.is_set()
+
+
+def test_an_error_of_what_is_watched_is_raised() -> None:
+    ray = Ray()
+    ray.answers.set()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Connection(ray) as connection:
+        connection.watch(fail, lambda: None)
+    assert ray.calls == ["connect", "shutdown"]
+
+
+def test_trials_end_with_ray_and_ask_it_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkerPool(composed().cluster, 2)
+    ray = Ray()
+    monkeypatch.setattr(pool._connection, "_cluster", ray)
+    ended: list[bool] = []
+    launch = GroupLaunch(lambda *_: {}, {}, [], [], "", ended.append, pool._connection.check)
+    monkeypatch.setattr(launch, "_inbox", None)
+    ray.lost = "gcs_server"
+    assert launch.done(0)
+    assert ray.calls == ["abandon"], "no worker writes to a run after its end"
+    assert ended == [False]
+    assert launch.receive() == []
+    launch.request_stop()
+    with pytest.raises(LaunchError, match="gcs_server ended"):
+        launch.result()
+    with pytest.raises(LaunchError, match="gcs_server ended"):
+        pool.poll()
+    pool._give_back([Slot(None, None, busy=True)], as_new=False)
+    pool.__exit__(None, None, None)
+    assert ray.calls == ["abandon"]

@@ -93,7 +93,7 @@ def test_a_search_is_not_swept() -> None:
         for lr in (1e-3, 2e-3)
         if (words := (*BASE, "study=asha", LR, f"optim.lr={lr}"))
     ]
-    with pytest.raises(ConfigError, match="study=asha draws its values itself, and this sweeps"):
+    with pytest.raises(ConfigError, match="study=asha cannot be combined with a sweep"):
         declare_search(jobs)
 
 

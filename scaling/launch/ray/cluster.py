@@ -50,10 +50,18 @@ _OBJECT_STORE_BYTES = 80 * 2**20
 _VITAL = ("raylet", "gcs_server")
 """Ray's process on a machine, and that of its head."""
 _ATTEMPTS = 2
-"""At a start. A busy machine may take longer than the 30 s that Ray gives itself, and then find
-everything in its caches."""
+"""Attempts to start. A busy machine may take longer than the 30 s that Ray gives itself, and then
+find everything in its caches."""
 _CONNECT_S = 10.0
 """Longest wait for the head of a standing cluster to answer: assumption."""
+
+
+def lost_error(process: str) -> LaunchError:
+    """The error to raise where a process of Ray's own has ended."""
+    return LaunchError(
+        f"Ray's own process {process} ended on this machine: killed, or out of memory",
+        fix="The same command resumes from the last checkpoint.",
+    )
 
 
 class RayCluster:
@@ -139,21 +147,23 @@ class RayCluster:
         self._seen = {}
 
     def _failure(self, error: Exception, took_s: float) -> LaunchError:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"attempt {_ATTEMPTS} of {_ATTEMPTS}, after {took_s:.0f} s"
         if self.session is None:
             address = self._cluster.address or "this machine (cluster.address=auto)"
             return LaunchError(
-                f"the Ray cluster at {address} cannot be joined: {said}",
+                f"the Ray cluster at {address} cannot be joined: {reason}",
                 where,
-                "See that it stands (ray status), that its Ray is the version here, and that both have the same "
+                "See that it stands (ray status), that its Ray is the version here, and that "
+                "both have the same "
                 "RAY_AUTH_TOKEN or none; cluster/README.md starts one.",
             )
         remove_tree(self.session)
         return LaunchError(
-            f"Ray did not start on this machine: {said}",
+            f"Ray did not start on this machine: {reason}",
             where,
-            "It may be busy, or short of memory or of space in /tmp: try again, or with fewer workers "
+            "It may be busy, or short of memory or of space in /tmp: try again, or with fewer "
+            "workers "
             "(cluster.devices_per_node=1 needs no Ray). scaling.debug=true shows Ray's own words.",
         )
 
@@ -175,7 +185,7 @@ class RayCluster:
         """A process of Ray's own that has died, of a cluster started here: nothing can be started
         on it any more.
 
-        Ray ends the driver for it, some seconds later and without a word of ours.
+        Ray ends the driver for it, some seconds later and without a message of ours.
         """
         if not self.embedded:
             return None
@@ -186,8 +196,8 @@ class RayCluster:
         return next((kind for kind in _VITAL if kind in dead), None)
 
     def _lost_in_the_start(self) -> str | None:
-        """Before Ray has a record of its processes, as `lost_process`: it waits a minute for a
-        store that has died."""
+        """`lost_process` before Ray has a record of its processes: it waits a minute for a store
+        that has died."""
         seen = self._seen
         if seen is None:  # an attempt is being undone, by the thread that connects
             return None

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from scaling.channel.messages import Lost, Message
@@ -21,6 +22,7 @@ from scaling.errors import LaunchError
 from scaling.launch.base import WorkerFn, WorkerKind, guarded
 from scaling.launch.ray.channel import KvChannel, KvInbox
 from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.connection import Connection, unwatched
 from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 
@@ -96,8 +98,8 @@ def resources_of(cluster: ClusterConfig) -> tuple[int, int]:
 
 @dataclass
 class Slot:
-    """A worker's share of a device. `device` tells which slots share one; None until its worker is
-    warm."""
+    """A worker's share of a device. `device` is equal for slots that share one; None until its
+    worker is warm."""
 
     actor: Any
     warming: Any
@@ -114,28 +116,35 @@ class WorkerPool:
         self, cluster: ClusterConfig, n_devices: int, *, slots: int = 1, debug: bool = False
     ) -> None:
         self._ray = RayCluster(cluster, n_devices, helpers=n_devices * (slots - 1), debug=debug)
+        self._connection = Connection(self._ray)
         self._cluster, self._n_devices, self._n_slots = cluster, n_devices, slots
         self._slots: list[Slot] = []
         self._began_s = 0.0
 
     def __enter__(self) -> WorkerPool:
-        self._ray.set_environment()
-        self._ray.connect()
+        self._connection.__enter__()
         self._began_s = time.monotonic()
         self._slots = [self._start() for _ in range(self._n_devices * self._n_slots)]
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._ray.shutdown()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._connection.__exit__(kind, error, trace)
 
     def _start(self) -> Slot:
         actor = start_worker(self._cluster, share=1 / self._n_slots)
         return Slot(actor, actor.warm.remote())
 
     def poll(self) -> None:
-        """Take note of workers that are warm now. Raises LaunchError when after long none is."""
+        """Take note of workers that are warm now. Raises LaunchError when after long none is, and
+        as soon as one of Ray's own processes has ended."""
         import ray
 
+        self._connection.check()
         cold = [slot for slot in self._slots if slot.place is None]
         for slot in cold:
             if ray.wait([slot.warming], timeout=0)[0]:
@@ -210,12 +219,15 @@ class WorkerPool:
             places,
             meeting,
             lambda sound: self._give_back(slots, sound and as_new),
+            self._connection.check,
         )
 
     def _give_back(self, slots: Iterable[Slot], as_new: bool) -> None:
         """Workers that are not `as_new` are ended, and others started in their place."""
         import ray
 
+        if self._connection.is_lost:  # nothing can be ended or started on it
+            return
         for slot in slots:
             slot.busy = False
             if not as_new:
@@ -259,7 +271,7 @@ class GroupLaunch:
     """One run on a group of warm workers: the `Launch` that its driver sees.
 
     places: of the workers, in the ranks' order. on_over: called once, with whether all workers are
-    sound.
+    sound. check: raises LaunchError where Ray itself has lost a process, which then answers nobody.
     """
 
     worker_kind: WorkerKind = "kept"
@@ -272,9 +284,11 @@ class GroupLaunch:
         places: Sequence[Place],
         rendezvous: str,
         on_over: Callable[[bool], None],
+        check: Callable[[], None] = unwatched,
     ) -> None:
         prefix = f"scaling/{uuid.uuid4().hex}"
-        self._inbox, self._on_over = KvInbox(prefix), on_over
+        self._inbox, self._on_over, self._check = KvInbox(prefix), on_over, check
+        self._ray_is_lost = False
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
         self._failed_s: float | None = None
@@ -289,16 +303,23 @@ class GroupLaunch:
 
     def receive(self) -> list[Message]:
         own, self._own_messages = self._own_messages, []
-        return self._inbox.receive() + own
+        return own if self._ray_is_lost else self._inbox.receive() + own
 
     def request_stop(self) -> None:
-        self._inbox.request_stop()
+        if not self._ray_is_lost:
+            self._inbox.request_stop()
 
     def done(self, timeout_s: float) -> bool:
         """Whether all workers have ended, or one has failed and the others have had time to
-        report."""
+        report, or Ray has lost a process of its own."""
         import ray
 
+        try:
+            self._check()
+        except LaunchError as error:
+            self._error, self._ray_is_lost = error, True
+            self._end(sound=False)
+            return True
         ended, self._running = ray.wait(
             self._running, num_returns=len(self._running), timeout=timeout_s
         )
@@ -326,6 +347,8 @@ class GroupLaunch:
         self._on_over(sound)
 
     def result(self) -> dict[str, Any]:
+        if isinstance(self._error, LaunchError):
+            raise self._error
         if self._error is not None or self._result is None:
             raise LaunchError(_last_line(self._error)) from self._error
         return self._result

@@ -76,8 +76,8 @@ def _is_driven(path: Path, pid: int) -> bool:
 
 
 def _identity(pid: int) -> list[str] | None:
-    """What tells a process from all others: the kernel's start, and its own, in ticks since then;
-    None where there is none."""
+    """What distinguishes a process from all others: the kernel's start, and its own, in ticks since
+    then; None where there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), fields[19]]

@@ -17,7 +17,7 @@ from scaling.config.run_config import ClusterConfig
 from scaling.errors import LaunchError
 from scaling.launch.base import WorkerFn, WorkerKind, guarded
 from scaling.launch.ray.channel import KvChannel, KvInbox
-from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.cluster import RayCluster, lost_error
 from scaling.launch.ray.private import missing
 from scaling.launch.ray.tempdir import remove_tree
 from scaling.parallel.grid import Ranks
@@ -32,13 +32,13 @@ _SHUTDOWN_S = 30.0
 _RENDEZVOUS = "SCALING_RENDEZVOUS"
 
 
-def _loss_teller(prefix: str) -> Any:
+def _loss_reporter(prefix: str) -> Any:
     """Ray Train's callback, in its controller: a group has ended, and these ranks without an error
     of their own."""
     from ray.exceptions import RayActorError
     from ray.train import UserCallback
 
-    class LossTeller(UserCallback):
+    class LossReporter(UserCallback):
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
@@ -51,7 +51,7 @@ def _loss_teller(prefix: str) -> Any:
             )
             KvChannel(prefix, 0).send(Lost(lost))
 
-    return LossTeller()
+    return LossReporter()
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class RayLaunch:
                     max_failures=cluster.max_failures,
                     max_preemption_failures=cluster.max_preemptions,
                 ),
-                callbacks=[_loss_teller(self._prefix)],
+                callbacks=[_loss_reporter(self._prefix)],
             ),
         )
 
@@ -246,10 +246,7 @@ class RayLaunch:
 
     def result(self) -> dict[str, Any]:
         if self._lost:
-            raise LaunchError(
-                f"Ray's own process {self._lost} ended on this machine: killed, or out of memory",
-                fix="The same command resumes from the last checkpoint.",
-            )
+            raise lost_error(self._lost)
         if isinstance(self._error, LaunchError):
             raise self._error
         if self._result is None:
@@ -297,9 +294,12 @@ def _trainer_class(
 
 
 def _reason(error: BaseException | None) -> str:
-    """The workers' own words, of the lowest rank that has any, without Ray's wrapping."""
+    """The workers' own error, of the lowest rank that has one, without Ray's wrapping."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank = min(failures)
-        return f"{counted(len(failures), 'worker')} failed; rank {rank}: {str(failures[rank]).strip().splitlines()[-1]}"
+        return (
+            f"{counted(len(failures), 'worker')} failed; rank {rank}: "
+            f"{str(failures[rank]).strip().splitlines()[-1]}"
+        )
     return f"the workers could not be started or kept running: {error}"

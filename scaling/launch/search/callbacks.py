@@ -82,7 +82,10 @@ class Watcher(_Here, tune.Callback):
             return
         run_dir = RunDir(self._study.directory / result["run"])
         n_tokens = format_count(result["n_tokens"])
-        judged = f"{self._names[trial.trial_id]}: loss {result[names.VAL_LOSS]:.4f} after {n_tokens} tokens"
+        judged = (
+            f"{self._names[trial.trial_id]}: loss {result[names.VAL_LOSS]:.4f} after "
+            f"{n_tokens} tokens"
+        )
         if run_dir.state() == "finished":
             self._shown.say(f"{judged}, finished")
             return
@@ -97,16 +100,17 @@ class Watcher(_Here, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "").strip().splitlines()
         self._shown.say(
-            f"{self._names.get(trial.trial_id, trial.trial_id)}: failed: {lines[-1] if lines else 'no reason given'}"
+            f"{self._names.get(trial.trial_id, trial.trial_id)}: failed: "
+            f"{lines[-1] if lines else 'no reason given'}"
         )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._signals.renew()
         if self._signals.received and not self._told:
             self._told = True
             KvInbox(self._prefix).request_stop(self._signals.received)
             self._shown.say(
-                f"{self._signals.by}: writing checkpoints and stopping; Ctrl-C{self._signals.again} leaves at once."
+                f"{self._signals.by}: writing checkpoints and stopping; "
+                f"Ctrl-C{self._signals.again} leaves at once."
             )
         running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
         for trial_id in running:

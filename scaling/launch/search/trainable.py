@@ -80,7 +80,8 @@ class _ToDriver:
 class RunTrainable(tune.Trainable):
     """`config` is what was drawn. A checkpoint of Tune's is a pointer to one of the run's own."""
 
-    def setup(self, config: dict[str, Any], spec: SearchSpec) -> None:  # type: ignore[override]  # by tune.with_parameters
+    # spec comes by tune.with_parameters
+    def setup(self, config: dict[str, Any], spec: SearchSpec) -> None:  # type: ignore[override]
         self._spec, self._base = spec, RunConfig.model_validate(spec.base)
         self._start_workers()
         self._begin(config)

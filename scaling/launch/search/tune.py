@@ -25,6 +25,7 @@ from scaling.config.study import Choices, Range
 from scaling.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, ConfigError
 from scaling.launch.console import starting_text
 from scaling.launch.ray.cluster import RayCluster
+from scaling.launch.ray.connection import Connection
 from scaling.launch.ray.pool import resources_of
 from scaling.launch.ray.tempdir import remove_tree
 from scaling.launch.run import prepare_corpus
@@ -72,7 +73,7 @@ def declare_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
     if len(jobs) > 1:
         fix = "Give the values as a space: study.space={KEY:[a,b]}."
         raise ConfigError(
-            f"study={base.study.kind} draws its values itself, and this sweeps",
+            f"study={base.study.kind} cannot be combined with a sweep: it draws its values itself",
             "from the command line",
             fix,
         )
@@ -88,7 +89,10 @@ def search_lines(study: Study) -> Iterator[str]:
     most = config.n_trials * plan.flops
     tokens = ", ".join(format_count(step * plan.tokens_per_step) for step in stops(base))
     n_trials = counted(config.n_trials, "trial")
-    yield f"Search {study.name} ({config.kind}): {n_trials} of {base.name}, looked at after {tokens} tokens"
+    yield (
+        f"Search {study.name} ({config.kind}): {n_trials} of {base.name}, looked at after "
+        f"{tokens} tokens"
+    )
     for key, choices in space_of(study.base).items():
         yield f"  {key}: {choices.model_dump() if isinstance(choices, Range) else list(choices)}"
     usd = "unknown" if plan.usd is None else f"{config.n_trials * plan.usd:,.2f}"
@@ -97,7 +101,10 @@ def search_lines(study: Study) -> Iterator[str]:
         if plan.hours is None
         else format_duration(3600 * config.n_trials * plan.hours * plan.layout.world_size)
     )
-    yield f"  at most {format_flops(most)}, device time {hours}, USD {usd}; each on {counted(plan.layout.world_size, 'device')}"
+    yield (
+        f"  at most {format_flops(most)}, device time {hours}, USD {usd}; each on "
+        f"{counted(plan.layout.world_size, 'device')}"
+    )
 
 
 def drawn_study(study: Study) -> Study:
@@ -152,11 +159,9 @@ def run_search(study: Study, console: Console) -> int:
             markup=False,
             soft_wrap=True,
         )
-        cluster.set_environment()
         os.environ.update(_ENVIRONMENT)
-        cluster.connect()
+        connection = cleanup.enter_context(Connection(cluster))
         signals.renew()
-        cleanup.callback(cluster.shutdown)
         shown = cleanup.enter_context(StudyConsole(console))
         from scaling.launch.search.trainable import SearchSpec
 
@@ -171,7 +176,10 @@ def run_search(study: Study, console: Console) -> int:
             f"scaling/{uuid.uuid4().hex}",
             str(cluster.session) if cluster.session else None,
         )
-        return _tune(study, base, space, spec, signals, shown)
+        # Tune waits a minute for a store that has died; signals belong to this thread.
+        return connection.watch(
+            lambda: _tune(study, base, space, spec, signals, shown), signals.renew
+        )
 
 
 def _tune(
@@ -241,7 +249,7 @@ def _require_optuna() -> None:
 
 
 def _domain(choices: Choices) -> Any:
-    """The values to draw from, in Tune's words."""
+    """The values to draw from, as Tune's own type."""
     from ray import tune
 
     if not isinstance(choices, Range):
