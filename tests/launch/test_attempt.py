@@ -52,6 +52,7 @@ from scaling.launch.console import ProgressLine
 from scaling.launch.ray.pool import GroupLaunch
 from scaling.launch.ray.trainer import RayLaunch
 from scaling.launch.study import driver as study
+from scaling.launch.study import runner
 from scaling.planner.run_plan import make_plan
 from scaling.runs import directory
 from scaling.runs.directory import RunDir
@@ -253,10 +254,10 @@ def as_study(
 
     for name in ("check_inputs", "check_available"):
         patch.setattr(study, name, lambda _: None)
-    patch.setattr(study, "WorkerPool", Pool)
-    patch.setattr(study, "_POLL_S", 0.0)
+    patch.setattr(runner, "WorkerPool", Pool)
+    patch.setattr(runner, "_POLL_S", 0.0)
     patch.setattr(
-        study._Runner,
+        runner.Runner,
         "_prepare",
         lambda self, trial: self._corpora.update({self._corpus_key(trial): ("", [])}),
     )

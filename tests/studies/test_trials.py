@@ -20,7 +20,8 @@ from scaling.commands.cli import run_task
 from scaling.composition.compose import compose
 from scaling.errors import EXIT_FINISHED, ConfigError, PlanError
 from scaling.launch import summary
-from scaling.launch.study.driver import _Running, drive_study
+from scaling.launch.study.driver import drive_study
+from scaling.launch.study.runner import Running
 from scaling.metrics import names
 from scaling.metrics.record import MetricLog
 from scaling.runs.directory import RunDir
@@ -211,7 +212,7 @@ def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> No
     for step in (10, 20, 30):
         log.record(step, step, 1.0, 1.0, {names.STEP_TIME_S: 0.5})
     attempt: Any = SimpleNamespace(plan=trial.plan)
-    running = _Running(trial, trial.name, attempt, ExitStack())
+    running = Running(trial, trial.name, attempt, ExitStack())
     for began_step, seconds in ((None, 0), (0, 15), (20, 5)):
         attempt.began_step = began_step
         assert running.trained_device_s == seconds * trial.plan.layout.world_size  # type: ignore[union-attr]
