@@ -85,7 +85,7 @@ class LocalChannel:
 
 
 class Heartbeat:
-    """On the first rank: a thread that sends the latest progress and watches for the wish to stop,
+    """A thread of the first rank that sends the latest progress and watches for the wish to stop,
     twice a second.
 
     The training loop itself never waits for the driver.

@@ -29,7 +29,7 @@ def errors_dir(run_dir: Path | str) -> Path:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether the error says no more than that another rank has gone."""
+    """Whether the error only reports that another rank has gone."""
     # torch.distributed.DistError and kinds of it
     if type(error).__name__.startswith("Dist") and isinstance(error, RuntimeError):
         return True

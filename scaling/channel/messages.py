@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 from scaling import errors
 from scaling.errors import ScalingError
 
+KINDS: dict[str, type[Message]] = {}
+"""Every message by the kind that its class states."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -15,24 +18,26 @@ class Message:
 
     kind: ClassVar[str]
 
+    def __init_subclass__(cls, *, kind: str) -> None:
+        cls.kind = kind
+        KINDS[kind] = cls
+
     def text(self) -> str | None:
         """A line for the person who waits; None where the message needs none."""
         return None
 
 
 @dataclass(frozen=True)
-class Progress(Message):
+class Progress(Message, kind="progress"):
     """The latest state of training. fields: step, n_steps, n_tokens and whatever is measured."""
 
-    kind: ClassVar[str] = "progress"
     fields: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Began(Message):
+class Began(Message, kind="began"):
     """A group of workers begins to train after `step`; 0 at the start of a run."""
 
-    kind: ClassVar[str] = "began"
     step: int
     world_size: int
 
@@ -41,10 +46,9 @@ class Began(Message):
 
 
 @dataclass(frozen=True)
-class Remark(Message):
+class Remark(Message, kind="notice"):
     """A line for the person who waits. run: whose it is, where one reader serves several runs."""
 
-    kind: ClassVar[str] = "notice"
     line: str
     run: str | None = None
 
@@ -56,19 +60,17 @@ class Remark(Message):
 
 
 @dataclass(frozen=True)
-class Fatal(Message):
+class Fatal(Message, kind="fatal"):
     """A rank raised a ScalingError: starting it again would not help."""
 
-    kind: ClassVar[str] = "fatal"
     error: dict[str, Any]
     rank: int
 
 
 @dataclass(frozen=True)
-class Crashed(Message):
+class Crashed(Message, kind="crashed"):
     """A rank raised any other error. consequence: it only reports that another rank has gone."""
 
-    kind: ClassVar[str] = "crashed"
     rank: int
     error: str
     traceback: str
@@ -76,14 +78,13 @@ class Crashed(Message):
 
 
 @dataclass(frozen=True)
-class Hung(Message):
+class Hung(Message, kind="hung"):
     """A rank has finished no step for `still_s`, and ends itself.
 
     phase: number of the phase of the step, `doing` its name. where: file and line. waiting: whether
     it waits for other ranks. stacks: file with the stacks of its threads.
     """
 
-    kind: ClassVar[str] = "hung"
     rank: int
     step: int
     phase: int
@@ -95,29 +96,25 @@ class Hung(Message):
 
 
 @dataclass(frozen=True)
-class Lost(Message):
+class Lost(Message, kind="lost"):
     """The launcher reports that a group has ended, and these ranks without an error of their
     own."""
 
-    kind: ClassVar[str] = "lost"
     ranks: list[int]
 
 
 @dataclass(frozen=True)
-class ControllerLost(Message):
+class ControllerLost(Message, kind="controller_lost"):
     """Ray Train's controller has died; another one starts the workers again."""
-
-    kind: ClassVar[str] = "controller_lost"
 
 
 # What workers also write to events.jsonl. Its records of these kinds have the same fields.
 
 
 @dataclass(frozen=True)
-class CheckpointCommitted(Message):
+class CheckpointCommitted(Message, kind="checkpoint_committed"):
     """A checkpoint is complete. stall_s: how long training waited for it."""
 
-    kind: ClassVar[str] = "checkpoint_committed"
     step: int
     size_bytes: int
     stall_s: float
@@ -125,10 +122,9 @@ class CheckpointCommitted(Message):
 
 
 @dataclass(frozen=True)
-class CheckpointDamaged(Message):
+class CheckpointDamaged(Message, kind="checkpoint_damaged"):
     """A checkpoint failed its verification; the one before it is used."""
 
-    kind: ClassVar[str] = "checkpoint_damaged"
     path: str
     reason: str
 
@@ -137,11 +133,10 @@ class CheckpointDamaged(Message):
 
 
 @dataclass(frozen=True)
-class RolledBack(Message):
+class RolledBack(Message, kind="rolled_back"):
     """Training returned to `step`, and leaves out the sequences from the first to before the
     second."""
 
-    kind: ClassVar[str] = "rolled_back"
     step: int
     from_step: int
     sequences: list[int]
@@ -156,10 +151,9 @@ class RolledBack(Message):
 
 
 @dataclass(frozen=True)
-class StepSkipped(Message):
+class StepSkipped(Message, kind="step_skipped"):
     """The update of a step is left out."""
 
-    kind: ClassVar[str] = "step_skipped"
     step: int
     sequences: list[int]
     reason: str
@@ -169,10 +163,9 @@ class StepSkipped(Message):
 
 
 @dataclass(frozen=True)
-class PreemptionNotice(Message):
+class PreemptionNotice(Message, kind="preemption_notice"):
     """The machines of these ranks will be taken back. ends_run: too few would stay to go on."""
 
-    kind: ClassVar[str] = "preemption_notice"
     ranks: list[int]
     left_s: float
     ends_run: bool
@@ -191,10 +184,9 @@ class PreemptionNotice(Message):
 
 
 @dataclass(frozen=True)
-class NotRemoved(Message):
+class NotRemoved(Message, kind="not_removed"):
     """An old checkpoint cannot be removed."""
 
-    kind: ClassVar[str] = "not_removed"
     path: str
     reason: str
 
@@ -203,10 +195,9 @@ class NotRemoved(Message):
 
 
 @dataclass(frozen=True)
-class RecordGap(Message):
+class RecordGap(Message, kind="record_gap"):
     """metrics.jsonl lacks the records of these steps; partly: at least one of them."""
 
-    kind: ClassVar[str] = "record_gap"
     first_step: int
     last_step: int
     partly: bool = False
@@ -220,10 +211,9 @@ class RecordGap(Message):
 
 
 @dataclass(frozen=True)
-class DataStalled(Message):
+class DataStalled(Message, kind="data_stalled"):
     """A rank waits for its data. shards: those that it waits for; empty where unknown."""
 
-    kind: ClassVar[str] = "data_stalled"
     rank: int
     waited_s: float
     shards: list[str] = field(default_factory=list)
@@ -231,29 +221,6 @@ class DataStalled(Message):
     def text(self) -> str:
         shards = ", ".join(self.shards) or "its batch"
         return f"Rank {self.rank} has waited {self.waited_s:.0f} s for {shards}."
-
-
-KINDS: dict[str, type[Message]] = {
-    message.kind: message
-    for message in (
-        Progress,
-        Began,
-        Remark,
-        Fatal,
-        Crashed,
-        Hung,
-        Lost,
-        ControllerLost,
-        CheckpointCommitted,
-        CheckpointDamaged,
-        RolledBack,
-        StepSkipped,
-        PreemptionNotice,
-        NotRemoved,
-        RecordGap,
-        DataStalled,
-    )
-}
 
 
 def encode(message: Message) -> list[Any]:

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -69,14 +68,14 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the data depends on; with the weights, where corpora are mixed."""
+        """Hash of all that the data depends on; with the weights, where corpora are mixed."""
         if not self.mixed:
             return self.parts[0].index.fingerprint
         return fingerprint([part.component for part in self.parts])
 
     @property
     def content_fingerprint(self) -> str:
-        """As checkpoints have it that were written before counts were part of the fingerprint."""
+        """The fingerprint without counts, as earlier checkpoints have it."""
         contents = [
             replace(part.component, fingerprint=part.index.content_fingerprint)
             for part in self.parts
@@ -140,8 +139,8 @@ class Corpus:
         )
 
     def mixing(self, config: RunConfig) -> Callable[[int], dict[str, float]]:
-        """After the first k sequences of a mixture: the part of each corpus in them, and how often
-        all of it was read.
+        """The part of each corpus in the first k sequences of a mixture, and how often all of it
+        was read.
 
         The function returned gives metrics by their names; of a single corpus none.
         """
@@ -167,7 +166,7 @@ class Corpus:
         return after
 
 
-class MixtureStream:
+class MixtureStream(Sequences):
     """The sequences of several streams, mixed. As `SequenceStream`, for any threads."""
 
     def __init__(self, streams: Sequence[SequenceStream], mixture: Mixture) -> None:
@@ -193,17 +192,6 @@ class MixtureStream:
     def close(self) -> None:
         for stream in self._streams:
             stream.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _is_mixture(location: str | Path) -> bool:

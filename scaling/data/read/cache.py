@@ -25,7 +25,7 @@ _ABANDONED_S = 3600.0
 
 
 class ShardCache:
-    """At most `max_bytes` of shards in a directory, each under its checksum, those used last kept.
+    """Keeps up to `max_bytes` of shards in a directory, each under its checksum, those used last.
 
     Several processes may use one directory: a shard is fetched by one of them while the others
     wait. Nothing is synced to the disk, since a copy is compared with a checksum whenever it is
@@ -112,7 +112,9 @@ class ShardCache:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "Free some space, or set data.stream_cache_bytes lower. " if full else ""
         return DataError(
-            f"copies of remote shards cannot be kept in {self.directory}: {error.strerror or error}",
+            f"copies of remote shards cannot be kept in {self.directory}: "
+            f"{error.strerror or error}",
             where="data.cache_dir",
-            fix=f"{fix}Another directory is set by data.cache_dir; data.stream_cache_bytes=0 keeps none.",
+            fix=f"{fix}Another directory is set by data.cache_dir; data.stream_cache_bytes=0 "
+            "keeps none.",
         )

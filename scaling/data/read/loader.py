@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.data.read.closing import Closing
 from scaling.data.read.stream import Sequences
 from scaling.data.read.threads import DaemonPool
 from scaling.errors import PlanError
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 Step = tuple[list["Batch"], int]
 GROUP_TOKENS = 1 << 19
-"""Made at a time by a worker, 8 MB of batches: half of it cost 0.5 ns a token more at seq_len=4096
-(of 4)."""
+"""Tokens that a worker makes at a time, 8 MB of batches: half of it cost 0.5 ns a token more at
+seq_len=4096 (of 4)."""
 OnStall = Callable[[float, list[str]], None]
-"""Told for how many seconds a step has been awaited, and where the shards lie that are on their
+"""Receives for how many seconds a step has been awaited, and where the shards lie that are on their
 way."""
 
 
@@ -79,7 +79,7 @@ class _Cut:
         ]
 
 
-class Loader:
+class Loader(Closing):
     """Steps of one data-parallel rank: iterates over (micro-batches, next_sequence), without end.
 
     A step consumes global_batch_size sequences; `next_sequence` is the data position after it, with
@@ -87,7 +87,7 @@ class Loader:
     threads keep at least `prefetch_steps` steps in hand, which come in order; what a worker raises
     is raised here, at its step. They make several steps at a time, one at first and then up to
     GROUP_TOKENS tokens. `last_wait_s` is the time for which the last step kept its consumer
-    waiting; `on_stall` is told of waits from `stall_after_s` on, each time they have doubled. A
+    waiting; `on_stall` is called for waits from `stall_after_s` on, each time they have doubled. A
     context manager.
     """
 
@@ -168,17 +168,6 @@ class Loader:
             self._pool = None
             self._coming.clear()
             self._ready.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _make_steps(

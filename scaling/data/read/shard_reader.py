@@ -27,7 +27,10 @@ _SIZE, _TYPE, _MAGIC = 124, 156, 257
 """Where a header of POSIX.1-1988 (ustar) has the size of the member, its type, and the format's
 name."""
 _FILE = b"0" + bytes(_MAGIC - _TYPE - 1) + b"ustar"
-FIX = "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves damaged shards of the train split out."
+FIX = (
+    "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves "
+    "damaged shards of the train split out."
+)
 
 
 def read_shard(directory: str | Path, index: CorpusIndex, shard: ShardInfo) -> np.ndarray:
@@ -58,7 +61,7 @@ def fetch_shard(
 
 
 def is_sound(content: bytes, shard: ShardInfo, verified: Verified | None = None) -> bool:
-    """Whether this is the content that the index speaks of; or which was `verified`."""
+    """Whether this is the content that the index describes; or which was `verified`."""
     try:
         _check_content(content, shard, verified)
     except _Damaged:
@@ -122,7 +125,8 @@ def _check_content(content: bytes, shard: ShardInfo, verified: Verified | None) 
     if verified is not None:
         if (found_crc := zlib.crc32(content)) != verified.crc32:
             raise _Damaged(
-                f"it has changed since it was verified: its crc32 is {found_crc:08x}, and was {verified.crc32:08x}"
+                f"it has changed since it was verified: its crc32 is {found_crc:08x}, and was "
+                f"{verified.crc32:08x}"
             )
         return
     found_hash = hashlib.sha256(content).hexdigest()
@@ -173,7 +177,8 @@ def _documents(content: bytes, extension: str) -> Iterator[bytes]:
             if not key.isdecimal() or members != {extension}:
                 names = ", ".join(f"{key}.{member}" for member in sorted(members))
                 raise _Damaged(
-                    f"it holds {names!r}; a document is one member NUMBER.{extension}, and nothing else is read"
+                    f"it holds {names!r}; a document is one member NUMBER.{extension}, and "
+                    "nothing else is read"
                 )
             yield sample[extension]
     except (tarfile.TarError, ValueError, EOFError) as error:
@@ -208,5 +213,6 @@ def _check_tokens(
     largest = int(tokens.max(initial=0))
     if largest >= index.tokenizer.vocab_size:
         raise _Damaged(
-            f"it holds token id {largest}, and the vocabulary has {index.tokenizer.vocab_size} entries"
+            f"it holds token id {largest}, and the vocabulary has {index.tokenizer.vocab_size} "
+            "entries"
         )

@@ -71,11 +71,11 @@ class ShardSource:
         return self._remote(shard)
 
     def ahead(self, shards: Sequence[ShardInfo], beside: Iterable[ShardInfo] = ()) -> None:
-        """Say what will be read soon, in order, while `beside` is in use. Replaces what was said
-        before and has not begun.
+        """Announce what will be read soon, in order, while `beside` is in use. Replaces what was
+        announced before and has not begun.
 
-        Of local files the system is told. Remote ones are fetched: into the cache, as many as it
-        has room for, or where there is none into memory.
+        Local files are announced to the system. Remote ones are fetched: into the cache, as many as
+        it has room for, or where there is none into memory.
         """
         if self._is_local:
             for shard in shards:

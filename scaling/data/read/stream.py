@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from scaling.data.io.fetch import fetch, join, size_bytes
+from scaling.data.read.closing import Closing
 from scaling.data.read.shard_reader import decode_shard
 from scaling.data.read.source import ShardSource, Streaming
 from scaling.data.read.threads import DaemonPool
@@ -39,7 +39,7 @@ shard, a token took 0.48 against 0.54 ns in sequences of 1025, and 1.49 against 
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that is missing or not what the index says, and why."""
+    """A shard that is missing or differs from the index, and why."""
 
     name: str
     reason: str
@@ -77,7 +77,7 @@ def check_shards(
     ]
 
 
-class Sequences(Protocol):
+class Sequences(Closing):
     """Sequences by their number, for any threads; a context manager.
 
     n_sequences  until one of them comes again
@@ -87,30 +87,24 @@ class Sequences(Protocol):
     n_sequences: int
     n_read: int
 
+    @abstractmethod
     def read(self, ks: np.ndarray) -> np.ndarray:
         """Sequences number `ks` as rows, (len(ks), n_read) of the corpus's dtype. Raises DataError
         for a bad shard."""
         ...
 
+    @abstractmethod
     def waiting_for(self) -> list[str]:
         """Where the shards lie that some thread is waiting for."""
         ...
 
+    @abstractmethod
     def close(self) -> None:
         """Forget the shards in memory, and those on their way."""
         ...
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-class SequenceStream:
+class SequenceStream(Sequences):
     """Random access to the sequences of a split, by their number in the endless order of
     `SequenceOrder`, for any threads.
 
@@ -209,7 +203,7 @@ class SequenceStream:
                 self._awaited += Counter()  # drops those that nobody waits for
 
     def _look_ahead(self, k: int) -> None:
-        """On entering a window, have the shards of the next one fetched."""
+        """Have the shards of the next window fetched when a window is entered."""
         window = self.order.window_of(k)
         if window != self._window:
             self._window = window
@@ -228,23 +222,12 @@ class SequenceStream:
         self._pool.close()
         self._source.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _gather(
     rows: np.ndarray, windows: dict[int, np.ndarray], shards: np.ndarray, offsets: np.ndarray
 ) -> None:
-    """Into each row the sequence at its offset of its shard: long ones copied one by one, short
-    ones by the shard."""
+    """Copy into each row the sequence at its offset of its shard: long ones one by one, short ones
+    by the shard."""
     if rows.shape[1] > _LONG and len(rows):
         pairs = zip(shards.tolist(), offsets.tolist(), strict=True)
         np.concatenate([windows[shard][offset] for shard, offset in pairs], out=rows.reshape(-1))

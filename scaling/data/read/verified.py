@@ -18,7 +18,7 @@ in full at every use."""
 class Verified:
     """A shard whose SHA-256, layout, counts and token ids were found to be what the index says.
 
-    crc32  of its content, which tells every change of one bit, and of any number within 32 bits
+    crc32  of its content, which shows every change of one bit, and of any number within 32 bits
            that follow each other
     spans  begin and end of each of its documents in it, int64 (n_documents, 2); None where it is
            not of our own layout
