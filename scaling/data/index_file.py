@@ -18,11 +18,11 @@ from scaling.data.io.fetch import fetch_whole
 from scaling.errors import DataError
 
 MAX_INDEX_BYTES = 256 << 20
-"""Of an index or a list of corpora. Assumption: a million shards, at some 250 bytes an entry, and
+"""Largest index or list of corpora. Assumption: a million shards, at some 250 bytes an entry, and
 no more."""
 LARGEST_COUNT = 2**53
-"""Of tokens, documents or bytes, also in sum: what JSON numbers hold exactly, and int64 with room
-to spare."""
+"""Largest count of tokens, documents or bytes, also in sum: what JSON numbers hold exactly, and
+int64 with room to spare."""
 
 _COUNTS = ("nsamples", "filesize", "n_tokens", "n_bytes")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -62,11 +62,13 @@ def check_seals(data: Mapping[str, Any]) -> None:
                     if key not in ("seal", "sha256", "url")
                 )
                 raise ValueError(
-                    f"the entry of shard {shown(shard.get('url'))} of split {split} was changed: {values}"
+                    f"the entry of shard {shown(shard.get('url'))} of split {split} was "
+                    f"changed: {values}"
                 )
     if "seal" in data and data["seal"] != seal_of(_unsealed(data)):
         raise ValueError(
-            "it was changed after it was written: its tokenizer, its dtype, its name or its list of shards"
+            "it was changed after it was written: its tokenizer, its dtype, its name or its "
+            "list of shards"
         )
 
 

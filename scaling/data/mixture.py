@@ -66,7 +66,7 @@ def write_mixture(cache: Path, components: Sequence[Component]) -> Path:
 
 
 def read_mixture(directory: str | Path) -> list[Component]:
-    """What mixture.json says. Raises DataError for one that is damaged."""
+    """The content of mixture.json. Raises DataError for one that is damaged."""
     location = join(directory, MIXTURE_FILE)
     fix = "Delete it: the same command makes it again."
     found = index_file.read_json(location, "a mixture", fix)
@@ -101,7 +101,7 @@ class Mixture:
     component's own order.
 
     Each component is taken from in its own order, none left out: of the first k sequences of the
-    mixture, k * w of its component, give or take a few, come from each. The seed says where in the
+    mixture, k * w of its component, give or take a few, come from each. The seed sets where in the
     period the order begins.
     """
 
@@ -160,7 +160,8 @@ def _quotas(weights: Sequence[float]) -> np.ndarray:
     if not quotas_C.all():
         smallest = weights[int(quotas_C.argmin())]
         raise ConfigError(
-            f"a weight of {smallest:g} beside a sum of {sum(weights):g} is none in {PERIOD} sequences",
+            f"a weight of {smallest:g} beside a sum of {sum(weights):g} is none in {PERIOD} "
+            "sequences",
             "data.components",
             "Give it more, or leave that component out.",
         )

@@ -57,7 +57,7 @@ def _check_there(data: DataConfig) -> None:
     folder = local_path(data.path) if data.kind == "shards" and data.path else None
     if folder is None:
         return
-    with contextlib.suppress(PermissionError):  # which reading the index tells
+    with contextlib.suppress(PermissionError):  # which reading the index reports
         if (folder / INDEX_FILE).exists():
             return
         lacks = f"has no {INDEX_FILE}" if folder.exists() else "is not there"
@@ -125,8 +125,10 @@ def _too_short(
     needed = shape.stride + shape.overlap
     of = f" of component {part.component.name}" if corpus.mixed else ""
     what = (
-        f"the {'training' if split == 'train' else 'held-out'} part{of} has {_count(n_tokens, 'token')} in "
-        f"{_count(n_documents, 'document')}, and one sequence takes {needed} (train.seq_len={config.train.seq_len})"
+        f"the {'training' if split == 'train' else 'held-out'} part{of} has "
+        f"{_count(n_tokens, 'token')} in "
+        f"{_count(n_documents, 'document')}, and one sequence takes {needed} "
+        f"(train.seq_len={config.train.seq_len})"
     )
     data = config.data.parts()[part.component.name] if corpus.mixed else config.data
     where, fix = _blamed(data, part, split, needed=needed, n_tokens=n_tokens, longest=longest)

@@ -49,7 +49,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class CorpusIndex:
-    """What index.json says: the shards of each split, in order."""
+    """The content of index.json: the shards of each split, in order."""
 
     name: str
     dtype: str
@@ -113,7 +113,8 @@ class CorpusIndex:
         kept = tuple(shard for shard in self.split(split) if shard.name not in bad)
         if not kept:
             raise DataError(
-                f"all {len(self.split(split))} shards of split {split} of corpus {self.name} are missing or damaged",
+                f"all {len(self.split(split))} shards of split {split} of corpus {self.name} "
+                "are missing or damaged",
                 fix="Prepare the corpus again, or copy its shards anew.",
             )
         return replace(self, splits={**self.splits, split: kept})
@@ -167,7 +168,8 @@ class CorpusIndex:
         info, most = self.tokenizer, 2 ** (8 * np.dtype(self.dtype).itemsize)
         if not info.eot_id < info.vocab_size <= most:
             raise ValueError(
-                f"vocab_size={info.vocab_size} and eot_id={info.eot_id} do not fit each other and {self.dtype}"
+                f"vocab_size={info.vocab_size} and eot_id={info.eot_id} do not fit each other "
+                f"and {self.dtype}"
             )
         shards = [shard for of_split in self.splits.values() for shard in of_split]
         seen: set[str] = set()
@@ -198,7 +200,8 @@ def _check_counts(shard: ShardInfo, token_bytes: int) -> None:
     stored_bytes = (shard.n_tokens - shard.n_documents) * token_bytes
     if not 0 <= stored_bytes <= shard.size_bytes:
         raise ValueError(
-            f"shard {shard.name} cannot hold n_tokens={shard.n_tokens} of n_documents={shard.n_documents} "
+            f"shard {shard.name} cannot hold n_tokens={shard.n_tokens} of "
+            f"n_documents={shard.n_documents} "
             f"in its {shard.size_bytes} bytes"
         )
 

@@ -39,9 +39,9 @@ from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks
 from scaling.worker.spec import WorkerSpec
 
-_HEARING_S = 5.0
-"""From the first report of a trouble to its verdict, so that other ranks can report: more than a
-rank that hangs waits."""
+_REPORTING_S = 5.0
+"""Wait between the first report of a trouble and its verdict, so that other ranks can report: more
+than a rank that hangs waits."""
 _ENDING_S = 30.0
 """Longest wait for workers to end after an error of theirs, which may still commit a checkpoint:
 assumption."""
@@ -78,7 +78,7 @@ class Attempt:
         self._fatal_s = 0.0
         self._troubles = Troubles(plan.layout.world_size)
         self._world_size = plan.layout.world_size
-        self._heard_s: float | None = None
+        self._reported_s: float | None = None
         self._last_trouble: Trouble | None = None
         self._group_is_judged = self._group_has_ended = False
 
@@ -147,7 +147,7 @@ class Attempt:
         try:
             for message in self._launch.receive():
                 self._take(message)
-            self._hear(over)
+            self._judge_when_due(over)
         except ScalingError as error:  # an event could not be written: this run ends, no other
             self._fatal, over = self._fatal or error, True
         self._left_early = self._left_early and not over
@@ -235,19 +235,19 @@ class Attempt:
         """
         if not self._group_is_judged:
             self._troubles.add(report)
-            self._heard_s = self._heard_s or time.monotonic()
+            self._reported_s = self._reported_s or time.monotonic()
         if isinstance(report, Lost):
             self._group_has_ended, self._group_is_judged = not self._group_is_judged, False
 
-    def _hear(self, over: bool) -> None:
+    def _judge_when_due(self, over: bool) -> None:
         """Give the verdict once all ranks have reported, or none will."""
-        if self._heard_s is None or self._fatal is not None:
+        if self._reported_s is None or self._fatal is not None:
             return
-        if over or self._troubles.complete or time.monotonic() - self._heard_s > _HEARING_S:
+        if over or self._troubles.complete or time.monotonic() - self._reported_s > _REPORTING_S:
             self._judge()
 
     def _judge(self) -> None:
-        self._heard_s = None
+        self._reported_s = None
         ended, self._group_has_ended = self._group_has_ended, False
         trouble, self._troubles = self._troubles.verdict(), Troubles(self._world_size)
         if trouble is None:

@@ -10,7 +10,7 @@ from scaling.channel.messages import Crashed, Hung, Lost
 @dataclass(frozen=True)
 class Trouble:
     """What ended a group of workers. kind: crashed, hung or lost. ranks: those at fault; none where
-    nobody can tell.
+    that is unknown.
 
     text: a sentence for people; fix: where to look further.
     """

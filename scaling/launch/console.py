@@ -18,13 +18,13 @@ from scaling.screen import visible
 from scaling.units import counted, format_count, format_duration
 
 PLAIN_INTERVAL_S = 10.0
-"""Between two plain lines: often enough to see life, seldom enough for a log file."""
+"""Interval of plain lines: often enough to see life, seldom enough for a log file."""
 
 
 class ProgressLine:
     """Step, tokens, loss, learning rate, tokens/s, MFU where the peak is known, and the time left.
 
-    planned: whether the plan has told how long it takes.
+    planned: whether the plan has an estimate of its time.
     """
 
     def __init__(self, console: Console, *, planned: bool = True) -> None:
@@ -50,9 +50,9 @@ class ProgressLine:
         self.flush()
 
     def show(self, progress: dict[str, Any]) -> None:
-        told = self._estimate.of(progress)
-        if told:
-            self.say(told)
+        estimate = self._estimate.of(progress)
+        if estimate:
+            self.say(estimate)
         self._last = self._fitted(progress)
         if self._live is not None:
             self._live.update(Text(self._last))
@@ -100,8 +100,8 @@ LEAVE_OUT = ("lr", "MFU", "tokens", "tokens/s", "ETA", "loss", "")
 
 
 def time_left_s(progress: dict[str, Any]) -> float | None:
-    """Of the steps that are left, at the rate of the recent ones; evaluations and checkpoints are
-    in neither. None before a step is measured."""
+    """Seconds that the steps left take, at the rate of the recent ones; evaluations and checkpoints
+    are in neither. None before a step is measured."""
     rate = progress.get("recent_tokens_per_s")
     return (progress["n_tokens_total"] - progress["n_tokens"]) / rate if rate else None
 
@@ -131,8 +131,8 @@ def progress_fields(progress: dict[str, Any]) -> dict[str, str]:
 
 
 class Estimate:
-    """Tells the time that is left once, where a plan told none, after as many steps as its rate is
-    taken over. wanted: whether it is to be told."""
+    """Reports the time that is left once, where the plan has no estimate, after as many steps as
+    its rate is taken over. wanted: whether to report it."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.wanted = wanted
@@ -157,7 +157,8 @@ def _seconds(value: float) -> str:
 
 
 RAY_START_S, WORKER_START_S = 10, 3
-"""From the command to the first step with Ray, and without: measured, docs/benchmarks.md."""
+"""Seconds between the command and the first step with Ray, and without: measured,
+docs/benchmarks.md."""
 
 
 def starting_text(config: RunConfig, n_workers: int, *, study: bool = False) -> str:

@@ -83,8 +83,7 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 def hung_up(number: int) -> None:
-    """After SIGHUP the terminal is gone: what is printed there from now on is nobody's, and no
-    error."""
+    """Discard output after SIGHUP: the terminal is gone, and printing there is no error."""
     if number == signal.SIGHUP:
         for fd in _FD_STANDARD:
             if os.isatty(fd):

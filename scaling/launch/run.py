@@ -139,9 +139,11 @@ def prepare_corpus(
     if bad_held_out or (bad and config.data.on_bad_shard == "fail"):
         first, count = (bad_held_out + bad)[0], len(bad_held_out + bad)
         raise DataError(
-            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first {first.name}: {first.reason}",
+            f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first "
+            f"{first.name}: {first.reason}",
             f"data={config.data.kind}",
-            "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad training shards.",
+            "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad "
+            "training shards.",
         )
     for shard in bad:
         run_dir.event("shard_skipped", shard=shard.name, reason=shard.reason)

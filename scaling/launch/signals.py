@@ -35,7 +35,7 @@ class StopSignals:
 
     @property
     def by(self) -> str | None:
-        """Who has asked, in a person's words."""
+        """Who has asked, as shown to a person."""
         return "Ctrl-C" if self.received == signal.SIGINT.name else self.received
 
     @property

@@ -40,8 +40,8 @@ _SUMMARISED = (
 
 _COUNTING = threading.Lock()
 _KNOWN_BASELINES: dict[tuple[str, str], dict[str, float]] = {}
-"""Of corpora already counted by this process, and of a run where its objective scores some targets
-only: trials share them."""
+"""Baselines that this process has counted: of a corpus, or of a run whose objective scores some
+targets only. Trials share them."""
 
 
 def finish(
@@ -106,7 +106,7 @@ def count_ahead(config: RunConfig, corpus: Corpus) -> None:
     """Count the baselines of a corpus beside what this process does: the end of the first run on it
     then need not wait for them.
 
-    What goes wrong here is told by `finish`, which then counts itself.
+    `finish` reports what goes wrong here, and then counts itself.
     """
 
     def counted() -> None:
@@ -119,11 +119,14 @@ def count_ahead(config: RunConfig, corpus: Corpus) -> None:
 def _calibration(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    return f"times on these devices x {found['time_scale']:.3g}: plan.calibrate={found['file']} plans with it"
+    return (
+        f"times on these devices x {found['time_scale']:.3g}: "
+        f"plan.calibrate={found['file']} plans with it"
+    )
 
 
 def _energy_kwh(config: RunConfig, device_s: float) -> float | None:
-    """At the devices' power limit, an upper bound; None where that is unknown."""
+    """Energy at the devices' power limit, an upper bound; None where that is unknown."""
     power_w = config.cluster.device.power_w
     return None if power_w is None else power_w * device_s / 3.6e6
 
@@ -133,9 +136,9 @@ def summarise(plan: RunPlan, records: list[Record], events: list[dict[str, Any]]
 
     wall_s counts the time that workers trained, evaluated and wrote checkpoints, without what was
     lost; seconds is all the time since the first command by what it went to, since_command_s their
-    sum, and goodput the share of steps which count (`scaling.runs.goodput`). Of a run that branched from another, times are
-    its own part's. A loss that is not finite is None, and `not_finite` has the word for it.
-    record_gaps: first and last steps of what metrics.jsonl has lost.
+    sum, and goodput the share of steps which count (`scaling.runs.goodput`). Of a run that branched
+    from another, times are its own part's. A loss that is not finite is None, and `not_finite` has
+    its text. record_gaps: first and last steps of what metrics.jsonl has lost.
     """
     train = [r for r in records if names.TRAIN_LOSS in r]
     held_out = [r for r in records if names.VAL_LOSS in r]
@@ -216,7 +219,7 @@ _VALIDATION = (("val_loss", ".4f"), ("best_val_loss", ".4f"), ("val_ppl", ".2f")
 
 
 def _train_loss(summary: dict[str, Any]) -> str:
-    """Of the last interval, where one step that is not finite is enough to spoil the mean."""
+    """Loss of the last interval, where one step that is not finite is enough to spoil the mean."""
     word = summary.get("not_finite", {}).get("train_loss")
     return (
         f"not finite ({word}) in the last interval,"
@@ -245,7 +248,8 @@ def print_summary(console: Console, run_dir: RunDir, summary: dict[str, Any]) ->
             f"{name} model {nats:.4f}" for name, nats in summary["baselines"].items()
         ),
         "perplexity": perplexity + (f", {bits:.3f} bits per byte" if bits is not None else ""),
-        "trained": f"{steps}, {format_count(summary['n_tokens'])} tokens, {format_flops(summary['flops'])}",
+        "trained": f"{steps}, {format_count(summary['n_tokens'])} tokens, "
+        f"{format_flops(summary['flops'])}",
         "left out": f"{skipped} of {summary['steps']} updates (train.on_nonfinite, train.on_spike)"
         if skipped
         else "",

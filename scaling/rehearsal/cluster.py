@@ -63,7 +63,7 @@ class Nodes:
         return self
 
     def _wait(self, newest: subprocess.Popen[bytes], n_started: int) -> None:
-        """Until Ray has said of so many machines that they run, of which `newest` is one."""
+        """Wait until Ray reports so many running machines, of which `newest` is one."""
         deadline_s = time.monotonic() + _START_S
         while self._log.read_text(errors="replace").count(_STARTED) < n_started:
             if newest.poll() is not None or time.monotonic() > deadline_s:
@@ -109,7 +109,7 @@ class Nodes:
 
     @property
     def living(self) -> list[int]:
-        """Of the nodes, not the head."""
+        """Process ids of the nodes, without the head."""
         self.nodes = [node for node in self.nodes if node.poll() is None]
         return [node.pid for node in self.nodes]
 

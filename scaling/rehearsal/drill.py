@@ -27,9 +27,9 @@ from scaling.units import counted
 
 _POLL_S = 0.05
 _LAST = 0.95
-"""Of the run, up to which something is killed: what dies at the end may have ended already."""
+"""Part of the run within which something is killed: what dies at the end may have ended already."""
 _STARTS = 3
-"""Of the driver after one kill, before the run is taken not to go on: one is expected."""
+"""Starts of the driver after one kill, before the run counts as stuck: one is expected."""
 _LEAVE_S = 60.0
 """Longest wait for a driver that was asked to leave where the drill ends before it, until it is
 killed: assumption."""
@@ -256,7 +256,8 @@ class Drill:
             )
         self._size = after
         self._say(
-            f"step {record[names.STEP]:.0f}: stopped, to go on with {counted(self._size, 'worker')} instead of {before}"
+            f"step {record[names.STEP]:.0f}: stopped, to go on with "
+            f"{counted(self._size, 'worker')} instead of {before}"
         )
         return _kill_at(RESIZE, record, at_s)
 
@@ -308,8 +309,8 @@ class Drill:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """By SIGTERM, or by SIGKILL where that does not help in time or the drill is interrupted once
-    more."""
+    """End a process by SIGTERM, or by SIGKILL where that takes too long or the drill is interrupted
+    once more."""
     if process.poll() is None:
         process.terminate()
     try:

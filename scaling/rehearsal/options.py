@@ -1,4 +1,4 @@
-"""What the drill is told: its own keys, and those of the run."""
+"""Options of the drill: its own keys, and those of the run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ class DrillOptions(Section):
     kills: int = Field(10, ge=0, description="processes to kill, at random steps")
     victims: str = Field(
         ",".join(KINDS),
-        description="kinds of processes to draw from; the driver is killed where none of them is there",
+        description="kinds of processes to draw from; the driver is killed where none of them "
+        "is there",
     )
     resizes: int = Field(
         2,
         ge=0,
-        description="times to stop it (SIGTERM) and start it with another number of workers, where there is room for several",
+        description="times to stop it (SIGTERM) and start it with another number of workers, "
+        "where there is room for several",
     )
     nodes: int = Field(
         0,
         ge=0,
-        description="machines of one worker, imitated by Ray nodes of the drill's own, that die and come back; 0: none",
+        description="machines of one worker, imitated by Ray nodes of the drill's own, that die "
+        "and come back; 0: none",
     )
     seed: int | None = Field(
-        None, ge=0, description="of which processes die and when; null: another each time, and told"
+        None,
+        ge=0,
+        description="of which processes die and when; null: another each time, and printed",
     )
     directory: str = Field(
         "rehearsal", description="of both runs and the report; must not exist yet"

@@ -21,18 +21,19 @@ from scaling.runs.goodput import Seconds
 from scaling.units import format_duration
 
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
-"""Of losses, relative, where world sizes change or the hardware does not repeat itself: sums in
-another order, and what training makes of that over the run. Assumption; short runs measured 1e-7 in
-fp32 (docs/reliability.md)."""
+"""Relative tolerance of losses where world sizes change or the hardware does not repeat itself:
+sums in another order, and what training makes of that over the run. Assumption; short runs measured
+1e-7 in fp32 (docs/reliability.md)."""
 NORM_TOLERANCE = 5.0
-"""Of gradient norms, times that of losses: a norm follows single batches more closely than the loss
-does. Assumption."""
+"""Tolerance of gradient norms, times that of losses: a norm follows single batches more closely
+than the loss does. Assumption."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """command: the run's words. world_sizes: those that the killed run had. allowed, allowed_norms:
-    relative difference of losses and of gradient norms; 0 asks for equality bit for bit.
+    """command: the arguments of the run. world_sizes: those that the killed run had. allowed,
+    allowed_norms: relative difference of losses and of gradient norms; 0 asks for equality bit for
+    bit.
     """
 
     command: list[str]
@@ -103,7 +104,8 @@ def print_report(console: Console, report: Report, path: str) -> None:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     rows = {
-        "steps compared": f"{found.steps}, missing {found.steps_missing}, recorded twice {found.steps_repeated}",
+        "steps compared": f"{found.steps}, missing {found.steps_missing}, "
+        f"recorded twice {found.steps_repeated}",
         "sequences repeated": str(found.sequences_repeated),
         "sequences skipped": str(found.sequences_skipped),
         **_differences(report),
@@ -154,7 +156,7 @@ def _share(value: float | None) -> str:
 
 
 def lost_by_kind(kills: Sequence[Kill]) -> dict[str, dict[str, float | int | None]]:
-    """Of each kind and of all: how many, how many were never missed, and the median and most
+    """Kills of each kind and of all: how many, how many were never missed, and the median and most
     seconds that the others cost."""
     groups: dict[str, list[Kill]] = defaultdict(list)
     for kill in sorted(kills, key=lambda kill: kill.kind):

@@ -21,7 +21,7 @@ from scaling.errors import DataError
 
 _SCHEMES = frozenset({"file", "http", "https", *DRIVERS})
 AT_FIRST = Patience(timeout_s=10.0, give_up_s=15.0)
-"""For what is asked while a person waits: short outages pass, a wrong address is told soon.
+"""Retry limits while a person waits: short outages pass, a wrong address is reported soon.
 Assumption."""
 _BUFFER_BYTES = 1 << 20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -116,7 +116,7 @@ def _read_up_to(file: io.RawIOBase, n_bytes: int) -> bytes:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    """In one piece, without a copy where all of it is wanted."""
+    """The bytes of a file in one piece, without a copy where all of it is wanted."""
     with path.open("rb", buffering=0) as file:
         whole = max_bytes < 0 or os.fstat(file.fileno()).st_size <= max_bytes
         return file.readall() if whole else file.read(max_bytes)

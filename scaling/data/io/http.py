@@ -37,8 +37,8 @@ _LASTING = (
 )
 """Errors that the same request meets again."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
-"""Between attempts: doubled each time, and each a random part of that, so that many ranks do not
-come back at once. Assumption: the longest is short beside any outage that people notice."""
+"""Delays between attempts, doubled each time. Each is a random part of that, so that many ranks do
+not come back at once. Assumption: the longest is short beside any outage that people notice."""
 _PROGRESS_BYTES = 64 << 10
 """So much has to come, or the end, within give_up_s. Assumption: a store that sends less is of no
 use to a training run."""
@@ -46,7 +46,7 @@ use to a training run."""
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a store is borne with. The defaults are assumptions.
+    """Retry limits for one store. The defaults are assumptions.
 
     timeout_s: without a byte, after which the request is made anew. give_up_s: spent on attempts,
     waits between them and bytes that only trickle in, after which it is an error.
@@ -83,12 +83,12 @@ class HttpFile(io.RawIOBase):
 
     @property
     def size(self) -> int | None:
-        """Bytes in all; None where the server does not say."""
+        """Bytes in all; None where the server does not report it."""
         return self._known()[0]
 
     @property
     def version(self) -> str | None:
-        """What tells this version of the file from another; None where the server does not say."""
+        """What distinguishes this version of the file; None where the server gives nothing."""
         return self._known()[1]
 
     def readable(self) -> bool:
@@ -253,7 +253,7 @@ def head(
 
 
 def _version_in(headers: email.message.Message) -> str | None:
-    """What a server tells one version of a file from another by."""
+    """What distinguishes one version of a file from another."""
     return headers.get("ETag") or headers.get("Last-Modified")
 
 
@@ -270,7 +270,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """An error of the network in words."""
+    """A description of an error of the network."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):

@@ -19,7 +19,8 @@ DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".tar", ".tgz
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _NOT_DATA = re.compile(r"(^|/)(\.[^/]*|readme|license|dataset_infos?)(\.[^/]*)?$", re.IGNORECASE)
 _NAME = re.compile(
-    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:/]+))?(?::(?P<subset>[^/]+))?(?:/(?P<pattern>.+))?"
+    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:/]+))?"
+    r"(?::(?P<subset>[^/]+))?(?:/(?P<pattern>.+))?"
 )
 _CONVERTED = {"~parquet": "refs/convert/parquet"}
 _SPLIT = "(^|[-._ /]){}($|[-._ /0-9])"
@@ -59,7 +60,8 @@ class HubName:
         if match is None:
             raise ConfigError(
                 f"{text!r} names no data set of the hub",
-                fix="Write hf:OWNER/NAME, with @REVISION, :SUBSET and /GLOB behind it where needed, as hf:allenai/c4:en.",
+                fix="Write hf:OWNER/NAME, with @REVISION, :SUBSET and /GLOB behind it where "
+                "needed, as hf:allenai/c4:en.",
             )
         revision = match["revision"]
         return HubName(
@@ -118,7 +120,7 @@ def hub_headers(location: str) -> Mapping[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-_TIMEOUT_S = 20.0  # assumption: a hub that says nothing for so long cannot be reached
+_TIMEOUT_S = 20.0  # assumption: a hub that is silent for so long cannot be reached
 _EVERYTHING = "**"
 
 
@@ -196,21 +198,24 @@ def _for_training(paths: list[str]) -> list[str]:
 
 def _nothing(name: HubName, patterns: list[str], found: list[str]) -> ConfigError:
     what = (
-        f"{counted(len(found), 'file')} match {' '.join(patterns)}, and none is of a kind that is read"
+        f"{counted(len(found), 'file')} match {' '.join(patterns)}, and none is of a kind that "
+        "is read"
         if found
         else (f"no file matches {' '.join(patterns)}")
     )
     return ConfigError(
         f"nothing of the data set {name.name} can be read: {what}",
         f"from {name.text}",
-        f"Read are {', '.join(DATA_SUFFIXES)} (.gz, .zst); the hub's own copy in parquet is hf:{name.name}@~parquet.",
+        f"Read are {', '.join(DATA_SUFFIXES)} (.gz, .zst); the hub's own copy in parquet is "
+        f"hf:{name.name}@~parquet.",
     )
 
 
 def _refused(name: HubName, error: Exception) -> ConfigError:
     reason = [line for line in describe(error).strip().splitlines() if line.strip()]
     return ConfigError(
-        f"the hub gives no data set {name.name}: {type(error).__name__}: {reason[0] if reason else 'no reason given'}",
+        f"the hub gives no data set {name.name}: {type(error).__name__}: "
+        f"{reason[0] if reason else 'no reason given'}",
         f"from {name.text}",
         "Check the name, the network and, for a gated one, your rights and token (hf auth login).",
     )

@@ -20,8 +20,8 @@ N_THREADS = 16
 
 @dataclass(frozen=True)
 class InputFile:
-    """`size` and `version` are None where the server does not say; `ranges`: it can be entered in
-    the middle."""
+    """`size` and `version` are None where the server does not report them; `ranges`: it can be
+    entered in the middle."""
 
     location: str
     size: int | None = None
@@ -38,7 +38,7 @@ def is_remote(text: str) -> bool:
 
 
 def name_of(location: str) -> PurePosixPath:
-    """The path of a local file or of a URL, by whose end formats are told."""
+    """The path of a local file or of a URL, whose end shows the format."""
     scheme = scheme_of(location)
     if scheme in DRIVERS:
         return PurePosixPath(location)  # keys of stores are not quoted, and ? is a letter of them

@@ -1,4 +1,5 @@
-"""Files in object stores and on other hosts, read through fsspec with the retries of scaling.data.io.http.
+"""Files in object stores and on other hosts, read through fsspec with the retries of
+scaling.data.io.http.
 
 fsspec knows many schemes, among them some that run code, unpack archives or chain others. Only the
 schemes of DRIVERS are handed to it.
@@ -32,7 +33,7 @@ BUFFER_BYTES = 4 << 20
 """Bytes of one request. Assumption: enough to hide a store's latency, small beside a shard."""
 _CHAIN = "::"
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
-"""Entries by which stores tell one version of a file from another; the first one found is used."""
+"""Entries that differ between versions of a file in a store; the first one found is used."""
 
 
 class StoreFile(io.RawIOBase):

@@ -26,8 +26,8 @@ def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
 
 
 class CausalLM:
-    """With data.attend_across_documents=false, positions know their document: end-of-text is the
-    first of the one it precedes."""
+    """Every token is predicted from those before it. With data.attend_across_documents=false,
+    positions know their document: end-of-text is the first of the one it precedes."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         self._separate, self._eot_id = not config.data.attend_across_documents, tokenizer.eot_id

@@ -6,8 +6,8 @@ import numpy as np
 
 
 def generator(seed: int, k: int) -> np.random.Generator:
-    """Of sequence number k. Only its `random` is drawn from, whose stream is the bit generator's
-    own."""
+    """The generator of sequence number k. Only its `random` is drawn from, whose stream is the bit
+    generator's own."""
     return np.random.Generator(np.random.PCG64([seed, k]))
 
 

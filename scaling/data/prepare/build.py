@@ -320,7 +320,8 @@ def _n_held_out(recipe: Recipe, buckets: list[Bucket]) -> list[int]:
     n_documents = sum(bucket.n_documents for bucket in buckets)
     if n_documents < 2:
         raise ConfigError(
-            f"the source has {n_documents} distinct non-empty document(s), too little to train on and to hold out",
+            f"the source has {n_documents} distinct non-empty document(s), too little to train "
+            "on and to hold out",
             fix="Give more text.",
         )
     n_left = min(max(sum(bucket.n_low for bucket in buckets), 1), n_documents - 1)

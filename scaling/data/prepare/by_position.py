@@ -11,7 +11,7 @@ from typing import Any
 from scaling.data.prepare.ordering import Bucket, Document, read_documents, write_documents
 
 _NEAR_BYTES = 1 << 16
-"""Within which a line's or a word's end is looked for. Assumption: longer ones are no words."""
+"""Range in which the end of a line or word is searched. Assumption: longer ones are no words."""
 
 
 def cut_in_two(directory: Path, name: str, bucket: str, val_fraction: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from scaling.runs.files import fsync
 
 _FIXES = {
     errno.ENOSPC: "Free some space, or set data.cache_dir to a directory on another disk.",
-    errno.EDQUOT: "Your quota is used up: free some space, or set data.cache_dir to a directory on another disk.",
+    errno.EDQUOT: "Your quota is used up: free some space, or set data.cache_dir to another disk.",
 }
 
 
@@ -81,7 +81,7 @@ def _single(
 
 
 def _sha256(hub: str | None) -> str | None:
-    """Of a tokenizer's file on this machine."""
+    """Hash of a tokenizer's file on this machine."""
     path = Path(plain(hub)) if hub is not None else None
     if path is not None and path.is_dir():
         path /= TOKENIZER_FILE
@@ -97,10 +97,12 @@ def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
     info = CorpusIndex.load(data.path).tokenizer
     if tokenizer.kind not in (info.kind, "hf") or info.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
-            f"the corpus was tokenised by {info.kind} with {info.vocab_size} entries, and the configuration has "
+            f"the corpus was tokenised by {info.kind} with {info.vocab_size} entries, and the "
+            "configuration has "
             f"{tokenizer.kind} with {tokenizer.vocab_size}",
             where=f"data.path={data.path}",
-            fix=f"Use tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}, or prepare the text anew.",
+            fix=f"Use tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}, or prepare "
+            "the text anew.",
         )
     path = local_path(data.path)
     return path.absolute() if path is not None else data.path
@@ -132,7 +134,8 @@ def _check_alike(name: str, index: CorpusIndex, first: Component) -> None:
         raise ConfigError(
             f"the corpora {first.name} and {name} were made with different tokenizers",
             "data.components",
-            f"Prepare both with one: scaling.prepare tokenizer=hf:{first.location} makes shards with that of {first.name}.",
+            f"Prepare both with one: scaling.prepare tokenizer=hf:{first.location} makes shards "
+            f"with that of {first.name}.",
         )
 
 

@@ -139,7 +139,10 @@ def find_pieces(
 def _nothing(inputs: Sequence[str], left_out: LeftOut) -> ConfigError:
     fix = "Name files, or folders that hold sources."
     if OTHER_KINDS in left_out:
-        fix = "Of folders, sources and texts are read: name others by their endings, as suffixes=.jsonl, or by a glob."
+        fix = (
+            "Of folders, sources and texts are read: name others by their endings, as "
+            "suffixes=.jsonl, or by a glob."
+        )
     return ConfigError(
         "; ".join(["there is nothing to read", *left_out.lines()]),
         f"inputs={','.join(inputs)}",
@@ -193,7 +196,7 @@ def local_files(
 
 
 def _files_of(pattern: str, suffixes: Sequence[str], left_out: LeftOut) -> dict[Path, bool]:
-    """As `local_files`, of one pattern."""
+    """The files that one pattern names, as `local_files` gives them."""
     paths = [Path(path) for path in _matches(pattern)]
     for folder in closed_folders(pattern):
         left_out.add(CLOSED, folder)
@@ -270,7 +273,7 @@ Kind = Literal["text", "jsonl", "parquet", "tar"]
 
 
 def _kind(location: str) -> Kind | None:
-    """By the end of the name, in letters of either case; None for an unknown one."""
+    """The format that the end of the name states, in either case; None for an unknown one."""
     name = name_of(location)
     suffix = (name.with_suffix("") if is_compressed(location) else name).suffix.lower()
     if suffix in _JSON_LINES:
@@ -283,12 +286,13 @@ def _kind(location: str) -> Kind | None:
 
 
 def _format(location: str) -> Kind:
-    """As `_kind`. Raises ConfigError for an unknown one."""
+    """The format of `_kind`. Raises ConfigError for an unknown one."""
     if (kind := _kind(location)) is not None:
         return kind
     raise ConfigError(
         f"{location} is of no known kind",
-        fix="Read are .txt (and .md, .rst, sources), .jsonl, .parquet and .tar; .gz and .zst of them but parquet; folders.",
+        fix="Read are .txt (and .md, .rst, sources), .jsonl, .parquet and .tar; .gz and .zst of "
+        "them but parquet; folders.",
     )
 
 
@@ -355,7 +359,7 @@ def _endings_for(folder: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _endings(suffixes: Sequence[str]) -> tuple[str, ...]:
-    """As names have them, from py, .PY or *.py."""
+    """Endings as names have them, from py, .PY or *.py."""
     return tuple(f".{suffix.strip().lstrip('*.')}".lower() for suffix in suffixes)
 
 

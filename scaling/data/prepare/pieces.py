@@ -27,7 +27,7 @@ from scaling.errors import DataError
 
 Format = Literal["files", "pairs", "lines", "jsonl", "parquet", "tar"]
 PIECE_BYTES = 32 << 20
-"""Of the input that one task reads, where it can be cut. Assumption: some seconds of work, so that
+"""Input that one task reads, where it can be cut. Assumption: some seconds of work, so that
 a kill costs no more."""
 LARGEST_DOCUMENT_BYTES = 64 << 20
 """Assumption: above that it is a corpus in one file, by mistake."""
@@ -42,7 +42,7 @@ class Piece:
 
     files: each is a document; pairs: source TAB target, or two files; lines, jsonl: each line is
     one; parquet: each row; tar: each member of the wanted extension. `locations`: paths or URLs;
-    `version`: of a remote one, what its server tells one version of it from another by. `lenient`:
+    `version`: of a remote one, what its server gives each version of it. `lenient`:
     documents that cannot be read are left out and counted.
     """
 
@@ -244,7 +244,8 @@ def _rows(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
         if not is_text(schema.field(reading.field).type):
             has = ", ".join(name for name in schema.names if is_text(schema.field(name).type))
             raise UnfitInput(
-                f"{location} has {schema.field(reading.field).type} in column {reading.field!r}, and no text",
+                f"{location} has {schema.field(reading.field).type} in column "
+                f"{reading.field!r}, and no text",
                 fix=f"Columns of text are: {has}; name one with field=NAME."
                 if has
                 else "It has no column of text.",
@@ -299,7 +300,8 @@ def _checked(
     if reading.max_bytes is not None and len(content) > reading.max_bytes:
         return UnfitText(
             f"{place} is longer than max_document={reading.max_bytes} bytes",
-            fix="Cut it into documents (document=line makes one of every line of .txt files), or raise max_document.",
+            fix="Cut it into documents (document=line makes one of every line of .txt files), "
+            "or raise max_document.",
         )
     try:
         return decoded(without_mark(content) if begins else content, place)

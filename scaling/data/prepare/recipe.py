@@ -1,4 +1,4 @@
-"""What a configuration says of a corpus -> the recipe of it, and a name by which the same one is
+"""The recipe of the corpus that a configuration describes, and a name by which the same corpus is
 found again."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLE_BYTES = 100_000_000
 """Text that a tokenizer is trained on where the corpus may be large. Assumption: more changes
 little."""
 LARGEST_DOCUMENT_BYTES = 64_000_000
-"""As max_document of scaling.prepare."""
+"""The same limit as max_document of scaling.prepare."""
 # of what a build writes: raise it when the same source and settings give other bytes
 _BUILDER_VERSION = 1
 
@@ -85,7 +85,8 @@ def directory_name(
         "shard_tokens": data.shard_tokens,
         "format": [FORMAT_VERSION, _BUILDER_VERSION],
     }
-    return f"{data.kind}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{data.kind}-{digest[:12]}"
 
 
 def inputs_of(data: DataConfig) -> Sequence[str]:

@@ -21,9 +21,9 @@ from scaling.errors import ConfigError, DataError
 from scaling.runs.file_lock import file_lock
 
 RECIPE_FILE = ".recipe.json"
-"""In the directory of the corpus: the hash of what it is made of."""
+"""Holds, in the directory of the corpus, the hash of what it is made of."""
 LOCK_FILE = ".recipe.lock"
-"""Beside it: held by the process that builds there."""
+"""Lock beside it, held by the process that builds there."""
 WAITING = "waiting for another process that builds the same corpus"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -127,7 +127,8 @@ def _owned(
             found = _recipe_in(file)
             if found not in (None, recipe):
                 raise ConfigError(
-                    "the directory holds a corpus of other inputs or options, or of inputs that have changed",
+                    "the directory holds a corpus of other inputs or options, or of inputs that "
+                    "have changed",
                     where,
                     fix,
                 )

@@ -18,8 +18,8 @@ from scaling.errors import ConfigError, DataError
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 BETWEEN = "\x1e"
-"""Between source and target where a pair is one string: the record separator of ASCII, which text
-does not hold."""
+"""Separates source and target where a pair is one string: the record separator of ASCII, which
+text does not hold."""
 _TESTS = frozenset({"test", "tests", "idle_test"})
 
 
@@ -136,7 +136,8 @@ def _matches(key: str, pattern: str, suffixes: Sequence[str]) -> tuple[Path, ...
         raise ConfigError(
             f"{key}={pattern!r} matches no file",
             where=f"seen from {Path.cwd()}",
-            fix=f"Give a file, a glob or a folder of UTF-8 text files ({', '.join(suffixes)}), such as {key}='books/**/*.txt'.",
+            fix=f"Give a file, a glob or a folder of UTF-8 text files ({', '.join(suffixes)}), "
+            f"such as {key}='books/**/*.txt'.",
         )
     return tuple(files)
 
@@ -152,7 +153,7 @@ def check_readable(path: Path, where: str | None = None) -> None:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As os.walk, sorted; links are followed, to each folder once. Raises DataError for a folder
+    """os.walk, sorted; links are followed, to each folder once. Raises DataError for a folder
     that cannot be read."""
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -263,7 +264,8 @@ def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
     if len(lines) != len(targets):
         raise UnfitInput(
             f"{path} has {len(lines)} lines, and {target_path} has {len(targets)}",
-            fix="Line n of one is the translation of line n of the other: give files of equal length.",
+            fix="Line n of one is the translation of line n of the other: give files of equal "
+            "length.",
         )
     yield from zip(lines, targets, strict=True)
 

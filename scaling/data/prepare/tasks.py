@@ -21,7 +21,7 @@ import numpy as np
 from scaling.errors import DataError
 
 Report = Callable[[str, float | None], None]
-"""Told what is being done, and the part of it that is done (0 to 1, None where that is not
+"""Receives what is being done, and the part of it that is done (0 to 1, None where that is not
 known)."""
 
 
@@ -101,7 +101,8 @@ class Work:
         except BrokenProcessPool as error:
             raise DataError(
                 "a process of the preparation died, probably for want of memory",
-                fix="The same command goes on where it ended; use fewer processes=, or a smaller max_document=.",
+                fix="The same command goes on where it ended; use fewer processes=, or a "
+                "smaller max_document=.",
             ) from error
 
     def _started_pool(self) -> concurrent.futures.ProcessPoolExecutor:
@@ -160,7 +161,7 @@ def put(path: Path, content: bytes | memoryview) -> None:
 
 def put_array(path: Path, array: np.ndarray) -> None:
     """Write an .npy file that is there whole or not at all."""
-    # numpy's own writing to a file does not tell a full disk from another failure
+    # numpy's own writing to a file does not distinguish a full disk from another failure
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     put(path, buffer.getbuffer())

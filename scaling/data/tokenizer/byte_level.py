@@ -35,7 +35,8 @@ INSIDE = "▁"
 """What WordPiece puts before a piece that does not begin a word; BERT's ## could be text, this is
 not in the alphabet."""
 MAX_TOKENIZER_BYTES = 256 << 20
-"""Of a tokenizer.json. Assumption: several times the largest that are published, of some 35 MB."""
+"""Largest tokenizer.json. Assumption: several times the largest that are published, of some 35
+MB."""
 # bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
 LONGEST_WORD = 64
 
@@ -102,8 +103,7 @@ class Tokenizer:
 
     @functools.cached_property
     def begins_word(self) -> np.ndarray:
-        """Of each token of a WordPiece vocabulary: whether it begins a word; bool of length
-        vocab_size."""
+        """Whether each token of a WordPiece vocabulary begins a word; bool of length vocab_size."""
         return np.array(
             [not (self._hf.id_to_token(i) or "").startswith(INSIDE) for i in range(self.vocab_size)]
         )
@@ -232,7 +232,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     found = hf.get_vocab_size()
     if found != config.vocab_size:
         raise ConfigError(
-            f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all of it gives {found} entries",
+            f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all "
+            f"of it gives {found} entries",
             fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
         )
     return Tokenizer(_wordpiece(hf.get_vocab(), config) if config.kind == "wordpiece" else hf)
