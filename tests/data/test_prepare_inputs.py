@@ -16,12 +16,12 @@ from backports import zstd
 
 from scaling import prepare
 from scaling.config.paths import matching, oddity, split_paths
-from scaling.config.run_config import DataConfig
+from scaling.config.run_config import DataConfig, TokenizerConfig
 from scaling.data.io.fetch import local_path
 from scaling.data.io.hub import _is_data
 from scaling.data.prepare.inputs import find_pieces
 from scaling.data.prepare.pieces import Reading, read_piece
-from scaling.data.prepare.recipe import inputs_of
+from scaling.data.prepare.recipe import directory_name, inputs_of
 from scaling.data.prepare.sources import UnfitText, find_source, read_pairs
 from scaling.errors import ConfigError, DataError
 from scaling.laws.options import FitOptions
@@ -213,6 +213,19 @@ def test_the_first_files_of_each_input_are_read(tmp_path, place):
         assert found == ["a", "b"]
         assert told == [f"left out 1 file beyond max_files: {tmp_path / 'c.txt'}"]
         assert read(*inputs, f"{tmp_path}/c.txt", max_files=2) == (["a", "b", "c"], [])
+
+
+def test_a_corpus_of_the_first_files_is_another_one(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    data = DataConfig(kind="documents", path=f"{tmp_path}/*.txt", cache_dir="unused")
+    first = data.model_copy(update={"max_files": 1})
+    tokenizer = TokenizerConfig(kind="byte", vocab_size=257)
+    before = directory_name(first, tokenizer, None)
+    (tmp_path / "b.txt").write_text("changed, and not read")
+    assert directory_name(first, tokenizer, None) == before
+    (tmp_path / "a.txt").write_text("changed, and read")
+    assert directory_name(first, tokenizer, None) != before
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def _matches(pattern: str) -> list[str]:
     found = matching(pattern)
     if not found and (closed := closed_folders(pattern)):
         raise DataError(
-            f"inputs={pattern!r} matches nothing, and {closed[0]} cannot be listed",
+            f"{pattern!r} matches nothing, and {closed[0]} cannot be listed",
             fix="Make it readable.",
         )
     if not found:

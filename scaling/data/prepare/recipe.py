@@ -95,15 +95,15 @@ def inputs_of(data: DataConfig) -> Sequence[str]:
 
 
 def _documents_identity(data: DataConfig) -> list[object]:
-    identity = [*_inputs_identity(inputs_of(data)), data.field, data.max_files]
+    identity = [*_inputs_identity(inputs_of(data), data.max_files), data.field, data.max_files]
     return identity + (
         [_inputs_identity(split_paths(data.val_path))] if data.val_path is not None else []
     )
 
 
-def _inputs_identity(inputs: Sequence[str]) -> list[object]:
+def _inputs_identity(inputs: Sequence[str], max_files: int | None = None) -> list[object]:
     remote, local = (
         [text for text in inputs if is_remote(text)],
         [text for text in inputs if not is_remote(text)],
     )
-    return [remote, files_identity(map(Path, local_files(local)))]
+    return [remote, files_identity(map(Path, local_files(local, max_files=max_files)))]
