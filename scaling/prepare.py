@@ -135,7 +135,8 @@ def prepare(options: PrepareOptions) -> None:
     """Build or finish the corpus, and say what it is. Raises ScalingError."""
     from scaling.commands.progress import ProgressBar
     from scaling.data.prepare.build import Recipe
-    from scaling.data.prepare.inputs import SOURCE_SUFFIXES, find_pieces
+    from scaling.data.prepare.formats import SOURCE_SUFFIXES
+    from scaling.data.prepare.inputs import find_pieces
     from scaling.data.prepare.pieces import Reading
     from scaling.data.prepare.resume import build_or_finish, noted_commits
     from scaling.data.prepare.tasks import n_cores

@@ -10,7 +10,8 @@ import pytest
 
 from scaling.composition.compose import compose
 from scaling.launch.ray import pool as pools
-from scaling.launch.ray.pool import Place, Slot, WorkerPool
+from scaling.launch.ray.pool import Slot, WorkerPool
+from scaling.launch.ray.warm_worker import Place
 from scaling.planner.layout import Layout
 
 ZERO_1 = Layout(

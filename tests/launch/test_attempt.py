@@ -49,7 +49,7 @@ from scaling.launch import run
 from scaling.launch.attempt import Attempt
 from scaling.launch.base import InProcessLaunch, Launch, WorkerKind
 from scaling.launch.console import ProgressLine
-from scaling.launch.ray.pool import GroupLaunch
+from scaling.launch.ray.group import GroupLaunch
 from scaling.launch.ray.trainer import RayLaunch
 from scaling.launch.study import driver as study
 from scaling.launch.study import runner

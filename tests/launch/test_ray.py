@@ -15,7 +15,8 @@ from scaling.errors import LaunchError
 from scaling.launch.ray.cluster import RayCluster
 from scaling.launch.ray.connection import Connection
 from scaling.launch.ray.elastic import ElasticTrainer
-from scaling.launch.ray.pool import GroupLaunch, Slot, WorkerPool
+from scaling.launch.ray.group import GroupLaunch
+from scaling.launch.ray.pool import Slot, WorkerPool
 from scaling.launch.ray.trainer import RayLaunch
 from scaling.planner.world_sizes import elastic_sizes
 from tests.support.configs import composed

@@ -7,11 +7,19 @@ import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 from scaling.config.paths import closed_folders, hidden_matching, matching, oddity
 from scaling.data.io.open_input import is_compressed, n_row_groups, size_of
-from scaling.data.io.remote import N_THREADS, InputFile, find_remote, is_remote, name_of
+from scaling.data.io.remote import N_THREADS, InputFile, find_remote, is_remote
+from scaling.data.prepare.formats import (
+    RECORDS,
+    SOURCE_SUFFIXES,
+    Kind,
+    ending_of,
+    endings_of,
+    format_of,
+    kind_of,
+)
 from scaling.data.prepare.left_out import (
     BEYOND,
     CLOSED,
@@ -27,75 +35,6 @@ from scaling.data.prepare.sources import check_readable, walk
 from scaling.data.prepare.tasks import Report, silent
 from scaling.errors import ConfigError, DataError
 
-_JSON_LINES = (".jsonl", ".ndjson", ".json")  # C4's files of JSON lines end in .json.gz
-_RECORDS = (
-    *(lines + packed for lines in _JSON_LINES for packed in ("", ".gz", ".zst", ".zstd")),
-    ".parquet",
-)
-_TEXT = (".txt", ".text", ".md", ".rst")
-SOURCE_SUFFIXES = (
-    ".bash",
-    ".c",
-    ".cc",
-    ".cfg",
-    ".clj",
-    ".cmake",
-    ".cpp",
-    ".cs",
-    ".css",
-    ".cu",
-    ".cuh",
-    ".cxx",
-    ".dart",
-    ".el",
-    ".erl",
-    ".ex",
-    ".f90",
-    ".go",
-    ".h",
-    ".hpp",
-    ".hs",
-    ".html",
-    ".ini",
-    ".java",
-    ".jl",
-    ".js",
-    ".jsx",
-    ".kt",
-    ".lisp",
-    ".lua",
-    ".m",
-    ".md",
-    ".ml",
-    ".mli",
-    ".nim",
-    ".php",
-    ".pl",
-    ".pm",
-    ".proto",
-    ".py",
-    ".pyi",
-    ".pyx",
-    ".r",
-    ".rb",
-    ".rs",
-    ".rst",
-    ".scala",
-    ".sh",
-    ".sql",
-    ".swift",
-    ".tcl",
-    ".tex",
-    ".toml",
-    ".ts",
-    ".tsx",
-    ".txt",
-    ".vim",
-    ".yaml",
-    ".yml",
-    ".zig",
-)
-"""What is read in a folder, unless suffixes= says otherwise."""
 _NOT_SOURCE = frozenset({"__pycache__", "node_modules"})
 
 
@@ -125,7 +64,7 @@ def find_pieces(
     )
     with ThreadPoolExecutor(N_THREADS) as pool:  # the ends of parquet files are waited for
         found = pool.map(
-            lambda file: _pieces_or_none(file, _format(file.location), by_line, left_out), remote
+            lambda file: _pieces_or_none(file, format_of(file.location), by_line, left_out), remote
         )
         pieces = [*local, *(piece for of_file in found for piece in of_file)]
     pieces = [dataclasses.replace(piece, lenient=skip_bad) for piece in pieces] + sources
@@ -236,7 +175,7 @@ def _local_pieces(
     pieces: dict[bool, list[Piece]] = {False: [], True: []}
     for path, in_folder in files.items():
         # an ending that is not known here was asked for with suffixes=
-        kind = (_kind(str(path)) or "text") if in_folder else _format(str(path))
+        kind = (kind_of(str(path)) or "text") if in_folder else format_of(str(path))
         size, lenient = size_of(path), in_folder and kind == "text"
         if kind != "text" or by_line:
             file = InputFile(str(path), size, ranges=True)
@@ -267,33 +206,6 @@ def _matches(pattern: str) -> list[str]:
             "Give a glob or a folder, as inputs='books/*.txt'.",
         )
     return found
-
-
-Kind = Literal["text", "jsonl", "parquet", "tar"]
-
-
-def _kind(location: str) -> Kind | None:
-    """The format that the end of the name states, in either case; None for an unknown one."""
-    name = name_of(location)
-    suffix = (name.with_suffix("") if is_compressed(location) else name).suffix.lower()
-    if suffix in _JSON_LINES:
-        return "jsonl"
-    if suffix == ".parquet" and not is_compressed(location):
-        return "parquet"
-    if suffix in (".tar", ".tgz"):
-        return "tar"
-    return "text" if suffix in _TEXT or suffix in SOURCE_SUFFIXES else None
-
-
-def _format(location: str) -> Kind:
-    """The format of `_kind`. Raises ConfigError for an unknown one."""
-    if (kind := _kind(location)) is not None:
-        return kind
-    raise ConfigError(
-        f"{location} is of no known kind",
-        fix="Read are .txt (and .md, .rst, sources), .jsonl, .parquet and .tar; .gz and .zst of "
-        "them but parquet; folders.",
-    )
 
 
 def _pieces_or_none(file: InputFile, kind: Kind, by_line: bool, left_out: LeftOut) -> list[Piece]:
@@ -346,23 +258,13 @@ def _sources(folder: Path, endings: tuple[str, ...], left_out: LeftOut) -> Itera
             elif name.lower().endswith(endings) and name.lower() not in endings:
                 yield path
             else:
-                left_out.add(OTHER_KINDS, _ending(path))
+                left_out.add(OTHER_KINDS, ending_of(path))
 
 
 def _endings_for(folder: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
     """The endings to read in a folder: of a folder without any source or text, those of JSON lines
     and tables."""
-    endings = _endings(suffixes)
+    endings = endings_of(suffixes)
     if suffixes != SOURCE_SUFFIXES or next(_sources(folder, endings, LeftOut()), None) is not None:
         return endings
-    return _RECORDS if next(_sources(folder, _RECORDS, LeftOut()), None) is not None else endings
-
-
-def _endings(suffixes: Sequence[str]) -> tuple[str, ...]:
-    """Endings as names have them, from py, .PY or *.py."""
-    return tuple(f".{suffix.strip().lstrip('*.')}".lower() for suffix in suffixes)
-
-
-def _ending(path: Path) -> str:
-    inner = path.with_suffix("").suffix if is_compressed(str(path)) else ""
-    return (inner + path.suffix).lower() or "no ending"
+    return RECORDS if next(_sources(folder, RECORDS, LeftOut()), None) is not None else endings

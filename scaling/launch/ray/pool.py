@@ -9,91 +9,22 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scaling.channel.messages import Lost, Message
 from scaling.config.run_config import ClusterConfig
 from scaling.errors import LaunchError
-from scaling.launch.base import WorkerFn, WorkerKind, guarded
-from scaling.launch.ray.channel import KvChannel, KvInbox
+from scaling.launch.base import WorkerFn
 from scaling.launch.ray.cluster import RayCluster
-from scaling.launch.ray.connection import Connection, unwatched
-from scaling.parallel.grid import Ranks
+from scaling.launch.ray.connection import Connection
+from scaling.launch.ray.group import GroupLaunch
+from scaling.launch.ray.warm_worker import Place, leaves_nothing, meeting_place, start_worker
 from scaling.planner.layout import Layout
 
 _START_S = 180.0
 """Longest wait for the first worker: assumption, that an idle cluster starts one sooner."""
-_LAST_WORDS_S = 2.0
-"""Time for the other ranks of a failed run to report: assumption."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker runs: its node, that node's address, and the accelerator that it sees ("" on a
-    CPU)."""
-
-    node: str
-    address: str
-    device: str
-
-
-class WarmWorker:
-    """The actor: one process that has everything imported."""
-
-    def warm(self) -> Place:
-        import ray
-
-        from scaling.launch.ray import warm
-
-        warm.up()
-        context = ray.get_runtime_context()
-        devices = context.get_accelerator_ids().get("GPU", [])
-        return Place(context.get_node_id(), ray.util.get_node_ip_address(), ",".join(devices))
-
-    def rendezvous(self, address: str) -> str:
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{address}:{free.getsockname()[1]}"
-
-    def run(
-        self, worker_fn: WorkerFn, spec: dict[str, Any], ranks: Ranks, prefix: str, rendezvous: str
-    ) -> dict[str, Any]:
-        from scaling.launch.ray import warm
-
-        with warm.one_run():
-            return guarded(worker_fn, spec, ranks, KvChannel(prefix, ranks.rank), rendezvous)
-
-
-def start_worker(cluster: ClusterConfig, *, share: float = 1.0, **options: Any) -> Any:
-    """The actor of a worker that holds this share of a device."""
-    import ray
-
-    cpus, gpus = resources_of(cluster)
-    return ray.remote(num_cpus=cpus * share, num_gpus=gpus * share, max_restarts=0, **options)(
-        WarmWorker
-    ).remote()
-
-
-def leaves_nothing(layout: Layout) -> bool:
-    """Whether a worker that ran this layout is as new for the next run.
-
-    DeepSpeed 0.19.8 keeps ZeRO-3 engines reachable as long as their process lives: measured, each
-    left all its parameters after it was closed and collected, where those of ZeRO-1 and ZeRO-2 left
-    none.
-    """
-    return not (layout.engine == "deepspeed" and layout.zero_stage == 3)
-
-
-def resources_of(cluster: ClusterConfig) -> tuple[int, int]:
-    """CPUs and GPUs of one worker, as Ray counts them."""
-    return (1, 1) if cluster.device.kind == "gpu" else (cluster.threads_per_worker, 0)
 
 
 @dataclass
@@ -241,17 +172,6 @@ class WorkerPool:
                 )
 
 
-def meeting_place(worker: Any, place: Place, session: Path | None) -> str:
-    """Where the ranks of a run meet: a file in `session` on a single machine, else a free port of
-    the first rank's."""
-    import ray
-
-    if session is not None:
-        return f"file://{session}/rendezvous-{uuid.uuid4().hex}"
-    address: str = ray.get(worker.rendezvous.remote(place.address))
-    return address
-
-
 def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
     """`n_ranks` devices, of one node where one has enough: of those the fullest; None where there
     are too few in all."""
@@ -265,118 +185,3 @@ def _nearest(usable: dict[str, list[Slot]], n_ranks: int) -> list[str] | None:
         device for devices in sorted(nodes.values(), key=len, reverse=True) for device in devices
     ]
     return spread[:n_ranks] if len(spread) >= n_ranks else None
-
-
-class GroupLaunch:
-    """One run on a group of warm workers: the `Launch` that its driver sees.
-
-    places: of the workers, in the ranks' order. on_over: called once, with whether all workers are
-    sound. check: raises LaunchError where Ray itself has lost a process, which then answers nobody.
-    """
-
-    worker_kind: WorkerKind = "kept"
-
-    def __init__(
-        self,
-        worker_fn: WorkerFn,
-        spec: dict[str, Any],
-        workers: Sequence[Any],
-        places: Sequence[Place],
-        rendezvous: str,
-        on_over: Callable[[bool], None],
-        check: Callable[[], None] = unwatched,
-    ) -> None:
-        prefix = f"scaling/{uuid.uuid4().hex}"
-        self._inbox, self._on_over, self._check = KvInbox(prefix), on_over, check
-        self._ray_is_lost = False
-        self._result: dict[str, Any] | None = None
-        self._error: Exception | None = None
-        self._failed_s: float | None = None
-        self._own_messages: list[Message] = []
-        self._is_over = False
-        self._running = [
-            worker.run.remote(worker_fn, spec, ranks, prefix, rendezvous)
-            for worker, ranks in zip(workers, _ranks(places), strict=True)
-        ]
-        self._ranks = {ref: rank for rank, ref in enumerate(self._running)}
-        self._lost: list[int] = []
-
-    def receive(self) -> list[Message]:
-        own, self._own_messages = self._own_messages, []
-        return own if self._ray_is_lost else self._inbox.receive() + own
-
-    def request_stop(self) -> None:
-        if not self._ray_is_lost:
-            self._inbox.request_stop()
-
-    def done(self, timeout_s: float) -> bool:
-        """Whether all workers have ended, or one has failed and the others have had time to
-        report, or Ray has lost a process of its own."""
-        import ray
-
-        try:
-            self._check()
-        except LaunchError as error:
-            self._error, self._ray_is_lost = error, True
-            self._end(sound=False)
-            return True
-        ended, self._running = ray.wait(
-            self._running, num_returns=len(self._running), timeout=timeout_s
-        )
-        for ref in ended:
-            try:
-                value = ray.get(ref)
-            except Exception as error:  # a worker that raises one has reported it
-                self._error = self._error or error
-                if isinstance(error, ray.exceptions.RayActorError):
-                    self._lost.append(self._ranks[ref])
-            else:
-                self._result = value if self._ranks[ref] == 0 else self._result
-        if self._error is not None and self._failed_s is None:
-            self._failed_s = time.monotonic()
-        waited = self._failed_s is not None and time.monotonic() - self._failed_s > _LAST_WORDS_S
-        if self._running and not waited:
-            return False
-        if self._lost:
-            self._own_messages.append(Lost(sorted(self._lost)))
-        self._end(sound=self._error is None)
-        return True
-
-    def _end(self, *, sound: bool) -> None:
-        self._running, self._is_over = [], True
-        self._on_over(sound)
-
-    def result(self) -> dict[str, Any]:
-        if isinstance(self._error, LaunchError):
-            raise self._error
-        if self._error is not None or self._result is None:
-            raise LaunchError(_last_line(self._error)) from self._error
-        return self._result
-
-    def __enter__(self) -> GroupLaunch:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Workers outlive the run, but for those that are still at work on it."""
-        if not self._is_over:
-            self._end(sound=False)
-
-
-def _ranks(places: Sequence[Place]) -> list[Ranks]:
-    """Ranks in the workers' order, each with its number on its node."""
-    seen: dict[str, int] = {}
-    ranks = []
-    for rank, place in enumerate(places):
-        local = seen.get(place.node, 0)
-        seen[place.node] = local + 1
-        ranks.append(Ranks(rank, len(places), local))
-    return ranks
-
-
-def _last_line(error: Exception | None) -> str:
-    import ray
-
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its worker died (killed, or out of memory)"
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "its worker ended without a result"

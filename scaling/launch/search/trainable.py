@@ -23,7 +23,8 @@ from scaling.errors import DivergedError
 from scaling.launch.attempt import Attempt
 from scaling.launch.entry import worker_entry
 from scaling.launch.ray.channel import KvChannel
-from scaling.launch.ray.pool import GroupLaunch, leaves_nothing, meeting_place, start_worker
+from scaling.launch.ray.group import GroupLaunch
+from scaling.launch.ray.warm_worker import leaves_nothing, meeting_place, start_worker
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.planner.budget import tokens_per_step

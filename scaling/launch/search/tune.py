@@ -26,8 +26,8 @@ from scaling.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, ConfigError
 from scaling.launch.console import starting_text
 from scaling.launch.ray.cluster import RayCluster
 from scaling.launch.ray.connection import Connection
-from scaling.launch.ray.pool import resources_of
 from scaling.launch.ray.tempdir import remove_tree
+from scaling.launch.ray.warm_worker import resources_of
 from scaling.launch.run import prepare_corpus
 from scaling.launch.signals import StopSignals
 from scaling.launch.study.console import StudyConsole
