@@ -17,28 +17,25 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.config.run_config import TokenizerConfig
 from scaling.data.prepare import ordering
 from scaling.data.prepare.by_position import cut_in_two
+from scaling.data.prepare.collect import merge_bucket, merge_group, sort_piece
 from scaling.data.prepare.encode import encode_bucket
 from scaling.data.prepare.left_out import EMPTY, LeftOut
 from scaling.data.prepare.ordering import (
     RUN_BYTES,
     Bucket,
     bucket_bounds,
-    document_of,
-    merge_runs,
     read_documents,
     remove_documents,
-    write_bucket,
-    write_runs,
 )
-from scaling.data.prepare.pieces import Piece, Reading, local_paths, read_piece
-from scaling.data.prepare.sources import BETWEEN, UnfitInput, UnfitText
+from scaling.data.prepare.pieces import Piece, Reading, local_paths
+from scaling.data.prepare.sources import BETWEEN
 from scaling.data.prepare.tasks import Report, Work, put
 from scaling.data.prepare.write_shards import SPLITS, plan_shards, write_shard
 from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
@@ -229,49 +226,6 @@ def _few(work: Work, runs: list[str]) -> list[str]:
             remove_documents(work.directory, run)
         runs = [result["run"] for result in merged]
     return runs
-
-
-def merge_group(directory: Path, name: str, runs: list[str]) -> dict[str, Any]:
-    """Task: one run of the documents of several."""
-    return {"run": merge_runs(directory, runs, name)}
-
-
-def sort_piece(directory: Path, name: str, piece: Piece, reading: Reading) -> dict[str, Any]:
-    """Task: the documents of a piece, in sorted runs."""
-    counts: dict[str, Any] = {
-        "n_documents": 0,
-        "n_bytes": 0,
-        "n_empty": 0,
-        "empty": [],
-        "n_unfit": 0,
-        "unfit": None,
-    }
-
-    def fit() -> Iterator[Any]:
-        for number, text in enumerate(read_piece(piece, reading)):
-            if isinstance(text, UnfitText):
-                if not piece.lenient:
-                    raise UnfitInput(text.what, text.where, text.fix)
-                counts["n_unfit"] += 1
-                counts["unfit"] = counts["unfit"] or text.what
-            elif not text:
-                counts["n_empty"] += 1
-                if piece.format == "files":
-                    counts["empty"].append(piece.locations[number])
-            else:
-                document = document_of(text, piece.held_out)
-                counts["n_documents"] += 1
-                counts["n_bytes"] += len(document.content)
-                yield document
-
-    return {"runs": write_runs(fit(), directory, name), **counts}
-
-
-def merge_bucket(
-    directory: Path, name: str, runs: list[str], bounds: tuple[int, int], low: int
-) -> dict[str, Any]:
-    """Task: the distinct documents of one range of hashes, in order."""
-    return asdict(write_bucket(directory, runs, name, bounds, low))
 
 
 def _report_unfit(read: list[dict[str, Any]], report: Report) -> None:
