@@ -64,7 +64,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             return self._file.readinto(buffer)
-        except self._error as error:
+        except self._error as error:  # readers of other formats raise OSError for damage
             raise OSError(str(error)) from error
 
 

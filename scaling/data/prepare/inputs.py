@@ -120,7 +120,7 @@ def local_files(
     named: dict[Path, None] = {}
     sources: dict[Path, None] = {}
     beyond: list[Path] = []
-    note = LeftOut() if left_out is None else left_out
+    note = LeftOut() if left_out is None else left_out  # a check reports nothing
     for pattern in patterns:
         files = _files_of(pattern, suffixes, note)
         beyond += list(files)[max_files:] if max_files is not None else []
@@ -129,6 +129,7 @@ def local_files(
     if left_out is not None:
         _note_hidden(patterns, named, left_out)
         for path in beyond:
+            # another input may name it among its first ones
             if path not in named and path not in sources:
                 left_out.add(BEYOND, str(path))
     return {path: False for path in named if path not in sources} | dict.fromkeys(sources, True)

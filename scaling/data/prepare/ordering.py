@@ -75,6 +75,7 @@ def write_runs(documents: Iterable[Document], directory: Path, name: str) -> lis
         known = run.get(document.digest)
         if known is None:
             size += len(document.content) + _OVERHEAD_BYTES
+        # a text that its source holds out is held out wherever else it stands
         run[document.digest] = document if known is None or document.held_out else known
         if size >= RUN_BYTES:
             names.append(_write_run(run, directory, f"{name}-{len(names)}"))

@@ -59,6 +59,7 @@ class ShardCache:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            # few locks serve all shards: two that share one wait for each other
             with self._lock(f"{int(shard.sha256[:8], 16) % _LOCKS:02x}"):
                 if (content := self.get(shard)) is not None:
                     return content
@@ -72,7 +73,7 @@ class ShardCache:
         return self.directory / f"{shard.sha256}.tar"
 
     def _put(self, path: Path, content: bytes) -> None:
-        if len(content) > self.max_bytes:
+        if len(content) > self.max_bytes:  # it would push out all others, and not stay
             return
         self._make_room(len(content))
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -92,6 +93,7 @@ class ShardCache:
                     continue
                 with contextlib.suppress(FileNotFoundError):  # removed by another process
                     status = entry.stat()
+                    # a copy under way counts once its writer must be dead
                     if (
                         not entry.name.startswith(".")
                         or time.time() - status.st_mtime > _ABANDONED_S

@@ -41,6 +41,7 @@ class WarmWorker:
     def rendezvous(self, address: str) -> str:
         import socket
 
+        # the port is free when it is asked for: another process may take it before the ranks meet
         with socket.socket() as free:
             free.bind(("", 0))
             return f"tcp://{address}:{free.getsockname()[1]}"

@@ -133,7 +133,7 @@ class Runner:
                 signals.renew()
                 if signals.received and not self._stopping:
                     self._stop(signals, console)
-                pool.poll()
+                pool.poll()  # first: where Ray has lost a process, nothing else may be asked of it
                 over = [running for running in self._running.values() if running.attempt.poll()]
                 self._start_what_fits(pool)
                 for running in over:
