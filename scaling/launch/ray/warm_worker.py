@@ -1,5 +1,5 @@
-"""A worker that is kept from run to run: its process, what it takes of a machine, and where the ranks
-of a run meet."""
+"""A worker that is kept from run to run: its process, what it takes of a machine, and where the
+ranks of a run meet."""
 
 from __future__ import annotations
 
