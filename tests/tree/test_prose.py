@@ -9,15 +9,11 @@ from tools.code_figures import docstrings, figures, first_word
 
 ROOT = Path(__file__).parents[2]
 NOT_YET = {
-    "channel",
     "commands",
     "composition",
     "config",
-    "data",
     "inference",
-    "launch",
     "model",
-    "rehearsal",
     "runs",
     "screen.py",
     "status.py",
