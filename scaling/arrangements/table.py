@@ -63,7 +63,7 @@ def their_config(config: RunConfig, *, eos_id: int, pad_id: int) -> dict[str, An
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": model.tie_embeddings,
     }
-    if model.has_encoder_and_decoder:
+    if model.traits.encoder_and_decoder:
         common["decoder_start_token_id"] = pad_id
     elif config.objective.kind == "causal_lm":
         common["bos_token_id"] = eos_id

@@ -169,7 +169,7 @@ def _write_tokenizer_settings(directory: Path, tokenizer: Tokenizer, config: Run
         "pad_token_id": _pad_id(tokenizer, config),
         "do_sample": False,
     }
-    if config.model.has_encoder_and_decoder:
+    if config.model.traits.encoder_and_decoder:
         generation["decoder_start_token_id"] = _pad_id(tokenizer, config)
     elif config.objective.kind == "causal_lm":
         generation["bos_token_id"] = tokenizer.eot_id

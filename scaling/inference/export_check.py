@@ -64,7 +64,7 @@ def rounding_bound(config: RunConfig, scale: float) -> float:
     """
     model, shape = config.model, lengths(config)
     n_block = 4 * model.d_model + model.ff_width + shape.inputs + shape.targets
-    n_blocks = model.n_layers * (2 if model.has_encoder_and_decoder else 1)
+    n_blocks = model.n_layers * (2 if model.traits.encoder_and_decoder else 1)
     return 8 * math.sqrt(2 * n_block * n_blocks) * torch.finfo(torch.float32).eps * max(scale, 1.0)
 
 
@@ -105,7 +105,7 @@ def _question(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """tokens_1T, and for an encoder with a decoder source_1U too."""
     ids = torch.from_numpy(tokenizer.encode_batch([TEXT])[0])[None]
     shape = lengths(config)
-    if config.model.has_encoder_and_decoder:
+    if config.model.traits.encoder_and_decoder:
         return {
             "tokens": ids[:, : min(shape.targets, _N_TOKENS) // 2],
             "source": ids[:, : min(shape.inputs, _N_TOKENS)],
