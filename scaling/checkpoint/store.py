@@ -14,6 +14,7 @@ Layout of a run's checkpoints directory:
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -144,7 +145,11 @@ def verify(path: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError where one
     differs or cannot be read."""
     manifest = read_manifest(path)
-    foreign = sorted({file.name for file in path.glob(RANK_FILES)} - manifest.files.keys())
+    try:
+        names = os.listdir(path)
+    except OSError as error:  # a failing disk, a stale handle of a network file system
+        raise CheckpointError(f"{path} cannot be listed: {error.strerror or error}") from error
+    foreign = sorted(set(fnmatch.filter(names, RANK_FILES)) - manifest.files.keys())
     if foreign:
         raise CheckpointError(f"{path / foreign[0]} is not named by the manifest")
     if (

@@ -13,7 +13,7 @@ from scaling.data.io.fetch import local_path
 from scaling.data.io.remote import is_remote
 from scaling.data.mixture import Mixture
 from scaling.data.prepare.cached import ensure_corpus
-from scaling.data.prepare.inputs import local_files
+from scaling.data.prepare.inputs import local_files, named_by
 from scaling.data.prepare.sources import find_source
 from scaling.data.shards import INDEX_FILE
 from scaling.errors import ConfigError
@@ -73,14 +73,8 @@ def _check_documents(key: str, inputs: str | None) -> None:
     it."""
     for text in split_paths(inputs or ""):
         if not is_remote(text):
-            try:
+            with named_by(key):
                 local_files([text])
-            except ConfigError as error:
-                raise ConfigError(
-                    error.what.replace("inputs=", f"{key}=", 1),
-                    error.where,
-                    error.fix and error.fix.replace("inputs=", f"{key}="),
-                ) from error
 
 
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:

@@ -21,17 +21,20 @@ from scaling.planner.shape import nearest_shape, size_of
 
 NAME = "from_law"
 GPU_SEQ_LEN = 2048
-"""Tokens per sequence on GPUs where no study sets them: Brown et al. 2020, section 2.1."""
+"""Least tokens per sequence of a batch made by rule: Brown et al. 2020, section 2.1."""
 _BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
 """Best tokens per step and learning rate, as coefficient and exponent of C in FLOPs: DeepSeek-AI
 2024 (arXiv:2401.02954), eq. 1."""
-_RULE = " (DeepSeek-AI 2024, eq. 1)"
+_RULE = "DeepSeek-AI 2024, eq. 1"
+_FAR = 4
+"""A study's batch is kept on GPUs while the rule's is at most this many times larger: about the
+width of the band of near-optimal batches in DeepSeek-AI 2024, figure 3."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """A run to train. overrides: the words for `python -m scaling.run`; n_params: counted as the
-    law counts; batch_rule: source of the batch, where no study sets it."""
+    law counts; batch_rule: source of the batch, where it is not the study's."""
 
     overrides: tuple[str, ...]
     config: RunConfig
@@ -51,12 +54,16 @@ def recommend(
     """The model nearest to `n_params`, trained on `n_tokens`, and its plan.
 
     base: a run of the study. The new run keeps its data, tokenizer, optimiser and everything else
-    except the size, because a law holds for those. None: the named GPT nearest in size. Depth and
-    width change; the aspect ratio stays as close as the size allows. overrides: more words, such as
+    except the size, because a law holds for those. On GPUs a batch that is far too small for the
+    budget is replaced by the rule's. None: the named GPT nearest in size. Depth and width change;
+    the aspect ratio stays as close as the size allows. overrides: more words, such as
     cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
-    given = base or _with_batch(
-        _nearest_named(n_params, with_embeddings, overrides), 6 * n_params * n_tokens
+    given, rule = _with_batch(
+        base or _nearest_named(n_params, with_embeddings, overrides),
+        6 * n_params * n_tokens,
+        resolve_cluster(compose(overrides)),
+        studied=base is not None,
     )
     model = given.model.model_copy(
         update=nearest_shape(given, n_params, with_embeddings=with_embeddings) | _named(base)
@@ -76,22 +83,32 @@ def recommend(
         config,
         size_of(plan.counts, with_embeddings=with_embeddings),
         plan,
-        "" if base or config.cluster.device.kind != "gpu" else _RULE,
+        rule,
     )
 
 
-def _with_batch(config: RunConfig, flops: float) -> RunConfig:
-    """Set sequence length, batch and learning rate that suit the budget on GPUs, with a batch for
-    all devices; a CPU keeps its own."""
-    resolved = resolve_cluster(config)
-    if resolved.cluster.device.kind != "gpu":
-        return config
-    n = n_devices(resolved)
+def _with_batch(
+    config: RunConfig, flops: float, target: RunConfig, *, studied: bool
+) -> tuple[RunConfig, str]:
+    """Set sequence length, batch and learning rate that suit the budget on target's GPUs, with a
+    batch for all devices, and name the rule. A CPU keeps config's own, and so does a study whose
+    batch is near the rule's."""
+    train, devices = config.train, n_devices(target)
     tokens = _BATCH[0] * flops ** _BATCH[1]
-    batch = max(1, round(tokens / GPU_SEQ_LEN / n)) * n
-    train = config.train.model_copy(update={"seq_len": GPU_SEQ_LEN, "global_batch_size": batch})
+    given = train.global_batch_size * train.seq_len
+    near = tokens <= _FAR * given and train.global_batch_size >= devices
+    if target.cluster.device.kind != "gpu" or (studied and near):
+        return config, ""
+    seq_len = max(train.seq_len, GPU_SEQ_LEN) if studied else GPU_SEQ_LEN
+    batch = max(1, round(tokens / seq_len / devices)) * devices
     optim = config.optim.model_copy(update={"lr": float(f"{_LR[0] * flops ** _LR[1]:.3g}")})
-    return config.model_copy(update={"train": train, "optim": optim})
+    changed = train.model_copy(update={"seq_len": seq_len, "global_batch_size": batch})
+    why = (
+        f"; the study's {train.global_batch_size} sequences of {train.seq_len} are too few"
+        if studied
+        else ""
+    )
+    return config.model_copy(update={"train": changed, "optim": optim}), f" ({_RULE}{why})"
 
 
 def base_of(found: Mapping[str, Any]) -> RunConfig | None:

@@ -14,10 +14,10 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
     """The directory of a run by its path, or by its name under `root`: whole, without its id, or
     with the beginning of the id.
 
-    The beginning of the id alone will do. Of several, the one that was at work last. Raises
-    ConfigError.
+    The beginning of the id alone will do, where no run has the word as its name. Several runs:
+    the one that was at work last. Raises ConfigError.
 
-    notice: is told which was taken, where several were meant.
+    notice: receives which was taken, where several were meant.
     """
     if not run.strip():
         raise ConfigError(
@@ -30,13 +30,16 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
         if (path / "config.yaml").is_file():
             return path
     runs = [path for path in find_runs(parent) if (path / "config.yaml").is_file()]
-    meant = sorted((path for path in runs if _means(run, path.name)), key=_last_written_s)
+    # a whole name comes first: `a` is also the beginning of an id such as a0f3c210
+    named = [path for path in runs if _is_name(run, path.name)]
+    begun = [path for path in runs if path.name.rpartition("-")[2].startswith(run)]
+    meant = sorted(named or begun, key=_last_written_s)
     if meant:
         *others, newest = meant
         if others:
             notice(
                 f"{run} names {len(meant)} runs of {parent}: taking {newest.name}, the newest, "
-                f"not {', '.join(path.name for path in reversed(others))}."
+                f"not {_listed([path.name for path in reversed(others)])}."
             )
         return newest
     names = [str(path.relative_to(parent)) for path in runs]
@@ -70,14 +73,10 @@ def is_run(path: Path) -> bool:
     return (path / "events.jsonl").is_file() or (path / "config.yaml").is_file()
 
 
-def _means(word: str, directory: str) -> bool:
-    """NAME, NAME-BEGINNING_OF_ID or BEGINNING_OF_ID, of the directory NAME-ID."""
-    name, _, run_id = directory.rpartition("-")
-    return (
-        word == name
-        or (directory.startswith(word) and len(word) > len(name) + 1)
-        or run_id.startswith(word)
-    )
+def _is_name(word: str, directory: str) -> bool:
+    """Whether word is NAME or NAME-BEGINNING_OF_ID of the directory NAME-ID."""
+    name = directory.rpartition("-")[0]
+    return word == name or (directory.startswith(word) and len(word) > len(name) + 1)
 
 
 def _last_written_s(path: Path) -> tuple[float, str]:
@@ -104,7 +103,9 @@ def _subdirectories(root: Path) -> list[Path]:
 def _suggestion(parent: Path, runs: list[str]) -> str:
     if not runs:
         return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
-    shown = ", ".join(runs[:8]) + (
-        f" and {len(runs) - 8} more (python -m scaling.status)" if len(runs) > 8 else ""
-    )
-    return f"There are: {shown}."
+    return f"There are: {_listed(runs)}."
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more (python -m scaling.status)" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

@@ -321,6 +321,28 @@ def test_a_file_that_cannot_be_read_is_damage(
     assert found[0] == older
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_directory_that_cannot_be_listed_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    older, path = write(tmp_path, 3), write(tmp_path, 7)
+    listed, scanned = os.listdir, os.scandir
+
+    def refusing(call: Any) -> Any:
+        def refuse(place: Any = ".") -> Any:
+            if str(place) == str(path):
+                raise OSError(code, os.strerror(code), str(place))
+            return call(place)
+
+        return refuse
+
+    monkeypatch.setattr(os, "listdir", refusing(listed))
+    monkeypatch.setattr(os, "scandir", refusing(scanned))
+    found = newest_valid(tmp_path)
+    assert found is not None
+    assert found[0] == older
+
+
 # Which one is used.
 
 

@@ -3,6 +3,7 @@ short is told at once."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from dataclasses import replace
@@ -20,6 +21,8 @@ from scaling.data.preflight import check_inputs, check_lengths
 from scaling.data.prepare.by_position import place_to_cut
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.prepare.inputs import local_files
+from scaling.data.prepare.recipe import recipe_of
+from scaling.data.prepare.sources import BETWEEN, find_source, read_pairs
 from scaling.data.read.shard_reader import read_shard
 from scaling.data.shards import CorpusIndex
 from scaling.errors import ConfigError, DataError
@@ -335,6 +338,33 @@ def test_own_files_are_held_out_of_every_kind(
     index = CorpusIndex.load(directory)
     assert [shard.n_documents for shards in index.splits.values() for shard in shards] == [1, 1]
     assert texts_of(directory)["val"].startswith(b"held-out")
+
+
+def test_pairs_may_be_compressed_alone_and_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for name, pair in {"a.tsv.gz": b"one\teins\n", "b.TSV.GZ": b"two\tzwei\n"}.items():
+        (folder / name).write_bytes(gzip.compress(pair))
+
+    def sources(path: Path) -> list[str]:
+        data = DataConfig(kind="text_pairs", path=str(path), cache_dir=str(tmp_path))
+        return [text.partition(BETWEEN)[0] for _, text in read_pairs(find_source(data))]
+
+    assert sources(folder) == ["one", "two"]
+    assert sources(folder / "b.TSV.GZ") == ["two"]
+    (folder / "a.tsv.gz").write_bytes(gzip.compress(b"one\teins\n")[:-6])
+    with pytest.raises(DataError, match=r"a\.tsv\.gz cannot be read: Compressed file ended"):
+        sources(folder)
+
+
+def test_an_empty_input_of_a_run_is_named_by_its_own_key(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    path = str(tmp_path / "empty.txt")
+    data = DataConfig(kind="documents", path=path, cache_dir=str(tmp_path))
+    with pytest.raises(ConfigError) as raised:
+        recipe_of(data, BYTE, None, {})
+    assert str(raised.value.where).startswith("data.path=")
+    assert "suffixes" not in str(raised.value)
 
 
 def test_targets_in_files_of_their_own_can_be_held_out(tmp_path: Path) -> None:

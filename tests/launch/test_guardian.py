@@ -77,11 +77,13 @@ def test_a_driver_ends_by_itself_however_long_its_interpreter_takes(temporary: P
 def test_a_directory_of_a_reused_pid_is_removed_and_that_of_a_living_driver_stays(
     temporary: Path,
 ) -> None:
-    stale, living, silent = (
-        temporary / f"scaling-ray-{os.getpid()}-{name}" for name in ("stale", "living", "silent")
+    stale, living, silent, unnamed = (
+        temporary / f"scaling-ray-{os.getpid()}-{name}"
+        for name in ("stale", "living", "silent", "unnamed")
     )
-    for path in (stale, living, silent):
+    for path in (stale, living, silent, unnamed):
         path.mkdir()
+    os.utime(unnamed, (time.time() - 3600,) * 2)  # its driver was killed before it wrote its name
     (stale / "owner.json").write_text(json.dumps(["another start of the kernel", "1234"]))
     (living / "owner.json").write_text(json.dumps(tempdir._identity(os.getpid())))
     own = tempdir.session_directory()

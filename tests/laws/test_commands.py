@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,24 @@ def test_the_recommended_run_has_the_laws_size(fitted, capsys, tmp_path):
     assert tokens == pytest.approx(0.2920 * 1e21**0.3271, rel=0.01)  # 2.2 M tokens, not 512
     assert float(words["optim.lr"]) == pytest.approx(0.3118 * 1e21**-0.125, rel=0.01)
     assert not list(fitted[0].glob("from_law*"))  # nothing is written unasked
+
+
+def test_a_study_on_a_cpu_does_not_set_the_batch_of_eight_gpus(capsys):
+    """It kept 4 sequences of 128 tokens, three years of eight H100s."""
+    study = Path(__file__).parents[2] / "docs" / "studies" / "isoflop_cpu"
+    answer = json.loads(
+        asked(capsys, f"fit={study}", "c=1e21", "cluster=8xH100", "model=from_law", "json=true")[1]
+    )
+    words = dict(word.split("=", 1) for word in answer["recommended"]["overrides"])
+    tokens = int(words["train.global_batch_size"]) * int(words["train.seq_len"])
+    # about: 6 N D without embeddings is less than the budget
+    assert tokens == pytest.approx(0.2920 * 1e21**0.3271, rel=0.15)
+    assert answer["recommended"]["hours"] < 24 * 100
+    _, out, _ = asked(capsys, f"fit={study}", "c=3e13", "model=from_law")
+    assert "4 sequences of 128 tokens a step" in out  # a CPU keeps the study's own
+
+
+def test_the_recommended_run_is_written_where_asked(fitted, capsys, tmp_path):
     _, out, _ = asked(
         capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law", f"out={tmp_path / 'from_law.yaml'}"
     )

@@ -17,6 +17,7 @@ NAMES = (
     "gpt_nano_big-00cccccc",
     "sweep/gpt_nano-lr3-dddddddd",
     "gpt-nano-eeeeeeee",
+    "e-00dddddd",
 )
 """The first is the one that was at work last."""
 
@@ -44,7 +45,8 @@ def root(tmp_path: Path) -> Path:
         ("gpt_nano-lr3-d", NAMES[3], []),
         ("sweep/gpt_nano-lr3-dddddddd", NAMES[3], []),
         ("gpt-nano", NAMES[4], []),
-        ("00", NAMES[0], [NAMES[1], NAMES[2]]),
+        ("00", NAMES[0], [NAMES[1], NAMES[2], NAMES[5]]),
+        ("e", NAMES[5], []),  # also the beginning of an id
     ],
 )
 def test_a_run_is_found_by_name_or_the_beginning_of_its_id(
@@ -56,6 +58,16 @@ def test_a_run_is_found_by_name_or_the_beginning_of_its_id(
     for note in said:
         assert f"taking {Path(found).name}, the newest" in note
         assert all(other in note for other in others)
+
+
+def test_the_note_names_eight_of_many(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"a-{number:08x}").mkdir()
+        (tmp_path / f"a-{number:08x}" / "config.yaml").write_text("{}")
+    notes: list[str] = []
+    find_run("a", str(tmp_path), notes.append)
+    assert notes[0].count("a-000000") == 1 + 8
+    assert "and 51 more" in notes[0]
 
 
 def test_a_path_and_a_whole_name_come_before_names(root: Path) -> None:

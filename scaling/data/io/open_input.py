@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from scaling.data.io.fetch import open_location
+from scaling.data.io.fetch import open_location, unreadable
 from scaling.data.io.http import Patience
 from scaling.data.io.hub import hub_headers
 from scaling.data.io.remote import name_of
-from scaling.data.prepare.sources import unreadable
 from scaling.errors import DataError
 
 _COMPRESSED = (".gz", ".zst", ".zstd")

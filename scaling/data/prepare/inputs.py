@@ -3,6 +3,7 @@ nothing else."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,13 +76,27 @@ def find_pieces(
     return tuple(pieces)
 
 
+@contextlib.contextmanager
+def named_by(key: str) -> Iterator[None]:
+    """Errors of `find_pieces` and `local_files` name a key of a run instead of the option inputs=
+    of scaling.prepare. A run has no suffixes=."""
+    try:
+        yield
+    except ConfigError as error:
+        what, where, fix = (
+            part and part.replace("inputs=", f"{key}=").replace(_BY_ENDINGS, "")
+            for part in (error.what, error.where, error.fix)
+        )
+        raise ConfigError(what or "", where, fix) from error
+
+
+_BY_ENDINGS = " their endings, as suffixes=.jsonl, or by"
+
+
 def _nothing(inputs: Sequence[str], left_out: LeftOut) -> ConfigError:
     fix = "Name files, or folders that hold sources."
     if OTHER_KINDS in left_out:
-        fix = (
-            "Of folders, sources and texts are read: name others by their endings, as "
-            "suffixes=.jsonl, or by a glob."
-        )
+        fix = f"Of folders, sources and texts are read: name others by{_BY_ENDINGS} a glob."
     return ConfigError(
         "; ".join(["there is nothing to read", *left_out.lines()]),
         f"inputs={','.join(inputs)}",

@@ -13,7 +13,7 @@ from scaling.config.paths import split_paths
 from scaling.config.run_config import DataConfig, TokenizerConfig
 from scaling.data.io.remote import is_remote
 from scaling.data.prepare.build import Recipe
-from scaling.data.prepare.inputs import find_pieces, local_files
+from scaling.data.prepare.inputs import find_pieces, local_files, named_by
 from scaling.data.prepare.pieces import Reading, pieces_of
 from scaling.data.prepare.sources import files_identity, find_source
 from scaling.data.prepare.tasks import Report, silent
@@ -44,11 +44,13 @@ def recipe_of(
     large = data.kind in ("python_packages", "documents")
     by_name, pairs = data.val_path is not None, data.kind == "text_pairs"
     if data.kind == "documents":
-        pieces = find_pieces(
-            inputs_of(data), max_files=data.max_files, commits=commits, report=report
-        )
+        with named_by("data.path"):
+            pieces = find_pieces(
+                inputs_of(data), max_files=data.max_files, commits=commits, report=report
+            )
         if data.val_path is not None:
-            held_out = find_pieces(split_paths(data.val_path), commits=commits, report=report)
+            with named_by("data.val_path"):
+                held_out = find_pieces(split_paths(data.val_path), commits=commits, report=report)
             pieces += tuple(replace(piece, held_out=True) for piece in held_out)
         reading = Reading(data.field, max_bytes=LARGEST_DOCUMENT_BYTES)
     else:

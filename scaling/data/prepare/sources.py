@@ -7,13 +7,15 @@ import codecs
 import hashlib
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config.paths import closed_folders, matching, oddity, plain
 from scaling.config.run_config import DataConfig
-from scaling.data.io.http import describe
+from scaling.data.io.fetch import unreadable
+from scaling.data.io.open_input import is_compressed, open_bytes
 from scaling.errors import ConfigError, DataError
 
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -170,10 +172,16 @@ def _refuse(error: OSError) -> None:
 
 
 def _in_folder(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Files of some suffixes under a folder, in order, but for hidden folders."""
+    """Files of some suffixes under a folder, compressed or not, in order, but for hidden
+    folders."""
     for root, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (root / name for name in names if name.lower().endswith(tuple(suffixes)))
+        yield from (root / name for name in names if _inner_name(name).endswith(tuple(suffixes)))
+
+
+def _inner_name(name: str) -> str:
+    """In lower case, without the ending of a compressed file."""
+    return (name.rpartition(".")[0] if is_compressed(name) else name).lower()
 
 
 def python_files(root: Path, left_out: Set[str]) -> Iterator[Path]:
@@ -272,14 +280,9 @@ def _parallel(path: Path, target_path: Path) -> Iterator[tuple[str, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = decoded(without_mark(path.read_bytes()), str(path))
-    except OSError as error:
+        with open_bytes(str(path)) as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from error
+    text = decoded(without_mark(content), str(path))
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
-def unreadable(location: Path | str, error: OSError) -> DataError:
-    """The error to raise for an input that the system or its server refused."""
-    return DataError(
-        f"{location} cannot be read: {describe(error)}", fix="Make it readable, or leave it out."
-    )

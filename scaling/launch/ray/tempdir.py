@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from scaling.launch.ray import guardian
 
 _NAME = re.compile(r"^scaling-ray-(\d+)-")
 _OWNER = "owner.json"
+_UNNAMED_S = 600
+"""How long a directory without its owner's name may belong to a driver that starts, in seconds."""
 _guardians: list[subprocess.Popen[bytes]] = []
 """Kept, so that Python does not warn of children that still run."""
 
@@ -34,7 +37,9 @@ def session_directory() -> Path:
         if match and not _is_driven(path, int(match.group(1))):
             remove_tree(path)
     path = Path(tempfile.mkdtemp(prefix=f"scaling-ray-{os.getpid()}-", dir=root))
-    (path / _OWNER).write_text(json.dumps(_identity(os.getpid())))
+    unfinished = path / f"{_OWNER}.new"
+    unfinished.write_text(json.dumps(_identity(os.getpid())))
+    unfinished.rename(path / _OWNER)
     _guard(path)
     return path
 
@@ -71,8 +76,16 @@ def _is_driven(path: Path, pid: int) -> bool:
     try:
         made_by = json.loads((path / _OWNER).read_text())
     except (OSError, ValueError):
-        made_by = now  # it has not come to say so yet
+        # its driver writes the name next, unless it was killed between the two
+        made_by = now if _age_s(path) < _UNNAMED_S else None
     return now is not None and now == made_by
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _identity(pid: int) -> list[str] | None:
