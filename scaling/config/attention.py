@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from scaling.config.plugins import added, known
-from scaling.config.section import Section
+from scaling.config.section import Section, at_most
 
 ATTENTION_KINDS = ("full", "gqa", "mqa", "relative", "local", "strided", "linear", "hierarchical")
 POSITION_KINDS = ("none", "sinusoidal", "learned", "rope", "alibi", "relative_bias")
@@ -33,6 +33,10 @@ _POSITION_KEYS: dict[str, tuple[str, ...]] = {
 
 _MAY_BE_NULL = ("n_kv_heads", "stride", "scaling", "scaling_factor", "original_seq_len")
 """Keys that their readers can do without."""
+
+
+_Theta = Annotated[float, at_most(1e12, "and every wavelength but the first would exceed any text")]
+_ScalingFactor = Annotated[float, at_most(1e6, "and no text is that much longer")]
 
 
 class AttentionConfig(Section):
@@ -110,11 +114,13 @@ class PositionConfig(Section):
         description="none: the causal mask alone; sinusoidal, learned: a vector a position, added to the input; rope: "
         "rotated queries and keys; alibi, relative_bias: a fixed, or learnt, number a head and distance, added to scores"
     )
-    theta: float = Field(10000.0, gt=1, description="rope, sinusoidal: base of the wavelengths")
+    theta: _Theta = Field(10000.0, gt=1, description="rope, sinusoidal: base of the wavelengths")
     scaling: Literal["linear", "ntk", "yarn"] | None = Field(
         None, description="rope: how to reach beyond the length of training; null: not at all"
     )
-    scaling_factor: float | None = Field(None, gt=1, description="rope: longer by this factor")
+    scaling_factor: _ScalingFactor | None = Field(
+        None, gt=1, description="rope: longer by this factor"
+    )
     original_seq_len: int | None = Field(
         None,
         gt=1,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from scaling.config.recorded import RECORDED, renamed
-from scaling.config.section import LONGEST_S, Section
+from scaling.config.section import LONGEST_S, Section, at_most
 
 MOST_DEVICES = 2**20
 """Ten times the largest cluster that anybody has described; a plan beyond it is a slip of the
@@ -21,6 +21,12 @@ ContextAttention = Literal["ulysses", "ring"]
 PipelineSchedule = Literal["1f1b", "dualpipev"]
 Generation = Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna", "cpu"]
 """The generation of a chip; cpu stands for none."""
+_MemoryGb = Annotated[float, at_most(1e6, "and no device holds a petabyte")]
+_GbPerS = Annotated[float, at_most(1e6, "and nothing moves a petabyte a second")]
+_Tflops = Annotated[float, at_most(1e6, "and no device computes an exaflop a second")]
+_Hours = Annotated[float, at_most(1e7, "a thousand years; null: an estimate")]
+_PowerW = Annotated[float, at_most(1e6, "and no board draws a megawatt")]
+_UsdPerHour = Annotated[float, at_most(1e6, "and no device costs a million an hour")]
 
 
 class LayoutConfig(Section):
@@ -99,28 +105,28 @@ class DeviceConfig(Section):
         description="gpu: NCCL, bf16 unless precision says otherwise; cpu: gloo, fp32"
     )
     name: str = Field(description="as the vendor names it")
-    memory_gb: float | None = Field(
+    memory_gb: _MemoryGb | None = Field(
         gt=0, description="GB (10^9) of one device; null: asked of this machine"
     )
-    peak_tflops_bf16: float | None = Field(
+    peak_tflops_bf16: _Tflops | None = Field(
         None, gt=0, description="dense peak; null: unknown, and MFU is not reported"
     )
-    peak_tflops_fp32: float | None = Field(
+    peak_tflops_fp32: _Tflops | None = Field(
         None, gt=0, description="dense peak in fp32 (TF32 where there is one)"
     )
-    memory_gb_per_s: float | None = Field(None, gt=0, description="memory bandwidth")
-    power_w: float | None = Field(None, gt=0, description="board power limit")
+    memory_gb_per_s: _GbPerS | None = Field(None, gt=0, description="memory bandwidth")
+    power_w: _PowerW | None = Field(None, gt=0, description="board power limit")
     generation: Generation | None = Field(
         None, description="of its chip, whose products reach a share of the peak; null: unknown"
     )
-    intra_node_gb_per_s: float | None = Field(
+    intra_node_gb_per_s: _GbPerS | None = Field(
         None, gt=0, description="per direction, within a usual node"
     )
-    inter_node_gb_per_s: float | None = Field(
+    inter_node_gb_per_s: _GbPerS | None = Field(
         None, gt=0, description="per direction, its share of a usual node's ports"
     )
     devices_per_node: int | None = Field(None, gt=0, description="in a usual node")
-    usd_per_hour: float | None = Field(
+    usd_per_hour: _UsdPerHour | None = Field(
         None, ge=0, description="list price, where the cluster gives none; null: unknown"
     )
 
@@ -154,21 +160,21 @@ class ClusterConfig(Section):
         None, gt=0, description="devices in each; null: asked of this machine"
     )
     device: DeviceConfig
-    intra_node_gb_per_s: float | None = Field(
+    intra_node_gb_per_s: _GbPerS | None = Field(
         None, gt=0, description="per device and direction, within a node"
     )
-    inter_node_gb_per_s: float | None = Field(
+    inter_node_gb_per_s: _GbPerS | None = Field(
         None, gt=0, description="per device and direction, between nodes"
     )
-    usd_per_device_hour: float | None = Field(None, ge=0, description="price; null: unknown")
+    usd_per_device_hour: _UsdPerHour | None = Field(None, ge=0, description="price; null: unknown")
     threads_per_worker: int = Field(1, gt=0, le=1024, description="CPU threads of a worker")
     preemptible: bool = Field(False, description="machines may be taken back at any time")
-    hours_between_failures: float | None = Field(
+    hours_between_failures: _Hours | None = Field(
         None,
         gt=0,
         description="mean time between failures of the whole cluster; null: estimated from its size and kind",
     )
-    preemption_hours: float | None = Field(
+    preemption_hours: _Hours | None = Field(
         None,
         gt=0,
         description="mean hours until a preemptible node is taken back; null: 20, an assumption",
@@ -179,7 +185,7 @@ class ClusterConfig(Section):
         le=LONGEST_S,
         description="seconds from a failure to the first step after it; null: 300, an assumption",
     )
-    checkpoint_gb_per_s: float | None = Field(
+    checkpoint_gb_per_s: _GbPerS | None = Field(
         None, gt=0, description="at which a node writes checkpoints; null: 2, an assumption"
     )
     max_failures: int = Field(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scaling.config.recorded import RECORDED
-from scaling.config.section import LONGEST_S, Count, Section
+from scaling.config.section import LONGEST_S, Count, Section, at_most, unread
 from scaling.config.spelling import plain_message
 
 HOW_DATA_COMES = (
@@ -40,6 +40,9 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 """Keys that only some kinds read. Set to anything but its default, any other kind refuses one."""
 
 
+_Weight = Annotated[float, at_most(1e9, "and weights are parts of their sum")]
+
+
 class ComponentConfig(Section):
     """One of several corpora that are mixed; what it does not say is as in the section around
     it."""
@@ -47,7 +50,7 @@ class ComponentConfig(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="in metrics: data/share/NAME"
     )
-    weight: float = Field(
+    weight: _Weight = Field(
         gt=0, description="part of the sequences that come from it, over the sum of all weights"
     )
     kind: Literal["python_stdlib", "python_packages", "text_files", "documents", "shards"] = Field(
@@ -164,13 +167,8 @@ class DataConfig(Section):
     def _check_read(self) -> None:
         """Raises ValueError for a key that is set and that nothing would read."""
         for key, kinds in _READ_BY.items():
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default and self.kind not in kinds:
-                *others, last = [f"data={kind}" for kind in kinds]
-                only = f"{', '.join(others)} and {last} read" if others else f"{last} reads"
-                raise ValueError(
-                    f"data.{key}={value} is set, but only {only} it, and this is data={self.kind}"
-                )
+            if message := unread(self, "data", key, kinds):
+                raise ValueError(message)
         if self.val_path and self.val_fraction != type(self).model_fields["val_fraction"].default:
             raise ValueError(
                 f"data.val_fraction={self.val_fraction} is set, but nothing reads it where data.val_path says what is held out"

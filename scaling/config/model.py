@@ -8,9 +8,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from scaling.config.family import FAMILIES, Traits, described, traits_of
 from scaling.config.plugins import added, known
-from scaling.config.section import Count, Name, Section
+from scaling.config.section import Count, Name, Section, at_most
 
 OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq")
+
+
+_NormEps = Annotated[float, at_most(1, "beside which no variance would count")]
+_InitStd = Annotated[float, at_most(100, "and weights near 1 saturate every layer")]
+_BalanceLoss = Annotated[float, at_most(1e6, "beside which the loss itself would not count")]
+_MeanSpan = Annotated[float, at_most(2**30, "the longest sequence")]
 
 
 class ModelConfig(Section):
@@ -55,7 +61,7 @@ class ModelConfig(Section):
     norm_position: Literal["pre", "post"] = Field(
         "pre", description="before each sublayer, or after its sum with the residual"
     )
-    norm_eps: float = Field(1e-5, gt=0, description="added to the variance")
+    norm_eps: _NormEps = Field(1e-5, gt=0, description="added to the variance")
     bias: bool = Field(description="biases in linear layers and layernorm")
     tie_embeddings: bool = Field(
         description="one matrix for the input embedding and the output head"
@@ -63,7 +69,7 @@ class ModelConfig(Section):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout after the embedding and after every sublayer"
     )
-    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    init_std: _InitStd = Field(0.02, gt=0, description="standard deviation of the initial weights")
     parametrization: Literal["standard", "mup", "completep"] = Field(
         "standard",
         description="how weights and rates follow the size; mup: width; completep: depth too (scaling.model)",
@@ -84,8 +90,10 @@ class ModelConfig(Section):
         description="feed-forward layers of a block, of which each token takes some; 1: no mixture",
     )
     experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
-    balance_loss: float = Field(
-        0.01, ge=0, description="weight of the load-balancing loss of experts (Fedus et al. 2021)"
+    balance_loss: _BalanceLoss = Field(
+        0.01,
+        ge=0,
+        description="weight of the load-balancing loss of experts (Fedus et al. 2021)",
     )
 
     @model_validator(mode="after")
@@ -171,7 +179,7 @@ class ObjectiveConfig(Section):
     sentence_order: bool = Field(
         False, description="masked_lm: also tell whether two segments stand in their order"
     )
-    mean_span: float = Field(
+    mean_span: _MeanSpan = Field(
         3.0, ge=1, description="span_corruption: tokens of a hidden span, on average"
     )
     label_smoothing: float = Field(

@@ -14,7 +14,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    field_validator,
+    model_validator,
+)
 
 from scaling import markup
 from scaling.config.attention import AttentionConfig, PositionConfig, check_combination
@@ -22,7 +27,7 @@ from scaling.config.cluster import ClusterConfig, DeviceConfig, LayoutConfig, Pl
 from scaling.config.data import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
 from scaling.config.model import ModelConfig, ObjectiveConfig, needs_special_tokens
 from scaling.config.plugins import conf_dirs
-from scaling.config.section import LONGEST_S, Count, Name, Section, Share
+from scaling.config.section import LONGEST_S, Count, Name, Section, Share, at_most
 from scaling.config.study import StudyConfig
 from scaling.redaction import secret_keys
 from scaling.units import parse_share
@@ -68,16 +73,27 @@ def options_of(group: str) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
+_Lr = Annotated[float, at_most(100, "and one step of Adam moves a weight by about the rate")]
+_Eps = Annotated[float, at_most(1, "beside which no gradient would count")]
+_WeightDecay = Annotated[float, at_most(100, "which would turn the sign of every weight in a step")]
+_GradClip = Annotated[float, at_most(1e9, "which no norm reaches; 0 turns clipping off")]
+_SpikeSigmas = Annotated[
+    float, at_most(1e6, "which nothing reaches; on_spike=ignore looks at nothing")
+]
+
+
 class OptimConfig(Section):
     kind: Literal["adamw"] = Field(description="adamw: Loshchilov and Hutter 2019")
-    lr: float = Field(gt=0, description="peak learning rate")
+    lr: _Lr = Field(gt=0, description="peak learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(
+    eps: _Eps = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: _WeightDecay = Field(
         0.1, ge=0, description="on matrices; never on biases, norms and embeddings"
     )
-    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    grad_clip: _GradClip = Field(
+        1.0, ge=0, description="largest global gradient norm; 0: no clipping"
+    )
 
 
 class ScheduleConfig(Section):
@@ -186,7 +202,7 @@ class TrainConfig(Section):
     on_spike: Literal["ignore", "skip", "rollback", "fail"] = Field(
         "ignore", description="a loss or gradient norm that stands out; as on_nonfinite"
     )
-    spike_sigmas: float = Field(
+    spike_sigmas: _SpikeSigmas = Field(
         6.0, gt=0, description="standard deviations above the mean from which it stands out"
     )
     spike_window: int = Field(

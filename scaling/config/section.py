@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+)
 
+from scaling.config.recorded import RECORDED
 from scaling.units import parse_count, parse_share
 
 MOST = 2**63 - 1
@@ -52,6 +60,35 @@ def _check_name(value: Any) -> Any:
 
 Name = Annotated[str, BeforeValidator(_check_name)]
 """A part of a directory's name."""
+
+
+def at_most(most: float, why: str) -> AfterValidator:
+    """A validator: a number above `most` is a slip of the keyboard, for the reason `why`.
+
+    The bounds are generous assumptions. A recorded configuration is read whatever it holds.
+    """
+
+    def check(value: float, info: ValidationInfo) -> float:
+        if info.context != RECORDED and value > most:
+            raise ValueError(f"it is over {most:g}, {why}")
+        return value
+
+    return AfterValidator(check)
+
+
+def unread(section: BaseModel, group: str, key: str, kinds: Sequence[str]) -> str | None:
+    """The message for a key that is set and that the chosen kind does not read, else None.
+
+    group: also the word that chooses the kind. kinds: those that read the key. A value that equals
+    the default counts as not set.
+    """
+    kind, value = section.kind, getattr(section, key)  # type: ignore[attr-defined]
+    if kind in kinds or value == type(section).model_fields[key].default:
+        return None
+    choice = "cluster.kind" if group == "cluster" else group
+    *others, last = [f"{choice}={name}" for name in kinds]
+    only = f"{', '.join(others)} and {last} read" if others else f"{last} reads"
+    return f"{group}.{key}={value} is set, but only {only} it, and this is {choice}={kind}"
 
 
 class Section(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from scaling.config.section import Count, Name, Section
+from scaling.config.section import Count, Name, Section, at_most
 from scaling.units import parse_count
 
 
@@ -34,6 +34,9 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 """Keys that a kind of study reads, beside those that all do."""
 SHARED = ("kind", "name", "max_attempts", "trials_per_device", "seed")
+
+
+_TokensPerParam = Annotated[float, at_most(1e9, "and no model sees a billion tokens a parameter")]
 
 
 class Range(Section):
@@ -78,10 +81,10 @@ class StudyConfig(Section):
     budgets: tuple[float, ...] = Field(
         (), description="isoflop: training FLOPs; tokens follow from them"
     )
-    least_tokens_per_param: float = Field(
+    least_tokens_per_param: _TokensPerParam = Field(
         1.0, gt=0, description="isoflop: runs of fewer are left out"
     )
-    most_tokens_per_param: float = Field(
+    most_tokens_per_param: _TokensPerParam = Field(
         400.0, gt=0, description="isoflop: runs of more are left out"
     )
     tokens_per_param: tuple[float, ...] = Field(

@@ -169,9 +169,10 @@ def _too_many_skips(step: int, n_skips: int, most: int, reason: str) -> Diverged
         f"the updates of the last {n_skips} steps were left out, up to step {step}, and {most} in a"
         f" row is the most: {reason}",
         f"train.max_skips={most}",
-        "The weights or the learning rate are beyond help: begin a run with a smaller optim.lr or a"
-        " longer warm-up. The same command with a larger train.max_skips goes on from the last"
-        " checkpoint.",
+        "Begin a run with a smaller optim.lr or a longer warm-up. The same command with"
+        " train.on_nonfinite=rollback (or train.on_spike=rollback) goes on from the last checkpoint"
+        " without these sequences, which helps where they are the cause; a larger train.max_skips"
+        " only waits longer.",
     )
 
 

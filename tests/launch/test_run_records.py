@@ -176,7 +176,9 @@ def test_a_loss_that_is_not_finite_at_the_end_ends_no_run(
 def test_a_learning_rate_beyond_all_bounds_fails_clearly_each_time(
     command: Command, lr: str, n_steps: int, what: str
 ) -> None:
-    config = command(f"optim.lr={lr}", n_steps=n_steps)
+    given = command(n_steps=n_steps)
+    # no command takes such a rate, and the record of an earlier version may hold it
+    config = given.model_copy(update={"optim": given.optim.model_copy(update={"lr": float(lr)})})
     for _ in range(2):
         with pytest.raises(DivergedError, match=what) as caught:
             drive(config)
