@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from scaling.commands import entry
 from scaling.commands.verbs import VERBS
 from scaling.composition.flags import answered
 from scaling.config.spelling import TYPED, did_you_mean
@@ -44,5 +45,10 @@ def _own_answer(name: str) -> int:
     return error.exit_code
 
 
+def program() -> None:
+    """The console script."""
+    entry.leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

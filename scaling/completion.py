@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from scaling.commands.completion import BASH, SHELLS, candidates
-from scaling.composition.flags import answered
-from scaling.errors import ConfigError
-from scaling.screen import print_help
+from scaling.commands import entry
 
 USAGE = """\
 Usage: eval "$(scaling completion bash)"
@@ -23,8 +19,17 @@ options, keys, values and names of runs. Put the line above into ~/.bashrc. In z
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the script or the candidates; the exit code is 0, or 2 for an unknown shell."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    """The exit code is 0, or 2 for an unknown shell."""
+    return entry.enter(_command, argv, after_stop=entry.ANEW)
+
+
+def _command(words: list[str]) -> int:
+    """Print the script or the candidates."""
+    from scaling.commands.completion import BASH, SHELLS, candidates
+    from scaling.composition.flags import answered
+    from scaling.errors import ConfigError
+    from scaling.screen import print_help
+
     if words[:1] == ["words"]:  # first: the line itself may contain --help
         print("\n".join(candidates(" ".join(words[1:]))))
         return 0
@@ -34,12 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(BASH, end="")
         return 0
     given = " ".join(words) or "nothing"
-    error = ConfigError(
+    raise ConfigError(
         f"there is no completion for {given!r}", None, f"There is: {', '.join(SHELLS)}."
     )
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return error.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.leave(main())

@@ -3,22 +3,10 @@ held."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from scaling.composition import flags as asked
-from scaling.composition.compose import compose, keys
-from scaling.composition.flags import answered
-from scaling.config.spelling import no_flag
-from scaling.errors import ConfigError, PlanError, ScalingError
-from scaling.planner.answer import ranked_plan
-from scaling.planner.machines.detect import resolve_cluster
-from scaling.planner.measured.calibrate import scale_of
-from scaling.planner.show.ranking import lines
-from scaling.runs.files import to_json
-from scaling.screen import print_help, print_items
+from scaling.commands import entry
 
 HELP = """\
 python -m scaling.plan [GROUP=OPTION] [KEY=VALUE] ... [--json] [--refused]
@@ -41,26 +29,39 @@ FLAGS = ("--json", "--refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    return entry.enter(_command, argv, after_stop=entry.ANEW)
+
+
+def _command(words: list[str]) -> int:
+    """The imports are here, behind the door: they take a second."""
+    from scaling.composition.flags import answered
+    from scaling.screen import print_help
+
     if words[:1] == ["score"]:
         from scaling.planner.measured.score import main as score_tables
 
         return score_tables(words[1:])
     if answered(words, lambda: print_help(HELP)):
         return 0
-    try:
-        return _plan(words)
-    except ScalingError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    return _plan(words)
 
 
 def _plan(words: list[str]) -> int:
-    flags = {word for word in words if word.startswith("-")}
-    if unknown := flags - set(FLAGS):
-        first = next(number for number, word in enumerate(words) if word in unknown)
-        raise no_flag(words, first, list(keys()), (*FLAGS, *asked.FLAGS))
-    config = resolve_cluster(compose([word for word in words if word not in flags]))
+    from scaling.commands.composed import refuse_words
+
+    flags = {word for word in words if word in FLAGS}
+    given = [word for word in words if word not in flags]
+    refuse_words(given, FLAGS)
+    from scaling.composition.compose import compose
+    from scaling.errors import PlanError
+    from scaling.planner.answer import ranked_plan
+    from scaling.planner.machines.detect import resolve_cluster
+    from scaling.planner.measured.calibrate import scale_of
+    from scaling.planner.show.ranking import lines
+    from scaling.runs.files import to_json
+    from scaling.screen import print_items
+
+    config = resolve_cluster(compose(given))
     whole = "--json" in flags or config.plan.output is not None
     answer = ranked_plan(
         config,
@@ -78,6 +79,8 @@ def _plan(words: list[str]) -> int:
 
 
 def _write(path: Path, text: str) -> None:
+    from scaling.errors import ConfigError
+
     try:
         path.write_text(text + "\n")
     except OSError as error:
@@ -88,10 +91,5 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def entry(argv: Any = None) -> None:
-    """Console script."""
-    sys.exit(main(argv))
-
-
 if __name__ == "__main__":
-    entry()
+    entry.leave(main())

@@ -3,10 +3,9 @@ again continues."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from scaling.launch import interrupt as door
+from scaling.commands import entry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    door.leave(door.enter(_command))
+    entry.leave(entry.enter(_command))
 
 
-def _command() -> int:
+def _command(words: list[str]) -> int:
     """The imports are here, behind the door: they take seconds."""
     from scaling.composition.flags import answered
 
-    if answered(sys.argv[1:], _show_help):
+    if answered(words, _show_help):
         return 0
     from scaling.commands.cli import run_task
 
-    return run_task(_drive, _study, sys.argv[1:])
+    return run_task(_drive, _study, words)
 
 
 def _show_help() -> None:
@@ -38,7 +37,7 @@ def _show_help() -> None:
 
 
 def _drive(config: RunConfig) -> int:
-    from scaling.launch.run import drive  # a mistake is told before this is loaded
+    from scaling.launch.run import drive  # a mistake is reported before this is loaded
 
     return drive(config)
 

@@ -1,27 +1,11 @@
-"""python -m scaling.status: the runs under a directory, how they stand, and when they will be
+"""`python -m scaling.status`: the runs under a directory, how they stand, and when they will be
 done."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-from scaling.checkpoint.store import newest_step
-from scaling.composition.flags import FLAGS, answered
-from scaling.config.spelling import no_flag
-from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.metrics import names
-from scaling.metrics.record import Record, decode_record, sampled
-from scaling.runs.by_name import find_run, find_runs
-from scaling.runs.directory import RunDir, state_after
-from scaling.runs.files import last_lines, read_object, to_json
-from scaling.runs.goodput import Seconds, account, goodput
-from scaling.screen import Column, FittedTable, print_help, print_items, sparkline, visible
-from scaling.units import format_count, format_duration
+from scaling.commands import entry
 
 USAGE = """\
 Usage: python -m scaling.status [run.root=DIR] [DIR | RUN ...] [--json]
@@ -33,276 +17,39 @@ Shows every run under a directory of runs (default: runs), or the runs named.
   --json         one JSON object a run, for programs; what is not known is null
   --help         this text"""
 
-DEFAULT_ROOT = "runs"  # run.root in conf/config.yaml
-_TAILS_BYTES = (1 << 16, 1 << 20)
-"""Parts of a record that are looked through, the second where the first lacks a value: about 250
-and 4000 lines."""
-_SHOWN = (names.TRAIN_LOSS, names.VAL_LOSS, names.TOKENS_PER_S)
-_COLUMNS = (
-    Column("run", wraps=True),
-    Column("state", left=True),
-    Column("step"),
-    Column("loss"),
-    Column("val loss", 2),
-    Column("curve", 5, left=True),
-    Column("tokens/s", 4),
-    Column("restarts", 7),
-    Column("goodput", 6),
-    Column("ETA", 3),
-    Column("last record", 5),
-)
-_COLOURS = {
-    "running": "green",
-    "finished": "blue",
-    "failed": "bold red",
-    "interrupted": "yellow",
-    "stopped": "yellow",
-    "damaged": "bold red",
-}
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """One row. None is unknown.
-
-    `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or
-    damaged: interrupted has begun and has no living driver; begun is one of the two where locks
-    cannot tell. `checkpoint_step`: where the same command goes on, of a run that stands still
-    before its end. `seconds`: where its time has gone (`scaling.runs.goodput`), and `goodput` the
-    share of steps that count. `curve`: its losses in a few bars.
-    """
-
-    name: str
-    path: str
-    state: str
-    step: int | None = None
-    n_steps: int | None = None
-    checkpoint_step: int | None = None
-    loss: float | None = None
-    val_loss: float | None = None
-    tokens_per_s: float | None = None
-    restarts: int | None = None
-    goodput: float | None = None
-    seconds: Seconds | None = None
-    eta_s: float | None = None
-    age_s: float | None = None
-    curve: str | None = None
-    trouble: str | None = None
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; the exit code is 0, 1 where a directory cannot be read, or 2 for a wrong
-    argument."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    """The exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
+    return entry.enter(_command, argv, after_stop=entry.ANEW)
+
+
+def _command(words: list[str]) -> int:
+    """Print the table. The imports are here, behind the door."""
+    from scaling.composition.flags import answered
+    from scaling.screen import print_help, print_items
+
     if answered(words, lambda: print_help(USAGE)):
         return 0
-    try:
-        roots, as_json = _arguments(words)
-        statuses = [status_of(path, root) for root in roots for path in find_runs(root)]
-    except ScalingError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    if as_json:
+    from dataclasses import asdict
+
+    from scaling.commands.roots import find_roots
+    from scaling.runs.by_name import find_runs
+    from scaling.runs.files import to_json
+    from scaling.studies.status import status_items, status_of
+
+    roots = find_roots(words)
+    statuses = [status_of(path, root) for root in roots for path in find_runs(root)]
+    if "--json" in words:
         for status in statuses:
             print(to_json(asdict(status)))
     elif statuses:
-        _print_table(statuses)
+        print_items(status_items(statuses))
     else:
         places = ", ".join(str(root) for root in roots)
-        print(
-            f"No runs under {places}. Start one with: python -m scaling.run\nOr look elsewhere with: run.root=DIR"
-        )
+        print(f"No runs under {places}. Start one with: python -m scaling.run")
+        print("Or look elsewhere with: run.root=DIR")
     return 0
 
 
-def _arguments(words: Sequence[str]) -> tuple[list[Path], bool]:
-    """Where to look, and whether to print JSON. Raises ConfigError."""
-    roots: list[Path] = []
-    runs: list[str] = []
-    for number, word in enumerate(words):
-        if word.startswith("-") and word != "--json":
-            raise no_flag(words, number, ["run.root"], ("--json", *FLAGS))
-        if word.startswith("run.root=") or Path(word).expanduser().exists():
-            roots.append(RunDir(word.removeprefix("run.root=")).path)
-        elif "=" in word:
-            raise ConfigError(
-                f"unknown argument {word!r}",
-                "scaling.status",
-                "Use run.root=DIR, directories or names of runs.",
-            )
-        elif word != "--json":
-            runs.append(word)
-    for root in roots:
-        if not root.is_dir():
-            raise ConfigError(
-                f"there is no directory {root}",
-                "scaling.status",
-                "Give the run.root that the runs were given.",
-            )
-    if runs:
-        roots = [
-            find_run(run, str(root), _say) for run in runs for root in roots or [Path(DEFAULT_ROOT)]
-        ]
-    return roots or [Path(DEFAULT_ROOT).absolute()], "--json" in words
-
-
-def _say(text: str) -> None:
-    print(visible(text), file=sys.stderr)
-
-
-def status_of(path: Path, root: Path) -> RunStatus:
-    """The row of one run, named as seen from `root`. A damaged run is a row that says so and does
-    not hide the others."""
-    run_dir, name = RunDir(path), path.name if path == root else str(path.relative_to(root))
-    try:
-        events, plan = run_dir.read_events(), read_object(path / "plan.json") or {}
-        newest = newest_values(run_dir.metrics)
-        state, seconds = _state(run_dir, events), account(events, run_dir.read_progress())
-    except ScalingError as error:
-        return RunStatus(name, str(path), "damaged", trouble=str(error))
-    tokens_per_s = newest.get(names.TOKENS_PER_S)
-    running = state in ("running", "begun")
-    step = newest.get(names.STEP)
-    return RunStatus(
-        name=name,
-        path=str(path),
-        state=state,
-        step=int(step) if step is not None else None,
-        n_steps=plan.get("n_steps"),
-        checkpoint_step=None if running or state == "finished" else _checkpoint_step(run_dir),
-        loss=newest.get(names.TRAIN_LOSS),
-        val_loss=newest.get(names.VAL_LOSS),
-        tokens_per_s=tokens_per_s,
-        restarts=sum(event["kind"] == "resume" for event in events),
-        goodput=goodput(seconds),
-        seconds={activity: round(spent_s, 3) for activity, spent_s in seconds.items()}
-        if events
-        else None,
-        eta_s=_eta_s(plan.get("n_tokens"), newest.get(names.N_TOKENS), tokens_per_s)
-        if running
-        else None,
-        age_s=_age_s(run_dir),
-        curve=sparkline(sampled(run_dir.metrics, names.TRAIN_LOSS)) or None,
-        trouble=next(
-            (
-                str(event["reason"])
-                for event in events[-1:]
-                if event["kind"] == "failed" and "reason" in event
-            ),
-            None,
-        ),
-    )
-
-
-def _state(run_dir: RunDir, events: Sequence[dict[str, Any]]) -> str:
-    state, driven = state_after(events), run_dir.is_driven()
-    if driven and state != "finished":
-        return "running"
-    if state == "begun" and driven is False:
-        return "interrupted"
-    return state
-
-
-def newest_values(metrics: Path) -> Record:
-    """The newest values of what a row shows, from the end of metrics.jsonl; step and n_tokens are
-    the last record's."""
-    newest: Record = {}
-    try:
-        for n_bytes in _TAILS_BYTES:
-            newest = _newest_of(metrics, last_lines(metrics, n_bytes))
-            if newest.keys() >= set(_SHOWN) or metrics.stat().st_size <= n_bytes:
-                break
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise RunDirError(
-            f"cannot read {metrics}: {error.strerror}", fix="Give yourself permission to read it."
-        ) from error
-    return newest
-
-
-def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
-    """Of the last line all, and of lines before only what is not known yet: most lines are not
-    decoded."""
-    newest: Record = {}
-    missing = {f'"{name}"'.encode(): name for name in _SHOWN}
-    for line in reversed(lines):
-        if newest and not any(key in line for key in missing):
-            continue
-        try:
-            newest = decode_record(line) | newest
-        except ValueError as error:
-            fix = "Restore the file, or delete that line."
-            raise RunDirError(
-                f"{metrics} is damaged: {error} in {line[:60].decode(errors='replace')!r}", fix=fix
-            ) from error
-        missing = {key: name for key, name in missing.items() if name not in newest}
-        if not missing:
-            break
-    return newest
-
-
-def _checkpoint_step(run_dir: RunDir) -> int | None:
-    """Of the newest one, unverified; 0 where a run has begun and has none."""
-    if not run_dir.events.exists():
-        return None
-    return newest_step(run_dir.checkpoints) or 0
-
-
-def _eta_s(
-    n_tokens_total: float | None, n_tokens: float | None, tokens_per_s: float | None
-) -> float | None:
-    if n_tokens_total is None or n_tokens is None or not tokens_per_s:
-        return None
-    return max(0.0, (n_tokens_total - n_tokens) / tokens_per_s)
-
-
-def _age_s(run_dir: RunDir) -> float | None:
-    """Seconds since the last record or event was written."""
-    written_s = [
-        path.stat().st_mtime for path in (run_dir.metrics, run_dir.events) if path.exists()
-    ]
-    return max(0.0, time.time() - max(written_s)) if written_s else None
-
-
-def _print_table(statuses: Sequence[RunStatus]) -> None:
-    troubles = [f"{status.name}: {status.trouble}" for status in statuses if status.trouble]
-    print_items([_table(statuses), *troubles])
-
-
-def _table(statuses: Sequence[RunStatus]) -> FittedTable:
-    from rich.text import Text
-
-    table = FittedTable(_COLUMNS)
-    for s in statuses:
-        table.add(
-            s.name,
-            Text(s.state, style=_COLOURS.get(s.state, "")),
-            _step(s),
-            _shown(s.loss, "{:.3f}"),
-            _shown(s.val_loss, "{:.3f}"),
-            s.curve or "-",
-            format_count(s.tokens_per_s) if s.tokens_per_s is not None else "-",
-            _shown(s.restarts, "{}"),
-            _shown(s.goodput, "{:.1%}"),
-            format_duration(s.eta_s) if s.eta_s is not None else "-",
-            f"{format_duration(s.age_s)} ago" if s.age_s is not None else "-",
-        )
-    return table
-
-
-def _step(status: RunStatus) -> str:
-    """The last record's step; where another command would go on from an earlier checkpoint, that
-    one's too."""
-    text = _shown(status.step, "{}") + (f" / {status.n_steps}" if status.n_steps else "")
-    if status.checkpoint_step is None or status.checkpoint_step == status.step:
-        return text
-    return f"{text}, saved {status.checkpoint_step}"
-
-
-def _shown(value: float | None, style: str) -> str:
-    return "-" if value is None else style.format(value)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.leave(main())

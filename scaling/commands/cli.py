@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, cast
 
-from scaling.composition.flags import FLAGS
+from scaling.commands.entry import reported
+from scaling.composition.known import refuse_mistyped, unknown_flag
+from scaling.composition.shorthand import in_full
 from scaling.config.run_config import RunConfig, conf_dir
-from scaling.config.spelling import TYPED, no_flag
-from scaling.errors import EXIT_FINISHED, ConfigError, ScalingError
+from scaling.config.spelling import TYPED
+from scaling.errors import EXIT_FINISHED, ConfigError
 
 Job = tuple[RunConfig, tuple[str, ...]]
 """A validated configuration, and the words that composed it."""
@@ -27,12 +28,29 @@ def run_task(
     task: validated RunConfig -> exit code. study: the same of all the configurations of a multirun
     (-m). Errors that a user can mend are printed as one message.
     """
+    codes: list[int] = []
+    debug = "scaling.debug=true" in argv
+    with reported(codes, debug=debug):
+        refuse_mistyped(in_full(argv))
+        return _run_composed(task, study, argv, debug=debug)
+    return codes[0]
+
+
+def _run_composed(
+    task: Callable[[RunConfig], int],
+    study: Callable[[Sequence[Job]], int],
+    argv: list[str],
+    *,
+    debug: bool,
+) -> int:
+    """The part of `run_task` for which Hydra is loaded, which takes a third of a second."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
     from scaling.composition.code_refusal import inert_configurations, refuse_pickled_jobs
-    from scaling.composition.compose import COMPOSITION_ERRORS, explain, in_full, validate
+    from scaling.composition.compose import validate
+    from scaling.composition.explain import COMPOSITION_ERRORS, explain
     from scaling.composition.hydra_parts import attach_study
 
     codes: list[int] = []
@@ -43,7 +61,7 @@ def run_task(
     def main(composed: DictConfig) -> None:
         nonlocal composed_once
         composed_once = True
-        with reported(codes, debug="scaling.debug=true" in overrides):
+        with reported(codes, debug=debug):
             # as typed, references unresolved
             given = OmegaConf.to_container(HydraConfig.get().overrides.task)
             config = validate(composed, cast(list[str], given))
@@ -59,13 +77,13 @@ def run_task(
         """What the launcher of hydra_plugins calls."""
         nonlocal composed_once
         composed_once = True
-        with reported(codes, debug="scaling.debug=true" in overrides):
+        with reported(codes, debug=debug):
             codes.append(study([(validate(composed, words), words) for composed, words in jobs]))
 
     attach_study(main, launch)
 
     with (
-        reported(codes, debug="scaling.debug=true" in overrides),
+        reported(codes, debug=debug),
         _full_errors(),
         inert_configurations(),
     ):
@@ -84,9 +102,8 @@ def run_task(
 
 
 def _refuse_flags(argv: Sequence[str]) -> None:
-    """Raises ConfigError for what is none of Hydra's flags. Hydra itself would list those, and say
-    nothing of keys."""
-    from scaling.composition.compose import keys
+    """Raises ConfigError for what Hydra's parser refuses. Hydra itself would list its flags, and not
+    name a key."""
     from scaling.composition.hydra_parts import get_args_parser
 
     parser = get_args_parser()
@@ -99,25 +116,7 @@ def _refuse_flags(argv: Sequence[str]) -> None:
     vars(parser)["error"] = refuse
     unknown = parser.parse_known_args(list(argv))[1]
     if unknown:
-        raise no_flag(
-            argv,
-            list(argv).index(unknown[0]),
-            list(keys()),
-            ("-m for a study", *FLAGS, "--hydra-help"),
-        )
-
-
-@contextlib.contextmanager
-def reported(codes: list[int], *, debug: bool) -> Iterator[None]:
-    """Print a ScalingError as its message, with the traceback in debugging, and note its exit
-    code."""
-    try:
-        yield
-    except ScalingError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        codes.append(error.exit_code)
+        raise unknown_flag(argv, list(argv).index(unknown[0]))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from scaling.composition.flags import FLAGS
 from scaling.errors import ScalingError
 
 OPTIONS = {
-    "prepare": "scaling.prepare:PrepareOptions",
+    "prepare": "scaling.data.prepare.options:PrepareOptions",
     "generate": "scaling.inference.options:GenerateOptions",
     "fill": "scaling.inference.options:FillOptions",
     "export": "scaling.export:ExportOptions",

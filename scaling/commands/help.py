@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from scaling.composition.compose import compose
+from scaling.composition.words import option_line
 from scaling.config.run_config import RunConfig, conf_dir, options_of
 
 _INTRO = """\
@@ -65,11 +66,4 @@ def _keys(model: type[BaseModel], defaults: dict[str, Any], prefix: str) -> Iter
 
 
 def _line(key: str, default: Any, meaning: str | None) -> str:
-    shown = (
-        "null"
-        if default is None
-        else str(default).lower()
-        if isinstance(default, bool)
-        else str(default)
-    )
-    return f"  {key + '=' + shown:<44} {meaning or ''}".rstrip()
+    return option_line(key, "null" if default is None else default, meaning, width=43)

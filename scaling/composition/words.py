@@ -6,8 +6,8 @@ shell's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -53,6 +53,19 @@ def read_options(kind: type[Options], words: Sequence[str]) -> Options:
         return kind.model_validate(given, context="words")
     except ValidationError as error:
         raise _explain(kind, error) from error
+
+
+def option_lines(kind: type[Section]) -> Iterator[str]:
+    """The help of these options, a line each."""
+    for name, field in kind.model_fields.items():
+        nothing = field.is_required() or field.default in (None, ())
+        yield option_line(field.alias or name, "" if nothing else field.default, field.description)
+
+
+def option_line(key: str, default: Any, meaning: str | None, width: int = 20) -> str:
+    """`key=default`, and behind it or below it, where it is long, what it means."""
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"  {f'{key}={shown}':<{width}}  {meaning or ''}".rstrip()
 
 
 def _descriptions(kind: type[Section]) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Stopped(SystemExit):
 
 _received: list[str] = []
 _owner = -1
+_after_stop: str | None = None
 
 
 def received() -> str | None:
@@ -39,11 +40,14 @@ def received() -> str | None:
     return _received[0] if _received else None
 
 
-def enter(task: Callable[[], int]) -> int:
+def enter(task: Callable[[], int], after_stop: str | None = None) -> int:
     """Run `task` as the process's one command; returns its exit code, or 75 where a signal came
-    first."""
-    global _owner
-    _owner = os.getpid()
+    first.
+
+    after_stop: what the same command does then, where it is no run.
+    """
+    global _owner, _after_stop
+    _owner, _after_stop = os.getpid(), after_stop
     before = {number: signal.signal(number, _stop) for number in SIGNALS if not is_ignored(number)}
     try:
         code = task()
@@ -119,6 +123,8 @@ _DRY = re.compile(r"(?i)\+{0,2}dry_run=['\"]?(true|yes|on|y|1)['\"]?")
 
 def _say_stopped(name: str) -> None:
     """A dry run, known by the command's words alone so early, has nothing to continue."""
+    if _after_stop is not None:
+        return _say(f"{name}: stopped; {_after_stop}.\n")
     dry = any(_DRY.fullmatch(word) for word in sys.argv[1:])
     rest = "a dry run begins nothing" if dry else "the same command continues"
     _say(f"{name}: stopped where no step was under way; {rest}.\n")

@@ -4,6 +4,7 @@ checks."""
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -139,6 +140,18 @@ class FitOptions(Section):
                 )
         return self
 
+    @property
+    def source(self) -> Path:
+        """The study or the table."""
+        return Path(str(self.study or self.table))
+
+    @property
+    def directory(self) -> Path:
+        """Of the report."""
+        if self.out is not None:
+            return Path(self.out)
+        return self.source / "laws" if self.study is not None else Path(f"laws-{self.source.stem}")
+
 
 class PredictOptions(Section):
     """The options of `python -m scaling.predict`."""
@@ -187,14 +200,3 @@ class PredictOptions(Section):
                 "out=FILE holds a recommended run; ask for one with model=from_law or cluster=NAME"
             )
         return self
-
-
-def keys_help(kind: type[Section]) -> str:
-    """One line per key."""
-    lines = []
-    for name, field in kind.model_fields.items():
-        default = (
-            "" if field.is_required() or field.default in (None, ()) else str(field.default).lower()
-        )
-        lines.append(f"  {(field.alias or name) + '=' + default:<18} {field.description}")
-    return "\n".join(lines)

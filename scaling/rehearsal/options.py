@@ -13,6 +13,14 @@ from scaling.config.section import Section
 from scaling.errors import ConfigError
 from scaling.rehearsal.processes import KINDS
 
+RUN_DEFAULTS = (
+    "train.log_every=1",
+    "train.sample_tokens=0",
+    "logger=none",
+    "cluster.max_failures=1000",
+)
+"""A record of every step is what is compared. The run may fail as often as the drill wants."""
+
 
 class DrillOptions(Section):
     """Keys of the drill itself."""

@@ -15,12 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
-
-import yaml
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from scaling.config.recorded import RECORDED
-from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError, RunDirError, ScalingError
 from scaling.runs.files import (
     append_line,
@@ -45,6 +42,9 @@ from scaling.runs.records import (
     provenance_problem,
     summary_problem,
 )
+
+if TYPE_CHECKING:
+    from scaling.config.run_config import RunConfig
 
 EventKind = Literal[
     "start",
@@ -170,6 +170,8 @@ class RunDir:
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml once; later, check that it describes the same mathematics. Raises
         RunDirError when not."""
+        import yaml
+
         path = self.path / "config.yaml"
         if not path.exists():
             text = yaml.safe_dump(
@@ -189,6 +191,11 @@ class RunDir:
     def read_config(self) -> RunConfig:
         """The configuration that the run began with. Raises RunDirError when config.yaml is absent
         or damaged."""
+        # here: pydantic's models take half a second, and a list of runs needs none of them
+        import yaml
+
+        from scaling.config.run_config import RunConfig
+
         path = self.path / "config.yaml"
         try:
             return RunConfig.model_validate(

@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scaling.composition.compose import compose, explain
+from scaling.composition.compose import compose
+from scaling.composition.explain import explain
 from scaling.config.recorded import new_name
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError

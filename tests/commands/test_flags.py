@@ -13,7 +13,7 @@ import pytest
 import scaling
 from scaling import __main__
 from scaling.commands.verbs import VERBS
-from scaling.composition.compose import keys
+from scaling.composition.known import keys
 from scaling.composition.words import read_options
 from scaling.config.spelling import near_keys
 from scaling.laws.options import FitOptions, PredictOptions
@@ -173,7 +173,16 @@ def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> No
     code = """
 import sys
 from scaling import __main__
-for words in (["run", "lr=1"], ["run", "--lr=1"], ["run", "model=x"], ["run", "run.name=a=b"], ["plan", "lr=1"],
+for words in (["run", "lr=1"], ["run", "+lr=1"], ["run", "--lr=1"], ["run", "model=x"], ["run", "gpt_nano"],
+              ["plan", "lr=1"], ["plan", "model=x"]):
+    sys.argv = ["scaling", *words]
+    try:
+        code = __main__.main()
+    except SystemExit as end:
+        code = end.code
+    assert code == 2, words
+    assert "hydra" not in sys.modules, words
+for words in (["run", "run.name=a=b"],
               ["generate", "from=x", "prompt=a"], ["fill", "from=x", "prompt=a"], ["export", "from=x", "to=y"], ["prepare", "x=1"],
               ["fit", "x=1"], ["predict", "x=1"], ["status", "x"]):
     sys.argv = ["scaling", *words]

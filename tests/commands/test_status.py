@@ -17,6 +17,8 @@ from scaling.metrics.curve import plot_loss_curve, running_mean
 from scaling.metrics.record import MetricLog
 from scaling.runs.directory import RunDir
 from scaling.runs.goodput import MEANING
+from scaling.studies import status as statuses
+from scaling.studies.status import newest_values
 
 
 def make_run(path: Path, *kinds: str, n_steps: int = 20, **fields: str) -> RunDir:
@@ -167,8 +169,8 @@ def test_a_loss_that_is_not_finite_is_shown(tmp_path, capsys):
 
 def test_only_the_end_of_a_long_record_is_read(tmp_path, monkeypatch):
     run_dir = make_run(tmp_path / "a", "start", n_steps=100)
-    monkeypatch.setattr(status, "_TAILS_BYTES", (1000,))
-    newest = status.newest_values(run_dir.metrics)
+    monkeypatch.setattr(statuses, "_TAILS_BYTES", (1000,))
+    newest = newest_values(run_dir.metrics)
     assert (newest["step"], newest[names.TRAIN_LOSS]) == (100, 0.1)
     assert names.VAL_LOSS not in newest
 
@@ -290,8 +292,10 @@ def test_of_a_long_record_a_few_lines_are_decoded(tmp_path, capsys, monkeypatch)
     twice."""
     make_run(tmp_path / "a", "start", n_steps=2000)
     decoded, reads = [], []
-    decode, read_events = status.decode_record, RunDir.read_events
-    monkeypatch.setattr(status, "decode_record", lambda line: decoded.append(line) or decode(line))
+    decode, read_events = statuses.decode_record, RunDir.read_events
+    monkeypatch.setattr(
+        statuses, "decode_record", lambda line: decoded.append(line) or decode(line)
+    )
     monkeypatch.setattr(RunDir, "read_events", lambda self: reads.append(self) or read_events(self))
     row = rows(capsys, str(tmp_path))["a"]
     assert (row["step"], row["loss"], row["val_loss"]) == (2000, 10 / 2000, 1.25)

@@ -13,7 +13,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from scaling.composition.compose import _QUOTED, _where, compose
+from scaling.composition.compose import compose
+from scaling.composition.explain import _QUOTED
+from scaling.composition.known import refuse_mistyped, where_set
+from scaling.composition.shorthand import in_full
 from scaling.config.run_config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 
@@ -165,6 +168,38 @@ def test_a_mistake_is_named_with_a_way_out(mistake: str) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_answered_before_hydra_is_answered_alike(mistake: str) -> None:
+    word = MISTAKES[mistake][0]
+    with pytest.raises(ConfigError) as late:
+        compose([word])
+    try:
+        refuse_mistyped(in_full([word]))
+    except ConfigError as error:
+        early = str(error)
+    else:
+        return  # left to Hydra
+    assert early == str(late.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.lr=1e-3,3e-4", "-m"],
+        ["-m", "+experiment=isoflop_cpu"],
+        ["model=gpt_nano.yaml", "study=null", "cluster/device=H100-80GB"],
+        ["model=glob(gpt_*)", "optim.lr='1'", "~train.eval_every", "++train.seed=1"],
+        ["hydra.job.chdir=false", "hydra/launcher=basic"],
+        ["data.components.0.weight=1", "study.space.anything=1", "data=mixture"],
+        ["--config-dir", "here", "model=mine"],
+        ["hydra.searchpath=[file:///x]", "model=mine"],
+        ["--multi", "--cfg=job", "-cn", "mine"],
+    ],
+)
+def test_what_hydra_may_understand_is_left_to_it(words: list[str]) -> None:
+    refuse_mistyped(words)
+
+
 @pytest.mark.parametrize("path", ["~/runs", "~", "~nobody/runs", "~/été/x=1", "~/a~b#c"])
 def test_a_path_at_home_needs_no_quotes(path: str) -> None:
     assert compose([f"run.root={path}"]).run.root == path
@@ -217,8 +252,8 @@ def test_the_origin_of_an_element_is_that_of_its_list(given: list[str], where: s
 
 def test_the_origin_is_the_nearest_that_was_given() -> None:
     key, sheet = "cluster.device.memory_gb", "cluster/device=T4-16GB"
-    assert "conf/cluster/device/T4-16GB.yaml" in (_where(key, ["cluster=8xT4", sheet]) or "")
-    assert "conf/cluster/local.yaml" in (_where(key, ["cluster=local"]) or "")
+    assert "conf/cluster/device/T4-16GB.yaml" in (where_set(key, ["cluster=8xT4", sheet]) or "")
+    assert "conf/cluster/local.yaml" in (where_set(key, ["cluster=local"]) or "")
 
 
 @pytest.mark.parametrize("case", CROSS)

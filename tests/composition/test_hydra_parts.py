@@ -11,6 +11,7 @@ import hydra
 import pytest
 
 from scaling.composition.hydra_parts import PARTS, attach_study, get_args_parser
+from scaling.composition.known import HYDRA_FLAGS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -47,6 +48,11 @@ def test_the_parser_of_flags_reports_errors_by_a_method() -> None:
     parser = get_args_parser()
     assert callable(parser.error)
     assert parser.parse_known_args(["--nonsense"])[1] == ["--nonsense"]
+
+
+def test_the_listed_flags_are_those_of_hydra() -> None:
+    options = [option for action in get_args_parser()._actions for option in action.option_strings]
+    assert {option for option in options if option.startswith("--")} == set(HYDRA_FLAGS)
 
 
 def test_one_module_reaches_for_them() -> None:

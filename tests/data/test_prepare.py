@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from scaling import prepare
-from scaling.data.prepare import inputs, ordering, pieces
+from scaling.data.prepare import command, inputs, ordering, pieces
+from scaling.data.prepare.options import PrepareOptions
+from scaling.data.prepare.tasks import silent
 from scaling.data.read.stream import check_shards
 from scaling.data.shards import CorpusIndex
 from scaling.errors import ConfigError
@@ -323,6 +325,8 @@ def test_folders_lines_and_objects_in_tars(tmp_path):
         (("inputs=.", "tokenizer=bep"), "bpe"),
         (("inputs=.", "tokenizer=byte", "vocab_size=300"), "has exactly 257 entries"),
         (("inputs=.", "tokenizer=hf:gpt2", "vocab_size=300"), "has its own"),
+        (("inputs=.", "val_path=a", "val_fraction=0.1"), "nothing reads it where val_path says"),
+        (("inputs=.", "val_path="), "val_path names nothing"),
     ],
 )
 def test_wrong_options(tmp_path, capsys, words, message):
@@ -330,10 +334,25 @@ def test_wrong_options(tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_what_is_held_out_may_be_named(tmp_path):
+    documents = texts(20)
+    (tmp_path / "a.jsonl").write_bytes(json_lines(documents))
+    (tmp_path / "val.jsonl").write_bytes(json_lines(["one held out", "and another"]))
+    words = (f"inputs={tmp_path / 'a.jsonl'}", "tokenizer=byte", f"out={tmp_path / 'out'}")
+    assert run(*words, f"val_path={tmp_path / 'val.jsonl'}") == 0
+    index = CorpusIndex.load(tmp_path / "out")
+    counts = {
+        split: (sum(s.n_documents for s in shards), sum(s.n_bytes for s in shards))
+        for split, shards in index.splits.items()
+    }
+    assert counts == {
+        "train": (20, sum(len(text.encode()) for text in documents)),
+        "val": (2, len("one held out") + len("and another")),
+    }
+
+
 def test_one_character_is_too_little(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    recipe = prepare.PrepareOptions(
-        inputs=f"{tmp_path}/a.txt", out=str(tmp_path / "out"), tokenizer="byte"
-    )
+    recipe = PrepareOptions(inputs=f"{tmp_path}/a.txt", out=str(tmp_path / "out"), tokenizer="byte")
     with pytest.raises(ConfigError, match="1 distinct non-empty document"):
-        prepare.prepare(recipe)
+        command.prepare(recipe, silent)

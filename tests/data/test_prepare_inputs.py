@@ -20,6 +20,7 @@ from scaling.config.run_config import DataConfig, TokenizerConfig
 from scaling.data.io.fetch import local_path
 from scaling.data.io.hub import _is_data
 from scaling.data.prepare.inputs import find_pieces
+from scaling.data.prepare.options import PrepareOptions
 from scaling.data.prepare.pieces import Reading, read_piece
 from scaling.data.prepare.recipe import directory_name, inputs_of
 from scaling.data.prepare.sources import UnfitText, find_source, read_pairs
@@ -347,7 +348,7 @@ def test_lists_may_stand_in_brackets(tmp_path, monkeypatch):
     assert split_paths("[ab]") == ("[ab]",), "a pattern that matches"
     (tmp_path / "[a,b]").touch()
     assert split_paths("[a,b]") == ("[a,b]",), "a path that exists"
-    read_words = prepare.PrepareOptions.model_validate(
+    read_words = PrepareOptions.model_validate(
         {"inputs": "[c,d]", "out": "o", "suffixes": "[jsonl, TXT,'*.md']"}, context="words"
     )
     assert read_words.inputs == ("c", "d")

@@ -14,14 +14,13 @@ from scaling import run
 from scaling.commands.verbs import VERBS
 from scaling.composition.compose import compose
 from scaling.composition.words import read_options
+from scaling.data.prepare.options import PrepareOptions
 from scaling.export import ExportOptions
 from scaling.inference.options import FillOptions, GenerateOptions
 from scaling.laws.options import FitOptions, PredictOptions
 from scaling.plan import FLAGS
 from scaling.planner.machines.detect import resolve_cluster
-from scaling.prepare import PrepareOptions
-from scaling.rehearsal.options import DrillOptions, split_words
-from scaling.rehearse import RUN_DEFAULTS
+from scaling.rehearsal.options import RUN_DEFAULTS, DrillOptions, split_words
 from scaling.status import USAGE
 from tests.support.documented import ROOT, Shown, commands_of, shown_commands
 

@@ -21,6 +21,7 @@ from scaling import rehearse
 from scaling.errors import LaunchError
 from scaling.metrics import names
 from scaling.metrics.record import Record
+from scaling.rehearsal import course
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.compare import Comparison, compare
 from scaling.rehearsal.drill import RESIZE, Drill, Kill, Outcome, last_step, schedule
@@ -341,7 +342,7 @@ def test_the_exit_code_is_the_verdict(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Played(rehearse.Drill):
+    class Played(course.Drill):
         def _write(self, name: str, records: Sequence[Record]) -> RunDir:
             run_dir = self.run_dir(name)
             run_dir.path.mkdir(parents=True)
@@ -360,7 +361,7 @@ def test_the_exit_code_is_the_verdict(
             self._write("broken", spoil(self._records()))
             return Outcome(kills=[Kill("worker", 3, 0.0, 2, 0, 5.0)])
 
-    monkeypatch.setattr(rehearse, "Drill", Played)
+    monkeypatch.setattr(course, "Drill", Played)
     directory = tmp_path / "drill"
     assert rehearse.main([*TWO_WORKERS, "kills=1", f"directory={directory}"]) == code
     report = json.loads((directory / "report.json").read_text())
@@ -381,16 +382,16 @@ def test_an_interrupted_drill_leaves_no_run_behind(
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
-    class Interrupted(rehearse.Drill):
+    class Interrupted(course.Drill):
         def _watch(self, name: str, process: subprocess.Popen[bytes], *_: Any) -> int:
             started.append(process)
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the signal was not taken")
 
-    monkeypatch.setattr(rehearse, "Drill", Interrupted)
+    monkeypatch.setattr(course, "Drill", Interrupted)
     _python_is(monkeypatch, tmp_path, "exec sleep 60")
     before = signal.getsignal(signal.SIGTERM)
-    assert rehearse.main([*TWO_WORKERS, "kills=1", f"directory={tmp_path / 'drill'}"]) == 130
+    assert rehearse.main([*TWO_WORKERS, "kills=1", f"directory={tmp_path / 'drill'}"]) == 75
     assert started[0].poll() == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 

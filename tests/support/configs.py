@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from scaling.composition.compose import compose, conf_dir
-from scaling.config.run_config import RunConfig
+from scaling.composition.compose import compose
+from scaling.config.run_config import RunConfig, conf_dir
 
 BASES = {"gpt", "gpt3"}
 MODELS = sorted(

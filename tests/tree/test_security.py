@@ -29,7 +29,8 @@ from scaling import export, fit, generate, predict, run, status
 from scaling.channel.failure import report
 from scaling.checkpoint.manifest import MANIFEST, sealed
 from scaling.composition.code_refusal import refuse_targets
-from scaling.composition.compose import compose, quoted, words_for
+from scaling.composition.compose import compose, words_for
+from scaling.composition.shorthand import quoted
 from scaling.data.corpus import Corpus
 from scaling.errors import ConfigError, ScalingError
 from scaling.launch.ray.cluster import RayCluster
