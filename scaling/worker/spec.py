@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from scaling.config.recorded import RECORDED
 from scaling.config.run_config import RunConfig
 from scaling.planner.run_plan import RunPlan, make_plan
 from scaling.planner.world_sizes import with_devices
@@ -45,7 +46,7 @@ class WorkerSpec:
     def from_dict(cls, spec: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` wrote."""
         read: dict[str, Any] = {
-            "config": RunConfig.model_validate(spec["config"]),
+            "config": RunConfig.model_validate(spec["config"], context=RECORDED),
             "plan": RunPlan.from_dict(spec["plan"]),
             "skipped_shards": tuple(spec["skipped_shards"]),
             "sizes": tuple(spec["sizes"]),
