@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from scaling.composition.known import meaning, where_set
 from scaling.config.attention import POSITION_KINDS
@@ -35,7 +36,7 @@ def refuse_unread(config: RunConfig, words: Sequence[str]) -> None:
     for word in words:
         group, _, key = word.lstrip("+").partition("=")[0].partition(".")
         kinds = _READERS.get(group, {}).get(key)
-        section = getattr(config, group) if kinds else None
+        section: Any = getattr(config, group, None)
         if kinds is None or section.kind not in _OWN_KINDS.get(group, (section.kind,)):
             continue
         if message := unread(section, group, key, kinds):

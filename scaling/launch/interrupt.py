@@ -124,7 +124,8 @@ _DRY = re.compile(r"(?i)\+{0,2}dry_run=['\"]?(true|yes|on|y|1)['\"]?")
 def _say_stopped(name: str) -> None:
     """A dry run, known by the command's words alone so early, has nothing to continue."""
     if _after_stop is not None:
-        return _say(f"{name}: stopped; {_after_stop}.\n")
+        _say(f"{name}: stopped; {_after_stop}.\n")
+        return
     dry = any(_DRY.fullmatch(word) for word in sys.argv[1:])
     rest = "a dry run begins nothing" if dry else "the same command continues"
     _say(f"{name}: stopped where no step was under way; {rest}.\n")

@@ -80,7 +80,12 @@ def test_a_signal_ends_a_command_in_75_with_a_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     door = importlib.import_module(f"scaling.{name}")
-    monkeypatch.setattr(door, "_command", lambda words: os.kill(os.getpid(), number) or 0)
+
+    def stopped(words: list[str]) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    monkeypatch.setattr(door, "_command", stopped)
     before = signal.getsignal(number)
     assert door.main([]) == EXIT_STOPPED
     assert capfd.readouterr().err.startswith(f"{number.name}: stopped; the ")
