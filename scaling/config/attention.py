@@ -26,16 +26,42 @@ _ATTENTION_KEYS: dict[str, tuple[str, ...]] = {
 }
 """The keys, of those that may be null, which a kind of attention reads."""
 
+CAPPED = ("full", "gqa", "mqa", "local")
+"""Kinds that can cap scores: the others form theirs in ways of their own."""
+PATTERNED = ("full", "gqa", "mqa")
+"""Kinds that attention.pattern can mix with local."""
+
 _POSITION_KEYS: dict[str, tuple[str, ...]] = {
-    "rope": ("scaling", "scaling_factor", "original_seq_len"),
+    "rope": (
+        "scaling",
+        "scaling_factor",
+        "original_seq_len",
+        "slow_turns",
+        "fast_turns",
+        "score_factor",
+        "rotary_fraction",
+        "local_theta",
+    ),
+    "learned": ("first_row",),
+    "sinusoidal": ("halves",),
     "relative_bias": ("n_buckets", "max_distance"),
 }
 
-_MAY_BE_NULL = ("n_kv_heads", "stride", "scaling", "scaling_factor", "original_seq_len")
+_MAY_BE_NULL = (
+    "n_kv_heads",
+    "stride",
+    *_POSITION_KEYS["rope"],
+    *_POSITION_KEYS["learned"],
+    *_POSITION_KEYS["sinusoidal"],
+)
 """Keys that their readers can do without."""
 
 
 _Theta = Annotated[float, at_most(1e12, "and every wavelength but the first would exceed any text")]
+_Cap = Annotated[float, at_most(1e6, "which no score reaches; null: no cap")]
+_ScoreWidth = Annotated[float, at_most(1e12, "beside which no score would count")]
+_Turns = Annotated[float, at_most(1e9, "and no pair turns that often in a text")]
+_ScoreFactor = Annotated[float, at_most(1e3, "and a softmax of such scores picks one position")]
 _ScalingFactor = Annotated[float, at_most(1e6, "and no text is that much longer")]
 
 
@@ -62,6 +88,18 @@ class AttentionConfig(Section):
     window: int | None = Field(
         None, gt=0, description="local: positions seen to one side, the own one counted"
     )
+    pattern: tuple[Literal["local", "full"], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=10_000,
+        description="full, gqa, mqa: kinds of successive layers, over and over, as [local,local,full]; null: all alike",
+    )
+    score_cap: _Cap | None = Field(
+        None, gt=0, description="scores x become cap tanh(x / cap) before masks (Gemma Team 2024)"
+    )
+    score_width: _ScoreWidth | None = Field(
+        None, gt=0, description="scores are divided by its root; null: d_head (in t5: 1)"
+    )
     stride: int | None = Field(
         None,
         gt=1,
@@ -71,12 +109,32 @@ class AttentionConfig(Section):
 
     @model_validator(mode="after")
     def _keys(self) -> Self:
-        _check_keys(self, "attention", self.kind, _readers(_ATTENTION_KEYS, "attentions"))
+        readers = _readers(_ATTENTION_KEYS, "attentions")
+        if self.pattern is not None:
+            if self.kind not in PATTERNED:
+                raise ValueError(
+                    f"attention.pattern says which layers are local, and attention={self.kind} is"
+                    f" another kind; use attention={' or '.join(PATTERNED)}"
+                )
+            if "local" in self.pattern:
+                readers[self.kind] = (*readers.get(self.kind, ()), "window")
+        if self.score_cap is not None and self.kind not in CAPPED:
+            raise ValueError(
+                f"attention={self.kind} does not cap scores; attention.score_cap is for"
+                f" attention={', '.join(CAPPED)}"
+            )
+        _check_keys(self, "attention", self.kind, readers)
         if self.kind == "linear" and self.dropout:
             raise ValueError(
                 "attention=linear forms no attention weights that attention.dropout could drop; use model.dropout"
             )
         return self
+
+    def kind_at(self, layer: int) -> str:
+        """The kind of a stack's layer."""
+        if self.pattern is None or self.pattern[layer % len(self.pattern)] == "full":
+            return self.kind
+        return "local"
 
     def stride_for(self, seq_len: int) -> int:
         """The stride of strided attention: n^(1/2) makes the cost n^(3/2) (Child et al. 2019,
@@ -115,7 +173,7 @@ class PositionConfig(Section):
         "rotated queries and keys; alibi, relative_bias: a fixed, or learnt, number a head and distance, added to scores"
     )
     theta: _Theta = Field(10000.0, gt=1, description="rope, sinusoidal: base of the wavelengths")
-    scaling: Literal["linear", "ntk", "yarn"] | None = Field(
+    scaling: Literal["linear", "ntk", "yarn", "llama3"] | None = Field(
         None, description="rope: how to reach beyond the length of training; null: not at all"
     )
     scaling_factor: _ScalingFactor | None = Field(
@@ -124,7 +182,39 @@ class PositionConfig(Section):
     original_seq_len: int | None = Field(
         None,
         gt=1,
-        description="rope, yarn: length before scaling; null: train.seq_len / scaling_factor",
+        description="yarn, llama3: length before scaling; null: train.seq_len / scaling_factor",
+    )
+    slow_turns: _Turns | None = Field(
+        None,
+        gt=0,
+        description="yarn, llama3: pairs that turn less often in that length are divided by the factor; null: 1",
+    )
+    fast_turns: _Turns | None = Field(
+        None,
+        gt=0,
+        description="yarn, llama3: pairs that turn more often stay; null: yarn 32, llama3 4",
+    )
+    score_factor: _ScoreFactor | None = Field(
+        None,
+        gt=0,
+        description="yarn: factor on queries and on keys; null: 0.1 ln(scaling_factor) + 1",
+    )
+    rotary_fraction: float | None = Field(
+        None, gt=0, le=1, description="rope: part of a head that turns; null: all of it"
+    )
+    local_theta: _Theta | None = Field(
+        None,
+        gt=1,
+        description="rope: theta of the local layers of attention.pattern, which do not scale; null: as the others",
+    )
+    first_row: int | None = Field(
+        None,
+        ge=0,
+        le=2**20,
+        description="learned: row of the table that is the first position's; null: 0",
+    )
+    halves: bool | None = Field(
+        None, description="sinusoidal: all sines, then all cosines; null: in turn"
     )
     n_buckets: int | None = Field(None, gt=3, description="relative_bias: classes of distances")
     max_distance: int | None = Field(
@@ -138,9 +228,20 @@ class PositionConfig(Section):
             raise ValueError(
                 "position.scaling and position.scaling_factor need each other: give both or neither"
             )
-        if self.original_seq_len is not None and self.scaling != "yarn":
+        for key, users in (
+            ("original_seq_len", ("yarn", "llama3")),
+            ("slow_turns", ("yarn", "llama3")),
+            ("fast_turns", ("yarn", "llama3")),
+            ("score_factor", ("yarn",)),
+        ):
+            if getattr(self, key) is not None and self.scaling not in users:
+                raise ValueError(
+                    f"position.{key} is set, but only position.scaling={' or '.join(users)} reads it"
+                )
+        slow, fast = self.turns
+        if slow >= fast:
             raise ValueError(
-                "position.original_seq_len is set, but only position.scaling=yarn reads it"
+                f"position.slow_turns={slow:g} must be below position.fast_turns={fast:g}"
             )
         if self.n_buckets is not None and self.max_distance is not None:
             if self.n_buckets % 4:
@@ -153,6 +254,17 @@ class PositionConfig(Section):
                     "the distances that have a bucket of their own"
                 )
         return self
+
+    @property
+    def turns(self) -> tuple[float, float]:
+        """Turns in the original length below which a pair is stretched, and above which it
+        stays (Peng et al. 2023, section 3.2; Llama 3's code)."""
+        fast = 4.0 if self.scaling == "llama3" else 32.0
+        return self.slow_turns or 1.0, self.fast_turns or fast
+
+    def rotary_width(self, d_head: int) -> int:
+        """Dims of a head that turn."""
+        return int(d_head * (self.rotary_fraction or 1.0))
 
 
 def _readers(own: Mapping[str, tuple[str, ...]], concept: str) -> dict[str, tuple[str, ...]]:
@@ -189,9 +301,19 @@ def check_combination(
             "position=rope turns queries by their absolute position, and attention=relative multiplies them with vectors of "
             "distances, which then would depend on it; use position=none, or attention=full"
         )
-    if position.kind == "rope" and d_head % 2:
+    if position.kind == "rope" and d_head % 2 and position.rotary_fraction is None:
         raise ValueError(
             f"position=rope rotates pairs, but the heads are {d_head} wide; make d_head even"
+        )
+    width = position.rotary_width(d_head)
+    if position.rotary_fraction is not None and (width < 2 or width % 2):
+        raise ValueError(
+            f"position.rotary_fraction={position.rotary_fraction:g} turns {width} of the {d_head} dims of a head;"
+            " it must turn an even number, at least 2"
+        )
+    if position.local_theta is not None and "local" not in (attention.pattern or ()):
+        raise ValueError(
+            "position.local_theta is set, but attention.pattern has no local layers that would read it"
         )
     if position.kind == "sinusoidal" and d_model % 2:
         raise ValueError(

@@ -10,10 +10,28 @@ from scaling.config.family import FAMILIES, Traits, described, traits_of
 from scaling.config.plugins import added, known
 from scaling.config.section import Count, Name, Section, at_most
 
+ADDED_LATER = (
+    "parametrization",
+    "base_width",
+    "base_layers",
+    "factorised",
+    "first_norm",
+    "embedding_norm",
+    "scale_embedding",
+    "n_segments",
+    "residual",
+    "qk_norm",
+    "attention_bias",
+    "head_bias",
+    "logit_cap",
+    "expert_weights",
+)
+"""Fields that are no part of a run's identity at their defaults: runs without them have these."""
 OBJECTIVES = ("causal_lm", "masked_lm", "span_corruption", "prefix_lm", "seq2seq")
 
 
 _NormEps = Annotated[float, at_most(1, "beside which no variance would count")]
+_Cap = Annotated[float, at_most(1e6, "which no logit reaches; null: no cap")]
 _InitStd = Annotated[float, at_most(100, "and weights near 1 saturate every layer")]
 _BalanceLoss = Annotated[float, at_most(1e6, "beside which the loss itself would not count")]
 _MeanSpan = Annotated[float, at_most(2**30, "the longest sequence")]
@@ -54,15 +72,51 @@ class ModelConfig(Section):
         le=2**20,
         description="width of the token embedding, then projected; null: d_model",
     )
-    activation: Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"] = Field(
-        description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu and geglu are gated"
+    factorised: Literal["tokens", "input"] = Field(
+        "tokens",
+        description="what d_embedding is the width of; input: positions, segments and norm too (Lan et al. 2020)",
     )
-    norm: Literal["layernorm", "rmsnorm"] = Field(description="normalisation")
-    norm_position: Literal["pre", "post"] = Field(
-        "pre", description="before each sublayer, or after its sum with the residual"
+    activation: Literal["gelu", "gelu_exact", "relu", "silu", "swiglu", "geglu", "geglu_exact"] = (
+        Field(
+            description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu, geglu and geglu_exact are gated"
+        )
+    )
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm_one"] = Field(
+        description="normalisation; rmsnorm_one multiplies by 1 + weight"
+    )
+    norm_position: Literal["pre", "post", "sandwich"] = Field(
+        "pre",
+        description="before each sublayer, or after its sum with the residual; sandwich: before it and after it",
+    )
+    first_norm: bool = Field(
+        True, description="a norm before the first attention; false: that of the embedding serves"
+    )
+    embedding_norm: bool | None = Field(
+        None, description="a norm of the embedded input; null: where the family has one"
+    )
+    scale_embedding: bool | None = Field(
+        None,
+        description="embeddings are multiplied by sqrt(d_model); null: in a transformer, and with sinusoids",
+    )
+    n_segments: int | None = Field(
+        None, ge=0, le=1024, description="segments that a masked model tells apart; null: 2"
+    )
+    residual: Literal["serial", "parallel", "parallel_one_norm"] = Field(
+        "serial",
+        description="attention, then the feed-forward layer; parallel: both of the same input, each behind a norm of its own or behind one",
+    )
+    qk_norm: Literal["none", "head"] = Field(
+        "none", description="a norm of the queries and keys of each head"
     )
     norm_eps: _NormEps = Field(1e-5, gt=0, description="added to the variance")
     bias: bool = Field(description="biases in linear layers and layernorm")
+    attention_bias: Literal["none", "qkv", "all"] | None = Field(
+        None, description="biases in attention; qkv: not in its output; null: as bias"
+    )
+    head_bias: bool = Field(False, description="a bias for each logit; a masked head has one")
+    logit_cap: _Cap | None = Field(
+        None, gt=0, description="logits x become cap tanh(x / cap) (Gemma Team 2024)"
+    )
     tie_embeddings: bool = Field(
         description="one matrix for the input embedding and the output head"
     )
@@ -90,6 +144,10 @@ class ModelConfig(Section):
         description="feed-forward layers of a block, of which each token takes some; 1: no mixture",
     )
     experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
+    expert_weights: Literal["softmax", "sum_to_one"] | None = Field(
+        None,
+        description="of a token's experts: their probabilities, or these over their sum; null: the latter where there are several",
+    )
     balance_loss: _BalanceLoss = Field(
         0.01,
         ge=0,
@@ -127,10 +185,13 @@ class ModelConfig(Section):
             or self.norm_position != "pre"
             or self.n_experts > 1
             or self.d_embedding is not None
+            or self.scale_embedding
+            or self.residual != "serial"
         )
         if kind != "standard" and uncovered:
             raise ValueError(
-                f"model.parametrization={kind} is for family=gpt with norm_position=pre, one expert and no d_embedding"
+                f"model.parametrization={kind} is for family=gpt with norm_position=pre, one expert, no d_embedding,"
+                " no scale_embedding and residual=serial"
             )
 
     @property
@@ -153,11 +214,43 @@ class ModelConfig(Section):
     def gated(self) -> bool:
         """Whether the feed-forward layer has a third matrix, whose output multiplies the
         second's."""
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in ("swiglu", "geglu", "geglu_exact")
 
     @property
     def embedding_width(self) -> int:
         return self.d_embedding or self.d_model
+
+    @property
+    def input_width(self) -> int:
+        """Width of what positions and segments are added to."""
+        return self.embedding_width if self.factorised == "input" else self.d_model
+
+    @property
+    def qkv_biased(self) -> bool:
+        return self.bias if self.attention_bias is None else self.attention_bias != "none"
+
+    @property
+    def output_biased(self) -> bool:
+        """Whether attention's output has a bias."""
+        return self.bias if self.attention_bias is None else self.attention_bias == "all"
+
+    @property
+    def input_normed(self) -> bool:
+        """Whether the embedded input goes through a norm."""
+        return self.traits.masked_head if self.embedding_norm is None else self.embedding_norm
+
+    @property
+    def segments(self) -> int:
+        """Embeddings of segments."""
+        default = 2 if self.traits.masked_head else 0
+        return default if self.n_segments is None else self.n_segments
+
+    @property
+    def sum_to_one(self) -> bool:
+        """Whether the weights of a token's experts are divided by their sum."""
+        if self.expert_weights is None:
+            return self.experts_per_token > 1
+        return self.expert_weights == "sum_to_one"
 
     @property
     def traits(self) -> Traits:

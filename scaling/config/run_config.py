@@ -25,7 +25,8 @@ from scaling import markup
 from scaling.config.attention import AttentionConfig, PositionConfig, check_combination
 from scaling.config.cluster import ClusterConfig, DeviceConfig, LayoutConfig, PlanConfig
 from scaling.config.data import HOW_DATA_COMES, ComponentConfig, DataConfig, TokenizerConfig
-from scaling.config.model import ModelConfig, ObjectiveConfig, needs_special_tokens
+from scaling.config.model import ADDED_LATER, ModelConfig, ObjectiveConfig, needs_special_tokens
+from scaling.config.parts import check_parts
 from scaling.config.plugins import conf_dirs
 from scaling.config.section import LONGEST_S, Count, Name, Section, Share, at_most
 from scaling.config.study import StudyConfig
@@ -228,29 +229,6 @@ class TrainConfig(Section):
         return value
 
 
-class InitSection(Section):
-    """Weights that a run begins with in place of random ones."""
-
-    source: str | None = Field(
-        None,
-        description="init_from=SOURCE for short; RUN[@STEP], an export's directory, hf:DIRECTORY_OR_NAME[@REVISION] or "
-        "gguf:FILE, whose shape and tokenizer the run takes; null: random weights",
-    )
-    missing: Literal["refuse", "allow"] = Field(
-        "refuse",
-        description="allow: parameters that the source lacks, as a head, are made anew, and its other weights are left out",
-    )
-    content_hash: str | None = Field(
-        None, description="SHA-256 of the source, part of the run's identity; null: is computed"
-    )
-
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if self.source is None and (self.missing == "allow" or self.content_hash is not None):
-            raise ValueError("init_from.missing and init_from.content_hash need init_from=SOURCE")
-        return self
-
-
 class RunSection(Section):
     root: str = Field(description="directory of run directories")
     name: Name | None = Field(
@@ -282,7 +260,6 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig
     logger: LoggerConfig
     train: TrainConfig
-    init_from: InitSection = InitSection()
     run: RunSection
     plan: PlanConfig
     study: StudyConfig
@@ -311,6 +288,7 @@ class RunConfig(Section):
         check_combination(
             self.attention, self.position, d_model=self.model.d_model, d_head=self.model.head_width
         )
+        check_parts(self.model, self.attention, self.objective)
         return self
 
     @model_validator(mode="after")
@@ -357,6 +335,13 @@ class RunConfig(Section):
     @property
     def vocab_size(self) -> int:
         return self.model.vocab_size or self.tokenizer.vocab_size
+
+    @property
+    def scales_embedding(self) -> bool:
+        """Whether embeddings are multiplied by sqrt(d_model)."""
+        if self.model.scale_embedding is not None:
+            return self.model.scale_embedding
+        return self.model.traits.scaled_embedding or self.position.kind == "sinusoidal"
 
     @property
     def name(self) -> str:
@@ -406,14 +391,9 @@ class RunConfig(Section):
             "d_ff": model.ff_width,
             "vocab_size": self.vocab_size,
         }
-        for key, default in (
-            ("name", None),
-            ("parametrization", "standard"),
-            ("base_width", None),
-            ("base_layers", None),
-        ):
-            # as what came before there was a choice
-            if key == "name" or out["model"][key] == default:
+        del out["model"]["name"]
+        for key in ADDED_LATER:  # by default as what came before there was a choice
+            if out["model"][key] == ModelConfig.model_fields[key].default:
                 del out["model"][key]
         out["precision"] = self.dtype
         out["train"] = {
@@ -421,13 +401,6 @@ class RunConfig(Section):
         }
         if self.train.parent is not None:
             out["train"]["parent"] = self.train.parent
-        if self.init_from.content_hash is not None:
-            # the content counts, not the place where it lies
-            out["init_from"] = {
-                "content_hash": self.init_from.content_hash,
-                "missing": self.init_from.missing,
-            }
-            del out["tokenizer"]["name"]
         return out
 
     @property

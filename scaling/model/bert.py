@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from scaling.batch import IGNORED, Batch, Loss
 from scaling.config.run_config import RunConfig
+from scaling.model.attention.tiles import soft_cap
 from scaling.model.base import Flow, MaskedModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.block import BlockStack
 from scaling.model.layers import ACTIVATIONS, TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss
 from scaling.model.position import position_named
-
-N_SEGMENTS = 2
-"""Sentence A and sentence B."""
 
 
 class MaskedHead(nn.Module):
@@ -56,9 +54,14 @@ class BERT(MaskedModel):
         self.config = model = config.model
         self.smoothing = config.objective.label_smoothing
         self.embedding = TokenEmbedding(config)
-        self.segments = nn.Embedding(N_SEGMENTS, model.d_model)
+        self.segments = nn.Embedding(model.segments, model.input_width) if model.segments else None
         self.position = position_named(config.position.kind)(config, causal=False)
-        self.embedding_norm = build_norm(model)
+        self.embedding_norm = build_norm(model, model.input_width)
+        self.input_projection = (
+            nn.Linear(model.input_width, model.d_model)
+            if model.input_width != model.d_model
+            else None
+        )
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config, causal=False)
         self.final_norm = build_final_norm(model)
@@ -79,7 +82,8 @@ class BERT(MaskedModel):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         x_BTD = self.hidden(tokens_BT, segments_BT, documents_BT)[0]
-        return F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
+        logits_BTV = F.linear(self.masked_head(x_BTD), self.decoder_weight, self.masked_head.bias)
+        return soft_cap(logits_BTV, self.config.logit_cap)
 
     def begin(self, batch: Batch) -> Flow:
         tokens_BT = self.split.positions(batch.tokens_BT)
@@ -99,6 +103,7 @@ class BERT(MaskedModel):
             self.decoder_weight,
             targets_BT[scored_BT],
             bias_V=self.masked_head.bias,
+            cap=self.config.logit_cap,
             smoothing=self.smoothing,
             split=self.split,
             compiled=self.compiled,
@@ -117,7 +122,7 @@ class BERT(MaskedModel):
     def stage(self, first: int, last: int) -> set[str]:
         needed = blocks_of("blocks", first, last) | self.position.needed("position", first == 0)
         if first == 0:
-            needed |= {"embedding", "segments", "embedding_norm"}
+            needed |= {"embedding", "segments", "embedding_norm", "input_projection"}
         if last == self.n_blocks:
             needed |= {"final_norm", "masked_head", "decoder", "pooler", "order_head"}
             needed |= {"embedding.weight"} if self.decoder is None else set()
@@ -135,9 +140,13 @@ class BERT(MaskedModel):
         return self.final_norm(x_BTD), balance_B
 
     def _embedded(self, tokens_BT: Tensor, segments_BT: Tensor | None, start: int) -> Tensor:
-        segment_D = self.segments.weight[0] if segments_BT is None else self.segments(segments_BT)
-        x_BTD = self.position.embed(self.embedding(tokens_BT) + segment_D, start)
-        return self.dropout(self.embedding_norm(x_BTD))
+        x_BTE = self.embedding(tokens_BT)
+        if self.segments is not None:
+            # of one segment, all positions are of it
+            many = segments_BT is not None and self.segments.num_embeddings > 1
+            x_BTE = x_BTE + (self.segments(segments_BT) if many else self.segments.weight[0])
+        x_BTE = self.dropout(self.embedding_norm(self.position.embed(x_BTE, start)))
+        return x_BTE if self.input_projection is None else self.input_projection(x_BTE)
 
     def order(self, x_BTD: Tensor) -> Tensor:
         """logits_B2 of the segments standing in their order, or swapped."""

@@ -49,14 +49,19 @@ class CrossCache(Cache):
 
 
 class Block(nn.Module):
-    """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), or norm(x + f(x))
-    (Vaswani et al. 2017)."""
+    """x + f(norm(x)) (Radford et al. 2019; Xiong et al. 2020, arXiv:2002.04745), norm(x + f(x))
+    (Vaswani et al. 2017), or x + norm(f(norm(x))) (sandwich; Ding et al. 2021, arXiv:2105.13290).
+    f is attention, then the feed-forward layer; or both of one input (Wang and Komatsuzaki 2021,
+    GPT-J)."""
 
     split: Split = WHOLE
     partial_in_sequence = (
         *(
             f"{norm}_norm.{kind}"
-            for norm in ("attention", "cross_attention", "feed_forward")
+            for norm in (
+                *("attention", "cross_attention", "feed_forward"),
+                *("attention_post", "cross_attention_post", "feed_forward_post"),
+            )
             for kind in ("weight", "bias")
         ),
         *("attention.o.bias", "cross_attention.o.bias", "feed_forward.down.bias"),
@@ -67,20 +72,29 @@ class Block(nn.Module):
     def __init__(
         self,
         config: RunConfig,
+        layer: int = 0,
         *,
         causal: bool = True,
         cross: bool = False,
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        model = config.model
-        self.pre_norm = model.norm_position == "pre"
-        self.attention_norm = build_norm(model)
-        self.attention = attention_named(config.attention.kind)(config, causal=causal, scale=scale)
+        model, kind = config.model, config.attention.kind_at(layer)
+        sandwich, one_norm = (
+            model.norm_position == "sandwich",
+            model.residual == "parallel_one_norm",
+        )
+        self.pre_norm, self.parallel = model.norm_position != "post", model.residual != "serial"
+        self.in_pattern = kind != config.attention.kind
+        self.attention_norm = build_norm(model) if layer > 0 or model.first_norm else nn.Identity()
+        self.attention = attention_named(kind)(config, causal=causal, scale=scale)
+        self.attention_post_norm = build_norm(model) if sandwich else None
         self.cross_attention_norm = build_norm(model) if cross else None
         self.cross_attention = CrossAttention(config, scale=scale) if cross else None
-        self.feed_forward_norm = build_norm(model)
+        self.cross_attention_post_norm = build_norm(model) if cross and sandwich else None
+        self.feed_forward_norm = None if one_norm else build_norm(model)
         self.feed_forward = MixtureOfExperts(model) if model.n_experts > 1 else FeedForward(model)
+        self.feed_forward_post_norm = build_norm(model) if sandwich else None
         self.dropout = nn.Dropout(model.dropout)
         self.residual_scale = residual_scale(model)
 
@@ -93,27 +107,60 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x_BTD, and the balance_B of experts where there are any."""
         own = cache.own if isinstance(cache, CrossCache) else cache
+        if self.in_pattern and context.local_rotation is not None:
+            context = context._replace(rotation=context.local_rotation)
+        if self.parallel:
+            return self._of_one_input(x_BTD, context, own)
         h_BTD = self.attention(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, context, own)
-        x_BTD = self._add(x_BTD, h_BTD, self.attention_norm)
+        x_BTD = self._add(x_BTD, h_BTD, self.attention_norm, self.attention_post_norm)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             assert source is not None
             h_BTD = self.cross_attention_norm(x_BTD) if self.pre_norm else x_BTD
             keys = self._source_keys(self.cross_attention, source, cache)
             h_BTD = self.cross_attention(h_BTD, keys, context.documents_BT, source.documents_BS)
-            x_BTD = self._add(x_BTD, h_BTD, self.cross_attention_norm)
-        balance_B = None
-        h_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if self.pre_norm else x_BTD)
-        if isinstance(self.feed_forward, MixtureOfExperts):
-            h_BTD, balance_B = h_BTD
-        return self._add(x_BTD, h_BTD, self.feed_forward_norm), balance_B
+            x_BTD = self._add(
+                x_BTD, h_BTD, self.cross_attention_norm, self.cross_attention_post_norm
+            )
+        assert self.feed_forward_norm is not None
+        normed_BTD = self.feed_forward_norm(x_BTD) if self.pre_norm else x_BTD
+        h_BTD, balance_B = self._fed_forward(normed_BTD)
+        x_BTD = self._add(x_BTD, h_BTD, self.feed_forward_norm, self.feed_forward_post_norm)
+        return x_BTD, balance_B
 
-    def _add(self, x_BTD: Tensor, h_BTD: Tensor, norm: nn.Module) -> Tensor:
+    def _of_one_input(
+        self, x_BTD: Tensor, context: Context, cache: Cache | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x + attention(norm(x)) + feed_forward(norm(x)), each with a norm of its own or with
+        one."""
+        normed_BTD = self.attention_norm(x_BTD)
+        h_BTD = self.attention(normed_BTD, context, cache)
+        if self.feed_forward_norm is not None:
+            normed_BTD = self.feed_forward_norm(x_BTD)
+        m_BTD, balance_B = self._fed_forward(normed_BTD)
+        return self._add(self._add(x_BTD, h_BTD), m_BTD), balance_B
+
+    def _fed_forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            y_BTD, balance_B = self.feed_forward(x_BTD)
+            return y_BTD, balance_B
+        return self.feed_forward(x_BTD), None
+
+    def _add(
+        self,
+        x_BTD: Tensor,
+        h_BTD: Tensor,
+        norm: nn.Module | None = None,
+        post_norm: nn.Module | None = None,
+    ) -> Tensor:
+        """The residual stream with a sublayer's output; post-norm norms their sum, a sandwich the
+        output alone."""
+        h_BTD = h_BTD if post_norm is None else post_norm(h_BTD)
         h_BTD = h_BTD if self.residual_scale == 1 else h_BTD * self.residual_scale
         with self.split.own_randomness(
             self.split.sequence and self.training and self.dropout.p > 0
         ):
             x_BTD = x_BTD + self.dropout(h_BTD)
-        return x_BTD if self.pre_norm else norm(x_BTD)
+        return x_BTD if self.pre_norm or norm is None else norm(x_BTD)
 
     @staticmethod
     def _source_keys(
@@ -147,7 +194,8 @@ class BlockStack(nn.ModuleList):
         model = config.model
         n_blocks = 1 if model.share_layers else model.n_layers
         super().__init__(
-            Block(config, causal=causal, cross=cross, scale=scale) for _ in range(n_blocks)
+            Block(config, layer, causal=causal, cross=cross, scale=scale)
+            for layer in range(n_blocks)
         )
         self.n_layers = model.n_layers
         self.recompute: Recompute = "none"

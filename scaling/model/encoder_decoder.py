@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from scaling.batch import Batch, Loss
 from scaling.config.run_config import RunConfig
 from scaling.model.attention.cache import Cache
+from scaling.model.attention.tiles import soft_cap
 from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.block import BlockStack, Source
-from scaling.model.layers import TokenEmbedding, build_final_norm
+from scaling.model.layers import TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss
 from scaling.model.position import position_named
 from scaling.model.split import WHOLE, Split
@@ -35,6 +36,9 @@ class Side(nn.Module):
         super().__init__()
         self.n_layers = config.model.n_layers
         self.position = position_named(config.position.kind)(config, causal=causal)
+        self.embedding_norm = (
+            build_norm(config.model) if config.model.input_normed else nn.Identity()
+        )
         self.dropout = nn.Dropout(config.model.dropout)
         self.blocks = BlockStack(config, causal=causal, cross=cross, scale=scale)
         self.final_norm = build_final_norm(config.model)
@@ -51,10 +55,11 @@ class Side(nn.Module):
     def begin(self, x_BSD: Tensor, documents_BS: Tensor | None, start: int) -> Tensor:
         """The input of the first block. Each document of a row has positions of its own, from 0."""
         if documents_BS is None:
-            return self.dropout(self.position.embed(x_BSD, start))
+            return self.dropout(self.embedding_norm(self.position.embed(x_BSD, start)))
         n_positions = self.split.n_positions(x_BSD)
         table_SD = self.position.embed(x_BSD.new_zeros(1, n_positions, x_BSD.shape[2]), 0)[0]
-        return self.dropout(x_BSD + table_SD[self.split.positions(places(documents_BS))])
+        x_BSD = x_BSD + table_SD[self.split.positions(places(documents_BS))]
+        return self.dropout(self.embedding_norm(x_BSD))
 
     def through(
         self,
@@ -74,7 +79,7 @@ class EncoderDecoder(GenerativeModel):
     multiplied by `head_scale`. Attention scores are multiplied by `score_scale` (None: 1 /
     sqrt(d_head))."""
 
-    cut: ClassVar = {"head.weight": 0}
+    cut: ClassVar = {"head.weight": 0, "head_bias": 0}
     n_stacks = 2
 
     def __init__(
@@ -92,6 +97,7 @@ class EncoderDecoder(GenerativeModel):
             if model.tie_embeddings
             else nn.Linear(model.d_model, config.vocab_size, bias=False)
         )
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if model.head_bias else None
 
     def encode(self, source_BU: Tensor, documents_BU: Tensor | None = None) -> Source:
         assert documents_BU is None, "a text is one document"
@@ -102,7 +108,8 @@ class EncoderDecoder(GenerativeModel):
     ) -> Tensor:
         assert source is not None, "a decoder beside an encoder needs what that made of its tokens"
         x_BTD = self.decoder(self.embedding(tokens_BT), caches, source)
-        return F.linear(self._head_input(x_BTD), self.head_weight)
+        logits_BTV = F.linear(self._head_input(x_BTD), self.head_weight, self.head_bias)
+        return soft_cap(logits_BTV, self.config.logit_cap)
 
     def begin(self, batch: Batch) -> Flow:
         assert batch.source_BU is not None
@@ -136,6 +143,8 @@ class EncoderDecoder(GenerativeModel):
             x_ND,
             self.head_weight,
             targets_BT.flatten(),
+            bias_V=self.head_bias,
+            cap=self.config.logit_cap,
             smoothing=self.smoothing,
             split=self.split,
             compiled=self.compiled,
@@ -152,11 +161,11 @@ class EncoderDecoder(GenerativeModel):
         if last > n:
             needed |= self.decoder.position.needed("decoder.position", first <= n)
         if first == 0:
-            needed |= {"embedding"}
+            needed |= {"embedding", "encoder.embedding_norm"}
         if first <= n < last:
-            needed |= {"encoder.final_norm", "embedding"}
+            needed |= {"encoder.final_norm", "embedding", "decoder.embedding_norm"}
         if last == self.n_blocks:
-            needed |= {"decoder.final_norm", "head"} | (
+            needed |= {"decoder.final_norm", "head", "head_bias"} | (
                 {"embedding"} if self.head is None else set()
             )
         return needed

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scaling.batch import Batch, Loss
 from scaling.config.run_config import RunConfig
 from scaling.model.attention.cache import Cache
+from scaling.model.attention.tiles import soft_cap
 from scaling.model.base import Flow, GenerativeModel, add_balance, add_sequence_term, blocks_of
 from scaling.model.block import BlockStack, Source
-from scaling.model.layers import TokenEmbedding, build_final_norm
+from scaling.model.layers import TokenEmbedding, build_final_norm, build_norm
 from scaling.model.loss import head_loss
 from scaling.model.parametrization import logit_scale
 from scaling.model.position import position_named
@@ -27,7 +29,7 @@ from scaling.model.position import position_named
 class GPT(GenerativeModel):
     """Token embedding, `n_layers` blocks, norm, and a head that may be the embedding itself."""
 
-    cut: ClassVar = {"head.weight": 0}
+    cut: ClassVar = {"head.weight": 0, "head_bias": 0}
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -35,6 +37,7 @@ class GPT(GenerativeModel):
         self.smoothing = config.objective.label_smoothing
         self.embedding = TokenEmbedding(config)
         self.position = position_named(config.position.kind)(config)
+        self.embedding_norm = build_norm(model) if model.input_normed else nn.Identity()
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = BlockStack(config)
         self.final_norm = build_final_norm(model)
@@ -43,12 +46,14 @@ class GPT(GenerativeModel):
             if model.tie_embeddings
             else nn.Linear(model.d_model, config.vocab_size, bias=False)
         )
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if model.head_bias else None
         self.logit_scale = logit_scale(model)
 
     def forward(
         self, tokens_BT: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
     ) -> Tensor:
-        return F.linear(self.hidden(tokens_BT, caches), self.head_weight)
+        logits_BTV = F.linear(self.hidden(tokens_BT, caches), self.head_weight, self.head_bias)
+        return soft_cap(logits_BTV, self.config.logit_cap)
 
     def hidden(
         self,
@@ -81,6 +86,8 @@ class GPT(GenerativeModel):
             x_ND,
             self.head_weight,
             targets_BT.flatten(),
+            bias_V=self.head_bias,
+            cap=self.config.logit_cap,
             smoothing=self.smoothing,
             split=self.split,
             compiled=self.compiled,
@@ -90,13 +97,16 @@ class GPT(GenerativeModel):
     def stage(self, first: int, last: int) -> set[str]:
         needed = blocks_of("blocks", first, last) | self.position.needed("position", first == 0)
         if first == 0:
-            needed |= {"embedding"}
+            needed |= {"embedding", "embedding_norm"}
         if last == self.n_blocks:
-            needed |= {"final_norm", "head"} | ({"embedding"} if self.head is None else set())
+            needed |= {"final_norm", "head", "head_bias"} | (
+                {"embedding"} if self.head is None else set()
+            )
         return needed
 
     def _embedded(self, tokens_BT: Tensor, start: int) -> Tensor:
-        return self.dropout(self.position.embed(self.embedding(tokens_BT), start))
+        x_BTD = self.position.embed(self.embedding(tokens_BT), start)
+        return self.dropout(self.embedding_norm(x_BTD))
 
     def _head_input(self, x_BTD: Tensor) -> Tensor:
         x_BTD = self.final_norm(x_BTD)

@@ -19,22 +19,23 @@ from scaling.model.split import WHOLE, OutputLinear, Split
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dim, computed in fp32 (Zhang and Sennrich
-    2019)."""
+    """x / sqrt(mean(x^2) + eps) * (weight + offset) over the last dim, computed in fp32 (Zhang and
+    Sennrich 2019). An offset of 1 lets weight decay pull the factor to 1 (Gemma Team 2024)."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    def __init__(self, d_model: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(d_model))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        weight_D = self.weight if self.offset == 0 else self.weight.float() + self.offset
         if (
             x_BTD.device.type == "cpu"
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
         ):
-            return _RMSNormOnCPU.apply(x_BTD.float(), self.weight.float(), self.eps).to(x_BTD.dtype)
-        return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight.to(x_BTD.dtype), self.eps)
+            return _RMSNormOnCPU.apply(x_BTD.float(), weight_D.float(), self.eps).to(x_BTD.dtype)
+        return F.rms_norm(x_BTD, (x_BTD.shape[-1],), weight_D.to(x_BTD.dtype), self.eps)
 
 
 class _RMSNormOnCPU(torch.autograd.Function):
@@ -75,22 +76,24 @@ def working(x: Tensor) -> Tensor:
 def build_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
     """`config.norm` of a width (null: d_model); layernorm has a bias where the model has biases."""
     width = width or config.d_model
-    if config.norm == "rmsnorm":
-        return RMSNorm(width, config.norm_eps)
+    if config.norm != "layernorm":
+        return RMSNorm(width, config.norm_eps, offset=float(config.norm == "rmsnorm_one"))
     return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
 
 
 def build_final_norm(config: ModelConfig) -> nn.Module:
     """What follows the last block: with post-norm nothing, for that ends in a norm."""
-    return build_norm(config) if config.norm_position == "pre" else nn.Identity()
+    return nn.Identity() if config.norm_position == "post" else build_norm(config)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functools.partial(F.gelu, approximate="tanh"),
     "gelu_exact": F.gelu,
     "relu": F.relu,
+    "silu": F.silu,
     "swiglu": F.silu,
     "geglu": functools.partial(F.gelu, approximate="tanh"),
+    "geglu_exact": F.gelu,
 }
 """Of the feed-forward layer, or of its gate. GELU: Hendrycks and Gimpel 2016; its tanh form in
 GPT-2 and T5 1.1, the exact one in BERT."""
@@ -131,7 +134,7 @@ class TokenEmbedding(nn.Embedding):
 
     In the Transformer, and wherever sinusoids of amplitude 1 are added, multiplied by sqrt(d_model)
     (Vaswani et al. 2017, section 3.4): without it a small model sees little but positions. As the
-    head it is not.
+    head it is not. model.scale_embedding overrides both.
     """
 
     split: Split = WHOLE
@@ -140,12 +143,11 @@ class TokenEmbedding(nn.Embedding):
     def __init__(self, config: RunConfig) -> None:
         model = config.model
         super().__init__(config.vocab_size, model.embedding_width)
-        narrow = model.embedding_width != model.d_model
+        narrow = model.embedding_width != model.input_width
         self.projection = (
             nn.Linear(model.embedding_width, model.d_model, bias=False) if narrow else None
         )
-        scaled = model.traits.scaled_embedding or config.position.kind == "sinusoidal"
-        self.scale = model.d_model**0.5 if scaled else 1.0
+        self.scale = model.d_model**0.5 if config.scales_embedding else 1.0
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         x_BTE = self.split.embed(tokens_BT, self.weight)

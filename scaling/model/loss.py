@@ -34,12 +34,13 @@ def head_loss(
     targets_N: Tensor,
     *,
     bias_V: Tensor | None = None,
+    cap: float | None = None,
     smoothing: float = 0.0,
     split: Split = WHOLE,
     compiled: bool = False,
 ) -> Loss:
     """The loss of a linear head on x; with label smoothing (Szegedy et al. 2016) its objective is
-    the smoothed one.
+    the smoothed one. cap: logits z become cap tanh(z / cap).
 
     Tensor parallel ranks have rows of the head (Shoeybi et al. 2019, section 3): of a token's
     logits each makes its own, and the ranks exchange the largest, the sum of exponentials, and at
@@ -51,7 +52,7 @@ def head_loss(
         _compiled_score() if compiled and split.tp is None else _score,
     )
     nats, objective = _cross_entropies(
-        x_ND, weight_VD, targets_N, bias_V, smoothing, None, split, score
+        x_ND, weight_VD, targets_N, bias_V, cap, smoothing, None, split, score
     )
     return Loss(nats.detach() if smoothing else nats, (targets_N != IGNORED).sum(), objective)
 
@@ -72,7 +73,9 @@ def linear_cross_entropy(
       32768  fp32   2379             3113                    1983
       32768  bf16   1230             1179                    957
     """
-    return _cross_entropies(x_ND, weight_VD, targets_N, None, 0.0, chunk_rows, WHOLE, _score)[1]
+    return _cross_entropies(x_ND, weight_VD, targets_N, None, None, 0.0, chunk_rows, WHOLE, _score)[
+        1
+    ]
 
 
 def _cross_entropies(
@@ -80,6 +83,7 @@ def _cross_entropies(
     weight_VD: Tensor,
     targets_N: Tensor,
     bias_V: Tensor | None,
+    cap: float | None,
     smoothing: float,
     chunk_rows: int | None,
     split: Split,
@@ -93,7 +97,7 @@ def _cross_entropies(
     first, n_vocab = split.rows(weight_VD)
     shape = (rows, smoothing, first, n_vocab)
     objective, nats = _LinearCrossEntropy.apply(
-        x_ND, weight_VD, bias_V, targets_N, dtype, *shape, split, score
+        x_ND, weight_VD, bias_V, targets_N, dtype, cap, *shape, split, score
     )
     return (nats if smoothing else objective), objective
 
@@ -107,6 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         dtype: torch.dtype,
+        cap: float | None,
         rows: int,
         smoothing: float,
         first: int,
@@ -131,8 +136,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 index_n1 = targets_n.unsqueeze(1) - first
                 here_n1 = valid_n1 & (index_n1 >= 0) & (index_n1 < len(w_VD))
                 index_n1 = index_n1.where(here_n1, 0)
+                logits_nV, slope_nV = _capped(_logits(x_nD, w_VD, bias_V), cap, differentiate)
                 g_nV = score(
-                    _logits(x_nD, w_VD, bias_V),
+                    logits_nV,
                     index_n1,
                     here_n1,
                     valid_n1,
@@ -142,12 +148,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     sums,
                     differentiate,
                 )
+                del logits_nV
                 if g_nV is not None:
+                    g_nV = g_nV if slope_nV is None else g_nV * slope_nV
                     grad_x_ND[start : start + rows] = (g_nV @ w_VD).mul_(valid_n1)
                     grad_w_VD += g_nV.T @ (x_nD * valid_n1)
                     if grad_b_V is not None:
                         grad_b_V += (g_nV * valid_n1).sum(dim=0, dtype=torch.float32)
-                del g_nV  # before the next chunk's logits are made
+                del g_nV, slope_nV  # before the next chunk's logits are made
         if differentiate:
             grad_b_V = None if grad_b_V is None else grad_b_V.to(weight_VD.dtype)
             ctx.save_for_backward(grad_x_ND, grad_w_VD.to(weight_VD.dtype), grad_b_V)
@@ -172,11 +180,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _logits(x_nD: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> Tensor:
     return x_nD @ w_VD.T if bias_V is None else x_nD @ w_VD.T + bias_V.to(w_VD.dtype)
+
+
+def _capped(
+    logits_nV: Tensor, cap: float | None, differentiate: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Logits under the cap, and by what that multiplies their gradient: 1 - tanh(z / cap)^2."""
+    if cap is None:
+        return logits_nV, None
+    tanh_nV = torch.tanh(logits_nV / cap)
+    return cap * tanh_nV, 1 - tanh_nV * tanh_nV if differentiate else None
 
 
 def _score(

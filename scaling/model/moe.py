@@ -18,7 +18,7 @@ from scaling.model.split import WHOLE, Split
 class MixtureOfExperts(nn.Module):
     """sum over the J likeliest experts i of p_i expert_i(x), with p = softmax(router(x)) (Shazeer
     et al. 2017, with the order of softmax and choice of Fedus et al. 2021). For J > 1 the chosen p
-    are divided by their sum (Lepikhin et al. 2021).
+    are divided by their sum (Lepikhin et al. 2021); model.expert_weights overrides that.
 
     No expert has a limit, so no token is dropped, and what a token gets depends on the token alone.
     The router computes in fp32, since rounding moves choices (Fedus et al. 2021, section 2.4).
@@ -30,7 +30,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.experts_per_token = config.experts_per_token
+        self.experts_per_token, self.sum_to_one = config.experts_per_token, config.sum_to_one
         self.router = nn.Linear(config.d_model, config.n_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(config.n_experts))
 
@@ -40,7 +40,7 @@ class MixtureOfExperts(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):
             p_BTE = F.linear(x_BTD.float(), self.router.weight.float()).softmax(dim=-1)
         weight_BTJ, expert_BTJ = p_BTE.topk(self.experts_per_token, dim=-1)
-        if self.experts_per_token > 1:
+        if self.sum_to_one:
             weight_BTJ = weight_BTJ / weight_BTJ.sum(dim=-1, keepdim=True)
         x_ND, weight_NJ, expert_NJ = (t.flatten(0, 1) for t in (x_BTD, weight_BTJ, expert_BTJ))
         y_ND = torch.zeros_like(x_ND, dtype=torch.float32)

@@ -20,7 +20,7 @@ from scaling.model.split import WHOLE, Split
 
 class Rotation(NamedTuple):
     """Of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a), T x 1
-    x K each, fp32."""
+    x K each, fp32. Where a part of a head turns, K is its width."""
 
     cos_T1K: Tensor
     sin_T1K: Tensor
@@ -35,6 +35,7 @@ class Context(NamedTuple):
     """What all layers of a stack share in a forward, beside x.
 
     rotation      turns queries and keys of the T positions; None: nothing does
+    local_rotation  in its place in local layers of attention.pattern; None: theirs is the same
     bias          is added to scores; None: nothing is
     documents_BT  number of each position's document: it looks at positions with the same number
                   only. The positions of a
@@ -45,6 +46,7 @@ class Context(NamedTuple):
     rotation: Rotation | None = None
     bias: BiasAt | None = None
     documents_BT: Tensor | None = None
+    local_rotation: Rotation | None = None
 
 
 def bias_grid(
@@ -82,6 +84,10 @@ class Position(nn.Module):
         """What turns queries and keys, if anything."""
         return None
 
+    def local_rotation(self, start: int, length: int, device: torch.device) -> Rotation | None:
+        """What does so in local layers of a pattern, where it is another."""
+        return None
+
     @property
     def bias(self) -> BiasAt | None:
         """What is added to scores, if anything."""
@@ -90,51 +96,56 @@ class Position(nn.Module):
     def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
         """For a stack of which x_BTD is the input, from position `start` on: of all positions, of
         which x may be a part."""
+        first, length = self.split.in_attention(start, x_BTD)
         return Context(
-            self.rotation(*self.split.in_attention(start, x_BTD), x_BTD.device),
+            self.rotation(first, length, x_BTD.device),
             self.bias,
             documents_BT,
+            self.local_rotation(first, length, x_BTD.device),
         )
 
 
 class SinusoidalPosition(Position):
     """sin(p theta^(-2i/D)) and its cosine at dims 2i and 2i + 1, added to the token's (Vaswani et
-    al. 2017, section 3.5).
+    al. 2017, section 3.5); with position.halves at dims i and D/2 + i (Marian).
 
     Unlike learned vectors they have no last position.
     """
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
-        self.theta = config.position.theta
+        self.theta, self.halves = config.position.theta, config.position.halves
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         T, D = x_BTD.shape[1:]
         even_P = torch.arange(0, D, 2, dtype=torch.float32, device=x_BTD.device)
         position_T = torch.arange(start, start + T, dtype=torch.float32, device=x_BTD.device)
         angle_TP = torch.outer(position_T, self.theta ** (-even_P / D))
-        return x_BTD + torch.stack((angle_TP.sin(), angle_TP.cos()), dim=-1).flatten(1).to(
-            x_BTD.dtype
-        )
+        pair = (angle_TP.sin(), angle_TP.cos())
+        table_TD = torch.cat(pair, dim=1) if self.halves else torch.stack(pair, dim=-1).flatten(1)
+        return x_BTD + table_TD.to(x_BTD.dtype)
 
 
 class LearnedPosition(Position):
     """One vector a position, of train.seq_len positions, added to the token's (Radford et al.
-    2019)."""
+    2019). The first position's is in row position.first_row: rows before it, which others' weights
+    have for padding, are not read."""
 
     in_blocks = False
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
-        self.table = nn.Embedding(config.train.seq_len, config.model.d_model)
+        self.first_row = config.position.first_row or 0
+        self.table = nn.Embedding(self.first_row + config.train.seq_len, config.model.input_width)
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        length, limit = x_BTD.shape[1], self.table.num_embeddings
+        length, limit = x_BTD.shape[1], self.table.num_embeddings - self.first_row
         if start + length > limit:
             raise ValueError(
                 f"position=learned knows {limit} positions, and was given {start + length}"
             )
-        return x_BTD + self.table(torch.arange(start, start + length, device=x_BTD.device))
+        row = self.first_row + start
+        return x_BTD + self.table(torch.arange(row, row + length, device=x_BTD.device))
 
 
 class RotaryPosition(Position):
@@ -147,23 +158,33 @@ class RotaryPosition(Position):
 
     def __init__(self, config: RunConfig, *, causal: bool = True) -> None:
         super().__init__(config)
-        self.d_head, self.position, self.seq_len = (
-            config.model.head_width,
-            config.position,
-            config.train.seq_len,
-        )
+        self.position, self.seq_len = config.position, config.train.seq_len
+        self.width = self.position.rotary_width(config.model.head_width)
         # Scores grow with their temperature, 0.1 ln(s) + 1 on queries and on keys (Peng et al.
         # 2023, eq. 15).
         factor = self.position.scaling_factor or 1.0
-        self.amplitude = 0.1 * math.log(factor) + 1.0 if self.position.scaling == "yarn" else 1.0
+        yarn = self.position.scaling == "yarn"
+        usual = 0.1 * math.log(factor) + 1.0 if yarn else 1.0
+        self.amplitude = self.position.score_factor or usual
 
     def rotation(self, start: int, length: int, device: torch.device) -> Rotation:
-        frequency_P = rotary_frequencies(self.position, self.d_head, self.seq_len, device)
+        frequency_P = rotary_frequencies(self.position, self.width, self.seq_len, device)
+        return self._turned(frequency_P, self.amplitude, start, length)
+
+    def local_rotation(self, start: int, length: int, device: torch.device) -> Rotation | None:
+        if self.position.local_theta is None:
+            return None
+        frequency_P = _frequencies(self.position.local_theta, self.width, device)
+        return self._turned(frequency_P, 1.0, start, length)
+
+    @staticmethod
+    def _turned(frequency_P: Tensor, amplitude: float, start: int, length: int) -> Rotation:
+        device = frequency_P.device
         position_T = torch.arange(start, start + length, dtype=torch.float32, device=device)
         angle_T1P = torch.outer(position_T, frequency_P).unsqueeze(1)
         cos_T1P, sin_T1P = angle_T1P.cos(), angle_T1P.sin()
-        if self.amplitude != 1.0:
-            cos_T1P, sin_T1P = self.amplitude * cos_T1P, self.amplitude * sin_T1P
+        if amplitude != 1.0:
+            cos_T1P, sin_T1P = amplitude * cos_T1P, amplitude * sin_T1P
         return Rotation(
             torch.cat((cos_T1P, cos_T1P), dim=-1), torch.cat((-sin_T1P, sin_T1P), dim=-1)
         )
@@ -172,7 +193,7 @@ class RotaryPosition(Position):
 def rotary_frequencies(
     position: PositionConfig, d_head: int, seq_len: int, device: torch.device
 ) -> Tensor:
-    """Radians a position of each pair, P of them, fp32.
+    """Radians a position of each pair of d_head dims, P of them, fp32.
 
     linear  all divided by the factor s, so that s times the positions span the angles of training
             (Chen et al. 2023,
@@ -184,22 +205,26 @@ def rotary_frequencies(
             more than 32 times
             stay, and between the two runs a line over the pairs' indices (Peng et al. 2023,
             arXiv:2309.00071, section 3.2; its released code rounds the bounds to whole pairs, and
-            so do we)
+            so do we); position.slow_turns and fast_turns set other bounds
+    llama3  the same with bounds of 1 and 4 turns, and a line over the turns themselves (Llama 3.1's
+            code, 2024)
     """
     theta, factor = position.theta, position.scaling_factor or 1.0
     if position.scaling == "ntk":
         theta *= factor ** (d_head / (d_head - 2))
-    frequency_P = theta ** (
-        -torch.arange(0, d_head, 2, dtype=torch.float32, device=device) / d_head
-    )
+    frequency_P = _frequencies(theta, d_head, device)
     if position.scaling == "linear":
         return frequency_P / factor
+    original, (slow, fast) = position.original_seq_len or seq_len / factor, position.turns
+    if position.scaling == "llama3":
+        turns_P = original * frequency_P / (2 * math.pi)
+        kept_P = ((turns_P - slow) / (fast - slow)).clamp(0, 1)
+        return frequency_P * kept_P + frequency_P / factor * (1 - kept_P)
     if position.scaling != "yarn":
         return frequency_P
-    original = position.original_seq_len or seq_len / factor
     first, last = (
         d_head * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
-        for turns in (32, 1)
+        for turns in (fast, slow)
     )
     first, last = max(math.floor(first), 0), min(math.ceil(last), d_head - 1)
     ramp_P = (torch.arange(d_head // 2, dtype=torch.float32, device=device) - first) / max(
@@ -209,8 +234,17 @@ def rotary_frequencies(
     return frequency_P * (1 - stretched_P) + frequency_P / factor * stretched_P
 
 
+def _frequencies(theta: float, width: int, device: torch.device) -> Tensor:
+    return theta ** (-torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
+
+
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
-    """Turn every pair of every head by its position's angle, in fp32; the dtype of x is kept."""
+    """Turn every pair of every head by its position's angle, in fp32; the dtype of x is kept. Where
+    the rotation is narrower, the first dims of a head turn (Wang and Komatsuzaki 2021, GPT-J)."""
+    width = rotation.cos_T1K.shape[-1]
+    if width < x_BTHK.shape[-1]:
+        turned, still = x_BTHK[..., :width], x_BTHK[..., width:]
+        return torch.cat((rotate(turned, rotation), still), dim=-1)
     swapped_BTHK = x_BTHK.roll(x_BTHK.shape[-1] // 2, dims=-1)
     return (x_BTHK * rotation.cos_T1K + swapped_BTHK * rotation.sin_T1K).to(x_BTHK.dtype)
 

@@ -54,7 +54,6 @@ SEMANTIC_TRAIN = {
     "train.seq_len",
     "train.seed",
     "train.parent",
-    "init_from.content_hash",
 }
 EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
@@ -114,6 +113,8 @@ def another(key: str, value: Any, annotation: Any) -> Any:
     ]
     if key == "data.components":
         return (ComponentConfig(name="part", weight=1.0, kind="python_stdlib"),)
+    if key == "attention.pattern":
+        return ("local",)
     if key == "precision.kind":
         return "bf16"  # fp32 is what auto stands for here
     if len(choices) > 1:

@@ -38,6 +38,15 @@ COMPACT = [
     ("model.n_experts=3", "model.experts_per_token=2"),
     ("model.norm_position=pre",),
     ("model.norm_position=post",),
+    (
+        "attention.pattern=[local,full]",
+        "attention.window=4",
+        "attention.score_cap=2",
+        "model.qk_norm=head",
+        "model.norm_position=sandwich",
+        "model.norm=rmsnorm_one",
+        "model.logit_cap=3",
+    ),
 ]
 
 

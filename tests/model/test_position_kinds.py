@@ -206,7 +206,7 @@ def test_every_combination_works_or_says_why_not(kind: str, position: str) -> No
         (("attention=local", "attention.window=null"), "attention=local needs attention.window"),
         (("attention=linear", "attention.dropout=0.1"), "no attention weights"),
         (("position.scaling=yarn",), "need each other"),
-        (("position.original_seq_len=64",), "only position.scaling=yarn reads it"),
+        (("position.original_seq_len=64",), "only position.scaling=yarn or llama3 reads it"),
         (("position=alibi", "position.n_buckets=32"), "only position=relative_bias"),
         (("position=relative_bias", "position.n_buckets=30"), "multiple of 4"),
         (("position=relative_bias", "position.max_distance=16"), "must be above"),

@@ -153,6 +153,38 @@ def test_memory_is_what_autograd_keeps(
     assert predicted == pytest.approx(measured, rel=0.3 if position == "relative_bias" else 0.12)
 
 
+@CAUSAL
+@pytest.mark.parametrize(
+    ("kind", "position", "length"),
+    [
+        ("full", "none", 400),
+        ("full", "alibi", 400),
+        ("full", "none", 1024),
+        ("local", "none", 400),
+        ("local", "none", 100),
+    ],
+)
+def test_memory_of_capped_scores(kind: str, position: str, length: int, causal: bool) -> None:
+    """No fused kernel caps scores, so they are kept; of long sequences they are made anew."""
+    config = composed(
+        *("model.d_model=256", f"train.seq_len={length}", "attention.score_cap=20"),
+        *(f"attention={kind}", f"position={position}"),
+    )
+    model = config.model
+    base = 4 * (2 * model.n_heads + 2 * model.kv_heads) * model.head_width
+    predicted = base + plan.extra_bytes_per_token(config, length, 4, causal=causal)
+    measured = base + max(kept_bytes(config, causal, B) for B in (1, 2))
+    assert predicted == pytest.approx(measured, rel=0.12)
+
+
+def test_a_pattern_costs_what_its_layers_do() -> None:
+    """Of 4 layers three see a window of 32 of the 256 positions."""
+    mixed = composed("attention.pattern=[local,local,local,full]", "attention.window=32")
+    full = count(composed()).flops_per_token
+    assert full - count(mixed).flops_per_token == 12 * 3 * 128 * (256 - 32)
+    assert plan.attended_by_layer(mixed, 256, causal=True) == [32, 32, 32, 256]
+
+
 def test_constants_are_the_models() -> None:
     assert (plan.PIECE, plan.CHUNK, plan.CHUNKS_PER_WINDOW) == (
         pieces.PIECE,

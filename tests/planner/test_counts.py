@@ -99,6 +99,18 @@ VARIANTS = [
     ("model=t5_tiny", "model.tie_embeddings=true", "model.n_kv_heads=2", "model.share_layers=true"),
     ("model=t5_tiny", "model.n_experts=3", "objective=prefix_lm", "position=learned"),
     ("model=transformer_base", "model.d_embedding=128", "model.norm_position=pre"),
+    ("model.qk_norm=head", "model.norm=layernorm", "model.bias=true", "model.n_kv_heads=2"),
+    ("model.norm_position=sandwich", "model.norm=rmsnorm_one", "model.scale_embedding=true"),
+    ("model.residual=parallel", "model.bias=true", "model.head_bias=true"),
+    ("model.residual=parallel_one_norm", "model.attention_bias=qkv", "model.activation=silu"),
+    ("model.attention_bias=all", "model.embedding_norm=true", "model.first_norm=false"),
+    ("model.bias=true", "model.attention_bias=none", "model.activation=geglu_exact"),
+    ("position=learned", "position.first_row=2", "model.tie_embeddings=false"),
+    ("attention.pattern=[local,full]", "attention.window=16", "attention.score_cap=20"),
+    ("model=bert_tiny", "model.factorised=input", "model.d_embedding=64", "model.n_segments=1"),
+    ("model=bert_tiny", "model.n_segments=0", "model.norm_position=pre", "model.first_norm=false"),
+    ("model=t5_tiny", "model.norm_position=sandwich", "model.head_bias=true"),
+    ("model=transformer_base", "model.embedding_norm=true", "position.halves=true"),
 ]
 
 
@@ -117,6 +129,7 @@ def test_counts_equal_the_real_module(overrides: tuple[str, ...]) -> None:
         "embedding.",
         "segments.",
         "position.",
+        "input_projection.",
         "encoder.position.",
         "decoder.position.",
         "head.",

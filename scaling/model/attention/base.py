@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scaling.config.run_config import RunConfig
 from scaling.model.attention.cache import Cache
-from scaling.model.layers import working
+from scaling.model.layers import build_norm, working
 from scaling.model.position import Context, Rotation, rotate
 from scaling.model.split import WHOLE, OutputLinear, Split
 
@@ -25,6 +25,7 @@ HEADS = {
     "v.bias": 0,
     "o.weight": 1,
 }
+OF_ALL_HEADS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 """Dimensions in which the parameters of attention are cut among tensor parallel ranks: each holds
 some of the heads."""
 
@@ -34,13 +35,13 @@ class Attention(nn.Module, ABC):
     d_model.
 
     `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 /
-    sqrt(K). Head counts are read from the tensors, so a rank that holds a slice of the heads runs
+    sqrt(K), or as attention.score_width says. Head counts are read from the tensors, so a rank that holds a slice of the heads runs
     the same code.
     """
 
     split: Split = WHOLE
     cut = HEADS
-    partial: tuple[str, ...] = ()
+    partial: tuple[str, ...] = OF_ALL_HEADS
     """Parameters that all heads share: a tp rank's gradient of them is that of its own heads."""
 
     def __init__(
@@ -49,20 +50,28 @@ class Attention(nn.Module, ABC):
         super().__init__()
         model = config.model
         self.d_head, self.dropout = model.head_width, config.attention.dropout
-        self.causal, self.scale = causal, scale
+        self.causal, self.cap = causal, config.attention.score_cap
+        self.scale = score_scale(config) if scale is None else scale
         q_width, kv_width = model.n_heads * self.d_head, model.kv_heads * self.d_head
-        self.q = nn.Linear(model.d_model, q_width, bias=model.bias)
-        self.k = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.v = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
+        self.q = nn.Linear(model.d_model, q_width, bias=model.qkv_biased)
+        self.k = nn.Linear(model.d_model, kv_width, bias=model.qkv_biased)
+        self.v = nn.Linear(model.d_model, kv_width, bias=model.qkv_biased)
+        self.o = OutputLinear(q_width, model.d_model, bias=model.output_biased)
+        normed = model.qk_norm == "head"
+        self.q_norm = build_norm(model, self.d_head) if normed else None
+        self.k_norm = build_norm(model, self.d_head) if normed else None
 
     def forward(self, x_BTD: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
         """What each position gathers; with a cache, of T positions that follow those already in
         it."""
         x_BTD = working(self.split.enter(x_BTD))
         B, T, _ = x_BTD.shape
-        q_BTHK = self.split.to_heads(self.q(x_BTD).view(B, T, -1, self.d_head))
-        k_BTGK = self.split.to_heads(self.k(x_BTD).view(B, T, -1, self.d_head))
+        q_BTHK = self.split.to_heads(
+            _normed(self.q(x_BTD).view(B, T, -1, self.d_head), self.q_norm)
+        )
+        k_BTGK = self.split.to_heads(
+            _normed(self.k(x_BTD).view(B, T, -1, self.d_head), self.k_norm)
+        )
         v_BTGK = self.split.to_heads(self.v(x_BTD).view(B, T, -1, self.d_head))
         if context.rotation is not None:
             q_BTHK, k_BTGK = (
@@ -136,3 +145,17 @@ class Attention(nn.Module, ABC):
     @property
     def dropout_p(self) -> float:
         return self.dropout if self.training else 0.0
+
+
+def score_scale(config: RunConfig) -> float | None:
+    """What multiplies q k^T by the configuration; None: 1 / sqrt(K)."""
+    width = config.attention.score_width
+    return None if width is None else width**-0.5
+
+
+def _normed(x_BTHK: Tensor, norm: nn.Module | None) -> Tensor:
+    """Each head by itself, in the dtype of x, where there is a norm."""
+    if norm is None:
+        return x_BTHK
+    y_BTHK: Tensor = norm(x_BTHK).to(x_BTHK.dtype)
+    return y_BTHK

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scaling.config.run_config import RunConfig
-from scaling.model.attention.base import HEADS, Attention
+from scaling.model.attention.base import HEADS, Attention, score_scale
 from scaling.model.attention.cache import Cache, KVCache
 from scaling.model.attention.ring import ring_attention
 from scaling.model.attention.tiles import attend_in_pieces, sdpa
@@ -30,11 +30,12 @@ def attend_all(
     causal: bool,
     scale: float | None,
     dropout_p: float,
+    cap: float | None = None,
 ) -> Tensor:
     """y_BHTK of the last T of S positions, by the fused kernel; where nothing is added to scores,
-    it needs no mask."""
+    it needs no mask. Capped scores are formed in pieces, since no fused kernel caps them."""
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
-    if context.bias is not None or context.documents_BT is not None:
+    if context.bias is not None or context.documents_BT is not None or cap is not None:
         return attend_in_pieces(
             q_BHTK,
             k_BGSK,
@@ -45,6 +46,7 @@ def attend_all(
             source_documents_BS=context.documents_BT,
             scale=scale,
             dropout_p=dropout_p,
+            cap=cap,
         )
     mask_TS = None
     if causal and 1 < T < S:
@@ -71,8 +73,11 @@ class FullAttention(Attention):
                 source_documents_BS=context.documents_BT,
                 scale=self.scale,
                 dropout_p=self.dropout_p,
+                cap=self.cap,
             )
-        return attend_all(q_BHTK, k_BGSK, v_BGSK, context, self.causal, self.scale, self.dropout_p)
+        return attend_all(
+            q_BHTK, k_BGSK, v_BGSK, context, self.causal, self.scale, self.dropout_p, self.cap
+        )
 
     def decode(
         self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, context: Context, cache: Cache
@@ -111,12 +116,14 @@ class CrossAttention(nn.Module):
     def __init__(self, config: RunConfig, *, scale: float | None = None) -> None:
         super().__init__()
         model = config.model
-        self.d_head, self.dropout, self.scale = model.head_width, config.attention.dropout, scale
+        self.d_head, self.dropout = model.head_width, config.attention.dropout
+        self.scale = score_scale(config) if scale is None else scale
+        self.cap = config.attention.score_cap
         q_width, kv_width = model.n_heads * self.d_head, model.kv_heads * self.d_head
-        self.q = nn.Linear(model.d_model, q_width, bias=model.bias)
-        self.k = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.v = nn.Linear(model.d_model, kv_width, bias=model.bias)
-        self.o = OutputLinear(q_width, model.d_model, bias=model.bias)
+        self.q = nn.Linear(model.d_model, q_width, bias=model.qkv_biased)
+        self.k = nn.Linear(model.d_model, kv_width, bias=model.qkv_biased)
+        self.v = nn.Linear(model.d_model, kv_width, bias=model.qkv_biased)
+        self.o = OutputLinear(q_width, model.d_model, bias=model.output_biased)
 
     def source(self, source_BSD: Tensor) -> KeyValues:
         source_BSD = working(self.split.enter_whole(source_BSD))
@@ -164,8 +171,9 @@ class CrossAttention(nn.Module):
                 source_documents_BS=source_documents_BS,
                 scale=self.scale,
                 dropout_p=dropout_p,
+                cap=self.cap,
             )
-        if documents_BT is None or source_documents_BS is None:
+        if self.cap is None and (documents_BT is None or source_documents_BS is None):
             return sdpa(q_BHTK, source.k_BGSK, source.v_BGSK, None, self.scale, dropout_p)
         return attend_in_pieces(
             q_BHTK,
@@ -176,4 +184,5 @@ class CrossAttention(nn.Module):
             source_documents_BS=source_documents_BS,
             scale=self.scale,
             dropout_p=dropout_p,
+            cap=self.cap,
         )

@@ -40,7 +40,7 @@ class LocalAttention(Attention):
         T = q_BHTK.shape[2]
         if self.window >= T:
             return attend_all(
-                q_BHTK, k_BGTK, v_BGTK, context, self.causal, self.scale, self.dropout_p
+                q_BHTK, k_BGTK, v_BGTK, context, self.causal, self.scale, self.dropout_p, self.cap
             )
         C = -(-self.window // CHUNKS_PER_WINDOW)
         back = -(-(self.window - 1) // C)
@@ -90,6 +90,7 @@ class LocalAttention(Attention):
             mask,
             self.scale,
             self.dropout_p,
+            cap=self.cap,
         )
 
     def _middle(
@@ -122,7 +123,7 @@ class LocalAttention(Attention):
             q_ids_XC1 = ids_BT[:, q_at].reshape(B * n, C, 1)
             k_ids_X1W = ids_BT[:, k_at].unfold(1, W, C).reshape(B * n, 1, W)
             mask = _within(mask, q_ids_XC1 == k_ids_X1W)
-        y_XHCK = sdpa(q_XHCK, k_XGWK, v_XGWK, mask, self.scale, self.dropout_p)
+        y_XHCK = sdpa(q_XHCK, k_XGWK, v_XGWK, mask, self.scale, self.dropout_p, cap=self.cap)
         return y_XHCK.transpose(1, 2).reshape(B, n * C, H, K).transpose(1, 2)
 
     def _mask(
@@ -153,7 +154,7 @@ class LocalAttention(Attention):
         mask = (
             None if context.bias is None else bias_grid(context.bias, W - 1, 1, 0, W, q_BH1K.device)
         )
-        return sdpa(q_BH1K, k_BGWK, v_BGWK, mask, self.scale, self.dropout_p)
+        return sdpa(q_BH1K, k_BGWK, v_BGWK, mask, self.scale, self.dropout_p, cap=self.cap)
 
     def new_cache(self, capacity: int) -> WindowCache:
         return WindowCache(min(self.window, capacity))

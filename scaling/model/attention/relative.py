@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling.config.run_config import RunConfig
+from scaling.model.attention.base import OF_ALL_HEADS
 from scaling.model.attention.full import FullAttention
 from scaling.model.attention.tiles import PIECE, mask_of
 from scaling.model.position import Context
@@ -27,7 +28,7 @@ class RelativeAttention(FullAttention):
     ever held, and it is made anew in backward.
     """
 
-    partial = ("relative_k.weight", "relative_v.weight")
+    partial = (*OF_ALL_HEADS, "relative_k.weight", "relative_v.weight")
 
     def __init__(
         self, config: RunConfig, *, causal: bool = True, scale: float | None = None

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaling.model.attention.tiles import PIECE
+from scaling.model.attention.tiles import PIECE, soft_cap
 from scaling.model.position import BiasAt
 from scaling.parallel.collectives import Group, pass_on
 
@@ -41,6 +41,7 @@ class Scores:
     dropout_p: float
     documents_BT: Tensor | None
     source_documents_BS: Tensor | None
+    cap: float | None = None
 
     @property
     def rank(self) -> int:
@@ -65,7 +66,7 @@ class Scores:
         key may not be seen."""
         n, s = q_BHnK.shape[2], k_BGsK.shape[2]
         q_start, k_start = self.rank * self.n_queries // self.size + rows.start, owner * s
-        scores_BHns = _by_group(q_BHnK, k_BGsK.transpose(2, 3)) * self.scale
+        scores_BHns = soft_cap(_by_group(q_BHnK, k_BGsK.transpose(2, 3)) * self.scale, self.cap)
         if bias_HR is not None:  # its distances begin at 1 - n_queries
             first = k_start - (q_start + n - 1) + self.n_queries - 1
             scores_BHns = scores_BHns + bias_HR[:, first : first + n + s - 1].unfold(1, s, 1).flip(
@@ -115,6 +116,7 @@ def ring_attention(
     source_documents_BS: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    cap: float | None = None,
 ) -> Tensor:
     """y_BHtK of the rank's own queries and every rank's keys. Documents are of all positions.
     Collective over the group.
@@ -123,7 +125,7 @@ def ring_attention(
     """
     T, S = (n * dist.get_world_size(group) for n in (q_BHtK.shape[2], k_BGsK.shape[2]))
     scale = q_BHtK.shape[3] ** -0.5 if scale is None else scale
-    scores = Scores(group, T, causal, scale, dropout_p, documents_BT, source_documents_BS)
+    scores = Scores(group, T, causal, scale, dropout_p, documents_BT, source_documents_BS, cap)
     bias_HR = None if bias is None else bias(torch.arange(1 - T, S, device=q_BHtK.device))
     y_BHtK: Tensor = _Ring.apply(q_BHtK, k_BGsK, v_BGsK, bias_HR, scores)
     return y_BHtK

@@ -30,9 +30,13 @@ def sdpa(
     scale: float | None,
     dropout_p: float,
     is_causal: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """Fused scaled-dot-product attention; `mask` is None, boolean (True: may be seen) or added to
-    the scores; of two dims, three (heads first) or four."""
+    the scores; of two dims, three (heads first) or four. With a cap it is not fused."""
+    if cap is not None:
+        assert not is_causal, "a mask says what may be seen"
+        return _capped(q_BHTK, k_BGSK, v_BGSK, mask, scale, dropout_p, cap)
     grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     if grouped and q_BHTK.is_cuda and q_BHTK.dtype == torch.float32:
         # In fp32 the only fused CUDA kernel is the memory-efficient one, and it takes no groups.
@@ -54,6 +58,40 @@ def sdpa(
     )
 
 
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap): nearly x where it is small, and never beyond the cap (Gemma Team 2024,
+    arXiv:2408.00118, section 2)."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def _capped(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    cap: float,
+) -> Tensor:
+    """Attention whose scores are capped before a mask or a bias. A query that may see nothing gets
+    zeros."""
+    G, scale = k_BGSK.shape[1], q_BHTK.shape[3] ** -0.5 if scale is None else scale
+    q_BGRTK = q_BHTK.unflatten(1, (G, -1)) * scale
+    scores_BGRTS = soft_cap((q_BGRTK @ k_BGSK.transpose(2, 3).unsqueeze(2)).float(), cap)
+    scores_BHTS = scores_BGRTS.flatten(1, 2)
+    seen = None
+    if mask is not None and mask.dtype == torch.bool:
+        seen = mask
+    elif mask is not None:
+        scores_BHTS, seen = scores_BHTS + mask, mask > float("-inf")
+    if seen is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~seen, torch.finfo(scores_BHTS.dtype).min)
+    weights_BHTS = scores_BHTS.softmax(dim=-1)
+    weights_BHTS = weights_BHTS if seen is None else weights_BHTS * seen
+    weights_BHTS = F.dropout(weights_BHTS, dropout_p).to(v_BGSK.dtype)
+    return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSK.unsqueeze(2)).flatten(1, 2)
+
+
 def attend_in_pieces(
     q_BHTK: Tensor,
     k_BGSK: Tensor,
@@ -65,6 +103,7 @@ def attend_in_pieces(
     source_documents_BS: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    cap: float | None = None,
 ) -> Tensor:
     """y_BHTK; causal queries are the last T of the S positions. A query that may see nothing gets
     zeros."""
@@ -76,7 +115,7 @@ def attend_in_pieces(
         mask = mask_of(
             start, end, s, offset, causal, bias, documents_BT, source_documents_BS, q_BHtK.device
         )
-        return sdpa(q_BHtK, k_BGSK[:, :, :s], v_BGSK[:, :, :s], mask, scale, dropout_p)
+        return sdpa(q_BHtK, k_BGSK[:, :, :s], v_BGSK[:, :, :s], mask, scale, dropout_p, cap=cap)
 
     if T <= PIECE:
         return piece(0, T, q_BHTK, k_BGSK, v_BGSK)

@@ -54,9 +54,21 @@ def relative_params(config: RunConfig, *, causal: bool) -> int:
     )
 
 
-def attended(config: RunConfig, length: int, *, causal: bool) -> int:
+def attended_by_layer(config: RunConfig, length: int, *, causal: bool) -> list[int]:
+    """`attended` of each layer of a stack, whose kinds attention.pattern may mix."""
+    n_layers, pattern = config.model.n_layers, config.attention.pattern
+    if pattern is None:
+        return [attended(config, length, causal=causal)] * n_layers
+    of_kind = {
+        kind: attended(config, length, causal=causal, kind=kind)
+        for kind in {config.attention.kind_at(layer) for layer in range(len(pattern))}
+    }
+    return [of_kind[config.attention.kind_at(layer)] for layer in range(n_layers)]
+
+
+def attended(config: RunConfig, length: int, *, causal: bool, kind: str | None = None) -> int:
     """Positions that each of `length` positions multiplies its query and a weight with, not halved
-    for causality.
+    for causality, in a layer of this kind (null: the configuration's).
 
     linear: a query and a key meet a d_head x d_head state, as costly as d_head positions. relative:
     its vectors are multiplied besides, on the side of the values too where they have some.
@@ -64,7 +76,7 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
     attention, both = config.attention, 1 if causal else 2
     if plugin := added("attentions").get(attention.kind):
         return int(plugin.attended(config, length, causal=causal))
-    kind = known_kind(config)
+    kind = kind or known_kind(config)
     if kind == "linear":
         return config.model.head_width
     if kind == "relative":
@@ -82,7 +94,22 @@ def attended(config: RunConfig, length: int, *, causal: bool) -> int:
     return length
 
 
-def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal: bool) -> int:
+def mean_extra_bytes_per_token(
+    config: RunConfig, length: int, width: int, *, causal: bool
+) -> float:
+    """`extra_bytes_per_token` of a layer, on average over those that attention.pattern mixes."""
+    if config.attention.pattern is None:
+        return extra_bytes_per_token(config, length, width, causal=causal)
+    kinds = [config.attention.kind_at(layer) for layer in range(config.model.n_layers)]
+    return sum(
+        kinds.count(kind) * extra_bytes_per_token(config, length, width, causal=causal, kind=kind)
+        for kind in sorted(set(kinds))
+    ) / len(kinds)
+
+
+def extra_bytes_per_token(
+    config: RunConfig, length: int, width: int, *, causal: bool, kind: str | None = None
+) -> int:
     """What self-attention keeps for backward beyond full attention without a bias: queries, keys,
     values, outputs and an fp32 log-sum a head. `width`: bytes of a value.
 
@@ -93,7 +120,9 @@ def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal:
     kv_width, q_width = model.kv_heads * model.head_width, model.n_heads * model.head_width
     if plugin := added("attentions").get(attention.kind):
         return int(plugin.extra_bytes_per_token(config, length, width, causal=causal))
-    kind, sides = known_kind(config), 2 if causal else 3
+    kind, sides = kind or known_kind(config), 2 if causal else 3
+    if attention.score_cap is not None:
+        return _capped_bytes(config, length, width, causal, kind)
     if kind == "local":
         return _local_bytes(config, length, width, causal)
     if kind == "linear":
@@ -121,6 +150,33 @@ def extra_bytes_per_token(config: RunConfig, length: int, width: int, *, causal:
     if length > PIECE:
         return 0
     return _mask_bytes(config, length, width)
+
+
+def _capped_bytes(config: RunConfig, length: int, width: int, causal: bool, kind: str) -> int:
+    """A score keeps its tanh, its weight and, where a mask hides some, that again: no fused kernel
+    caps scores. Queries are scaled, keys and values repeated for their heads, masks kept."""
+    model, window = config.model, config.attention.window
+    by_head = config.position.kind in ("alibi", "relative_bias")
+    in_window = kind == "local" and window is not None and length > window
+    masked = causal or by_head or in_window or not config.data.attend_across_documents
+    each = 8 + 4 * masked + (width if width < 4 else 0)
+    each += 1 + width if config.attention.dropout else 0
+    if in_window and window is not None:
+        chunk, copies = _chunks(window, causal)
+        scores = model.n_heads * copies * chunk * each
+        q_width = model.n_heads * model.head_width
+        return scores + width * q_width + _local_bytes(config, length, width, causal)
+    if length > PIECE:
+        return 0  # made anew in backward
+    masks = length * (model.n_heads if by_head else 1) if masked else 0
+    return model.n_heads * (length * each + 3 * width * model.head_width) + masks
+
+
+def _chunks(window: int, causal: bool) -> tuple[int, int]:
+    """Positions of a chunk of local attention, and chunks that its queries see."""
+    chunk = -(-window // CHUNKS_PER_WINDOW)
+    back = -(-(window - 1) // chunk)
+    return chunk, back + 1 + (0 if causal else back)
 
 
 def _local_bytes(config: RunConfig, length: int, width: int, causal: bool) -> int:

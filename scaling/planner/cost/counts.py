@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scaling.config.plugins import added
 from scaling.config.run_config import ModelConfig, RunConfig
-from scaling.planner.cost.attention import attended, relative_params
+from scaling.planner.cost.attention import attended_by_layer, relative_params
 from scaling.planner.cost.lengths import lengths
 
 
@@ -54,14 +54,14 @@ def block_params(model: ModelConfig, *, cross: bool = False) -> int:
         + _attention_biases(model)
         + model.n_experts * _feed_forward_biases(model)
     )
-    block += 2 * _norm_params(model, model.d_model)
+    n_norms = 1 if model.residual == "parallel_one_norm" else 2
+    if model.qk_norm == "head":
+        block += 2 * _norm_params(model, model.head_width)
     if cross:
-        block += (
-            attention_matmul_params(model)
-            + _attention_biases(model)
-            + _norm_params(model, model.d_model)
-        )
-    return block
+        n_norms += 1
+        block += attention_matmul_params(model) + _attention_biases(model)
+    n_norms *= 2 if model.norm_position == "sandwich" else 1
+    return block + n_norms * _norm_params(model, model.d_model)
 
 
 def count(config: RunConfig) -> ModelCounts:
@@ -94,17 +94,17 @@ def flops_per_sequence(config: RunConfig) -> int:
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
     multiplied = model.n_layers * active * (n_in + n_out)
-    pairs = n_in * attended(config, n_in, causal=model.traits.causal) + n_out * attended(
-        config, n_out, causal=True
-    )
-    pairs += n_out * n_in  # cross-attention is full attention, whatever the kind of the others
+    pairs = n_in * sum(attended_by_layer(config, n_in, causal=model.traits.causal))
+    pairs += n_out * sum(attended_by_layer(config, n_out, causal=True))
+    # cross-attention is full attention, whatever the kind of the others
+    pairs += model.n_layers * n_out * n_in
     if n_out:
         multiplied += (
             model.n_layers * 2 * model.d_model * (_q_width(model) * n_out + _kv_width(model) * n_in)
         )
     multiplied += _head_matmul_params(config) * head_positions(config)
-    multiplied += _projection_params(model) * (n_in + n_out)
-    return 6 * multiplied + 12 * model.n_layers * pairs * _q_width(model)
+    multiplied += _projection_matmul_params(model) * (n_in + n_out)
+    return 6 * multiplied + 12 * pairs * _q_width(model)
 
 
 def block_flops(config: RunConfig) -> list[float]:
@@ -114,14 +114,17 @@ def block_flops(config: RunConfig) -> list[float]:
     n_in, n_out, width = shape.inputs, shape.targets, _q_width(model)
     active = attention_matmul_params(model) + _router_params(model)
     active += model.experts_per_token * feed_forward_matmul_params(model)
-    first = (
-        6.0 * active * n_in + 12 * n_in * attended(config, n_in, causal=model.traits.causal) * width
-    )
-    blocks = [first] * model.n_layers
+    blocks = [
+        6.0 * active * n_in + 12 * n_in * seen * width
+        for seen in attended_by_layer(config, n_in, causal=model.traits.causal)
+    ]
     if n_out:
-        second = 6 * active * n_out + 12 * n_out * attended(config, n_out, causal=True) * width
-        second += 12 * model.d_model * (width * n_out + _kv_width(model) * n_in)
-        blocks += [second + 12 * n_out * n_in * width] * model.n_layers
+        cross = 12 * model.d_model * (width * n_out + _kv_width(model) * n_in)
+        cross += 12 * n_out * n_in * width
+        blocks += [
+            6.0 * active * n_out + 12 * n_out * seen * width + cross
+            for seen in attended_by_layer(config, n_out, causal=True)
+        ]
     return blocks
 
 
@@ -142,7 +145,7 @@ def _embedding_params(config: RunConfig) -> int:
     # An untied head reads d_model; BERT's, behind its dense layer, the width of the embedding.
     head_width = model.embedding_width if model.traits.masked_head else model.d_model
     head = 0 if model.tie_embeddings else config.vocab_size * head_width
-    segments = 2 * model.d_model if model.traits.masked_head else 0
+    segments = model.segments * model.input_width
     return tokens + head + segments + n_stacks(model) * _position_params(config)
 
 
@@ -151,7 +154,8 @@ def _position_params(config: RunConfig) -> int:
     if plugin := added("positions").get(config.position.kind):
         return int(plugin.params(config))
     if config.position.kind == "learned":
-        return config.train.seq_len * config.model.d_model
+        rows = (config.position.first_row or 0) + config.train.seq_len
+        return rows * config.model.input_width
     return (config.position.n_buckets or 0) * config.model.n_heads  # relative_bias
 
 
@@ -163,10 +167,14 @@ def _non_embedding_params(config: RunConfig) -> int:
         blocks += n_blocks * (
             block_params(model, cross=True) + relative_params(config, causal=True)
         )
-    final_norms = (
-        n_stacks(model) * _norm_params(model, model.d_model) if model.norm_position == "pre" else 0
-    )
-    return blocks + final_norms + (_masked_head_params(config) if model.traits.masked_head else 0)
+    n_norms = n_stacks(model) * int(model.norm_position != "post")
+    if not model.first_norm:
+        n_norms -= n_stacks(model)
+    if model.input_normed and not model.traits.masked_head:
+        n_norms += n_stacks(model)
+    other = n_norms * _norm_params(model, model.d_model)
+    other += config.vocab_size if model.head_bias else 0
+    return blocks + other + (_masked_head_params(config) if model.traits.masked_head else 0)
 
 
 def _masked_head_params(config: RunConfig) -> int:
@@ -179,7 +187,7 @@ def _masked_head_params(config: RunConfig) -> int:
         + config.vocab_size
     )
     order = (model.d_model + 2) * (model.d_model + bias) if config.objective.sentence_order else 0
-    return _norm_params(model, model.d_model) + head + order
+    return _norm_params(model, model.input_width) + head + order
 
 
 def _head_matmul_params(config: RunConfig) -> int:
@@ -188,7 +196,7 @@ def _head_matmul_params(config: RunConfig) -> int:
     if model.traits.masked_head:
         return (config.vocab_size + model.d_model) * model.embedding_width
     if model.tie_embeddings:
-        return config.vocab_size * model.embedding_width + _projection_params(model)
+        return config.vocab_size * model.embedding_width + _projection_matmul_params(model)
     return config.vocab_size * model.d_model
 
 
@@ -205,8 +213,14 @@ def _kv_width(model: ModelConfig) -> int:
     return model.kv_heads * model.head_width
 
 
-def _projection_params(model: ModelConfig) -> int:
+def _projection_matmul_params(model: ModelConfig) -> int:
     return model.embedding_width * model.d_model if model.embedding_width != model.d_model else 0
+
+
+def _projection_params(model: ModelConfig) -> int:
+    """The projection of the whole input has a bias, that of tokens none."""
+    bias = model.d_model if model.input_width != model.d_model else 0
+    return _projection_matmul_params(model) + bias
 
 
 def _router_params(model: ModelConfig) -> int:
@@ -214,7 +228,8 @@ def _router_params(model: ModelConfig) -> int:
 
 
 def _attention_biases(model: ModelConfig) -> int:
-    return _q_width(model) + 2 * _kv_width(model) + model.d_model if model.bias else 0
+    inputs = _q_width(model) + 2 * _kv_width(model) if model.qkv_biased else 0
+    return inputs + (model.d_model if model.output_biased else 0)
 
 
 def _feed_forward_biases(model: ModelConfig) -> int:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.run_config import RunConfig
-from scaling.planner.cost.attention import WHOLE, attended, extra_bytes_per_token, relative_params
+from scaling.config.run_config import ModelConfig, RunConfig
+from scaling.planner.cost.attention import (
+    WHOLE,
+    attended_by_layer,
+    mean_extra_bytes_per_token,
+    relative_params,
+)
 from scaling.planner.cost.constants import CONSTANTS, Constants
 from scaling.planner.cost.counts import block_params, count, flops_per_sequence, head_positions
 from scaling.planner.cost.lengths import lengths
@@ -89,21 +94,32 @@ def workload_of(config: RunConfig) -> Workload:
         n_experts=model.n_experts,
         experts_per_token=model.experts_per_token,
         distinct_blocks=not model.share_layers,
-        full_attention=config.attention.kind in WHOLE,
+        full_attention=config.attention.kind in WHOLE
+        and "local" not in (config.attention.pattern or ()),
     )
 
 
 def _stack(config: RunConfig, length: int, *, causal: bool, cross_length: int = 0) -> Stack:
+    seen = attended_by_layer(config, length, causal=causal)
+    width = dtype_bytes(config)
+    extra = mean_extra_bytes_per_token(config, length, width, causal=causal)
     return Stack(
         n_blocks=config.model.n_layers,
         length=length,
-        attended=attended(config, length, causal=causal),
+        attended=sum(seen) / len(seen),
         causal=causal,
         block_params=block_params(config.model, cross=cross_length > 0)
         + relative_params(config, causal=causal),
         cross_length=cross_length,
-        extra_bytes=extra_bytes_per_token(config, length, dtype_bytes(config), causal=causal),
+        extra_bytes=extra + _norm_bytes_per_token(config.model, width),
     )
+
+
+def _norm_bytes_per_token(model: ModelConfig, width: int) -> int:
+    """Inputs that norms of queries and keys, and of sublayers' outputs, keep for backward."""
+    heads = (model.n_heads + model.kv_heads) * model.head_width if model.qk_norm == "head" else 0
+    outputs = 2 * model.d_model if model.norm_position == "sandwich" else 0
+    return width * (heads + outputs)
 
 
 def dtype_bytes(config: RunConfig) -> int:
@@ -138,7 +154,8 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
         kernels=25 if fused else 60,
         selective="pointwise",
         gathers_again=False,
-        logit_bytes=2 * width if fused else width + 4,
+        logit_bytes=(2 * width if fused else width + 4)
+        + (2 * width if config.model.logit_cap else 0),
         loss_chunk_rows=LOSS_CHUNK_ROWS[kind],
         hides_gathers=False,
         gathers=6,
