@@ -164,16 +164,28 @@ _CHANGES_NOTHING = (
 def unlike(config: RunConfig, wanted: Mapping[str, Sequence[object]]) -> list[str]:
     """Settings of ours that are none of the `wanted` ones, as KEY=VALUE.
 
-    Keys are those of the model group, and `attention`, `position`, `rope_scaling`; what no other
-    library's arrangement has is refused unless it is named.
+    Keys are those of the model group, `attention`, `position` and `rope_scaling`, and choices of
+    the groups attention, position and objective; what few arrangements have is refused unless it
+    is named.
     """
-    model = config.model
+    model, attention, position = config.model, config.attention, config.position
+    biases = {(True, True): "all", (True, False): "qkv", (False, False): "none"}
     found = model.model_dump() | {
-        "attention": config.attention.kind,
-        "position": config.position.kind,
-        "rope_scaling": config.position.scaling,
+        "attention": attention.kind,
+        "position": position.kind,
+        "rope_scaling": position.scaling,
         "d_embedding": model.embedding_width,
+        "attention_bias": biases[model.qkv_biased, model.output_biased],
+        "embedding_norm": model.input_normed,
+        "scale_embedding": config.scales_embedding,
+        "n_segments": model.segments,
+        "expert_weights": "sum_to_one" if model.sum_to_one else "softmax",
+        "sentence_order": config.objective.sentence_order,
+        "theta": position.theta,
     }
+    found |= {key: getattr(attention, key) for key in ("pattern", "score_cap", "score_width")}
+    few = ("rotary_fraction", "local_theta", "first_row", "halves")
+    found |= {key: getattr(position, key) or None for key in few}
     common: dict[str, Sequence[object]] = {
         "attention": ("full", "gqa", "mqa"),
         "rope_scaling": (None,),
@@ -181,6 +193,17 @@ def unlike(config: RunConfig, wanted: Mapping[str, Sequence[object]]) -> list[st
         "n_experts": (1,),
         "d_embedding": (model.d_model,),
         "parametrization": ("standard",),
+        "factorised": ("tokens",),
+        "first_norm": (True,),
+        "embedding_norm": (model.traits.masked_head,),
+        "scale_embedding": (False,),
+        "n_segments": (2 if model.traits.masked_head else 0,),
+        "residual": ("serial",),
+        "qk_norm": ("none",),
+        "attention_bias": ("all" if model.bias else "none",),
+        "head_bias": (False,),
+        "logit_cap": (None,),
+        **dict.fromkeys(("pattern", "score_cap", "score_width", *few), (None,)),
     }
     return [
         f"{key}={found[key]}"

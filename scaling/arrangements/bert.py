@@ -24,12 +24,12 @@ def shape_from(values: Mapping[str, Any]) -> Settings:
         "norm_eps": theirs.take("layer_norm_eps", default=1e-12),
         "activation": theirs.choose("hidden_act", ACTIVATIONS, default="gelu"),
         "tie_embeddings": theirs.expect("tie_word_embeddings", True),
+        "n_segments": theirs.take("type_vocab_size", default=2),
         "norm": "layernorm",
         "norm_position": "post",
         "bias": True,
     }
     theirs.expect("position_embedding_type", "absolute")
-    theirs.expect("type_vocab_size", 2)
     theirs.expect("is_decoder", False)
     theirs.expect("add_cross_attention", False)
     theirs.changes_nothing("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -54,7 +54,7 @@ def config_for(config: RunConfig) -> dict[str, Any]:
         "num_attention_heads": model.n_heads,
         "intermediate_size": model.ff_width,
         "max_position_embeddings": lengths(config).inputs,
-        "type_vocab_size": 2,
+        "type_vocab_size": model.segments,
         "hidden_act": their_activation(model.activation),
         "layer_norm_eps": model.norm_eps,
         "hidden_dropout_prob": model.dropout,
@@ -73,6 +73,8 @@ def obstacles(config: RunConfig) -> list[str]:
             "position": ("learned",),
             "activation": ("gelu", "gelu_exact", "relu"),
             "tie_embeddings": (True,),
+            "n_segments": (config.model.segments or "1 or more",),
+            "sentence_order": (True, False),
             "d_head": (None,),
             "n_kv_heads": (None, config.model.n_heads),
         },
@@ -90,7 +92,7 @@ def places(config: RunConfig) -> Iterator[Place]:
     pairs |= {
         f"blocks.{layer}.{ours}": f"bert.encoder.layer.{layer}.{theirs}"
         for layer in range(config.model.n_layers)
-        for ours, theirs in _BLOCK.items()
+        for ours, theirs in BLOCK.items()
     }
     pairs["masked_head.dense"] = "cls.predictions.transform.dense"
     pairs["masked_head.norm"] = "cls.predictions.transform.LayerNorm"
@@ -102,7 +104,7 @@ def places(config: RunConfig) -> Iterator[Place]:
     yield Place("masked_head.bias", "cls.predictions.bias")
 
 
-_BLOCK = {
+BLOCK = {
     "attention.q": "attention.self.query",
     "attention.k": "attention.self.key",
     "attention.v": "attention.self.value",

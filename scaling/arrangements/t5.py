@@ -9,7 +9,14 @@ from typing import Any
 from scaling.arrangements.base import Arrangement, Place, Settings, Theirs, unlike
 from scaling.config.run_config import RunConfig
 
-_ACTIVATIONS = {"gated-gelu": "geglu", "relu": "relu"}
+_ACTIVATIONS = {
+    "gated-gelu": "geglu",
+    "gated-silu": "swiglu",
+    "relu": "relu",
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "silu": "silu",
+}
 """Theirs -> ours; their gated-gelu is in the tanh form."""
 _SIDES = {"encoder": ("SelfAttention",), "decoder": ("SelfAttention", "EncDecAttention")}
 
@@ -79,7 +86,7 @@ def obstacles(config: RunConfig) -> list[str]:
             "norm_position": ("pre",),
             "bias": (False,),
             "position": ("relative_bias",),
-            "activation": ("geglu", "relu"),
+            "activation": tuple(_ACTIVATIONS.values()),
             "n_kv_heads": (None, config.model.n_heads),
         },
     )

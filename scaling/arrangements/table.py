@@ -5,15 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from scaling.arrangements.albert import ALBERT
+from scaling.arrangements.bart import BART, MARIAN
 from scaling.arrangements.base import Arrangement
 from scaling.arrangements.bert import BERT
+from scaling.arrangements.distilbert import DISTILBERT
+from scaling.arrangements.experts import MIXTRAL, QWEN3_MOE
+from scaling.arrangements.gemma import GEMMA2, GEMMA3
 from scaling.arrangements.gpt2 import GPT2
+from scaling.arrangements.gpt_neox import GPT_NEOX
 from scaling.arrangements.llama import LLAMA
+from scaling.arrangements.mistral import MISTRAL
+from scaling.arrangements.modernbert import MODERNBERT
+from scaling.arrangements.opt import OPT
+from scaling.arrangements.phi import PHI
+from scaling.arrangements.qwen2 import QWEN2
+from scaling.arrangements.qwen3 import QWEN3
+from scaling.arrangements.roberta import ROBERTA
 from scaling.arrangements.t5 import T5
 from scaling.config.run_config import RunConfig
 from scaling.errors import ConfigError
 
-ARRANGEMENTS: dict[str, Arrangement] = {each.name: each for each in (GPT2, LLAMA, BERT, T5)}
+ARRANGEMENTS: dict[str, Arrangement] = {
+    each.name: each
+    for each in (
+        *(GPT2, OPT, GPT_NEOX, PHI),
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, MIXTRAL, QWEN3_MOE),
+        *(BERT, ROBERTA, DISTILBERT, MODERNBERT, ALBERT),
+        *(T5, BART, MARIAN),
+    )
+}
 """By model_type. The first that has all settings of our model is the one that export writes."""
 
 
@@ -68,4 +89,4 @@ def their_config(config: RunConfig, *, eos_id: int, pad_id: int) -> dict[str, An
     elif config.objective.kind == "causal_lm":
         common["bos_token_id"] = eos_id
     ids = {"eos_token_id": eos_id, "pad_token_id": pad_id, "dtype": "float32"}
-    return found.config_for(config) | common | ids
+    return common | ids | found.config_for(config)
