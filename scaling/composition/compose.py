@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scaling.composition.code_refusal import inert_configurations
 from scaling.composition.explain import COMPOSITION_ERRORS, explain
+from scaling.composition.from_source import with_source
 from scaling.composition.hydra_parts import GlobalHydra
 from scaling.composition.shorthand import in_full, quoted
 from scaling.composition.unread import refuse_unread
@@ -38,6 +39,7 @@ def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         assert isinstance(values, dict)
         values.pop("hydra", None)
         chosen = with_chosen_kind({str(name): value for name, value in values.items()}, overrides)
+        chosen = with_source(chosen, overrides)
         config = RunConfig.model_validate(chosen)
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error

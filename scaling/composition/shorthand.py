@@ -18,7 +18,7 @@ Hydra has no word."""
 def in_full(overrides: Sequence[str]) -> list[str]:
     """What Hydra has no file or no word for, as what it stands for.
 
-    These are cluster=NxMxGPU, tokenizer=hf:NAME, data=PATH and KEY=~/PATH.
+    These are cluster=NxMxGPU, tokenizer=hf:NAME, init_from=SOURCE, data=PATH and KEY=~/PATH.
 
     Raises ConfigError.
     """
@@ -26,7 +26,9 @@ def in_full(overrides: Sequence[str]) -> list[str]:
     for override in with_named_clusters(overrides):
         key, _, value = override.partition("=")
         _refuse_list(override)
-        if key == "tokenizer" and value.startswith("hf:"):
+        if key == "init_from" and value not in ("", "null"):
+            out.append(f"init_from.source={quoted(value)}")
+        elif key == "tokenizer" and value.startswith("hf:"):
             out += ["tokenizer=hf", f"tokenizer.name={quoted(value.removeprefix('hf:'))}"]
         elif key == "data" and names_a_path(value):
             out.append(f"data.path={quoted(value)}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from scaling.composition.compose import composed_of
+from scaling.composition.from_source import name_of
 from scaling.config.run_config import RunConfig
 from scaling.weights.source import GROUPS, Source
 
@@ -23,7 +23,7 @@ def config_of(source: Source) -> RunConfig:
     values.pop("hydra", None)
     for group in GROUPS:
         values[group] = {**source.settings[group]}
-    values["model"] |= {"name": model_name(source)}
+    values["model"] |= {"name": name_of(source)}
     values["train"] |= {"n_tokens": 1, "sample_tokens": 0}
     values["train"] |= source.settings.get("train", {})
     values["tokenizer"] = source.settings.get("tokenizer") or {
@@ -34,9 +34,3 @@ def config_of(source: Source) -> RunConfig:
         "lossy": "allow",
     }
     return RunConfig.model_validate(values)
-
-
-def model_name(source: Source) -> str:
-    """A name for the shape of a source that a directory can have."""
-    stem = source.path.stem if source.kind == "gguf" else source.path.name
-    return re.sub(r"[^\w.-]+", "_", stem).strip("-.")[:80] or source.kind

@@ -229,6 +229,29 @@ class TrainConfig(Section):
         return value
 
 
+class InitSection(Section):
+    """Weights that a run begins with in place of random ones."""
+
+    source: str | None = Field(
+        None,
+        description="init_from=SOURCE for short; RUN[@STEP], an export's directory, hf:DIRECTORY_OR_NAME[@REVISION] or "
+        "gguf:FILE, whose shape and tokenizer the run takes; null: random weights",
+    )
+    missing: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="allow: parameters that the source lacks, as a head, are made anew, and its other weights are left out",
+    )
+    content_hash: str | None = Field(
+        None, description="SHA-256 of the source, part of the run's identity; null: is computed"
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.source is None and (self.missing == "allow" or self.content_hash is not None):
+            raise ValueError("init_from.missing and init_from.content_hash need init_from=SOURCE")
+        return self
+
+
 class RunSection(Section):
     root: str = Field(description="directory of run directories")
     name: Name | None = Field(
@@ -260,6 +283,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig
     logger: LoggerConfig
     train: TrainConfig
+    init_from: InitSection = InitSection()
     run: RunSection
     plan: PlanConfig
     study: StudyConfig
@@ -401,6 +425,13 @@ class RunConfig(Section):
         }
         if self.train.parent is not None:
             out["train"]["parent"] = self.train.parent
+        if self.init_from.content_hash is not None:
+            # the content counts, not the place where it lies
+            out["init_from"] = {
+                "content_hash": self.init_from.content_hash,
+                "missing": self.init_from.missing,
+            }
+            del out["tokenizer"]["name"]
         return out
 
     @property

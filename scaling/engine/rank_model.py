@@ -20,6 +20,7 @@ from scaling.parallel.groups import Groups
 from scaling.parallel.part import part_of
 from scaling.planner.layout import Layout
 from scaling.planner.stages import stage_bounds
+from scaling.weights.initial import given_weights
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class RankModel:
         ]
         own_blocks = by_rank[ranks.pp_rank] if layout.pp > 1 else None
 
+        given = given_weights(config)
+
         def initialise(name: str, module: nn.Module) -> None:
             own = (
                 (f"{name}.{leaf}" if name else leaf, p)
                 for leaf, p in module.named_parameters(recurse=False)
             )
-            fill(own, config.model, config.train.seed)
+            fill(own, config.model, config.train.seed, given)
             if partition is not None:
                 partition(module)
 

@@ -17,6 +17,7 @@ from scaling.engine.optimizer import build_optimizer, set_rate
 from scaling.model import LanguageModel, build_model, initialise
 from scaling.parallel.part import part_of
 from scaling.planner.layout import Layout
+from scaling.weights.initial import given_weights
 
 
 class ReferenceEngine:
@@ -25,7 +26,7 @@ class ReferenceEngine:
     def __init__(self, config: RunConfig, layout: Layout, device: torch.device) -> None:
         self.device = device
         self.model = build_model(config, device=device)
-        initialise(self.model, config.train.seed)
+        initialise(self.model, config.train.seed, given_weights(config))
         self.model.set_activation_checkpointing(layout.activation_checkpointing)
         if config.train.compile:
             self.model.compile_blocks()

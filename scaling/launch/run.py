@@ -47,12 +47,14 @@ def drive(config: RunConfig) -> int:
         console.print(f"Elastic: can run on {counts} devices, as they come and go.")
     if config.dry_run:
         check_inputs(config)
+        _check_source(config, console)
         return EXIT_FINISHED
     check_available(config)
     # Before there is a directory of a run that cannot be. The records of one that is there may be
     # damaged, and are read after the attempt has mended them.
     if not run_dir.path.exists():
         check_inputs(config)
+        _check_source(config, console)
     progress = ProgressLine(console, planned=plan.time is not None)
     with Attempt(config, plan, progress, marks) as attempt:
         summary = run_dir.read_summary()
@@ -61,6 +63,17 @@ def drive(config: RunConfig) -> int:
             return EXIT_FINISHED
         attempt.open()
         return _train(attempt, sizes, progress, console, marks)
+
+
+def _check_source(config: RunConfig, console: Console) -> None:
+    """Print what of the source of the initial weights is not used. Raises ScalingError for weights
+    that do not fit."""
+    if config.init_from.source is None:
+        return
+    from scaling.weights.initial import check_source  # torch, which a plan does without
+
+    for note in check_source(config):
+        console.print(visible(note), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_finished(

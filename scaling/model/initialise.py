@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from scaling.config.run_config import ModelConfig
 from scaling.model.parametrization import initial_scale, residual_depth
-from scaling.parallel.part import part_of
+from scaling.parallel.part import Part, part_of
 
+Given = Callable[[str, Part], Tensor | None]
+"""Gives a part of a parameter from elsewhere; None: it has its random values."""
 RESIDUAL_OUTPUTS = ("attention.o", ".down")
 """The linears whose output is added to the residual stream: of attention, and of the feed-forward
 layer or its experts."""
@@ -46,18 +48,26 @@ def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: i
     return torch.empty(*shape).normal_(0.0, std, generator=generator)
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, given: Given | None = None) -> None:
     """Fill every parameter of `model` (which has its ModelConfig as `config`), on whatever device,
     in whatever dtype."""
     config = model.config
     assert isinstance(config, ModelConfig)
-    fill(model.named_parameters(), config, seed)
+    fill(model.named_parameters(), config, seed, given)
 
 
 @torch.no_grad()
-def fill(named: Iterable[tuple[str, nn.Parameter]], config: ModelConfig, seed: int) -> None:
+def fill(
+    named: Iterable[tuple[str, nn.Parameter]],
+    config: ModelConfig,
+    seed: int,
+    given: Given | None = None,
+) -> None:
     """Give parameters, by their names in the whole model, their initial values or the part of them
     that they are."""
     for name, parameter in named:
         part = part_of(parameter)
-        parameter.copy_(part.of(initial_values(name, part.shape, config, seed)))
+        value = given(name, part) if given is not None else None
+        if value is None:
+            value = part.of(initial_values(name, part.shape, config, seed))
+        parameter.copy_(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,9 @@ def gguf_source(word: str, path: Path) -> Source:
     values = _config(file, name, dialect)
     settings = settings_of(arrangement, values)
     tokenizer = tokenizer_json(file.metadata, str(path))
-    return Source(word, "gguf", path, file_hash(path), settings, tokenizer, arrangement=arrangement)
+    return Source(
+        word, "gguf", path, partial(file_hash, path), settings, tokenizer, arrangement=arrangement
+    )
 
 
 def dialect_of(file: GGUFFile) -> tuple[str, Dialect]:

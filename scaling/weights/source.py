@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,8 +55,8 @@ class Source:
     kind: Kind
     path: Path
     """A run's directory, an export's, or the file; of a run, `checkpoint` holds the weights."""
-    content_hash: str
-    """SHA-256 over the weights, the settings and the tokenizer."""
+    hashed: Callable[[], str]
+    """Computes `content_hash`, which reads all of large files."""
     settings: Settings
     """Values by group of our configuration, `train.seq_len` among them where it has a limit."""
     tokenizer: bytes
@@ -68,6 +69,11 @@ class Source:
     manifest: Manifest | None = None
     arrangement: Arrangement | None = None
     """The architecture of weights under another library's names."""
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the weights, the settings and the tokenizer."""
+        return self.hashed()
 
     @property
     def name(self) -> str:
@@ -118,7 +124,7 @@ def _run_source(word: str, root: str, notice: Callable[[str], None]) -> Source:
         word,
         "run",
         path,
-        digest,
+        lambda: digest,
         {name: dumped[name] for name in GROUPS} | {"train": {"seq_len": config.train.seq_len}},
         tokenizer,
         config,
@@ -206,7 +212,8 @@ def _export_source(word: str, directory: Path) -> Source:
     settings["train"] = {"seq_len": values["seq_len"]}
     settings["tokenizer"] = values["tokenizer"]
     tokenizer = _tokenizer_of(directory)
-    return Source(word, "export", directory, _hash_of(directory), settings, tokenizer)
+    hashed = partial(_hash_of, directory)
+    return Source(word, "export", directory, hashed, settings, tokenizer)
 
 
 def _hf_source(word: str, name: str, revision: str | None) -> Source:
@@ -230,7 +237,7 @@ def _hf_source(word: str, name: str, revision: str | None) -> Source:
         word,
         "hf",
         directory,
-        _hash_of(directory),
+        partial(_hash_of, directory),
         settings,
         tokenizer,
         arrangement=arrangement,

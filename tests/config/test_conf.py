@@ -54,6 +54,7 @@ SEMANTIC_TRAIN = {
     "train.seq_len",
     "train.seed",
     "train.parent",
+    "init_from.content_hash",
 }
 EXECUTION_ANYWHERE = {"model.name", *(f"data.{key}" for key in HOW_DATA_COMES)}
 BY_PRECISION = {"cluster.device.kind"}
