@@ -1,4 +1,5 @@
-"""`python -m scaling VERB ...` and `scaling VERB ...`: one program that runs every command by its name."""
+"""`python -m scaling VERB ...` and `scaling VERB ...`: one program that runs every command by its
+name."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import importlib
 import sys
 
 from scaling.commands import entry
+from scaling.commands.fitted_help import print_help
 from scaling.commands.verbs import VERBS
 from scaling.composition.flags import answered
 from scaling.config.spelling import TYPED, did_you_mean
 from scaling.errors import ConfigError
-from scaling.screen import print_help
 
 HELP = f"""\
 scaling COMMAND [KEY=VALUE] ...

@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(words: list[str]) -> int:
     """Print the script or the candidates."""
     from scaling.commands.completion import BASH, SHELLS, candidates
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
     from scaling.errors import ConfigError
-    from scaling.screen import print_help
 
     if words[:1] == ["words"]:  # first: the line itself may contain --help
         print("\n".join(candidates(" ".join(words[1:]))))

@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     """Fit, write the report and print its core. The imports are here, behind the door."""
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
     from scaling.composition.words import option_lines, read_options
     from scaling.laws.options import FitOptions
-    from scaling.screen import print_help, print_items
 
     if answered(words, lambda: print_help(USAGE.format(keys="\n".join(option_lines(FitOptions))))):
         return 0
@@ -36,6 +36,7 @@ def _command(words: list[str]) -> int:
     from scaling.laws.analysis import analyse, load_points
     from scaling.laws.printed import analysis_items, excluded_lines
     from scaling.laws.report import write_report
+    from scaling.terminal import print_items
 
     points = load_points(options)
     print_items(excluded_lines(points))

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     """The imports are here, behind the door: they take a second."""
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
-    from scaling.screen import print_help
 
     if words[:1] == ["score"]:
         from scaling.planner.measured.score import main as score_tables
@@ -59,7 +59,7 @@ def _plan(words: list[str]) -> int:
     from scaling.planner.measured.calibrate import scale_of
     from scaling.planner.show.ranking import lines
     from scaling.runs.files import to_json
-    from scaling.screen import print_items
+    from scaling.terminal import print_items
 
     config = resolve_cluster(compose(given))
     whole = "--json" in flags or config.plan.output is not None

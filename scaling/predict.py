@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     """Print the prediction. The imports are here, behind the door."""
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
     from scaling.composition.words import option_lines, read_options
     from scaling.laws.options import PredictOptions
     from scaling.runs.files import to_json
-    from scaling.screen import print_help, print_items
 
     if answered(
         words, lambda: print_help(USAGE.format(keys="\n".join(option_lines(PredictOptions))))
@@ -48,6 +48,7 @@ def _command(words: list[str]) -> int:
     from scaling.laws import fit_file
     from scaling.laws.answer import predict  # loads numpy, so a wrong option is reported first
     from scaling.laws.recommend import write_recommendation
+    from scaling.terminal import print_items
 
     prediction = predict(fit_file.read(Path(options.fit)), options)
     answer, lines = prediction.to_dict(), prediction.lines()

@@ -27,16 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     """The imports are here, behind the door: they take a second."""
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
     from scaling.composition.words import option_lines, read_options
     from scaling.data.prepare.options import PrepareOptions
-    from scaling.screen import print_help, print_items
 
     if answered(words, lambda: print_help(USAGE + "\n".join(option_lines(PrepareOptions)))):
         return 0
     options = read_options(PrepareOptions, words)
     from scaling.commands.progress import ProgressBar
     from scaling.data.prepare.command import prepare, summary
+    from scaling.terminal import print_items
 
     with ProgressBar() as bar:
         index, seconds = prepare(options, bar.report)

@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(words: list[str]) -> int:
     """The imports are here, behind the door: they take a second."""
     from scaling.commands.composed import refuse_words
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
     from scaling.composition.words import option_lines, read_options
     from scaling.rehearsal.options import DrillOptions, split_words
-    from scaling.screen import print_help
 
     if answered(words, lambda: print_help(HELP + "\n".join(option_lines(DrillOptions)))):
         return 0

@@ -30,8 +30,8 @@ def _command(words: list[str]) -> int:
 
 
 def _show_help() -> None:
+    from scaling.commands.fitted_help import print_help
     from scaling.commands.help import help_text
-    from scaling.screen import print_help
 
     print_help(help_text())
 

@@ -1,16 +1,14 @@
-"""What fits a screen: tables that leave out whole columns, text and help that wrap between words,
-and small curves."""
+"""What fits a screen: tables that leave out whole columns, text that wraps between words, and small
+curves."""
 
 from __future__ import annotations
 
 import math
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -23,9 +21,6 @@ GAP = 2
 _COMFORTABLE = 24
 """Width down to which a name wraps before a column is left out for it."""
 _NARROWEST = 8
-_PIPE_WIDTH = 1000
-HELP_WIDTH = 120
-"""Of help where there is no terminal."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """All but newline and tab, and what turns the direction of text or is no character."""
@@ -238,36 +233,6 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def output_console(**options: Any) -> Console:
-    """Standard output: as wide as the terminal is; a pipe or a file has no width to keep to, unless
-    COLUMNS says one."""
-    import os
-
-    from rich.console import Console
-
-    console = Console(highlight=False, **options)
-    if console.is_terminal or "COLUMNS" in os.environ:
-        return console
-    return Console(highlight=False, width=_PIPE_WIDTH, **options)
-
-
-def print_items(items: Iterable[str | FittedTable]) -> None:
-    """Print lines, wrapped between words on a terminal, and tables."""
-    console = output_console()
-    for item in items:
-        if isinstance(item, str):
-            item = visible(item)
-            lines = (
-                item.split("\n")
-                if console.width >= _PIPE_WIDTH
-                else fitted_lines(item, console.width)
-            )
-            for line in lines:
-                console.print(line, markup=False, soft_wrap=True)
-        else:
-            console.print(item)
-
-
 def fitted_lines(text: str, width: int) -> list[str]:
     """Lines wrapped between words; what is indented stays so, and goes on a little further in."""
     found: list[str] = []
@@ -278,82 +243,6 @@ def fitted_lines(text: str, width: int) -> list[str]:
             line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", **options
         ) or [""]
     return found
-
-
-def print_help(text: str, out: TextIO | None = None) -> None:
-    """Print help, fitted to the terminal."""
-    out = out or sys.stdout
-    width = shutil.get_terminal_size().columns if out.isatty() else HELP_WIDTH
-    print(fitted_help(text, width).rstrip("\n"), file=out)
-
-
-_ITEM = re.compile(r"( *\S.*?(?: {2,}|\t))(\S.*)$")
-
-
-def fitted_help(text: str, width: int) -> str:
-    """What is too wide, anew: paragraphs filled, the meaning of "term  meaning" lines in its column
-    or below a long term."""
-    found: list[str] = []
-    paragraph: list[str] = []
-
-    def flush() -> None:
-        if any(len(line) > width for line in paragraph):
-            paragraph[:] = textwrap.wrap(
-                " ".join(paragraph), width, break_on_hyphens=False, break_long_words=False
-            )
-        found.extend(paragraph)
-        paragraph.clear()
-
-    for line in text.split("\n"):
-        item = _ITEM.match(line)
-        if line.strip() and not line.startswith((" ", "Usage:")) and item is None:
-            paragraph.append(line)
-            if line.endswith((":", ".", ";")):
-                flush()
-            continue
-        flush()
-        found += [line] if len(line) <= width else _fitted_item(line, item, width)
-    flush()
-    return "\n".join(found)
-
-
-def _fitted_item(line: str, item: re.Match[str] | None, width: int) -> list[str]:
-    options: Any = {"break_on_hyphens": False, "break_long_words": False}
-    indent = " " * (len(line) - len(line.lstrip()))
-    if line.lstrip().startswith("python -m "):
-        command = line if item is None else item[1]
-        lines = textwrap.wrap(
-            command.strip(),
-            width - 2,
-            initial_indent=indent,
-            subsequent_indent=indent + "    ",
-            **options,
-        )
-        found = [f"{text} \\" for text in lines[:-1]] + lines[-1:]
-        return (
-            found
-            if item is None
-            else [
-                *found,
-                *textwrap.wrap(item[2], width, initial_indent=indent + "      ", **options),
-            ]
-        )
-    if item is None:
-        return textwrap.wrap(
-            line.strip(), width, initial_indent=indent, subsequent_indent=indent + "    ", **options
-        )
-    term, meaning = item.groups()
-    if len(term) <= 0.45 * width:
-        return textwrap.wrap(
-            meaning, width, initial_indent=term, subsequent_indent=" " * len(term), **options
-        )
-    hang = indent + "      "
-    first = textwrap.wrap(
-        term.strip(), width, initial_indent=indent, subsequent_indent=hang, **options
-    )
-    return first + textwrap.wrap(
-        meaning, width, initial_indent=hang, subsequent_indent=hang, **options
-    )
 
 
 def sparkline(values: Iterable[float], width: int = 12) -> str:

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     """Print the table. The imports are here, behind the door."""
+    from scaling.commands.fitted_help import print_help
     from scaling.composition.flags import answered
-    from scaling.screen import print_help, print_items
 
     if answered(words, lambda: print_help(USAGE)):
         return 0
@@ -36,6 +36,7 @@ def _command(words: list[str]) -> int:
     from scaling.runs.by_name import find_runs
     from scaling.runs.files import to_json
     from scaling.studies.status import status_items, status_of
+    from scaling.terminal import print_items
 
     roots = find_roots(words)
     statuses = [status_of(path, root) for root in roots for path in find_runs(root)]

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from scaling.commands.entry import reported, until_nobody_reads
+from scaling.commands.fitted_help import print_help
 from scaling.commands.notice import say
 from scaling.composition.flags import answered
 from scaling.composition.words import Options, option_lines, read_options
 from scaling.config.spelling import TYPED
 from scaling.errors import EXIT_FINISHED, ConfigError
 from scaling.inference.options import PromptOptions
-from scaling.screen import print_help
 
 __all__ = ["EXIT_INTERRUPTED", "read_options", "run_command", "say"]
 
 EXIT_INTERRUPTED = 130
-"""By Ctrl-C, as shells say it."""
+"""The exit code that shells give to a command that Ctrl-C ended."""
 
 
 def run_command(

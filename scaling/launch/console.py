@@ -1,9 +1,7 @@
-"""What the person at the terminal sees while a run goes on: one live line, or plain lines where
-there is no terminal."""
+"""What the person at the terminal sees while a run goes on: one live line, or plain lines."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rich.console import Console
@@ -14,39 +12,24 @@ from scaling.channel.messages import Began
 from scaling.config.run_config import RunConfig
 from scaling.metrics import names
 from scaling.metrics.throughput import RECENT_STEPS
-from scaling.screen import visible
+from scaling.terminal import Display
 from scaling.units import counted, format_count, format_duration
 
-PLAIN_INTERVAL_S = 10.0
-"""Interval of plain lines: often enough to see life, seldom enough for a log file."""
 
-
-class ProgressLine:
+class ProgressLine(Display[Live]):
     """Step, tokens, loss, learning rate, tokens/s, MFU where the peak is known, and the time left.
 
     planned: whether the plan has an estimate of its time.
     """
 
     def __init__(self, console: Console, *, planned: bool = True) -> None:
-        self._console = console
-        self._live = (
-            Live(Text(""), console=console, refresh_per_second=4, transient=True)
-            if console.is_terminal
-            else None
-        )
-        self._last_plain_s = 0.0
+        super().__init__(console, _live_line)
         self._last = ""
         self._left_out: set[str] = set()
         self._estimate = Estimate(wanted=not planned)
 
-    def __enter__(self) -> ProgressLine:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self.flush()
 
     def show(self, progress: dict[str, Any]) -> None:
@@ -54,30 +37,30 @@ class ProgressLine:
         if estimate:
             self.say(estimate)
         self._last = self._fitted(progress)
-        if self._live is not None:
-            self._live.update(Text(self._last))
-        elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
+        if self.drawing is not None:
+            self.drawing.update(Text(self._last))
+        elif self.plain_due():
             self.flush()
 
     def _fitted(self, progress: dict[str, Any]) -> str:
         """The line without the fields that have once been too many, so that it does not flicker;
         whole in a pipe."""
         fields = progress_fields(progress)
-        if self._live is None:
+        if self.drawing is None:
             return "  ".join(fields.values())
         for name in LEAVE_OUT:
             text = "  ".join(value for key, value in fields.items() if key not in self._left_out)
-            if len(text) <= self._console.width:
+            if len(text) <= self.console.width:
                 return text
             self._left_out.add(name)
         return "  ".join(value for key, value in fields.items() if key not in self._left_out)[
-            : self._console.width
+            : self.console.width
         ]
 
     def waiting(self, text: str) -> None:
         """Say what is being waited for, while there is no progress to show yet."""
-        if self._live is not None:
-            self._live.update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
+        if self.drawing is not None:
+            self.drawing.update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
         else:
             self.say(text)
 
@@ -87,12 +70,12 @@ class ProgressLine:
     def flush(self) -> None:
         """Print the last line for good."""
         if self._last:
-            self._console.print(self._last, highlight=False, soft_wrap=True)
-            self._last, self._last_plain_s = "", time.monotonic()
+            self.plain(self._last)
+            self._last = ""
 
-    def say(self, text: str) -> None:
-        """Print a line of its own, above the live one."""
-        self._console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
+
+def _live_line(console: Console) -> Live:
+    return Live(Text(""), console=console, refresh_per_second=4, transient=True)
 
 
 LEAVE_OUT = ("lr", "MFU", "tokens", "tokens/s", "ETA", "loss", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from scaling.planner.world_sizes import elastic_sizes
 from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks, begin, mark
 from scaling.screen import visible
+from scaling.terminal import print_line
 from scaling.worker.spec import WorkerSpec
 
 _POLL_S = 0.2
@@ -83,11 +85,7 @@ def _show_finished(
     print_summary(console, run_dir, summary)
     if run_dir.read_plan() is None:
         run_dir.write_plan(plan.to_dict())
-    back_fill(
-        config,
-        run_dir.path,
-        lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
-    )
+    back_fill(config, run_dir.path, partial(print_line, console))
 
 
 def _train(

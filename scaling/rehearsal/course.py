@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 
 from scaling.composition.compose import compose
 from scaling.config.run_config import RunConfig
@@ -21,11 +22,11 @@ from scaling.rehearsal.report import Report, allowed_difference, print_report
 from scaling.runs.directory import RunDir
 from scaling.runs.files import write_json
 from scaling.runs.goodput import PRODUCTIVE, goodput
-from scaling.screen import output_console
+from scaling.terminal import output_console, print_line
 from scaling.units import counted, format_duration
 
 _STEPS_PER_KILL = 4
-"""On average, so that one is recovered from before the next: assumption."""
+"""Steps between kills on average, so that the run recovers before the next: assumption."""
 
 
 def rehearse(options: DrillOptions, run_words: Sequence[str], words: Sequence[str]) -> int:
@@ -44,9 +45,8 @@ def rehearse(options: DrillOptions, run_words: Sequence[str], words: Sequence[st
             )
             all_words += _cluster_words(config, nodes, options.nodes)
             config = resolve_cluster(compose(all_words))
-        drill = Drill(
-            options, all_words, config, _sizes(config), directory, seed, nodes, console.print
-        )
+        say = partial(print_line, console)
+        drill = Drill(options, all_words, config, _sizes(config), directory, seed, nodes, say)
         console.print(
             f"Training unbroken, {counted(n_steps, 'step')}; its output is in {directory}/unbroken.log"
         )

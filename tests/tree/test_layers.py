@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scaling"
 
 LAYERS = [
-    {"units", "redaction", "errors", "screen", "batch", "markup"},
+    {"units", "redaction", "errors", "screen", "terminal", "batch", "markup"},
     {"config"},
     {"runs"},
     {"parallel"},

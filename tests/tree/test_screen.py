@@ -16,6 +16,7 @@ from rich.text import Text
 
 from scaling import generate
 from scaling.commands import options
+from scaling.commands.fitted_help import fitted_help
 from scaling.commands.progress import ProgressBar
 from scaling.inference import text as text_module
 from scaling.inference.options import GenerateOptions
@@ -26,13 +27,12 @@ from scaling.runs.directory import RunDir
 from scaling.screen import (
     Column,
     FittedTable,
-    fitted_help,
     fitted_lines,
-    print_items,
     sparkline,
     visible,
     wrapped,
 )
+from scaling.terminal import print_items
 from scaling.units import counted
 
 COLUMNS = (

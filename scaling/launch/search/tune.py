@@ -56,6 +56,7 @@ from scaling.studies.trials import (
     place,
     study_directory,
 )
+from scaling.terminal import print_line
 from scaling.units import counted, format_count, format_duration, format_flops
 
 _ENVIRONMENT = {
@@ -153,12 +154,7 @@ def run_search(study: Study, console: Console) -> int:
             helpers=n_devices(study.base),
             debug=base.scaling.debug,
         )
-        console.print(
-            starting_text(study.base, n_devices(study.base), study=True),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        print_line(console, starting_text(study.base, n_devices(study.base), study=True))
         os.environ.update(_ENVIRONMENT)
         connection = cleanup.enter_context(Connection(cluster))
         signals.renew()

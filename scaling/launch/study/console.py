@@ -1,5 +1,4 @@
-"""What the person at the terminal sees while a study goes on: a live table, or plain lines where
-there is no terminal."""
+"""What the person at the terminal sees while a study goes on: a live table, or plain lines."""
 
 from __future__ import annotations
 
@@ -13,9 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from scaling.launch.console import PLAIN_INTERVAL_S, time_left_s, time_left_text
+from scaling.launch.console import time_left_s, time_left_text
 from scaling.metrics import names
 from scaling.screen import Column, FittedTable, sparkline
+from scaling.terminal import Display
 from scaling.units import format_count, format_duration
 
 _REFRESH_PER_S = 2
@@ -43,31 +43,18 @@ class Tally:
     flops_done: float = 0.0
 
 
-class StudyConsole:
-    """The trials that run, each with its progress, and a line for the study. `notes` are printed
-    above, once."""
+def _live_table(console: Console) -> Live:
+    return Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True)
+
+
+class StudyConsole(Display[Live]):
+    """The trials that run, each with its progress, and a line for the study."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        # The table of the plan has just been printed: the first line in a pipe waits an interval.
+        super().__init__(console, _live_table, at_once=False)
         self._losses: dict[str, dict[int, float]] = {}
-        self._began_s = self._last_plain_s = time.monotonic()
-        self._live = (
-            Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=True)
-            if console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> StudyConsole:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._began_s = time.monotonic()
 
     def show(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> None:
         """running: what a trial is called -> its latest progress, empty before the first."""
@@ -75,12 +62,11 @@ class StudyConsole:
             self._losses.setdefault(name, {}).update(
                 {progress["step"]: progress["loss"]} if "loss" in progress else {}
             )
-        if self._live is not None:
-            self._live.update(self._table(running, tally))
-        elif time.monotonic() - self._last_plain_s >= PLAIN_INTERVAL_S:
-            self._last_plain_s = time.monotonic()
+        if self.drawing is not None:
+            self.drawing.update(self._table(running, tally))
+        elif self.plain_due():
             steps = [f"{name} {p['step']}/{p['n_steps']}" for name, p in running.items() if p]
-            self.say("; ".join([self._whole(tally), *steps]))
+            self.plain("; ".join([self._whole(tally), *steps]))
 
     def _table(self, running: Mapping[str, dict[str, Any]], tally: Tally) -> RenderableType:
         table = FittedTable(_COLUMNS)
@@ -89,7 +75,7 @@ class StudyConsole:
             table.add(
                 name, state, step, sparkline(self._losses[name].values()) or "-", loss, rate, eta
             )
-        whole = Text("\n".join(textwrap.wrap(self._whole(tally), self._console.width)))
+        whole = Text("\n".join(textwrap.wrap(self._whole(tally), self.console.width)))
         return Group(table, whole) if table.rows else whole
 
     def _whole(self, tally: Tally) -> str:

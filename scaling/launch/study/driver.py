@@ -20,9 +20,9 @@ from scaling.launch.study.runner import Runner
 from scaling.planner.machines.detect import check_available
 from scaling.runs.files import disk_error
 from scaling.runs.lock import DriverLock
-from scaling.screen import output_console
 from scaling.studies.remaining import study_table
 from scaling.studies.trials import Standing, Study, declare, standing_of
+from scaling.terminal import output_console, print_line
 
 
 def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
@@ -55,7 +55,7 @@ def _drive_search(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]], console: Co
 
     study = declare_search(jobs)
     for line in search_lines(study):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
     if study.trials:
         console.print(study_table(study, _standings(study)))
     _check_inputs([study.base])

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from scaling.metrics.sinks import back_fill
 from scaling.metrics.wandb_sink import log_results
-from scaling.screen import visible
 from scaling.studies.labels import labels
 from scaling.studies.results import Row, result_rows, results_table, write_results
 from scaling.studies.trials import Standing, Study
+from scaling.terminal import print_line
 
 
 def report(study: Study, standings: dict[str, Standing], console: Console) -> list[Row]:
@@ -20,7 +20,7 @@ def report(study: Study, standings: dict[str, Standing], console: Console) -> li
     path = write_results(rows, study.directory)
     if rows:
         console.print(results_table(study, rows))
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = partial(print_line, console)
     if study.base.logger.kind == "wandb":
         logger = study.base.logger
         grouped = logger.model_copy(update={"group": logger.group or study.name})
@@ -45,8 +45,4 @@ def back_fill_finished(study: Study, standings: dict[str, Standing], console: Co
 
 
 def _print_labelled(console: Console, label: str, text: str) -> None:
-    _print(console, f"{label}: {text}")
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"{label}: {text}")

@@ -34,6 +34,7 @@ from scaling.planner.machines.detect import n_devices
 from scaling.studies.labels import labels
 from scaling.studies.results import result_rows, write_results
 from scaling.studies.trials import Standing, Study, Trial, standing_of
+from scaling.terminal import print_line
 from scaling.units import counted, format_duration, number_text
 
 _POLL_S = 0.1
@@ -250,7 +251,7 @@ class Runner:
         )
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(self._console, text)
 
     def _tally(self) -> Tally:
         states = [standing.state for standing in self._standings.values()]
