@@ -1,7 +1,8 @@
 """Train Transformers of increasing size, and learn what the next size will buy.
 
-From Python: `compose` and `make_plan` a run, `start` it; `open_run` and `open_study` read what is on
-disk; `find_trained` opens any model; `fit_law` and `predict_from` extrapolate it. Each is loaded at its first use.
+From Python: `compose` and `make_plan` a run, `start` it; `open_run` and `open_study` read what is
+on disk; `find_trained` opens any model; `fit_law` and `predict_from` extrapolate it. Each is loaded
+at its first use.
 """
 
 from __future__ import annotations

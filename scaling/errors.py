@@ -11,7 +11,7 @@ from scaling.screen import visible
 
 
 def _shown(text: str) -> str:
-    """Without secrets, and without what would make a terminal do things."""
+    """The text without secrets, and without what would make a terminal do things."""
     return visible(redact(text))
 
 

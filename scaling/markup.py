@@ -21,7 +21,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
 
 
 def folded(title: str, tree: Mapping[str, Any], *, is_open: bool = False) -> str:
-    """A nested mapping: its plain values as a table, each inner mapping folded under its own name."""
+    """A nested mapping: its plain values as a table, each inner mapping folded under its own
+    name."""
     plain = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
     inner = {key: value for key, value in tree.items() if isinstance(value, Mapping)}
     parts = [table((), plain.items())] if plain else []

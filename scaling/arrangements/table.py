@@ -35,7 +35,8 @@ ARRANGEMENTS: dict[str, Arrangement] = {
         *(T5, BART, MARIAN),
     )
 }
-"""By model_type. The first that has all settings of our model is the one that export writes."""
+"""Arrangements by model_type. The first that has all settings of our model is the one that export
+writes."""
 
 
 def arrangement_named(values: Mapping[str, Any], where: str) -> Arrangement:

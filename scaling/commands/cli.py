@@ -102,8 +102,8 @@ def _run_composed(
 
 
 def _refuse_flags(argv: Sequence[str]) -> None:
-    """Raises ConfigError for what Hydra's parser refuses. Hydra itself would list its flags, and not
-    name a key."""
+    """Raises ConfigError for what Hydra's parser refuses. Hydra itself would list its flags, and
+    not name a key."""
     from scaling.composition.hydra_parts import get_args_parser
 
     parser = get_args_parser()

@@ -1,6 +1,7 @@
 """Tab completion: a command line up to the cursor -> the words that may stand there.
 
-Complete words end in a blank, keys in `=` and sections in `.`, since the shell adds no blank itself.
+Complete words end in a blank, keys in `=` and sections in `.`, since the shell adds no blank
+itself.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ _scaling_complete() {
 }
 complete -o nospace -o bashdefault -o default -F _scaling_complete scaling
 """
-"""For bash, and for zsh after `bashcompinit`. Where nothing is offered, the shell offers files."""
+"""Completion for bash, and for zsh after `bashcompinit`. Where nothing is offered, the shell offers
+files."""
 
 
 def candidates(line: str) -> list[str]:
-    """Whole words that may replace the last word of `line`; nothing where the shell knows better."""
+    """Whole words that may replace the last word of `line`; nothing where the shell knows
+    better."""
     words = _split(line)
     current = words.pop() if words and not line[-1:].isspace() else ""
     if len(words) <= 1:
@@ -115,7 +118,8 @@ def _runs(given: Sequence[str]) -> list[str]:
 
 
 def _overrides(current: str) -> Iterator[str]:
-    """GROUP=OPTION and KEY=VALUE with Hydra's signs before them; after a comma, the next of a sweep."""
+    """GROUP=OPTION and KEY=VALUE with Hydra's signs before them; after a comma, the next of a
+    sweep."""
     from scaling.config.run_config import RunConfig, conf_dir
 
     name, equals, value = current.partition("=")

@@ -11,7 +11,8 @@ from scaling.config.spelling import no_flag
 
 
 def refuse_words(words: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = ()) -> None:
-    """Raises ConfigError for a flag, a key or an option that does not exist, before Hydra is loaded.
+    """Raises ConfigError for a flag, a key or an option that does not exist, before Hydra is
+    loaded.
 
     flags: those that the command takes itself. own: its own keys, which an error offers too.
     """

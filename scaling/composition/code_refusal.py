@@ -33,19 +33,19 @@ _PLUGINS = {
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     ),
 }
-"""Of Hydra's section: ours, and those that Hydra falls back on."""
+"""Values allowed in Hydra's section: ours, and those that Hydra falls back on."""
 _MAKERS = ("_target_", "()")
 """Keys whose value is called: by Hydra's instantiate, and by logging.config."""
 _EMPTY = ("callbacks", "job.env_set")
 """Called whatever they are, and what other programs load (LD_PRELOAD)."""
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-"""Of the names that logging.config imports (ext://) or looks up among what it made (cfg://), those
-of Hydra's own logs."""
+"""The only names that logs may import (ext://) or look up among what logging.config made (cfg://):
+those of Hydra's own logs."""
 _KEPT_WHOLE = ("job_logging.", "hydra_logging.", "runtime.")
 """What logs are made of: a reference here that leads nowhere yet could later make a name to
 import."""
 _LATER = "${hydra.runtime.output_dir}/"
-"""With which Hydra's own files of logs begin: a path, as soon as it is known."""
+"""The start of the names of Hydra's own log files: a path, as soon as it is known."""
 _PACKAGES = ("hydra", "hydra_plugins", "scaling")
 """Packages whose configurations may be searched: Hydra's, those of its installed plugins, and
 ours."""

@@ -1,4 +1,5 @@
-"""Hydra's composition -> a validated RunConfig; `explain.py` makes a ConfigError of every mistake."""
+"""Hydra's composition -> a validated RunConfig; `explain.py` makes a ConfigError of every
+mistake."""
 
 from __future__ import annotations
 
@@ -98,8 +99,8 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_word(value: Any) -> str:
-    """In Hydra's grammar: null, true, numbers and lists as they are, text in quotes where it needs
-    them."""
+    """The value in Hydra's grammar: null, true, numbers and lists as they are, text in quotes where
+    it needs them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

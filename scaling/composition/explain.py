@@ -66,7 +66,8 @@ _QUOTED = (
 
 
 def _unreadable(override: str) -> ConfigError:
-    """For what Hydra's grammar does not take: their own value in quotes, where that would do."""
+    """The error for a word that Hydra's grammar does not take: their own value in quotes, where
+    that would do."""
     key, equals, _ = override.partition("=")
     what = f"{override!r} cannot be read"
     if not equals:
@@ -83,7 +84,7 @@ def _unreadable(override: str) -> ConfigError:
 
 
 def _several(override: str) -> ConfigError:
-    """For a value with commas, which Hydra takes for a sweep."""
+    """The error for a value with commas, which Hydra takes for a sweep."""
     fix = f"As one value, put it in quotes: {shlex.quote(_in_quotes(override))}. As several runs, add -m."
     return ConfigError(f"{override!r} gives several values to one run", TYPED, fix)
 
@@ -102,7 +103,7 @@ def _reads(override: str) -> bool:
 
 
 def _not_a_name(overrides: Sequence[str]) -> ConfigError | None:
-    """For an option of a group that is a number or a structure where its name belongs."""
+    """The error for an option of a group that is a number or a structure where its name belongs."""
     for override in overrides:
         group, _, option = override.partition("=")
         options = list(options_of(group)) if group else []

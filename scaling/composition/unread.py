@@ -31,8 +31,8 @@ _OWN_KINDS = {"objective": OBJECTIVES, "position": POSITION_KINDS}
 
 
 def refuse_unread(config: RunConfig, words: Sequence[str]) -> None:
-    """Raises ConfigError for a typed key without a reader. What a file of conf/ sets passes: a group
-    sets all its keys, and another word may choose the kind."""
+    """Raises ConfigError for a typed key without a reader. What a file of conf/ sets passes: a
+    group sets all its keys, and another word may choose the kind."""
     for word in words:
         group, _, key = word.lstrip("+").partition("=")[0].partition(".")
         kinds = _READERS.get(group, {}).get(key)

@@ -73,8 +73,8 @@ def device_names() -> tuple[str, ...]:
 
 
 def device_sheet(name: str) -> dict[str, Any]:
-    """Of a device as people write it: A100, a100-80GB, "H100-SXM", "NVIDIA V100-SXM2-32GB". Of
-    several memories the largest.
+    """The sheet of a device as people write it: A100, a100-80GB, "H100-SXM", "NVIDIA
+    V100-SXM2-32GB". Of several memories the largest.
 
     Raises ValueError, which names the devices there are.
     """

@@ -64,7 +64,8 @@ def hidden_matching(text: str) -> list[str]:
 
 
 def closed_folders(text: str) -> list[str]:
-    """Absolute paths, sorted, of the folders that a pattern looks into and that cannot be listed."""
+    """Absolute paths, sorted, of the folders that a pattern looks into and that cannot be
+    listed."""
     path = plain(text)
     if os.path.lexists(path):
         return []
@@ -145,7 +146,7 @@ def without_brackets(text: str) -> str | None:
 
 
 def unquoted(word: str) -> str:
-    """Without blanks around it, and then without a pair of quotes."""
+    """The word without blanks around it, and then without a pair of quotes."""
     word = word.strip()
     return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word
 

@@ -293,7 +293,7 @@ class RunConfig(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _kv_heads(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """With attention=gqa or mqa, the model's key/value heads are those of the attention."""
+        """An attention of kind gqa or mqa sets the model's key/value heads."""
         config = handler(values)
         model = config.model
         n_kv_heads = config.attention.kv_heads_for(model.n_heads, model.n_kv_heads)
@@ -373,7 +373,8 @@ class RunConfig(Section):
 
     @property
     def dtype(self) -> Literal["fp32", "bf16"]:
-        """Of the matrix products: `precision.kind` with auto resolved for the cluster's device."""
+        """Type of the matrix products: `precision.kind` with auto resolved for the cluster's
+        device."""
         if self.precision.kind == "auto":
             return "bf16" if self.cluster.device.kind == "gpu" else "fp32"
         return self.precision.kind

@@ -22,7 +22,7 @@ from scaling.units import parse_count, parse_share
 MOST = 2**63 - 1
 """No whole number of a configuration is larger: what files and tensors hold."""
 LONGEST_S = 1e8
-"""Of times to wait, in seconds: three years, which every clock of the system can count."""
+"""Longest time to wait, in seconds: three years, which every clock of the system can count."""
 # characters: with the run's id and what is written beside it, below the 255 bytes of a file's name
 _LONGEST_NAME = 100
 _PROSE = ("sample_prompt", "prompt")

@@ -9,7 +9,7 @@ from scaling.errors import ConfigError
 
 TYPED = "from the command line"
 _MOST = 6
-"""Of the keys that end alike, such as name and kind, no more are offered."""
+"""Most keys that are offered of those that end alike, such as name and kind."""
 
 
 def plain_message(message: str) -> str:

@@ -147,7 +147,7 @@ class FitOptions(Section):
 
     @property
     def directory(self) -> Path:
-        """Of the report."""
+        """Directory of the report."""
         if self.out is not None:
             return Path(self.out)
         return self.source / "laws" if self.study is not None else Path(f"laws-{self.source.stem}")

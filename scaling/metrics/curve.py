@@ -44,17 +44,19 @@ _MANY_POINTS = 60  # more than this are drawn faint, with a running mean over a 
 def plot_loss_curve(
     metrics_path: Path, png_path: Path, *, baselines: Mapping[str, float] | None = None, title: str
 ) -> None:
-    """Write `loss_curve` to `png_path`, completely or not at all. Raises DataError or RunDirError."""
+    """Write `loss_curve` to `png_path`, completely or not at all. Raises DataError or
+    RunDirError."""
     write_atomic(Path(png_path), loss_curve(metrics_path, baselines=baselines, title=title))
 
 
 def loss_curve(
     metrics_path: Path, *, baselines: Mapping[str, float] | None = None, title: str
 ) -> bytes:
-    """Training and validation loss (nats per token) against tokens, with `baselines` as labelled levels.
+    """Training and validation loss (nats per token) against tokens, with `baselines` as labelled
+    levels.
 
-    A PNG of 1400 x 875 pixels. Points that are not finite are left out. Raises DataError when no loss
-    was recorded, RunDirError when the file cannot be read.
+    A PNG of 1400 x 875 pixels. Points that are not finite are left out. Raises DataError when no
+    loss was recorded, RunDirError when the file cannot be read.
     """
     records = read_metrics(metrics_path, only=(names.N_TOKENS, names.TRAIN_LOSS, names.VAL_LOSS))
     train, val = loss_points(records, names.TRAIN_LOSS), loss_points(records, names.VAL_LOSS)

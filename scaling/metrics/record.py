@@ -232,7 +232,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def sampled(path: Path, name: str, count: int = 12) -> list[float]:
-    """About `count` values of `name`, evenly spread over the file, of which little is read; none
+    """Some `count` values of `name`, evenly spread over the file, of which little is read; none
     where it cannot be read."""
     values: list[float] = []
     with contextlib.suppress(OSError), Path(path).open("rb") as file:
@@ -272,7 +272,8 @@ def decode_record(line: bytes) -> Record:
 
 
 def _numbered(line: bytes) -> tuple[Record, int | None]:
-    """As `decode_record`, and the line's number; None where an earlier version wrote it."""
+    """What `decode_record` returns, and the line's number; None where an earlier version wrote
+    it."""
     found = parse_json(line)
     if not isinstance(found, dict):
         raise ValueError("not an object")

@@ -45,8 +45,8 @@ def make_sinks(
 
 
 def back_fill(config: RunConfig, run_dir: Path, notice: Callable[[str], None]) -> None:
-    """Give the logger of `config` the records of a finished run that it lacks, and report it. Raises
-    RunDirError."""
+    """Give the logger of `config` the records of a finished run that it lacks, and report it.
+    Raises RunDirError."""
     last_step = MetricLog(run_dir / METRICS).last_step()
     match config.logger.kind:
         case "wandb":

@@ -7,7 +7,7 @@ from collections import deque
 from scaling.metrics import names
 
 RECENT_STEPS = 20
-"""By which the time that is left is told: a choice."""
+"""Steps whose rate estimates the time that is left: a choice."""
 
 
 class ThroughputMeter:
@@ -49,7 +49,7 @@ class ThroughputMeter:
 
     @property
     def recent_tokens_per_s(self) -> float | None:
-        """Over the last `RECENT_STEPS` steps; None before there is any."""
+        """Rate of the last `RECENT_STEPS` steps; None before there is any."""
         time_s = sum(step_time_s for _, step_time_s in self._recent)
         return sum(n_tokens for n_tokens, _ in self._recent) / time_s if time_s > 0 else None
 

@@ -1,4 +1,5 @@
-"""What a run directory holds about W&B: the id of its run there, and the files of earlier starts."""
+"""What a run directory holds about W&B: the id of its run there, and the files of earlier
+starts."""
 
 from __future__ import annotations
 

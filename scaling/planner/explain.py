@@ -17,7 +17,7 @@ from scaling.planner.space import OPEN
 from scaling.units import format_bytes
 
 MOST_DEVICES = 2**16
-"""Up to which a cluster is doubled in search of one that is large enough."""
+"""Most devices to which a cluster is doubled in search of one that is large enough."""
 
 
 def short(layout: Layout) -> str:

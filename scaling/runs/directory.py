@@ -94,8 +94,8 @@ _STATE_AFTER: dict[str, State] = {
 
 
 _CHECKS: dict[Path, Callable[[], None]] = {}
-"""Of the directories whose lock this process holds: whether it still does. A run has many RunDirs,
-and one lock."""
+"""Directories whose lock this process holds, with what checks that it still does. A run has many
+RunDirs, and one lock."""
 
 
 class RunDir:

@@ -255,7 +255,8 @@ def remove(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Wait until the content of a file, or the names in a folder, are on the disk. Raises
+    OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

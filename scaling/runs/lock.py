@@ -36,13 +36,13 @@ _OUTWAITING = 1.25
 """Leases for which one who was not given the lock watches, so that one who was given it and watches
 too comes first."""
 _SETTLING_S = 2.0
-"""After which, on a disk without locks, the name in the file is that of the one who wrote last:
-assumption."""
+"""Wait after which, on a disk without locks, the name in the file is that of the one who wrote
+last: assumption."""
 
 
 class Owner(TypedDict):
-    """Of a lock: `started` is when it was taken, as ISO 8601 in UTC; `machine` names one start of
-    one kernel."""
+    """The owner of a lock: `started` is when it was taken, as ISO 8601 in UTC; `machine` names one
+    start of one kernel."""
 
     host: str
     machine: str
@@ -254,7 +254,8 @@ class DriverLock:
         )
 
     def _write(self, fd: int, text: str) -> None:
-        """Over what is there; a reader that comes in between sees no JSON, which names nobody."""
+        """Write over what is there; a reader that comes in between sees no JSON, which names
+        nobody."""
         try:
             os.pwrite(fd, text.encode(), 0)
             os.ftruncate(fd, len(text.encode()))

@@ -16,7 +16,7 @@ STAGES = {
     "engine_ready": "model, optimiser, DeepSpeed and its imports",
     "first_step": "checkpoint looked for, records opened, first batch, first step",
 }
-"""In order: each name with what its time, since the stage before, was spent on."""
+"""Stages in order: each name with what its time, since the stage before, was spent on."""
 
 Marks = dict[str, float]
 """Stage -> seconds since the epoch; "command" is when the driver's process was started. Nodes'
@@ -39,7 +39,7 @@ def since_command(marks: Marks) -> dict[str, float]:
 
 
 def _process_age_s() -> float:
-    """By /proc/self/stat, whose 22nd field counts clock ticks from boot to the start
+    """Age read from /proc/self/stat, whose 22nd field counts clock ticks from boot to the start
     (proc_pid_stat(5))."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

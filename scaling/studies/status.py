@@ -146,7 +146,7 @@ def newest_values(metrics: Path) -> Record:
 
 
 def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
-    """Of the last line all, and of lines before only what is not known yet: most lines are not
+    """The last line whole, and of lines before only what is not known yet: most lines are not
     decoded."""
     newest: Record = {}
     missing = {f'"{name}"'.encode(): name for name in _SHOWN}
@@ -167,7 +167,7 @@ def _newest_of(metrics: Path, lines: list[bytes]) -> Record:
 
 
 def _checkpoint_step(run_dir: RunDir) -> int | None:
-    """Of the newest one, unverified; 0 where a run has begun and has none."""
+    """Step of the newest checkpoint, unverified; 0 where a run has begun and has none."""
     if not run_dir.events.exists():
         return None
     return newest_step(run_dir.checkpoints) or 0

@@ -8,19 +8,10 @@ from pathlib import Path
 from tools.code_figures import docstrings, figures, first_word
 
 ROOT = Path(__file__).parents[2]
-NOT_YET = {
-    "commands",
-    "composition",
-    "config",
-    "inference",
-    "model",
-    "runs",
-    "screen.py",
-    "status.py",
-}
+NOT_YET = {"inference", "model"}
 """Packages and doors that can still have docstrings which open with "Of". A clean one leaves the
 list."""
-MOST = 38
+MOST = 10
 """Their number in all of `NOT_YET`. It only falls."""
 
 

@@ -47,7 +47,7 @@ from scaling.units import counted, format_bytes, format_count
 
 TOKENIZER_FILE = "tokenizer.json"
 WORK = ".work"
-"""Inside the directory of an unfinished corpus: what is done so far."""
+"""Folder in the directory of an unfinished corpus: what is done so far."""
 
 
 @dataclass(frozen=True)

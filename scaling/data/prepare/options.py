@@ -112,8 +112,8 @@ class PrepareOptions(Section):
         return self.tokenizer.removeprefix("hf:") if self.tokenizer.startswith("hf:") else None
 
     def tokenizer_config(self) -> TokenizerConfig:
-        """With a tokenizer that exists, the special tokens alone are of interest. Raises pydantic's
-        ValidationError."""
+        """The tokenizer section. Where a tokenizer exists, only its special tokens count. Raises
+        pydantic's ValidationError."""
         n_special = (5 if self.special_tokens == "all" else 1) + self.n_sentinels
         kind, size = ("byte", None) if self.hub is not None else (self.tokenizer, self.vocab_size)
         default = 256 + n_special if kind == "byte" else _VOCAB_SIZE

@@ -180,7 +180,7 @@ def _in_folder(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 
 
 def _inner_name(name: str) -> str:
-    """In lower case, without the ending of a compressed file."""
+    """The name in lower case, without the ending of a compressed file."""
     return (name.rpartition(".")[0] if is_compressed(name) else name).lower()
 
 

@@ -23,7 +23,7 @@ from scaling.data.shards import ShardInfo
 N_THREADS = 8
 """Shards fetched at once by each rank: assumption, enough to hide a store's latency."""
 CACHE = "streamed"
-"""Inside data.cache_dir: copies of remote shards."""
+"""Folder in data.cache_dir: copies of remote shards."""
 
 
 @dataclass(frozen=True)

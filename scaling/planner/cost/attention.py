@@ -21,8 +21,8 @@ CHUNK = 64
 well."""
 
 CHUNKS_PER_WINDOW = 2
-"""Into which local attention cuts its window: that of scaling/model/attention/local.py, compared as
-well."""
+"""Chunks into which local attention cuts its window, as in scaling/model/attention/local.py;
+compared as well."""
 
 
 def known_kind(config: RunConfig) -> str:
