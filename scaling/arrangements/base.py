@@ -67,6 +67,36 @@ class Arrangement:
         return self.architectures[0]
 
 
+_CHANGES_NOTHING = (
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "output_past",
+    "pad_token_id",
+    "pretraining_tp",
+    "sep_token_id",
+    "task_specific_params",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
+"""Keys that say nothing of what a model computes; vocab_size is read for every architecture."""
+
+
 @dataclass
 class Theirs:
     """Settings of a config.json, each of which must be used or known to change nothing."""
@@ -129,36 +159,6 @@ class Theirs:
             where="config.json",
             fix=f"What is read: {key}={' or '.join(repr(one) for one in allowed)}.",
         )
-
-
-_CHANGES_NOTHING = (
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "classifier_dropout",
-    "decoder_start_token_id",
-    "dtype",
-    "eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "is_encoder_decoder",
-    "label2id",
-    "model_type",
-    "output_past",
-    "pad_token_id",
-    "pretraining_tp",
-    "sep_token_id",
-    "task_specific_params",
-    "torch_dtype",
-    "transformers.js_config",
-    "transformers_version",
-    "use_cache",
-    "vocab_size",
-)
-"""Keys that say nothing of what a model computes; vocab_size is read for every architecture."""
 
 
 def unlike(config: RunConfig, wanted: Mapping[str, Sequence[object]]) -> list[str]:

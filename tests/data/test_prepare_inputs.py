@@ -58,7 +58,7 @@ def table(documents: list[str], path: Path) -> None:
     [
         ("a.jsonl", MARK + json_lines(DOCUMENTS), {}),
         ("joined.jsonl", MARK + json_lines(DOCUMENTS[:3]) + MARK + json_lines(DOCUMENTS[3:]), {}),
-        ("a.jsonl.gz", gzip.compress(MARK + json_lines(DOCUMENTS)), {}),
+        ("a.jsonl.gz", gzip.compress(MARK + json_lines(DOCUMENTS), mtime=0), {}),
         ("a.JSONL.ZST", zstd.compress(MARK + json_lines(DOCUMENTS)), {}),
         (
             "a.tar",
@@ -304,8 +304,8 @@ def test_empty_files_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(b"")),
-        ("a.txt.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
         ("a.jsonl", b"\n \n\n"),
         ("a.txt", MARK),
         ("a.jsonl", b'{"text": ""}\n'),

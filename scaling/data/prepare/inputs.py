@@ -153,8 +153,8 @@ def local_files(
 def _files_of(pattern: str, suffixes: Sequence[str], left_out: LeftOut) -> dict[Path, bool]:
     """The files that one pattern names, as `local_files` gives them."""
     paths = [Path(path) for path in _matches(pattern)]
-    for folder in closed_folders(pattern):
-        left_out.add(CLOSED, folder)
+    for closed in closed_folders(pattern):
+        left_out.add(CLOSED, closed)
     for path in paths:
         check_readable(path)
     named = {path: False for path in paths if path.is_file()}

@@ -52,7 +52,9 @@ class Tokenizer:
         if not ends:
             raise ValueError(f"it has no token {' or '.join(ENDS)}")
         self.eot: str = ends[0]
-        self.eot_id: int = hf.token_to_id(self.eot)
+        eot_id = hf.token_to_id(self.eot)
+        assert eot_id is not None  # as found above
+        self.eot_id: int = eot_id
         self.vocab_size: int = hf.get_vocab_size()
 
     def special(self, name: str) -> int:

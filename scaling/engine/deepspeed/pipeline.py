@@ -75,7 +75,7 @@ def _pipeline_module(held: RankModel) -> nn.Module:
 
     base: Any = DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule
 
-    class Staged(base):  # type: ignore[misc]
+    class Staged(base):
         """Names the weights that several stages hold by our names, not as layers of DeepSpeed's
         kind."""
 
