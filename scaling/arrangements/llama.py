@@ -1,4 +1,5 @@
-"""Llama: rotary positions and their scalings, RMSNorm, SwiGLU, grouped queries; biases by choice."""
+"""Llama: rotary positions and their scalings, RMSNorm, SwiGLU, grouped queries, biases by
+choice."""
 
 from __future__ import annotations
 

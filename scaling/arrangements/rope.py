@@ -40,8 +40,8 @@ def rope_from(
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
 ) -> dict[str, Any]:
-    """Our position group. Version 5 of the library writes rope_parameters, earlier ones rope_scaling
-    beside keys of its own for base and fraction."""
+    """Our position group. Version 5 of the library writes rope_parameters; earlier ones write
+    rope_scaling, beside keys of their own for base and fraction."""
     rope = theirs.take("rope_parameters", "rope_scaling", default={})
     theta = theirs.take(theta_key, default=theta)
     fraction = theirs.take(fraction_key, default=fraction)

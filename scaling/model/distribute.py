@@ -58,8 +58,8 @@ def mark(parameter: nn.Parameter, part: Part) -> None:
 
 
 def sum_partial_gradients(model: nn.Module, split: Split) -> None:
-    """Of a parameter that is whole on tensor parallel ranks which each see a part of its gradient,
-    sum that over them."""
+    """Sum the gradients of parameters that are whole on tensor parallel ranks, where each rank sees
+    a part of them."""
     if split.tp is None:
         return
     parameters = dict(model.named_parameters())

@@ -28,10 +28,11 @@ layer or its experts."""
 def initial_values(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
     """The parameter `name` (as in named_parameters of the whole model) in fp32 on the CPU.
 
-    Factors of norms 1, biases 0, all else normal(init_std); with pre-norm the residual outputs are narrower by
-    sqrt(2 n_layers), the number of terms that the residual stream sums (Radford et al. 2019,
-    section 2.3). T5's queries are narrower by sqrt(d_head), by which it does not divide scores.
-    With mup and completep hidden matrices are narrower with the width (`parametrization.py`).
+    Factors of norms 1, biases 0, all else normal(init_std). Unless with post-norm, residual outputs
+    are narrower by sqrt(2 n_layers), the number of terms that the residual stream sums (Radford et
+    al. 2019, section 2.3). T5's queries are narrower by sqrt(d_head), by which it does not divide
+    scores. With mup and completep hidden matrices are narrower with the width
+    (`parametrization.py`).
     """
     module, _, kind = name.rpartition(".")
     if kind in ("bias", "head_bias"):

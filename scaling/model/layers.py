@@ -95,8 +95,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "geglu": functools.partial(F.gelu, approximate="tanh"),
     "geglu_exact": F.gelu,
 }
-"""Of the feed-forward layer, or of its gate. GELU: Hendrycks and Gimpel 2016; its tanh form in
-GPT-2 and T5 1.1, the exact one in BERT."""
+"""Functions of the feed-forward layer, or of its gate. GELU: Hendrycks and Gimpel 2016; its tanh
+form in GPT-2 and T5 1.1, the exact one in BERT."""
 
 
 class FeedForward(nn.Module):

@@ -31,7 +31,7 @@ _HIDDEN = {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 class Scales(NamedTuple):
-    """Of one parameter, relative to the standard parametrization."""
+    """Factors of one parameter, relative to the standard parametrization."""
 
     lr: float = 1.0
     weight_decay: float = 1.0
@@ -55,7 +55,7 @@ def is_hidden(name: str) -> bool:
 
 
 def scales_of(name: str, model: ModelConfig) -> Scales:
-    """Of the parameter `name` (in the whole model)."""
+    """The scales of the parameter `name` (in the whole model)."""
     m, in_block = width_ratio(model), name.startswith("blocks.")
     eps = 1 / m / (depth_ratio(model) if in_block else 1.0)
     return Scales(1 / m, m, eps) if is_hidden(name) else Scales(eps=eps)

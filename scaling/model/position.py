@@ -19,8 +19,8 @@ from scaling.model.split import WHOLE, Split
 
 
 class Rotation(NamedTuple):
-    """Of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a), T x 1
-    x K each, fp32. Where a part of a head turns, K is its width."""
+    """Turns of T positions, for pairs (i, i + K/2) at angle a_i: cosines (a, a) and sines (-a, a),
+    T x 1 x K each, fp32. Where a part of a head turns, K is its width."""
 
     cos_T1K: Tensor
     sin_T1K: Tensor

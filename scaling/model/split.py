@@ -140,8 +140,8 @@ class Split:
         return slice(first, first + own)
 
     def own_bias(self, bias_H: Tensor) -> Tensor:
-        """Of a bias for all heads of a tp rank, that of the heads that this cp rank attends
-        with."""
+        """The part of a bias for all heads of a tp rank that is for the heads of this cp
+        rank."""
         return bias_H if self.cp is None or self.ring else bias_H.chunk(self.cp_size)[self.cp_rank]
 
     @contextlib.contextmanager

@@ -8,10 +8,10 @@ from pathlib import Path
 from tools.code_figures import docstrings, figures, first_word
 
 ROOT = Path(__file__).parents[2]
-NOT_YET = {"inference", "model"}
+NOT_YET = {"inference"}
 """Packages and doors that can still have docstrings which open with "Of". A clean one leaves the
 list."""
-MOST = 10
+MOST = 2
 """Their number in all of `NOT_YET`. It only falls."""
 
 

@@ -25,9 +25,10 @@ HEADS = {
     "v.bias": 0,
     "o.weight": 1,
 }
-OF_ALL_HEADS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 """Dimensions in which the parameters of attention are cut among tensor parallel ranks: each holds
 some of the heads."""
+OF_ALL_HEADS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+"""Parameters that the heads of a layer share, and tensor parallel ranks hold whole."""
 
 
 class Attention(nn.Module, ABC):
@@ -35,8 +36,8 @@ class Attention(nn.Module, ABC):
     d_model.
 
     `causal`: a position looks at itself and earlier ones only. `scale` multiplies q k^T; null: 1 /
-    sqrt(K), or as attention.score_width says. Head counts are read from the tensors, so a rank that holds a slice of the heads runs
-    the same code.
+    sqrt(K), or as attention.score_width says. Head counts are read from the tensors, so a rank that
+    holds a slice of the heads runs the same code.
     """
 
     split: Split = WHOLE

@@ -129,7 +129,7 @@ class LocalAttention(Attention):
     def _mask(
         self, shift: int, n_q: int, n_k: int, device: torch.device, context: Context
     ) -> Tensor:
-        """Of n_q queries and n_k keys, of which the first query stands `shift` after the first
+        """The mask of n_q queries and n_k keys; the first query stands `shift` after the first
         key."""
         relative_qk = torch.arange(n_k, device=device) - torch.arange(
             shift, shift + n_q, device=device

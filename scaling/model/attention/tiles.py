@@ -141,8 +141,8 @@ def mask_of(
     source_documents_BS: Tensor | None,
     device: torch.device,
 ) -> Tensor | None:
-    """Of queries start to end and the first s keys: boolean, or with biases added to the scores;
-    None: all may be seen."""
+    """The mask of queries start to end and the first s keys: boolean, or with biases added to the
+    scores; None: all may be seen."""
     seen = None
     if causal and (s > 1 or end - start > 1):
         seen = torch.ones(end - start, s, dtype=torch.bool, device=device).tril(
