@@ -52,6 +52,7 @@ def _run_composed(
     from scaling.composition.compose import validate
     from scaling.composition.explain import COMPOSITION_ERRORS, explain
     from scaling.composition.hydra_parts import attach_study
+    from scaling.composition.jobs import Composed
 
     codes: list[int] = []
     composed_once = False
@@ -73,7 +74,7 @@ def _run_composed(
                 )
             codes.append(task(config))
 
-    def launch(jobs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
+    def launch(jobs: Sequence[tuple[Composed, tuple[str, ...]]]) -> None:
         """What the launcher of hydra_plugins calls."""
         nonlocal composed_once
         composed_once = True

@@ -16,6 +16,7 @@ from scaling.composition.code_refusal import inert_configurations
 from scaling.composition.explain import COMPOSITION_ERRORS, explain
 from scaling.composition.from_source import with_source
 from scaling.composition.hydra_parts import GlobalHydra
+from scaling.composition.jobs import Composed
 from scaling.composition.shorthand import in_full, quoted
 from scaling.composition.unread import refuse_unread
 from scaling.config.data_path import with_chosen_kind
@@ -33,12 +34,13 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         raise explain(error, overrides) from error
 
 
-def validate(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
+def validate(composed: Composed, overrides: Sequence[str]) -> RunConfig:
     """Check a composed configuration and resolve its token budget. Raises ConfigError."""
     try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        assert isinstance(values, dict)
-        values.pop("hydra", None)
+        values: Any = composed
+        if isinstance(composed, DictConfig):
+            values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            values.pop("hydra", None)
         chosen = with_chosen_kind({str(name): value for name, value in values.items()}, overrides)
         chosen = with_source(chosen, overrides)
         config = RunConfig.model_validate(chosen)

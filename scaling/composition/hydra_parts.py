@@ -39,7 +39,7 @@ PARTS: dict[tuple[Any, str], str] = {
     (ConfigLoaderImpl, "load_configuration"): "a composed configuration is checked before Hydra"
     " makes objects of its own section; no callback comes early enough",
     (ConfigLoaderImpl, "load_sweep_config"): "the jobs of a study share what their files compose",
-    (ConfigLoaderImpl, "_apply_overrides_to_config"): "values of a job are set without reading its"
+    (ConfigLoaderImpl, "_apply_overrides_to_config"): "values of jobs are set without reading their"
     " files again",
     (ConfigRepository, "initialize_sources"): "a search path is checked before Hydra imports it",
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from rich.console import Console
 
+import scaling.composition.jobs
 import scaling.data.baselines
 import scaling.planner.run_plan
 import scaling.studies.trials
@@ -290,7 +292,7 @@ def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A trial cost 0.17 s of CPU time, and a thousand of them were never listed."""
-    counts = {"composed": 0, "planned": 0, "asked": 0}
+    counts = {"composed": 0, "copied": 0, "planned": 0, "asked": 0}
 
     def counted(module: Any, name: str, kind: str) -> None:
         original = getattr(module, name)
@@ -302,6 +304,7 @@ def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
         monkeypatch.setattr(module, name, call)
 
     counted(ConfigLoaderImpl, "load_sweep_config", "composed")
+    counted(scaling.composition.jobs._Base, "as_hydra_sets", "copied")
     counted(scaling.planner.run_plan, "choose_layout", "planned")
     counted(scaling.studies.trials, "resolve_cluster", "asked")
     sweep = (
@@ -313,29 +316,49 @@ def test_a_dry_run_composes_and_plans_each_distinct_shape_once(
     words = ["-m", *CPU, f"run.root={tmp_path}", "dry_run=true", *sweep]
     assert run_task(lambda config: 1, drive_study, words) == EXIT_FINISHED
     assert "24 trials" in capsys.readouterr().out
-    assert counts == {"composed": 2, "planned": 2, "asked": 1}
+    assert counts == {"composed": 2, "copied": 0, "planned": 2, "asked": 1}
 
 
-def test_values_are_set_as_hydra_sets_them(tmp_path: Path) -> None:
-    """Files are read once for many jobs; each job still has its own values, and its own words are
-    refused."""
-    seen: list[tuple[Any, ...]] = []
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.lr=1e-3,2e-3", "model=gpt_nano,gpt_tiny", "++train.seed=7"],
+        ["optim.lr=1e-3,2e-3", "run.name=lr${optim.lr}"],
+        [
+            *("data=text_files", "data.path=README.md,pyproject.toml", "run.resume='never'"),
+            *("train.sample_prompt='a b'", "train.eval_every=null", "train.on_spike=skip"),
+            *("checkpoint={keep_last:5}", "checkpoint.keep_last=3", "++checkpoint.keep_steps=[7]"),
+        ],
+    ],
+)
+def test_values_are_set_as_hydra_sets_them(tmp_path: Path, words: list[str]) -> None:
+    """Files are read once for many jobs; each job has its own values all the same."""
+    seen: list[Any] = []
 
     def study(jobs: Any) -> int:
         for config, words in jobs:
-            alone = compose(words)
-            assert config == alone
-            seen.append((config.optim.lr, config.model.name, config.train.seed))
+            assert config == compose(words)
+            seen.append(config)
         return EXIT_FINISHED
 
-    words = [
-        "-m",
-        *CPU,
-        f"run.root={tmp_path}",
-        "optim.lr=1e-3,2e-3",
-        "model=gpt_nano,gpt_tiny",
-        "++train.seed=7",
-    ]
+    words = ["-m", *CPU, f"run.root={tmp_path}", *words]
     assert run_task(lambda config: 1, study, words) == EXIT_FINISHED
-    assert seen == [(lr, name, 7) for lr in (1e-3, 2e-3) for name in ("gpt_nano", "gpt_tiny")]
-    assert run_task(lambda config: 1, study, [*words, "optim.rl=1"]) == ConfigError.exit_code
+    assert len(seen) >= 2
+    assert all(one != other for one, other in itertools.combinations(seen, 2))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.rl=1", "there is no key 'optim.rl'"),
+        ("tokenizer=hf", "tokenizer.vocab_size has no value"),
+        ("optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_word_of_a_job_is_refused(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *CPU, "train.log_every=1,2", word]
+    code = run_task(lambda config: 1, lambda jobs: EXIT_FINISHED, words)
+    assert code == ConfigError.exit_code
+    assert message in capsys.readouterr().err
