@@ -12,31 +12,18 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
-from scaling.config.recorded import RECORDED
 from scaling.errors import ConfigError, RunDirError, ScalingError
-from scaling.runs.files import (
-    append_line,
-    disk_error,
-    free_name,
-    parse_json,
-    read_object,
-    remove,
-    set_aside,
-    split_lines,
-    to_json,
-    write_atomic,
-    write_json,
-)
+from scaling.runs.config_file import read_config, write_config
+from scaling.runs.events import Damage, EventKind, EventLog, State, iso_time, state_after
+from scaling.runs.files import disk_error, read_object, remove, set_aside, write_atomic, write_json
 from scaling.runs.goodput import Seconds, account
 from scaling.runs.lock import DriverLock, Owner
 from scaling.runs.provenance import describe_attempt
 from scaling.runs.records import (
-    event_problem,
     plan_problem,
     progress_problem,
     provenance_problem,
@@ -46,33 +33,8 @@ from scaling.runs.records import (
 if TYPE_CHECKING:
     from scaling.config.run_config import RunConfig
 
-EventKind = Literal[
-    "start",
-    "resume",
-    "preempted",
-    "failed",
-    "finished",
-    "checkpoint_committed",
-    "checkpoint_damaged",
-    "shard_skipped",
-    "first_step",
-    "branched",
-    "stopped",
-    "pruned",
-    "account",
-    "step_skipped",
-    "rolled_back",
-    "worker_failed",
-    "data_stalled",
-    "preemption_notice",
-    "not_removed",
-    "record_gap",
-    "record_damaged",
-]
 CURVE = "loss.png"
 """The picture of the losses against tokens."""
-
-State = Literal["new", "begun", "preempted", "failed", "stopped", "pruned", "finished"]
 
 _RECORDS = {
     "plan.json": plan_problem,
@@ -80,18 +42,7 @@ _RECORDS = {
     "summary.json": summary_problem,
     "progress.json": progress_problem,
 }
-"""Files that only tell of the run, and what is wrong with their content."""
-
-_STATE_AFTER: dict[str, State] = {
-    "start": "begun",
-    "resume": "begun",
-    "preempted": "preempted",
-    "failed": "failed",
-    "stopped": "stopped",
-    "pruned": "pruned",
-    "finished": "finished",
-}
-
+"""Files that only describe the run, and what is wrong with their content."""
 
 _CHECKS: dict[Path, Callable[[], None]] = {}
 """Directories whose lock this process holds, with what checks that it still does. A run has many
@@ -170,44 +121,12 @@ class RunDir:
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml once; later, check that it describes the same mathematics. Raises
         RunDirError when not."""
-        import yaml
-
-        path = self.path / "config.yaml"
-        if not path.exists():
-            text = yaml.safe_dump(
-                config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-            )
-            write_atomic(path, text.encode())
-            return
-        written = self.read_config()
-        if written.semantic_hash != config.semantic_hash:
-            changes = _differences(written.semantic(), config.semantic())
-            raise RunDirError(
-                f"{self.path} holds another run: {'; '.join(changes)}",
-                str(path),
-                "Give the new run its own directory with run.name=NAME, or repeat the values that this one began with.",
-            )
+        write_config(self.path / "config.yaml", config)
 
     def read_config(self) -> RunConfig:
         """The configuration that the run began with. Raises RunDirError when config.yaml is absent
         or damaged."""
-        # here: pydantic's models take half a second, and a list of runs needs none of them
-        import yaml
-
-        from scaling.config.run_config import RunConfig
-
-        path = self.path / "config.yaml"
-        try:
-            return RunConfig.model_validate(
-                yaml.safe_load(path.read_text(encoding="utf-8")), context=RECORDED
-            )
-        except OSError as error:
-            raise disk_error("read", path, error) from error
-        except (yaml.YAMLError, ValueError) as error:
-            fix = "Restore the file, or begin anew with run.name=NAME."
-            raise RunDirError(
-                f"{path} is no configuration of this version: {error}", fix=fix
-            ) from error
+        return read_config(self.path / "config.yaml")
 
     @property
     def tokenizer(self) -> Path:
@@ -252,7 +171,7 @@ class RunDir:
         attempts = (read_object(path) or {"attempts": []})["attempts"]
         write_json(
             path,
-            {"attempts": [*attempts, {"time": _iso(time.time()), **describe_attempt(devices)}]},
+            {"attempts": [*attempts, {"time": iso_time(time.time()), **describe_attempt(devices)}]},
         )
 
     # Where its time goes.
@@ -293,47 +212,41 @@ class RunDir:
     # Records that are damaged.
 
     def mend(self) -> list[str]:
-        """Set aside what is damaged of the files that only tell of the run, so that it goes on;
-        says what was.
+        """Set aside what is damaged of the files that only describe the run, so that it goes on.
+        Returns a line for each.
 
-        Of events.jsonl, the sound lines stay. Only for the driver that has the lock. Raises
+        The sound lines of events.jsonl stay. Only for the driver that has the lock. Raises
         RunDirError.
         """
-        told = [self._mend_events()]
-        for name, problem in _RECORDS.items():
-            path = self.path / name
-            try:
-                found = read_object(path)
-                reason = None if found is None else problem(found)
-            except RunDirError as error:
-                reason = error.what
-            told.append(None if reason is None else self._damaged(path, reason, set_aside(path)))
-        return [text for text in told if text is not None]
+        # The events first: every damage is itself an event, and is appended to a sound file.
+        found = [self._reported(self.events, self._log.mend())]
+        found += [self._reported(self.path / name, self._mended(name)) for name in _RECORDS]
+        return [text for text in found if text is not None]
 
-    def _mend_events(self) -> str | None:
-        path = self.events
+    def _mended(self, name: str) -> Damage | None:
+        path = self.path / name
         try:
-            content = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            content = read_object(path)
+            reason = None if content is None else _RECORDS[name](content)
+        except RunDirError as error:
+            reason = error.what
+        return None if reason is None else Damage(reason, set_aside(path))
+
+    def _reported(self, path: Path, damage: Damage | None) -> str | None:
+        if damage is None:
             return None
-        except OSError as error:
-            return self._damaged(path, f"it cannot be read: {error.strerror}", set_aside(path))
-        lines, _ = split_lines(content)
-        sound = [line for line in lines if _sound_event(line) is not None]
-        if len(sound) == len(lines):
-            return None
-        aside = free_name(path)
-        write_atomic(aside, content)
-        write_atomic(path, b"".join(line + b"\n" for line in sound))
-        return self._damaged(
-            path, f"{len(lines) - len(sound)} of {len(lines)} lines are no events", aside
+        reason, aside = damage.reason, damage.aside.name
+        self.event("record_damaged", file=path.name, reason=reason, aside=aside)
+        return (
+            f"{path.name} is damaged ({reason}); it is kept as {aside}, and the run goes on "
+            "without it."
         )
 
-    def _damaged(self, path: Path, reason: str, aside: Path) -> str:
-        self.event("record_damaged", file=path.name, reason=reason, aside=aside.name)
-        return f"{path.name} is damaged ({reason}); it is kept as {aside.name}, and the run goes on without it."
-
     # What happened to it.
+
+    @property
+    def _log(self) -> EventLog:
+        return EventLog(self.events)
 
     def event(
         self,
@@ -345,14 +258,8 @@ class RunDir:
     ) -> None:
         """Append to events.jsonl what happened, and when; it is on the disk when this returns.
         Raises RunDirError."""
-        assert kind in get_args(EventKind), kind
         self.require()
-        now_s = time.time()
-        known = {"step": step, "world_size": world_size, **fields}
-        entry = {"kind": kind, "time": _iso(now_s), "time_s": now_s} | {
-            k: v for k, v in known.items() if v is not None
-        }
-        append_line(self.events, to_json(entry), sync=True)
+        self._log.append(kind, step=step, world_size=world_size, **fields)
 
     def failed(self, error: ScalingError, **fields: Any) -> None:
         """Note that an attempt has ended so. Raises SupersededError, where the run is another
@@ -363,15 +270,7 @@ class RunDir:
     def read_events(self) -> list[dict[str, Any]]:
         """All events, in order; a torn last line is passed over. Raises RunDirError for a damaged
         one before it."""
-        try:
-            lines, _ = split_lines(self.events.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise disk_error("read", self.events, error) from error
-        return [
-            _parse_event(self.events, number, line) for number, line in enumerate(lines, start=1)
-        ]
+        return self._log.read()
 
     def condemned(self) -> list[int]:
         """First sequences of the global batches that rollbacks have condemned, of which no
@@ -386,55 +285,15 @@ class RunDir:
         return state_after(self.read_events())
 
 
-def state_after(events: Iterable[Mapping[str, Any]]) -> State:
-    """How a run stands to which these events happened."""
-    states = [_STATE_AFTER[event["kind"]] for event in events if event["kind"] in _STATE_AFTER]
-    return states[-1] if states else "new"
-
-
 def _local_path(text: str) -> Path:
     """An absolute path with ~ expanded. Raises ConfigError for a URL."""
     if not text.strip():
         raise ConfigError("run.root is empty", "run.root", "Give a directory: run.root=runs.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise ConfigError(
-            f"run.root={text} is a URL, and run directories are kept on local or shared file systems only",
+            f"run.root={text} is a URL, and run directories are kept on local or shared file "
+            "systems only",
             "run.root",
             "Give a directory that every node mounts, such as run.root=/shared/runs.",
         )
     return Path(text).expanduser().absolute()
-
-
-def _iso(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
-
-
-def _parse_event(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    event = _sound_event(line)
-    if event is None:
-        fix = "A crash tears only the last line, so something else wrote here: restore the file, or delete that line."
-        raise RunDirError(f"line {number} of {path} is damaged: it is no event", fix=fix)
-    return event
-
-
-def _sound_event(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = parse_json(line)
-    except ValueError:
-        return None
-    return None if event_problem(event) else event
-
-
-def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, inner in tree.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, tree
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Each leaf that differs, as "optim.lr was 0.001 and is 0.002 now"."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name} was {old.get(name)} and is {new.get(name)} now" for name in names]

@@ -185,7 +185,8 @@ class DriverLock:
         """Return when the beat of `owner` has stood still for so long. Raises RunDirError when it
         moves."""
         say(
-            f"This run was driven by pid {owner['pid']} on {owner['host']}: waiting {lease_s:.0f} s for a sign of its life."
+            f"This run was driven by pid {owner['pid']} on {owner['host']}: "
+            f"waiting {lease_s:.0f} s to see whether it is alive."
         )
         until_s = time.monotonic() + lease_s
         while time.monotonic() < until_s:

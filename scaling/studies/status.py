@@ -12,7 +12,8 @@ from scaling.checkpoint.store import newest_step
 from scaling.errors import RunDirError, ScalingError
 from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record, sampled
-from scaling.runs.directory import RunDir, state_after
+from scaling.runs.directory import RunDir
+from scaling.runs.events import state_after
 from scaling.runs.files import last_lines, read_object
 from scaling.runs.goodput import Seconds, account, goodput
 from scaling.screen import Column, FittedTable, sparkline

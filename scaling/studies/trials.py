@@ -21,7 +21,8 @@ from scaling.errors import ConfigError, PlanError, RunDirError, ScalingError
 from scaling.planner.cost.counts import count
 from scaling.planner.machines.detect import n_devices, resolve_cluster
 from scaling.planner.run_plan import RunPlan, Shapes, make_plan
-from scaling.runs.directory import RunDir, state_after
+from scaling.runs.directory import RunDir
+from scaling.runs.events import state_after
 from scaling.studies.generators import Branch, Draft, generate
 
 State = Literal["new", "begun", "failed", "stopped", "pruned", "finished", "given up", "damaged"]

@@ -80,7 +80,9 @@ def test_a_dead_driver_of_another_machine_is_waited_for_and_no_longer(lock: Driv
         owner = lock.owner()
         assert owner is not None
         assert owner["pid"] == os.getpid()
-    assert said == ["This run was driven by pid 4711 on node7: waiting 2 s for a sign of its life."]
+    assert said == [
+        "This run was driven by pid 4711 on node7: waiting 2 s to see whether it is alive."
+    ]
     assert lock.path.read_text() == ""
     with lock.hold(said.append):
         pass
