@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scaling.composition.code_refusal import inert_configurations
 from scaling.composition.explain import COMPOSITION_ERRORS, explain
+from scaling.composition.extension import extended
 from scaling.composition.from_source import with_source
 from scaling.composition.hydra_parts import GlobalHydra
 from scaling.composition.jobs import Composed
@@ -49,7 +50,7 @@ def validate(composed: Composed, overrides: Sequence[str]) -> RunConfig:
     refuse_unread(config, overrides)
     lengths(config)  # refuses a length for which the objective or the tokenizer has no room
     train = config.train.model_copy(update={"n_tokens": token_budget(config)})
-    return config.model_copy(update={"train": train})
+    return extended(config.model_copy(update={"train": train}))
 
 
 _NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logger")

@@ -192,6 +192,10 @@ class TrainConfig(Section):
         None,
         description="HASH@STEP of the run that this one goes on from with other values; null: none",
     )
+    extend: str | None = Field(
+        None,
+        description="a finished run, equal but for fewer n_tokens, that this one goes on from; null: from its own beginning",
+    )
     eval_sequences: int = Field(
         512, gt=0, description="held-out sequences of an evaluation, at most"
     )
@@ -426,6 +430,8 @@ class RunConfig(Section):
         }
         if self.train.parent is not None:
             out["train"]["parent"] = self.train.parent
+            if self.train.extend is not None:  # its schedule begins anew at the parent's step
+                out["train"]["extends"] = True
         if self.init_from.content_hash is not None:
             # the content counts, not the place where it lies
             out["init_from"] = {

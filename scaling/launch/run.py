@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from scaling.checkpoint.store import newest_step
+from scaling.composition.extension import Trunk, rewarmed_from, shorter_runs, trunk_of
 from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
 from scaling.data.prepare.cached import ensure_corpus
-from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, DataError
+from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, ConfigError, DataError
 from scaling.launch.attempt import Attempt
 from scaling.launch.base import InProcessLaunch, Launch
 from scaling.launch.console import ProgressLine, starting_text
@@ -29,6 +31,7 @@ from scaling.runs.directory import RunDir
 from scaling.runs.startup import Marks, begin, mark
 from scaling.screen import visible
 from scaling.terminal import print_line
+from scaling.units import format_count
 from scaling.worker.spec import WorkerSpec
 
 _POLL_S = 0.2
@@ -47,6 +50,7 @@ def drive(config: RunConfig) -> int:
     if len(sizes) > 1:
         counts = " or ".join(str(size) for size in sizes)
         console.print(f"Elastic: can run on {counts} devices, as they come and go.")
+    _say_extension(config, plan, run_dir, console)
     if config.dry_run:
         check_inputs(config)
         _check_source(config, console)
@@ -57,14 +61,52 @@ def drive(config: RunConfig) -> int:
     if not run_dir.path.exists():
         check_inputs(config)
         _check_source(config, console)
+    has_begun = newest_step(run_dir.checkpoints) is not None
+    trunk = None if has_begun else trunk_of(config)
     progress = ProgressLine(console, planned=plan.time is not None)
     with Attempt(config, plan, progress, marks) as attempt:
         summary = run_dir.read_summary()
         if run_dir.state() == "finished" and summary is not None:
             _show_finished(console, config, plan, run_dir, summary)
             return EXIT_FINISHED
-        attempt.open()
+        _open(attempt, trunk)
         return _train(attempt, sizes, progress, console, marks)
+
+
+def _open(attempt: Attempt, trunk: Trunk | None) -> None:
+    """Open the attempt, at a copy of the trunk's checkpoint where there is one. Raises ConfigError
+    where none of its checkpoints is sound: the run would begin afresh without a word."""
+    if trunk is None:
+        attempt.open()
+        return
+    attempt.open(trunk=RunDir(trunk.path), at_step=trunk.step)
+    if newest_step(attempt.run_dir.checkpoints) is None:
+        raise ConfigError(
+            f"no checkpoint of {trunk.path.name} up to step {trunk.step} is sound",
+            "train.extend",
+            "Restore one from a copy.",
+        )
+
+
+def _say_extension(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) -> None:
+    """Say from where an extended run goes on, or that a shorter finished run could be extended."""
+    texts = []
+    if run_dir.path.exists():
+        return
+    for path, n_tokens in shorter_runs(config):
+        texts.append(
+            f"A finished run of {format_count(n_tokens)} tokens is equal to this one up to its end: "
+            f"{path.name}. To go on from it, add train.extend={path.name}."
+        )
+    if (trunk := trunk_of(config)) is not None:
+        texts.append(f"Goes on from {trunk.path.name} after step {trunk.step} of {plan.n_steps}.")
+        if start := rewarmed_from(config):
+            texts.append(
+                f"The cosine of schedule=cosine ended there: its rate is warmed up again after "
+                f"{format_count(start)} tokens, and falls to the end of this run."
+            )
+    for text in texts:
+        print_line(console, text)
 
 
 def _check_source(config: RunConfig, console: Console) -> None:
@@ -75,7 +117,7 @@ def _check_source(config: RunConfig, console: Console) -> None:
     from scaling.weights.initial import check_source  # torch, which a plan does without
 
     for note in check_source(config):
-        console.print(visible(note), highlight=False, markup=False, soft_wrap=True)
+        print_line(console, note)
 
 
 def _show_finished(

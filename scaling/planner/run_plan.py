@@ -132,7 +132,7 @@ _UNSEEN: Any = {
     "schedule": True,
     "dry_run": True,
     "optim": {"lr", "beta1", "beta2", "eps", "weight_decay"},
-    "train": {"n_tokens", "seed", "parent"},
+    "train": {"n_tokens", "seed", "parent", "extend"},
 }
 """Keys of a configuration that layouts, memory and times do not depend on."""
 

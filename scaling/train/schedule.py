@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from scaling.composition.extension import rewarmed_from
 from scaling.config.run_config import RunConfig, ScheduleConfig
 from scaling.planner.run_plan import RunPlan
 
@@ -57,12 +58,14 @@ def lr_at(
 
 
 def lr_after(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
-    """The schedule of a run: tokens seen after a step -> its learning rate."""
+    """The schedule of a run: tokens seen after a step -> its learning rate. A cosine that was
+    extended begins anew, with its warm-up, where the shorter run ended."""
+    start = rewarmed_from(config)
     return lambda n_tokens_seen: lr_at(
         config.schedule,
         peak_lr=config.optim.lr,
-        n_tokens_seen=n_tokens_seen,
-        n_tokens=plan.n_tokens,
+        n_tokens_seen=n_tokens_seen - start,
+        n_tokens=plan.n_tokens - start,
         warmup_tokens=plan.warmup_tokens,
         decay_tokens=plan.decay_tokens,
     )
