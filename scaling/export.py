@@ -45,8 +45,8 @@ class ExportOptions(SourceOptions):
     )
     check: Literal["logits", "weights"] = Field(
         "logits",
-        description="logits: what was written computes the same, which takes the whole model in memory; "
-        "weights: what was written is the same, one weight at a time",
+        description="logits: what was written computes the same, which takes the whole model in "
+        "memory; weights: what was written is the same, one weight at a time",
     )
 
 

@@ -100,8 +100,9 @@ def _verdict(loss: float | None, prediction: dict[str, Any]) -> str:
     low, high = expected["new_low"], expected["new_high"]
     where = "inside" if low <= loss <= high else "outside"
     return (
-        f"Predicted {expected['value']:.4f} ({low:.4f} to {high:.4f} for a new run), reached {loss:.4f}: "
-        f"error {100 * (expected['value'] / loss - 1):+.2f} %, {where} of the interval."
+        f"Predicted {expected['value']:.4f} ({low:.4f} to {high:.4f} for a new run), "
+        f"reached {loss:.4f}: error {100 * (expected['value'] / loss - 1):+.2f} %, "
+        f"{where} of the interval."
     )
 
 

@@ -78,8 +78,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     last = config.cache.get("scaling/last", None) if getattr(config, "cache", None) else None
     if last is None:
-        return "The whole suite takes about 15 minutes of a core, shared by two. A failure is shown as it comes."
-    return f"The last time: {last['tests']} tests in {last['minutes']:.1f} minutes. A failure is shown as it comes."
+        return (
+            "The whole suite takes about 15 minutes of a core, shared by two. "
+            "A failure is shown as it comes."
+        )
+    return (
+        f"The last time: {last['tests']} tests in {last['minutes']:.1f} minutes. "
+        "A failure is shown as it comes."
+    )
 
 
 class _AsItComes:

@@ -79,13 +79,19 @@ def _unreadable(override: str) -> ConfigError:
             TYPED,
             "Write GROUP=OPTION or KEY=VALUE; a KEY is made of letters, digits, _ and dots.",
         )
-    fix = f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. {_QUOTED}"
+    fix = (
+        f"Put the value in quotes, and all of it in the shell's: {shlex.quote(in_quotes)}. "
+        f"{_QUOTED}"
+    )
     return ConfigError(what, TYPED, fix)
 
 
 def _several(override: str) -> ConfigError:
     """The error for a value with commas, which Hydra takes for a sweep."""
-    fix = f"As one value, put it in quotes: {shlex.quote(_in_quotes(override))}. As several runs, add -m."
+    fix = (
+        f"As one value, put it in quotes: {shlex.quote(_in_quotes(override))}. "
+        "As several runs, add -m."
+    )
     return ConfigError(f"{override!r} gives several values to one run", TYPED, fix)
 
 

@@ -69,15 +69,17 @@ class AttentionConfig(Section):
     """How positions look at one another. See docs/attention.md for formulas, sources and costs."""
 
     kind: AttentionKind = Field(
-        description="full: every position; gqa, mqa: full with fewer, or one, key/value heads; relative: full with learnt "
-        "vectors of distances; local: a sliding window; strided: a window and every stride-th position; linear: "
-        "kernelised, without softmax; hierarchical: blocks exactly, further ones by their means"
+        description="full: every position; gqa, mqa: full with fewer, or one, key/value heads; "
+        "relative: full with learnt vectors of distances; local: a sliding window; "
+        "strided: a window and every stride-th position; linear: kernelised, without softmax; "
+        "hierarchical: blocks exactly, further ones by their means"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     n_kv_heads: int | None = Field(
         None,
         gt=0,
-        description="gqa: key/value heads; null: a fourth of n_heads, half where there are fewer than 8",
+        description="gqa: key/value heads; null: a fourth of n_heads, half where there are fewer "
+        "than 8",
     )
     max_distance: int | None = Field(
         None, gt=0, description="relative: distances from this one on share a vector"
@@ -92,7 +94,8 @@ class AttentionConfig(Section):
         None,
         min_length=1,
         max_length=10_000,
-        description="full, gqa, mqa: kinds of successive layers, over and over, as [local,local,full]; null: all alike",
+        description="full, gqa, mqa: kinds of successive layers, over and over, "
+        "as [local,local,full]; null: all alike",
     )
     score_cap: _Cap | None = Field(
         None, gt=0, description="scores x become cap tanh(x / cap) before masks (Gemma Team 2024)"
@@ -126,7 +129,8 @@ class AttentionConfig(Section):
         _check_keys(self, "attention", self.kind, readers)
         if self.kind == "linear" and self.dropout:
             raise ValueError(
-                "attention=linear forms no attention weights that attention.dropout could drop; use model.dropout"
+                "attention=linear forms no attention weights that attention.dropout could drop; "
+                "use model.dropout"
             )
         return self
 
@@ -150,7 +154,8 @@ class AttentionConfig(Section):
             parts = 4 if n_heads >= 8 else 2
             if self.n_kv_heads is None and n_heads % parts:
                 raise ValueError(
-                    f"attention=gqa would take n_heads / {parts}, but n_heads={n_heads}: give attention.n_kv_heads"
+                    f"attention=gqa would take n_heads / {parts}, but n_heads={n_heads}: "
+                    "give attention.n_kv_heads"
                 )
             wanted = self.n_kv_heads or n_heads // parts
             where = f"attention=gqa has {wanted}"
@@ -160,7 +165,8 @@ class AttentionConfig(Section):
             return given
         if given not in (None, wanted):
             raise ValueError(
-                f"model.n_kv_heads={given}, but {where} key/value heads; leave model.n_kv_heads null, or use attention=full"
+                f"model.n_kv_heads={given}, but {where} key/value heads; "
+                "leave model.n_kv_heads null, or use attention=full"
             )
         return wanted
 
@@ -169,8 +175,9 @@ class PositionConfig(Section):
     """How a model knows the order of its tokens."""
 
     kind: PositionKind = Field(
-        description="none: the causal mask alone; sinusoidal, learned: a vector a position, added to the input; rope: "
-        "rotated queries and keys; alibi, relative_bias: a fixed, or learnt, number a head and distance, added to scores"
+        description="none: the causal mask alone; sinusoidal, learned: a vector a position, "
+        "added to the input; rope: rotated queries and keys; "
+        "alibi, relative_bias: a fixed, or learnt, number a head and distance, added to scores"
     )
     theta: _Theta = Field(10000.0, gt=1, description="rope, sinusoidal: base of the wavelengths")
     scaling: Literal["linear", "ntk", "yarn", "llama3"] | None = Field(
@@ -187,7 +194,8 @@ class PositionConfig(Section):
     slow_turns: _Turns | None = Field(
         None,
         gt=0,
-        description="yarn, llama3: pairs that turn less often in that length are divided by the factor; null: 1",
+        description="yarn, llama3: pairs that turn less often in that length are divided by the "
+        "factor; null: 1",
     )
     fast_turns: _Turns | None = Field(
         None,
@@ -205,7 +213,8 @@ class PositionConfig(Section):
     local_theta: _Theta | None = Field(
         None,
         gt=1,
-        description="rope: theta of the local layers of attention.pattern, which do not scale; null: as the others",
+        description="rope: theta of the local layers of attention.pattern, which do not scale; "
+        "null: as the others",
     )
     first_row: int | None = Field(
         None,
@@ -236,7 +245,8 @@ class PositionConfig(Section):
         ):
             if getattr(self, key) is not None and self.scaling not in users:
                 raise ValueError(
-                    f"position.{key} is set, but only position.scaling={' or '.join(users)} reads it"
+                    f"position.{key} is set, but only position.scaling={' or '.join(users)} reads "
+                    "it"
                 )
         slow, fast = self.turns
         if slow >= fast:
@@ -246,12 +256,13 @@ class PositionConfig(Section):
         if self.n_buckets is not None and self.max_distance is not None:
             if self.n_buckets % 4:
                 raise ValueError(
-                    f"position.n_buckets={self.n_buckets} must be a multiple of 4: half a side, and half of that near"
+                    f"position.n_buckets={self.n_buckets} must be a multiple of 4: half a side, "
+                    "and half of that near"
                 )
             if self.max_distance <= self.n_buckets // 2:
                 raise ValueError(
-                    f"position.max_distance={self.max_distance} must be above position.n_buckets / 2 = {self.n_buckets // 2}, "
-                    "the distances that have a bucket of their own"
+                    f"position.max_distance={self.max_distance} must be above position.n_buckets / "
+                    f"2 = {self.n_buckets // 2}, the distances that have a bucket of their own"
                 )
         return self
 
@@ -293,13 +304,15 @@ def check_combination(
     """Raise ValueError, with the reason and what works, for choices that do not go together."""
     if attention.kind == "linear" and position.kind == "relative_bias":
         raise ValueError(
-            "position=relative_bias adds any number to each score before the softmax, and attention=linear, which sums over the "
-            "past once, has room for one that grows with distance alone; use position=alibi, rope, sinusoidal, learned or none"
+            "position=relative_bias adds any number to each score before the softmax, "
+            "and attention=linear, which sums over the past once, has room for one that grows with "
+            "distance alone; use position=alibi, rope, sinusoidal, learned or none"
         )
     if attention.kind == "relative" and position.kind == "rope":
         raise ValueError(
-            "position=rope turns queries by their absolute position, and attention=relative multiplies them with vectors of "
-            "distances, which then would depend on it; use position=none, or attention=full"
+            "position=rope turns queries by their absolute position, and attention=relative "
+            "multiplies them with vectors of distances, which then would depend on it; "
+            "use position=none, or attention=full"
         )
     if position.kind == "rope" and d_head % 2 and position.rotary_fraction is None:
         raise ValueError(
@@ -308,12 +321,13 @@ def check_combination(
     width = position.rotary_width(d_head)
     if position.rotary_fraction is not None and (width < 2 or width % 2):
         raise ValueError(
-            f"position.rotary_fraction={position.rotary_fraction:g} turns {width} of the {d_head} dims of a head;"
-            " it must turn an even number, at least 2"
+            f"position.rotary_fraction={position.rotary_fraction:g} turns {width} of the {d_head} "
+            "dims of a head; it must turn an even number, at least 2"
         )
     if position.local_theta is not None and "local" not in (attention.pattern or ()):
         raise ValueError(
-            "position.local_theta is set, but attention.pattern has no local layers that would read it"
+            "position.local_theta is set, but attention.pattern has no local layers that would "
+            "read it"
         )
     if position.kind == "sinusoidal" and d_model % 2:
         raise ValueError(

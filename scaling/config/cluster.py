@@ -37,7 +37,8 @@ class LayoutConfig(Section):
     )
     engine: Literal["auto", "reference", "ddp", "deepspeed"] = Field(
         "auto",
-        description="reference: plain PyTorch, one device; ddp: on several; deepspeed: the rest; auto: reference on one",
+        description="reference: plain PyTorch, one device; ddp: on several; deepspeed: the rest; "
+        "auto: reference on one",
     )
     dp: int | None = Field(
         None,
@@ -52,27 +53,32 @@ class LayoutConfig(Section):
     )
     pp_schedule: PipelineSchedule | None = Field(
         None,
-        description="dualpipev: two stages a rank, there and back, and a shorter bubble; null: the faster one",
+        description="dualpipev: two stages a rank, there and back, and a shorter bubble; "
+        "null: the faster one",
     )
     cp: int | None = Field(
         None, gt=0, description="context-parallel ranks, which share the positions of a sequence"
     )
     cp_attention: ContextAttention | None = Field(
         None,
-        description="ulysses: cp ranks swap positions for heads; ring: they pass keys on; null: ring where heads are few",
+        description="ulysses: cp ranks swap positions for heads; ring: they pass keys on; "
+        "null: ring where heads are few",
     )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None,
-        description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; 3: weights too",
+        description="ZeRO shards 0: nothing (engine ddp); 1: optimiser states; 2: gradients too; "
+        "3: weights too",
     )
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
     activation_checkpointing: Checkpointing | None = Field(
         None,
-        description="made anew in backward; selective: norms, activations and gates; full: every block",
+        description="made anew in backward; selective: norms, activations and gates; "
+        "full: every block",
     )
     offload: Offload | None = Field(
         None,
-        description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; null: none",
+        description="held by the host's memory: the optimiser's states, or ZeRO-3's weights too; "
+        "null: none",
     )
     sequence_parallel: bool | None = Field(
         None, description="tp ranks share norms and residuals too; null: where the lengths allow it"
@@ -93,7 +99,8 @@ class LayoutConfig(Section):
         ]
         if self.kind == "auto" and given:
             raise ValueError(
-                f"layout.{given[0]} is set, but layout=auto leaves it to the planner; use layout=manual"
+                f"layout.{given[0]} is set, but layout=auto leaves it to the planner; "
+                "use layout=manual"
             )
         return self
 
@@ -139,11 +146,13 @@ class PlanConfig(Section):
     fp8: bool = Field(False, description="plan products in 8 bits, which no engine here runs yet")
     calibrate: str | None = Field(
         None,
-        description="measured rates of this machine, which scale the times: a table, or what calibrate_from_run wrote",
+        description="measured rates of this machine, which scale the times: a table, "
+        "or what calibrate_from_run wrote",
     )
     calibrate_from_run: bool = Field(
         False,
-        description="add the rate of this run, when it ends, to plan.calibrate, or else RUN.ROOT/calibration.json",
+        description="add the rate of this run, when it ends, to plan.calibrate, "
+        "or else RUN.ROOT/calibration.json",
     )
 
 
@@ -172,7 +181,8 @@ class ClusterConfig(Section):
     hours_between_failures: _Hours | None = Field(
         None,
         gt=0,
-        description="mean time between failures of the whole cluster; null: estimated from its size and kind",
+        description="mean time between failures of the whole cluster; "
+        "null: estimated from its size and kind",
     )
     preemption_hours: _Hours | None = Field(
         None,
@@ -194,26 +204,29 @@ class ClusterConfig(Section):
     min_devices: int | None = Field(
         None,
         gt=0,
-        description="fewest devices to go on with when some are taken back (cluster.kind=existing); null: all of them, or on "
-        "preemptible machines as few nodes as the model fits on",
+        description="fewest devices to go on with when some are taken back "
+        "(cluster.kind=existing); null: all of them, or on preemptible machines as few nodes as "
+        "the model fits on",
     )
     max_preemptions: int = Field(
         -1,
         ge=-1,
-        description="times that machines are taken back after notice before the run is given up; -1: any number",
+        description="times that machines are taken back after notice before the run is given up; "
+        "-1: any number",
     )
     grace_s: float = Field(
         30.0,
         gt=0,
         le=LONGEST_S,
-        description="from the notice that a machine is taken back to its end, where the notice does not say",
+        description="from the notice that a machine is taken back to its end, "
+        "where the notice does not say",
     )
     hang_s: float = Field(
         300.0,
         gt=0,
         le=LONGEST_S,
-        description="longest time without a step before workers are taken to hang and are started again; thrice "
-        "that for a start, an evaluation or a checkpoint",
+        description="longest time without a step before workers are taken to hang and are started "
+        "again; thrice that for a start, an evaluation or a checkpoint",
     )
     timeout_s: float = Field(
         1800.0, gt=0, le=LONGEST_S, description="longest wait for a rank in a collective operation"
@@ -224,7 +237,8 @@ class ClusterConfig(Section):
         n_devices = self.n_nodes * (self.devices_per_node or 1)
         if n_devices > MOST_DEVICES:
             raise ValueError(
-                f"cluster.n_nodes x cluster.devices_per_node is {n_devices:,} devices, and at most {MOST_DEVICES:,} go"
+                f"cluster.n_nodes x cluster.devices_per_node is {n_devices:,} devices, "
+                f"and at most {MOST_DEVICES:,} go"
             )
         return self
 
@@ -232,7 +246,8 @@ class ClusterConfig(Section):
     def _times(self) -> Self:
         if self.timeout_s < 4 * self.hang_s:
             raise ValueError(
-                f"cluster.timeout_s={self.timeout_s:g} is less than four times cluster.hang_s={self.hang_s:g}: "
-                "ranks that wait for one that hangs would fail before it is found and named"
+                f"cluster.timeout_s={self.timeout_s:g} is less than four times "
+                f"cluster.hang_s={self.hang_s:g}: ranks that wait for one that hangs would fail "
+                "before it is found and named"
             )
         return self

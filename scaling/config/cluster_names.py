@@ -49,7 +49,10 @@ def _in_full(name: str, match: re.Match[str]) -> list[str]:
         device = device_sheet(match.group(3))["name"]
     except ValueError as error:
         what, _, there = str(error).rpartition("; ")
-        fix = f"{there[:1].upper()}{there[1:]}; -spot may follow. For another memory set cluster.device.memory_gb=GB."
+        fix = (
+            f"{there[:1].upper()}{there[1:]}; -spot may follow. "
+            "For another memory set cluster.device.memory_gb=GB."
+        )
         raise ConfigError(f"cluster={name}: {what}", _WHERE, fix) from None
     given = [
         f"cluster.name='{name}'",

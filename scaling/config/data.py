@@ -66,14 +66,16 @@ class DataConfig(Section):
     """Where text comes from, and where its shards are kept."""
 
     kind: Kind = Field(
-        description="python_stdlib: sources of this interpreter's standard library; python_packages: of all that is installed "
-        "beside it; text_files: a glob; text_pairs: lines of source TAB target; documents: whatever scaling.prepare reads; "
+        description="python_stdlib: sources of this interpreter's standard library; "
+        "python_packages: of all that is installed beside it; text_files: a glob; "
+        "text_pairs: lines of source TAB target; documents: whatever scaling.prepare reads; "
         "shards: prepared before; mixture: several of these"
     )
     path: str | None = Field(
         None,
-        description="text_files, text_pairs: a glob of UTF-8 files; documents: globs, folders, URLs and hf: names, with commas "
-        "between; shards: a directory or URL with index.json",
+        description="text_files, text_pairs: a glob of UTF-8 files; "
+        "documents: globs, folders, URLs and hf: names, with commas between; "
+        "shards: a directory or URL with index.json",
     )
     components: tuple[ComponentConfig, ...] | None = Field(
         None, description="mixture: [{name: ..., weight: ..., kind: ..., path: ...}, ...]"
@@ -86,15 +88,18 @@ class DataConfig(Section):
     )
     target_path: str | None = Field(
         None,
-        description="text_pairs: a file whose lines are the targets of those of data.path; null: they follow a TAB there",
+        description="text_pairs: a file whose lines are the targets of those of data.path; "
+        "null: they follow a TAB there",
     )
     val_path: str | None = Field(
         None,
-        description="what to hold out, named as in data.path; null: some of the documents, by hash (one: its end)",
+        description="what to hold out, named as in data.path; "
+        "null: some of the documents, by hash (one: its end)",
     )
     val_target_path: str | None = Field(
         None,
-        description="text_pairs: the targets of data.val_path, where it is a file of its own; null: they follow a TAB",
+        description="text_pairs: the targets of data.val_path, where it is a file of its own; "
+        "null: they follow a TAB",
     )
     cache_dir: str = Field(
         description="where prepared corpora are kept; prepared once, shared by all runs"
@@ -105,11 +110,13 @@ class DataConfig(Section):
     shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
     attend_across_documents: bool = Field(
         True,
-        description="whether positions see documents before their own, where several share a sequence",
+        description="whether positions see documents before their own, where several share a "
+        "sequence",
     )
     on_bad_shard: Literal["fail", "skip"] = Field(
         "fail",
-        description="a missing or damaged shard: fail, or skip it and record that (every shard is read once at the start)",
+        description="a missing or damaged shard: fail, or skip it and record that (every shard is "
+        "read once at the start)",
     )
     loader_workers: int = Field(
         1, gt=0, le=1024, description="threads of each rank that read sequences and make batches"
@@ -117,7 +124,8 @@ class DataConfig(Section):
     stream_cache_bytes: Count = Field(
         20_000_000_000,
         ge=0,
-        description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; 0: none",
+        description="of remote shards kept in data.cache_dir, at most, by all ranks of a machine; "
+        "0: none",
     )
     stall_after_s: float = Field(
         30.0,
@@ -137,7 +145,8 @@ class DataConfig(Section):
     def _place(cls, value: str) -> str:
         if not value.strip():
             raise ValueError(
-                "it is blank, and corpora would be written into the current folder; give a directory"
+                "it is blank, and corpora would be written into the current folder; "
+                "give a directory"
             )
         return value
 
@@ -160,7 +169,8 @@ class DataConfig(Section):
                 :: -1 if self.target_path else 1
             ]
             raise ValueError(
-                f"{has} is set and {lacks} is not: give the targets of both in files of their own, or of neither"
+                f"{has} is set and {lacks} is not: give the targets of both in files of their own, "
+                "or of neither"
             )
         return self
 
@@ -171,7 +181,8 @@ class DataConfig(Section):
                 raise ValueError(message)
         if self.val_path and self.val_fraction != type(self).model_fields["val_fraction"].default:
             raise ValueError(
-                f"data.val_fraction={self.val_fraction} is set, but nothing reads it where data.val_path says what is held out"
+                f"data.val_fraction={self.val_fraction} is set, but nothing reads it where "
+                "data.val_path says what is held out"
             )
 
     @model_validator(mode="after")
@@ -211,13 +222,14 @@ class DataConfig(Section):
 
 class TokenizerConfig(Section):
     kind: Literal["bpe", "byte", "wordpiece", "unigram", "hf"] = Field(
-        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; byte: one token a byte; "
-        "hf: one that exists"
+        description="bpe, wordpiece, unigram: pieces of words, learnt from the corpus over bytes; "
+        "byte: one token a byte; hf: one that exists"
     )
     vocab_size: Count = Field(
         gt=0,
         lt=2**31,
-        description="entries of the vocabulary, special tokens included; of an hf tokenizer scaling.prepare tells them",
+        description="entries of the vocabulary, special tokens included; "
+        "of an hf tokenizer scaling.prepare tells them",
     )
     name: str | None = Field(
         None,
@@ -225,11 +237,13 @@ class TokenizerConfig(Section):
     )
     special_tokens: Literal["eot", "all", "own"] = Field(
         "eot",
-        description="eot: end-of-text alone; all: padding, class, separator and mask too; own: those of an hf tokenizer itself",
+        description="eot: end-of-text alone; all: padding, class, separator and mask too; "
+        "own: those of an hf tokenizer itself",
     )
     lossy: Literal["refuse", "allow"] = Field(
         "refuse",
-        description="hf: a tokenizer that does not give every text back, as one without some control characters",
+        description="hf: a tokenizer that does not give every text back, "
+        "as one without some control characters",
     )
     n_sentinels: int = Field(
         0,
@@ -248,7 +262,8 @@ class TokenizerConfig(Section):
         if (self.kind == "hf") != bool(self.name):
             fix = "needs tokenizer.name" if self.kind == "hf" else "has no use for tokenizer.name"
             raise ValueError(
-                f"tokenizer={self.kind} {fix}, a name on the hub or a path, as tokenizer=hf:openai-community/gpt2"
+                f"tokenizer={self.kind} {fix}, a name on the hub or a path, "
+                "as tokenizer=hf:openai-community/gpt2"
             )
         if self.kind == "hf":
             return self
@@ -258,7 +273,8 @@ class TokenizerConfig(Section):
             )
         if self.special_tokens == "own":
             raise ValueError(
-                f"special_tokens=own is for tokenizer=hf, and tokenizer={self.kind} is learnt: use eot or all"
+                f"special_tokens=own is for tokenizer=hf, and tokenizer={self.kind} is learnt: "
+                "use eot or all"
             )
         alphabet = 512 if self.kind == "wordpiece" else 256
         least = alphabet + self.n_special
@@ -269,7 +285,8 @@ class TokenizerConfig(Section):
                 else "256 bytes"
             )
             raise ValueError(
-                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special token(s) need {least}"
+                f"vocab_size={self.vocab_size} is too small: {what} and {self.n_special} special "
+                f"token(s) need {least}"
             )
         if self.kind == "byte" and self.vocab_size != least:
             raise ValueError(

@@ -113,7 +113,8 @@ def _matches(text: str) -> list[Path]:
         raise ConfigError(
             f"data.path={text!r} names no file or folder",
             f"seen from {Path.cwd()}",
-            "Check the path. To plan for data that are elsewhere, say what they are: data=documents or data=shards.",
+            "Check the path. To plan for data that are elsewhere, "
+            "say what they are: data=documents or data=shards.",
         )
     return found
 

@@ -61,7 +61,8 @@ class ModelConfig(Section):
         None,
         gt=0,
         le=2**24,
-        description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up to 64) where gated",
+        description="width of the feed-forward layer; null: 4 d_model, or 8/3 d_model (rounded up "
+        "to 64) where gated",
     )
     vocab_size: Count | None = Field(
         None, gt=0, lt=2**31, description="rows of the embedding; null: the tokenizer's"
@@ -74,11 +75,13 @@ class ModelConfig(Section):
     )
     factorised: Literal["tokens", "input"] = Field(
         "tokens",
-        description="what d_embedding is the width of; input: positions, segments and norm too (Lan et al. 2020)",
+        description="what d_embedding is the width of; input: positions, segments and norm too "
+        "(Lan et al. 2020)",
     )
     activation: Literal["gelu", "gelu_exact", "relu", "silu", "swiglu", "geglu", "geglu_exact"] = (
         Field(
-            description="feed-forward non-linearity; gelu and geglu in the tanh form; swiglu, geglu and geglu_exact are gated"
+            description="feed-forward non-linearity; gelu and geglu in the tanh form; "
+            "swiglu, geglu and geglu_exact are gated"
         )
     )
     norm: Literal["layernorm", "rmsnorm", "rmsnorm_one"] = Field(
@@ -86,7 +89,8 @@ class ModelConfig(Section):
     )
     norm_position: Literal["pre", "post", "sandwich"] = Field(
         "pre",
-        description="before each sublayer, or after its sum with the residual; sandwich: before it and after it",
+        description="before each sublayer, or after its sum with the residual; "
+        "sandwich: before it and after it",
     )
     first_norm: bool = Field(
         True, description="a norm before the first attention; false: that of the embedding serves"
@@ -96,14 +100,16 @@ class ModelConfig(Section):
     )
     scale_embedding: bool | None = Field(
         None,
-        description="embeddings are multiplied by sqrt(d_model); null: in a transformer, and with sinusoids",
+        description="embeddings are multiplied by sqrt(d_model); "
+        "null: in a transformer, and with sinusoids",
     )
     n_segments: int | None = Field(
         None, ge=0, le=1024, description="segments that a masked model tells apart; null: 2"
     )
     residual: Literal["serial", "parallel", "parallel_one_norm"] = Field(
         "serial",
-        description="attention, then the feed-forward layer; parallel: both of the same input, each behind a norm of its own or behind one",
+        description="attention, then the feed-forward layer; "
+        "parallel: both of the same input, each behind a norm of its own or behind one",
     )
     qk_norm: Literal["none", "head"] = Field(
         "none", description="a norm of the queries and keys of each head"
@@ -126,7 +132,8 @@ class ModelConfig(Section):
     init_std: _InitStd = Field(0.02, gt=0, description="standard deviation of the initial weights")
     parametrization: Literal["standard", "mup", "completep"] = Field(
         "standard",
-        description="how weights and rates follow the size; mup: width; completep: depth too (scaling.model)",
+        description="how weights and rates follow the size; mup: width; "
+        "completep: depth too (scaling.model)",
     )
     base_width: int | None = Field(
         None, gt=0, description="mup, completep: d_model at which all is as in the standard one"
@@ -146,7 +153,8 @@ class ModelConfig(Section):
     experts_per_token: int = Field(1, gt=0, description="experts that each token takes")
     expert_weights: Literal["softmax", "sum_to_one"] | None = Field(
         None,
-        description="of a token's experts: their probabilities, or these over their sum; null: the latter where there are several",
+        description="of a token's experts: their probabilities, or these over their sum; "
+        "null: the latter where there are several",
     )
     balance_loss: _BalanceLoss = Field(
         0.01,
@@ -158,14 +166,16 @@ class ModelConfig(Section):
     def _heads(self) -> Self:
         if self.d_head is None and self.d_model % self.n_heads:
             raise ValueError(
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; change one, or give d_head"
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
+                "change one, or give d_head"
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads={self.kv_heads} does not divide n_heads={self.n_heads}")
         self._check_parametrization()
         if self.experts_per_token > self.n_experts:
             raise ValueError(
-                f"experts_per_token={self.experts_per_token}, but there are only n_experts={self.n_experts}"
+                f"experts_per_token={self.experts_per_token}, "
+                f"but there are only n_experts={self.n_experts}"
             )
         return self
 
@@ -190,8 +200,8 @@ class ModelConfig(Section):
         )
         if kind != "standard" and uncovered:
             raise ValueError(
-                f"model.parametrization={kind} is for family=gpt with norm_position=pre, one expert, no d_embedding,"
-                " no scale_embedding and residual=serial"
+                f"model.parametrization={kind} is for family=gpt with norm_position=pre, "
+                "one expert, no d_embedding, no scale_embedding and residual=serial"
             )
 
     @property
@@ -260,8 +270,9 @@ class ModelConfig(Section):
 
 class ObjectiveConfig(Section):
     kind: Annotated[str, AfterValidator(known("objectives", OBJECTIVES))] = Field(
-        description="causal_lm: the next token; masked_lm: hidden tokens; span_corruption: hidden spans, in a decoder; "
-        "prefix_lm: the rest of a text, in a decoder; seq2seq: the target of a text pair"
+        description="causal_lm: the next token; masked_lm: hidden tokens; "
+        "span_corruption: hidden spans, in a decoder; prefix_lm: the rest of a text, in a decoder; "
+        "seq2seq: the target of a text pair"
     )
     mask_fraction: float = Field(
         0.15, gt=0, lt=1, description="masked_lm, span_corruption: part of the tokens to predict"

@@ -64,8 +64,9 @@ class StudyConfig(Section):
     kind: Literal[
         "none", "isoflop", "ladder", "lr_batch", "lr_width", "wsd", "asha", "pbt", "bayesian"
     ] = Field(
-        description="none: as the command line sweeps; isoflop: budgets x sizes; ladder: sizes x tokens per parameter; "
-        "lr_batch, lr_width: learning rates x batches, or widths; wsd: trunks and cool-downs; asha, pbt, bayesian: searches"
+        description="none: as the command line sweeps; isoflop: budgets x sizes; "
+        "ladder: sizes x tokens per parameter; lr_batch, lr_width: learning rates x batches, "
+        "or widths; wsd: trunks and cool-downs; asha, pbt, bayesian: searches"
     )
     name: Name | None = Field(
         None, description="directory under run.root; null: the kind, or sweep"
@@ -99,7 +100,8 @@ class StudyConfig(Section):
     )
     batch_rule: Literal["none", "linear", "sqrt", "sde"] = Field(
         "sqrt",
-        description="lr_batch: learning rate as batch^0, batch, batch^0.5; sde: that and Adam's betas and eps too",
+        description="lr_batch: learning rate as batch^0, batch, batch^0.5; "
+        "sde: that and Adam's betas and eps too",
     )
     tokens: tuple[Count, ...] = Field(
         (), description="wsd: lengths of the cooled-down runs of one trunk"
@@ -130,7 +132,8 @@ class StudyConfig(Section):
                     f"study={kind}" for kind, keys in READ_BY.items() if name in keys
                 )
                 raise ValueError(
-                    f"study.{name} is set, but only {readers} reads it, and this is study={self.kind}"
+                    f"study.{name} is set, but only {readers} reads it, "
+                    f"and this is study={self.kind}"
                 )
         for name in ("budgets", "tokens_per_param", "lr_factors"):
             if any(value <= 0 for value in getattr(self, name)):

@@ -302,5 +302,6 @@ def _decoded(path: Path, place: str, line: bytes, decode: Callable[[bytes], T]) 
         raise RunDirError(
             f"{place} of {path} is damaged: {error}",
             f"it begins {line[:60].decode(errors='replace')!r}",
-            "A crash tears only the last line, so something else wrote here: restore the file, or delete that line.",
+            "A crash tears only the last line, so something else wrote here: restore the file, "
+            "or delete that line.",
         ) from error

@@ -90,7 +90,8 @@ class WandbSink:
         except (wandb.Error, OSError) as error:
             self._run, self.sound = None, False
             self._notice(
-                f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, and a resumed run tries again"
+                f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, "
+                "and a resumed run tries again"
             )
 
 
@@ -155,7 +156,8 @@ def _open(
             notice(f"W&B: not used, since {trouble}")
             return None
         notice(
-            f"W&B: offline, since {reason}; send it later with: wandb sync {run_dir / 'wandb'}/*run-*-{run_id}"
+            f"W&B: offline, since {reason}; "
+            f"send it later with: wandb sync {run_dir / 'wandb'}/*run-*-{run_id}"
         )
     run.define_metric("*", step_metric=names.TRAIN_TOKENS)
     sink = WandbSink(run, last_step, notice)

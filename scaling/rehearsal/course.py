@@ -48,12 +48,14 @@ def rehearse(options: DrillOptions, run_words: Sequence[str], words: Sequence[st
         say = partial(print_line, console)
         drill = Drill(options, all_words, config, _sizes(config), directory, seed, nodes, say)
         console.print(
-            f"Training unbroken, {counted(n_steps, 'step')}; its output is in {directory}/unbroken.log"
+            f"Training unbroken, {counted(n_steps, 'step')}; "
+            f"its output is in {directory}/unbroken.log"
         )
         unbroken = drill.unbroken()
         seconds = unbroken.seconds()
         console.print(
-            f"That took {format_duration(sum(seconds.values()))}. Now with {counted(options.kills, 'kill')}, seed {seed}."
+            f"That took {format_duration(sum(seconds.values()))}. "
+            f"Now with {counted(options.kills, 'kill')}, seed {seed}."
         )
         outcome = drill.broken(n_steps, seconds[PRODUCTIVE] / max(1, options.kills) / 3600)
     report = _report(config, words, options, seed, outcome, unbroken, drill.run_dir("broken"))
@@ -72,15 +74,15 @@ def _check(config: RunConfig, options: DrillOptions, n_steps: int) -> None:
         )
     if n_steps < _STEPS_PER_KILL * (options.kills + options.resizes):
         raise ConfigError(
-            f"a run of {counted(n_steps, 'step')} is too short for {counted(options.kills, 'kill')} and "
-            f"{counted(options.resizes, 'resize')}",
+            f"a run of {counted(n_steps, 'step')} is too short for "
+            f"{counted(options.kills, 'kill')} and {counted(options.resizes, 'resize')}",
             "kills, resizes, train.n_tokens",
             f"Leave {_STEPS_PER_KILL} steps for each at least.",
         )
     if options.nodes and (config.cluster.device.kind != "cpu" or config.cluster.kind != "embedded"):
         raise ConfigError(
-            f"nodes={options.nodes} imitates machines of CPU workers, and this is cluster={config.cluster.name} with "
-            f"{config.cluster.device.kind}s",
+            f"nodes={options.nodes} imitates machines of CPU workers, "
+            f"and this is cluster={config.cluster.name} with {config.cluster.device.kind}s",
             "nodes",
             "Use nodes=0: then workers, controller and driver are killed where they run.",
         )

@@ -102,7 +102,10 @@ def _subdirectories(root: Path) -> list[Path]:
 
 def _suggestion(parent: Path, runs: list[str]) -> str:
     if not runs:
-        return f"{parent} holds no runs: train one with python -m scaling.run, or say where they are with run.root=DIR."
+        return (
+            f"{parent} holds no runs: train one with python -m scaling.run, or say where they are "
+            "with run.root=DIR."
+        )
     return f"There are: {_listed(runs)}."
 
 

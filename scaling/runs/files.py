@@ -26,13 +26,19 @@ WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How JSON files hold numbers that are not finite."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _FIXES = {
-    errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; nothing that was complete is lost",
-    errno.EDQUOT: "Your quota is used up: free some space, or choose another disk with run.root=DIR",
+    errno.ENOSPC: "Free some space, or choose another disk with run.root=DIR; "
+    "nothing that was complete is lost",
+    errno.EDQUOT: "Your quota is used up: free some space, or choose another disk with "
+    "run.root=DIR",
     errno.EROFS: "The file system is read-only: choose a writable directory with run.root=DIR",
-    errno.EACCES: "Give yourself write permission there, or choose another directory with run.root=DIR",
-    errno.EPERM: "Give yourself write permission there, or choose another directory with run.root=DIR",
-    errno.ENOTDIR: "A part of this path is a file: move it away, or choose another directory with run.root=DIR",
-    errno.EEXIST: "A file stands where a directory is needed: move it away, or choose another with run.root=DIR",
+    errno.EACCES: "Give yourself write permission there, or choose another directory with "
+    "run.root=DIR",
+    errno.EPERM: "Give yourself write permission there, or choose another directory with "
+    "run.root=DIR",
+    errno.ENOTDIR: "A part of this path is a file: move it away, or choose another directory with "
+    "run.root=DIR",
+    errno.EEXIST: "A file stands where a directory is needed: move it away, or choose another with "
+    "run.root=DIR",
     errno.ENAMETOOLONG: "Choose a shorter run.name or run.root",
 }
 
@@ -113,7 +119,10 @@ def read_object(path: Path, *, strict: bool = True) -> dict[str, Any] | None:
     except ValueError:
         found = None
     if strict and not isinstance(found, dict):
-        fix = "It is written atomically, so something else wrote it: restore it, or delete it and run the same command again."
+        fix = (
+            "It is written atomically, so something else wrote it: restore it, "
+            "or delete it and run the same command again."
+        )
         raise RunDirError(f"{path} is damaged: it holds no JSON object", fix=fix)
     return found if isinstance(found, dict) else None
 

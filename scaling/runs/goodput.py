@@ -20,7 +20,8 @@ MEANING: Final = {
     CHECKPOINTING: "training waits for a snapshot, or for a checkpoint to be on the disk",
     EVALUATING: "held-out text, the sample, the summary",
     STARTING: "from the first command to the first step",
-    RESTARTING: "from a later command, or from the last sign of life of the workers before, to the next step",
+    RESTARTING: "from a later command, or from the last sign of life of the workers before, "
+    "to the next step",
     STOPPED: "no driver was there",
 }
 """Every moment since the first command is in one of them."""

@@ -220,7 +220,8 @@ class DriverLock:
         )
         return RunDirError(
             f"{self.path.parent} is in use by another driver: {who}",
-            fix=f"Wait for it, {stop}, or give this run its own directory with run.root=DIR or run.name=NAME.",
+            fix=f"Wait for it, {stop}, or give this run its own directory with run.root=DIR or "
+            "run.name=NAME.",
         )
 
     def _keep(self, fd: int, owner: Owner, done: threading.Event) -> None:
@@ -251,7 +252,8 @@ class DriverLock:
         who = "pid {pid} on {host}".format_map(now) if now else "another, which is done by now"
         raise SupersededError(
             f"{self.path.parent} was taken over from this driver while it stood still: by {who}",
-            fix="Nothing is to be done, and nothing was written: scaling.status tells how the run stands.",
+            fix="Nothing is to be done, and nothing was written: scaling.status tells how the run "
+            "stands.",
         )
 
     def _write(self, fd: int, text: str) -> None:

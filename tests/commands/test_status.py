@@ -204,7 +204,8 @@ def test_the_command_is_quick_and_light(tmp_path):
         make_run(tmp_path / f"run-{n}", "start")
     program = (
         "import sys; from scaling.status import main; code = main(sys.argv[1:])\n"
-        "assert not {'torch', 'ray', 'deepspeed', 'wandb', 'matplotlib'} & sys.modules.keys(); sys.exit(code)"
+        "assert not {'torch', 'ray', 'deepspeed', 'wandb', 'matplotlib'} & sys.modules.keys(); "
+        "sys.exit(code)"
     )
     seconds = []
     for _ in range(2):

@@ -99,8 +99,10 @@ def test_the_default_configuration_is_that_of_the_golden_file(
     if os.environ.get("SCALING_REWRITE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text(), (
-        "The default configuration, or its identity, has moved. Runs that have begun under the old hash will not be found "
-        "again. If that was meant, rewrite the file with SCALING_REWRITE_GOLDEN=1 and say why; if not, it is a mistake."
+        "The default configuration, or its identity, has moved. "
+        "Runs that have begun under the old hash will not be found "
+        "again. If that was meant, rewrite the file with SCALING_REWRITE_GOLDEN=1 and say why; "
+        "if not, it is a mistake."
     )
 
 

@@ -129,7 +129,8 @@ UNREAD = {
     "objective.mask_fraction=0.3": "only objective=masked_lm and objective=span_corruption read it",
     "objective.mean_span=2": "only objective=span_corruption reads it",
     "++logger.project=mine": "only logger=wandb reads it, and this is logger=none",
-    "cluster.address=auto": "only cluster.kind=existing reads it, and this is cluster.kind=embedded",
+    "cluster.address=auto": "only cluster.kind=existing reads it, "
+    "and this is cluster.kind=embedded",
 }
 
 

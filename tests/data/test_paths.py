@@ -153,7 +153,10 @@ def test_what_nothing_reads_or_finds_is_refused(place: Path, words: list[str], s
 
 
 def test_a_mixture_hands_each_component_what_it_reads(place: Path) -> None:
-    components = f"[{{name: a, weight: 1, kind: python_stdlib}}, {{name: b, weight: 1, kind: shards, path: {place}/shards}}]"
+    components = (
+        f"[{{name: a, weight: 1, kind: python_stdlib}}, {{name: b, weight: 1, kind: shards, "
+        f"path: {place}/shards}}]"
+    )
     parts = compose(
         [
             "data=mixture",

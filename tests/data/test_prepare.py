@@ -100,9 +100,11 @@ def test_ranges_of_a_file_hold_each_line_once(tmp_path, monkeypatch, size):
 def start(*words: str) -> subprocess.Popen[str]:
     """The command, in a process whose stages each take a while."""
     code = (
-        "import sys, time\nfrom scaling.commands.progress import ProgressBar\nfrom scaling import prepare\n"
+        "import sys, time\nfrom scaling.commands.progress import ProgressBar\nfrom scaling import "
+        "prepare\n"
         f"from scaling.data.prepare import ordering\nordering.FAN_IN = {ordering.FAN_IN}\n"
-        "def report(self, message, part):\n    part == 0 or print(message, flush=True)\n    time.sleep(0.05)\n"
+        "def report(self, message, part):\n    part == 0 or print(message, "
+        "flush=True)\n    time.sleep(0.05)\n"
         "ProgressBar.report = report\nsys.exit(prepare.main(sys.argv[1:]))"
     )
     return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
@@ -168,10 +170,12 @@ def test_finished_work_is_not_done_again(tmp_path, monkeypatch):
 
 def test_workers_die_with_their_parent(tmp_path):
     code = (
-        "import multiprocessing, sys, time\nfrom scaling.data.prepare.tasks import Work\nfrom pathlib import Path\n"
+        "import multiprocessing, sys, time\nfrom scaling.data.prepare.tasks import Work\nfrom "
+        "pathlib import Path\n"
         "from tests.support.prepare_tasks import sleep\n"
         "if __name__ == '__main__':\n"
-        "    with Work(Path(sys.argv[1]), 2, print) as work:\n        work.run(sleep, 's', [(60,), (60,)], 'sleeping')\n"
+        "    with Work(Path(sys.argv[1]), 2, print) as work:\n        work.run(sleep, 's', [(60,), "
+        "(60,)], 'sleeping')\n"
     )
     script = tmp_path / "script.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{code}")

@@ -317,12 +317,14 @@ def test_without_a_card_the_names_of_files_tell_the_splits(web: Web, tmp_path, f
     [
         (
             "hf:someone/c4",
-            "has several subsets (from hf:someone/c4). Name one, as hf:someone/c4:en. There are: en, de.",
+            "has several subsets (from hf:someone/c4). Name one, as hf:someone/c4:en. "
+            "There are: en, de.",
         ),
         ("hf:someone/c4:fr", "has no subset 'fr'"),
         (
             "hf:nobody/nothing",
-            "the hub gives no data set nobody/nothing: HfHubHTTPError: Client error '404 Not Found'",
+            "the hub gives no data set nobody/nothing: HfHubHTTPError: Client error '404 Not "
+            "Found'",
         ),
         ("hf:someone/c4/xx/*", "no file matches xx/*"),
         ("hf:some one", "'hf:some one' names no data set of the hub"),

@@ -494,7 +494,10 @@ def test_fingerprint_depends_on_content_alone(corpus, tmp_path_factory):
 
 def test_importing_the_stream_imports_nothing_heavy():
     heavy = "torch webdataset tokenizers ray"
-    code = f"import sys, scaling.data.read.stream, scaling.data.prepare.cached; print(set('{heavy}'.split()) & set(sys.modules))"
+    code = (
+        "import sys, scaling.data.read.stream, scaling.data.prepare.cached; "
+        f"print(set('{heavy}'.split()) & set(sys.modules))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

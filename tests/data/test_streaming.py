@@ -111,8 +111,10 @@ def test_a_second_epoch_and_a_second_process_ask_the_cache(corpus, web, tmp_path
         assert all(source.read(shard) for shard in index.split("train"))
     assert len(shards_asked(web)) == N_SHARDS
     code = (
-        "import sys\nfrom scaling.data.read.source import *\nfrom scaling.data.shards import CorpusIndex\n"
-        "index = CorpusIndex.load(sys.argv[1])\nsource = ShardSource(sys.argv[1], Streaming(Path(sys.argv[2]), 10**9))\n"
+        "import sys\nfrom scaling.data.read.source import *\nfrom scaling.data.shards import "
+        "CorpusIndex\n"
+        "index = CorpusIndex.load(sys.argv[1])\nsource = ShardSource(sys.argv[1], "
+        "Streaming(Path(sys.argv[2]), 10**9))\n"
         "print(sum(len(source.read(shard)) for shard in index.split('train')))"
     )
     command = [sys.executable, "-c", code, web.url, str(tmp_path / "cache")]

@@ -154,7 +154,10 @@ def test_a_documented_command_is_taken(
 
 
 def test_commands_are_found_in_fences_and_prose() -> None:
-    text = "See `python -m scaling.run x=1`.\n```bash\nA=1 make run   # why\nscaling fit a='b c' \\\n    d=2 && echo 1 | cat\n```\n"
+    text = (
+        "See `python -m scaling.run x=1`.\n```bash\nA=1 make run   # why\nscaling fit a='b c' \\\n "
+        "   d=2 && echo 1 | cat\n```\n"
+    )
     text += (
         "```\npython tools/x.py 3\n```\n```text\npython -m none\n```\n```\nmake x\nnot one\n```\n"
     )

@@ -69,7 +69,8 @@ NOT_RUN = {
     "python -m scaling.run plan.calibrate_from_run": "needs a device whose speed is known",
     "make": "installs into .venv; make run and make test are what a person runs first, and CI",
     "python -m pytest": "tests, which are run as tests",
-    "python tools/bench": "measures for minutes, some of it a GPU or a library that is not a dependency",
+    "python tools/bench": "measures for minutes, some of it a GPU or a library that is not a "
+    "dependency",
     "tools/bench": "measures for minutes",
     "python tools/pictures": "rewrites the pictures of the pages",
     "python tools/fit_planner.py": "needs tables of published measurements, and rewrites constants",

@@ -34,11 +34,13 @@ def until(holds, patience_s: float = 30) -> None:
 def test_what_a_killed_driver_started_ends_with_it(temporary: Path, known_by: str) -> None:
     """Two agents of Ray's lived on for 62 s; here a process of its own session stands for them."""
     program = (
-        "import subprocess, sys, time; from scaling.launch.ray.tempdir import session_directory; path = session_directory();"
+        "import subprocess, sys, time; from scaling.launch.ray.tempdir import session_directory; "
+        "path = session_directory();"
         "wait = 'import time; time.sleep(60)';"
         "named = [str(path)] if sys.argv[1] == 'its command line' else [];"
         "log = None if named else (path / 'log').open('w');"
-        "agent = subprocess.Popen([sys.executable, '-c', wait, *named], stderr=log, start_new_session=True);"
+        "agent = subprocess.Popen([sys.executable, '-c', wait, *named], stderr=log, "
+        "start_new_session=True);"
         "print(agent.pid, path, flush=True); time.sleep(60)"
     )
     environment = os.environ | {"TMPDIR": str(temporary)}

@@ -75,8 +75,10 @@ def test_two_failures_are_one_clear_error_and_leave_nothing(started: Any, tmp_pa
     with pytest.raises(LaunchError) as caught:
         started(local(), SLOW, ConnectionError("gcs"))
     assert str(caught.value) == (
-        "Ray did not start on this machine: gcs (attempt 2 of 2, after 0 s).\n  It may be busy, or short of memory or of space "
-        "in /tmp: try again, or with fewer workers (cluster.devices_per_node=1 needs no Ray). scaling.debug=true shows Ray's own "
+        "Ray did not start on this machine: gcs (attempt 2 of 2, after 0 s).\n  It may be busy, "
+        "or short of memory or of space "
+        "in /tmp: try again, or with fewer workers (cluster.devices_per_node=1 needs no Ray). "
+        "scaling.debug=true shows Ray's own "
         "words."
     )
     assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,10 @@ def test_the_first_losses_are_those_of_the_golden_file(single: Run) -> None:
         GOLDEN.write_text("".join(f"{loss!r}\n" for loss in losses))
     expected = [float(line) for line in GOLDEN.read_text().split()]
     message = (
-        "The first losses have moved: model, initial weights, data order, optimiser or schedule are not what they were. "
-        "If that was meant, rewrite them with SCALING_REWRITE_GOLDEN=1 and say why; in a refactor it is a mistake."
+        "The first losses have moved: model, initial weights, data order, optimiser or schedule "
+        "are not what they were. "
+        "If that was meant, rewrite them with SCALING_REWRITE_GOLDEN=1 and say why; "
+        "in a refactor it is a mistake."
     )
     assert len(losses) == len(expected) == GOLDEN_STEPS
     np.testing.assert_allclose(losses, expected, rtol=fp32_rtol(GOLDEN_STEPS), err_msg=message)

@@ -249,7 +249,8 @@ def test_the_commands_are_light(fitted):
     program = (
         "import sys; from scaling import fit, predict; code = predict.main(sys.argv[1:])\n"
         "import scaling.laws.report, scaling.laws.recommend\n"
-        "assert not {'torch', 'ray', 'deepspeed', 'wandb', 'matplotlib'} & sys.modules.keys(); sys.exit(code)"
+        "assert not {'torch', 'ray', 'deepspeed', 'wandb', 'matplotlib'} & sys.modules.keys(); "
+        "sys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, f"fit={fitted[0]}", "c=1e19"],

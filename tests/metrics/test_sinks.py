@@ -148,7 +148,8 @@ def test_the_results_of_a_study_are_one_table_in_its_group(tmp_path):
     assert (
         notices
         == [
-            "W&B: table of results, offline, since there is no API key (set WANDB_API_KEY, or run `wandb login`)"
+            "W&B: table of results, offline, since there is no API key (set WANDB_API_KEY, "
+            "or run `wandb login`)"
         ]
         * 2
     )
@@ -398,7 +399,8 @@ def test_tensorboard_shows_values_that_are_not_finite(tmp_path):
 def test_no_logger_is_no_sink_and_views_load_no_heavy_library(tmp_path):
     assert make_sinks(compose([]), tmp_path, None, print) == []
     program = (
-        "import sys, scaling.metrics.record, scaling.metrics.throughput, scaling.metrics.sinks, scaling.runs.directory\n"
+        "import sys, scaling.metrics.record, scaling.metrics.throughput, scaling.metrics.sinks, "
+        "scaling.runs.directory\n"
         "from scaling.metrics.tensorboard_sink import TensorBoardSink\n"
         "from pathlib import Path\n"
         "heavy = {'torch', 'ray', 'deepspeed', 'wandb', 'tensorflow', 'matplotlib'}\n"

@@ -269,8 +269,10 @@ def test_no_number_of_devices_holds_one_long_sequence() -> None:
 
 def test_planning_imports_no_heavy_library() -> None:
     code = (
-        "import sys, scaling.planner.run_plan, scaling.planner.machines.detect, scaling.planner.show.plan;"
-        "print([name for name in ('torch', 'ray', 'deepspeed', 'rich', 'pynvml', 'omegaconf') if name in sys.modules])"
+        "import sys, scaling.planner.run_plan, scaling.planner.machines.detect, "
+        "scaling.planner.show.plan;"
+        "print([name for name in ('torch', 'ray', 'deepspeed', 'rich', 'pynvml', "
+        "'omegaconf') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -163,8 +163,10 @@ def test_a_name_that_no_package_adds_is_refused_with_those_there_are() -> None:
 @pytest.mark.usefixtures("installed")
 def test_planning_with_a_plugin_loads_no_torch() -> None:
     code = (
-        "import sys; from scaling.composition.compose import compose; from scaling.planner.cost.counts import count;"
-        "count(compose(['model=toy_nano', 'attention=toy'])); print(sorted({'torch', 'ray'} & set(sys.modules)))"
+        "import sys; from scaling.composition.compose import compose; "
+        "from scaling.planner.cost.counts import count;"
+        "count(compose(['model=toy_nano', 'attention=toy'])); "
+        "print(sorted({'torch', 'ray'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_with_toy()

@@ -278,7 +278,10 @@ def test_numbers_that_are_not_finite_are_words_in_every_file(run_dir):
 
 
 def test_events_of_two_processes_do_not_mix(run_dir):
-    program = "import sys; from scaling.runs.directory import RunDir\nfor n in range(40): RunDir(sys.argv[1]).event('resume', step=n)"
+    program = (
+        "import sys; from scaling.runs.directory import RunDir\nfor n in range(40): "
+        "RunDir(sys.argv[1]).event('resume', step=n)"
+    )
     writers = [
         subprocess.Popen([sys.executable, "-c", program, str(run_dir.path)]) for _ in range(2)
     ]

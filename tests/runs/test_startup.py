@@ -12,7 +12,10 @@ from scaling.runs.startup import STAGES, begin, mark, since_command
 
 
 def test_the_command_is_when_the_process_began() -> None:
-    program = "import time; time.sleep(0.5); from scaling.runs.startup import begin; print(begin()['command'])"
+    program = (
+        "import time; time.sleep(0.5); from scaling.runs.startup import begin; "
+        "print(begin()['command'])"
+    )
     before_s = time.time()
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

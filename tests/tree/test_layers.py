@@ -242,7 +242,10 @@ def test_heavy_libraries_are_imported_in_one_place(library: str) -> None:
 
 
 def test_planning_loads_neither_torch_nor_ray_nor_deepspeed() -> None:
-    code = f"import sys, {', '.join(LIGHT)}; print(sorted({{'torch', 'ray', 'deepspeed', 'wandb'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {', '.join(LIGHT)}; print(sorted({{'torch', 'ray', 'deepspeed', "
+        f"'wandb'}} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -589,7 +589,8 @@ SECRET = "s3cret-s3cret"
         ],
         [
             "data=mixture",
-            f"data.components=[{{name: a, weight: 1, kind: shards, path: 'https://me:{SECRET}@host/a'}}]",
+            f"data.components=[{{name: a, weight: 1, kind: shards, "
+            f"path: 'https://me:{SECRET}@host/a'}}]",
         ],
         ["cluster=existing", f"cluster.address='ray://me:{SECRET}@host:1'"],
         ["train.sample_prompt=hf_" + "s3cret" * 5],

@@ -79,11 +79,13 @@ def summary(out: str, index: CorpusIndex, seconds: float | None) -> Iterator[str
         table.add(split, *(f"{count:,}" for count in counts))
     yield table
     yield (
-        f"{format_bytes(n_bytes)} of text, {n_bytes / total:.2f} bytes a token; fingerprint {index.fingerprint[:16]}"
+        f"{format_bytes(n_bytes)} of text, {n_bytes / total:.2f} bytes a token; "
+        f"fingerprint {index.fingerprint[:16]}"
     )
     if seconds is not None:
         yield f"Took {format_duration(seconds)}: {format_count(total / seconds)} tokens/s"
     info = index.tokenizer
     yield (
-        f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}"
+        f"Use: data=shards data.path={shlex.quote(out)} tokenizer={info.kind} "
+        f"tokenizer.vocab_size={info.vocab_size}"
     )

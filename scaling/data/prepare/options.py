@@ -35,15 +35,17 @@ class PrepareOptions(Section):
 
     inputs: Paths = Field(
         min_length=1,
-        description="with commas between: globs, folders, URLs ({000..999} is a range) and data sets of the hub, "
-        "hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), "
-        ".parquet, webdataset .tar; of a folder every source file",
+        description="with commas between: globs, folders, URLs ({000..999} is a range) and data "
+        "sets of the hub, hf:OWNER/NAME[@REVISION][:SUBSET][/GLOB]; "
+        "of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), .parquet, "
+        "webdataset .tar; of a folder every source file",
     )
     max_files: int | None = Field(None, gt=0, description="of each input, the first so many files")
     out: str = Field(description="directory of the shards; made, or continued")
     tokenizer: str = Field(
         "bpe",
-        description="byte, bpe, wordpiece or unigram, learnt here; hf:NAME: one of the hub, or a path to a tokenizer.json",
+        description="byte, bpe, wordpiece or unigram, learnt here; "
+        "hf:NAME: one of the hub, or a path to a tokenizer.json",
     )
     vocab_size: Count | None = Field(
         None, gt=0, description=f"entries of a learnt vocabulary; default: {_VOCAB_SIZE}"
@@ -68,13 +70,15 @@ class PrepareOptions(Section):
     )
     val_path: Paths | None = Field(
         None,
-        description="what to hold out, named as in inputs; default: a part of the documents, by hash",
+        description="what to hold out, named as in inputs; "
+        "default: a part of the documents, by hash",
     )
     field: str = Field("text", description="the text in JSON objects and parquet rows")
     member: str = Field("txt", description="extension of the texts in tars; json: its field")
     suffixes: Words | None = Field(
         None,
-        description="endings of files to read in folders, as .py,.jsonl; default: those of known languages",
+        description="endings of files to read in folders, as .py,.jsonl; "
+        "default: those of known languages",
     )
     on_bad: Literal["fail", "skip"] = Field(
         "fail", description="documents that are not UTF-8 or JSON, or too long: fail, or skip"
@@ -92,7 +96,8 @@ class PrepareOptions(Section):
             raise ValueError(plain_message(error.errors()[0]["msg"])) from error
         if self.hub is not None and self.vocab_size is not None:
             raise ValueError(
-                f"vocab_size={self.vocab_size} is for a tokenizer learnt here; {self.tokenizer} has its own"
+                f"vocab_size={self.vocab_size} is for a tokenizer learnt here; "
+                f"{self.tokenizer} has its own"
             )
         return self
 
@@ -102,7 +107,8 @@ class PrepareOptions(Section):
             raise ValueError("val_path names nothing")
         if self.val_path and "val_fraction" in self.model_fields_set:
             raise ValueError(
-                f"val_fraction={self.val_fraction} is set, but nothing reads it where val_path says what is held out"
+                f"val_fraction={self.val_fraction} is set, but nothing reads it where val_path "
+                "says what is held out"
             )
         return self
 

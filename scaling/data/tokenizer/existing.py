@@ -57,7 +57,8 @@ def existing_tokenizer(
             raw, text = composed, json.dumps(composed)
             if report is not None:
                 report(
-                    f"tokenizer {name}: its normaliser NFC is left out, so that every text comes back as it was",
+                    f"tokenizer {name}: its normaliser NFC is left out, so that every text comes "
+                    "back as it was",
                     None,
                 )
         hf = HFTokenizer.from_str(text)
@@ -77,7 +78,8 @@ def existing_tokenizer(
     largest = max(hf.get_vocab().values())
     if largest >= tokenizer.vocab_size:
         raise ConfigError(
-            f"tokenizer {name} has gaps: {tokenizer.vocab_size} entries, and the largest id is {largest}",
+            f"tokenizer {name} has gaps: {tokenizer.vocab_size} entries, and the largest id is "
+            f"{largest}",
             fix="Use one whose ids are 0 to one less than the number of its entries.",
         )
     if config.lossy == "refuse":
@@ -87,7 +89,10 @@ def existing_tokenizer(
 
 def _check(hf: HFTokenizer, name: str) -> None:
     kind = type(hf.model).__name__.lower()
-    fix = f"Use one over bytes, as those of GPT-2 and Llama 3 are, or train one: tokenizer={' or '.join(_KINDS)}."
+    fix = (
+        "Use one over bytes, as those of GPT-2 and Llama 3 are, "
+        f"or train one: tokenizer={' or '.join(_KINDS)}."
+    )
     if kind not in _KINDS:
         raise ConfigError(
             f"tokenizer {name} is of kind {kind}, and only {', '.join(_KINDS)} are read", fix=fix

@@ -79,8 +79,8 @@ def check_lossless(raw: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> N
             raise ConfigError(
                 f"tokenizer {name} does not give every text back: {_difference(probe, found)}",
                 "in its tokenizer.json",
-                "Use one whose vocabulary has all 256 bytes, and whose added tokens are no entries of other text; "
-                "or accept that with tokenizer.lossy=allow.",
+                "Use one whose vocabulary has all 256 bytes, and whose added tokens are no entries "
+                "of other text; or accept that with tokenizer.lossy=allow.",
             )
 
 
@@ -114,7 +114,8 @@ def _culprits(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         flags = [flag for flag in ("lstrip", "rstrip") if token.get(flag)]
         if flags and not token["special"]:
             yield (
-                f"its added token {token['content']!r} swallows the blanks around it ({' and '.join(flags)})",
+                f"its added token {token['content']!r} swallows the blanks around it "
+                f"({' and '.join(flags)})",
                 f'Set "{flags[0]}": false for that token.',
             )
 
