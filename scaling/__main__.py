@@ -18,9 +18,10 @@ scaling COMMAND [KEY=VALUE] ...
 
 {chr(10).join(f"  {name:<10} {meaning}" for name, meaning in VERBS.items())}
 
-`scaling COMMAND --help` lists what a command takes; `python -m scaling COMMAND` is the same program.
+`scaling COMMAND --help` lists what a command takes; `python -m scaling COMMAND` is the same.
 To begin: scaling run dry_run=true. Tab completion: eval "$(scaling completion bash)"
-Exit codes: 0 finished; 2 configuration or plan wrong; 75 stopped, the same command continues; 1 anything else."""
+Exit codes: 0 finished; 2 configuration or plan wrong; 75 stopped, the same command continues;
+1 anything else."""
 
 
 def main() -> int:

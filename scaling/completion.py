@@ -9,13 +9,13 @@ from scaling.commands import entry
 USAGE = """\
 Usage: eval "$(scaling completion bash)"
 
-python -m scaling.completion prints the script that completes `scaling` in a shell: commands, groups,
-options, keys, values and names of runs. Put the line above into ~/.bashrc. In zsh:
+python -m scaling.completion prints the script that completes `scaling` in a shell: commands,
+groups, options, keys, values and names of runs. Put the line above into ~/.bashrc. In zsh:
 
   autoload -U +X bashcompinit && bashcompinit && eval "$(scaling completion bash)"
 
   scaling completion bash        the script
-  scaling completion words LINE  what may stand at the end of LINE, one word a line; the script calls it"""
+  scaling completion words LINE  what may stand at the end of LINE; the script calls it"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

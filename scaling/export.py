@@ -15,9 +15,10 @@ from scaling.units import format_bytes, parse_bytes
 USAGE = """\
 Usage: python -m scaling.export from=SOURCE to=DIRECTORY [KEY=VALUE ...]
 
-Writes the weights of a run, whatever layout wrote its checkpoint, or of another source into safetensors files with
-config.json, tokenizer.json and metadata.json beside them. What was written is opened again by the program it is for, which
-must compute the same logits. The directory appears when all of it is there. format=hf is for the transformers library.
+Writes the weights of a run, whatever layout wrote its checkpoint, or of another source into
+safetensors files with config.json, tokenizer.json and metadata.json beside them. What was written
+is opened again by the program it is for, which must compute the same logits. The directory appears
+when all of it is there. format=hf is for the transformers library.
 
   python -m scaling.export from=gpt_nano to=exported
   python -m scaling.export from=gpt_1b to=exported format=hf dtype=bf16

@@ -12,8 +12,8 @@ from scaling.inference.options import FillOptions
 USAGE = """\
 Usage: python -m scaling.fill from=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
 
-Shows the likeliest tokens of each <mask>, with their probabilities; each gap is one token, and is filled as if the others
-were still hidden. For bert; other families: scaling.generate.
+Shows the likeliest tokens of each <mask>, with their probabilities; each gap is one token, and is
+filled as if the others were still hidden. For bert; other families: scaling.generate.
 
   python -m scaling.fill from=bert_tiny prompt="import <mask>" top_k=3
 

@@ -16,7 +16,7 @@ python -m scaling.predict reads.
 
 {keys}
 
-Exit codes: 0 fitted; 1 points that cannot be read or allow no fit; 2 a wrong argument; 75 stopped."""
+Exit codes: 0 fitted; 1 points that cannot be read or allow no fit; 2 wrong argument; 75 stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

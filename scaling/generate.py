@@ -13,13 +13,14 @@ from scaling.screen import visible
 USAGE = """\
 Usage: python -m scaling.generate from=RUN prompt="TEXT" [KEY=VALUE ...]
 
-Shows what a trained run makes of a text, token by token: what follows it (gpt, objective=prefix_lm), its translation
-(objective=seq2seq), or the text with each <mask> in it filled in (t5, objective=span_corruption). For bert: scaling.fill.
-from= is a run, an export, hf:DIRECTORY_OR_NAME[@REVISION] or gguf:FILE.
+Shows what a trained run makes of a text, token by token: what follows it (gpt,
+objective=prefix_lm), its translation (objective=seq2seq), or the text with each <mask> in it filled
+in (t5, objective=span_corruption). For bert: scaling.fill. from= is a run, an export,
+hf:DIRECTORY_OR_NAME[@REVISION] or gguf:FILE.
 
   python -m scaling.generate from=gpt_nano prompt="def main("
-  python -m scaling.generate from=gpt_nano prompt="import" temperature=1 top_p=0.9 n_samples=3 seed=7
-  python -m scaling.generate from=t5_tiny prompt="for <mask> in range(<mask>):" method=greedy show=spans
+  python -m scaling.generate from=gpt_nano prompt="import" temperature=1 top_p=0.9 n_samples=3
+  python -m scaling.generate from=t5_tiny prompt="for <mask> in range(9):" method=greedy show=spans
   echo "Ein Hund läuft." | python -m scaling.generate from=transformer_base prompt=- n_beams=8
 
 """

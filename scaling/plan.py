@@ -11,14 +11,15 @@ from scaling.commands import entry
 HELP = """\
 python -m scaling.plan [GROUP=OPTION] [KEY=VALUE] ... [--json] [--refused]
 
-Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys are those of python -m scaling.run --help.
+Ranks every legal layout of a model on a cluster; needs no GPU. Groups and keys are those of python
+-m scaling.run --help.
 
   python -m scaling.plan model=gpt_13b cluster=8x8xA100 train.global_batch_size=1024
   python -m scaling.plan model=gpt_7b cluster=2x8xL40S plan.top=10 --refused
   python -m scaling.plan model=gpt_1b cluster=8xH100 plan.output=plan.json plan.calibrate=rows.csv
 
 --json       print the whole answer as JSON
---refused    list the layouts that break a rule, with the rule, and those that do not fit, with what they need
+--refused    list layouts that break a rule, with the rule, and those that do not fit
 layout=manual layout.tp=2 ...  rank the layouts that have what is fixed
 score TABLE.csv ...  predict the rows of tables of measurements; see score --help
 cluster=NxMxGPU  N nodes of M GPUs of conf/cluster/device; -spot at the end: preemptible

@@ -10,13 +10,14 @@ from scaling.commands import entry
 USAGE = """\
 Usage: python -m scaling.prepare inputs='GLOB,FOLDER,...' out=DIR [KEY=VALUE ...]
 
-Writes the documents of the inputs as tokenised shards: exact duplicates once, some held out, in an order that only their
-text fixes. Killed, the same command goes on where it ended. Afterwards: python -m scaling.run data=shards data.path=DIR
+Writes the documents of the inputs as tokenised shards: exact duplicates once, some held out, in an
+order that only their text fixes. Killed, the same command goes on where it ended. Afterwards:
+python -m scaling.run data=shards data.path=DIR
 
   python -m scaling.prepare inputs='books/**/*.txt' out=shards/books tokenizer=bpe vocab_size=8192
-  python -m scaling.prepare inputs='c4/*.json.gz,wiki/*.parquet' out=shards/mix tokenizer=hf:openai-community/gpt2
+  python -m scaling.prepare inputs='c4/*,wiki/*.parquet' out=mix tokenizer=hf:openai-community/gpt2
   python -m scaling.prepare inputs=~/src/project out=shards/project tokenizer=byte processes=4
-  python -m scaling.prepare inputs=hf:HuggingFaceFW/fineweb-edu:sample-10BT max_files=2 out=shards/web tokenizer=bpe
+  python -m scaling.prepare inputs=hf:HuggingFaceFW/fineweb-edu:sample-10BT max_files=2 out=web
 
 """
 

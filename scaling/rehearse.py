@@ -10,15 +10,15 @@ from scaling.commands import entry
 HELP = """\
 python -m scaling.rehearse [kills=N] [KEY=VALUE] ... [GROUP=OPTION] ...
 
-Shows that a run survives: it is trained once unbroken, and once while its processes (workers, Ray Train's
-controller, Ray's node process, the driver) are killed at random steps and it is stopped and started again with
-other numbers of workers. Reports sequences that were repeated or skipped, the greatest difference of losses, the
-seconds that a kill costs, and goodput. Everything but the drill's own keys is for the run, as for
-python -m scaling.run.
+Shows that a run survives: it is trained once unbroken, and once while its processes (workers, Ray
+Train's controller, Ray's node process, the driver) are killed at random steps and it is stopped and
+started again with other numbers of workers. Reports sequences that were repeated or skipped, the
+greatest difference of losses, the seconds that a kill costs, and goodput. Everything but the
+drill's own keys is for the run, as for python -m scaling.run.
 
   python -m scaling.rehearse model=gpt_nano kills=20
-  python -m scaling.rehearse model=gpt_nano kills=50 resizes=0        equal bit for bit on a CPU
-  python -m scaling.rehearse model=gpt_nano kills=10 nodes=3          machines of a cluster die, too, and come back
+  python -m scaling.rehearse model=gpt_nano kills=50 resizes=0   equal bit for bit on a CPU
+  python -m scaling.rehearse model=gpt_nano kills=10 nodes=3     machines die and come back, too
 
 Exit codes: 0 passed; 1 not; 2 configuration wrong; 75 stopped.
 

@@ -14,15 +14,17 @@ from scaling.config.run_config import RunConfig, conf_dir, options_of
 _INTRO = """\
 python -m scaling.run [GROUP=OPTION] [KEY=VALUE] ...
 
-Trains one configuration, or with -m a study of many; the same command again continues. Nothing given: a small GPT here.
+Trains one configuration, or with -m a study of many; the same command again continues. Nothing
+given: a small GPT here.
 
   python -m scaling.run dry_run=true                              the plan, and nothing else
   python -m scaling.run train.n_tokens=20M optim.lr=1e-3          other values
   python -m scaling.run model=gpt_1b cluster=8xA100 dry_run=true  the plan of another machine
-  python -m scaling.run -m optim.lr=1e-3,3e-3 train.seed=0,1      a study of four runs on one cluster
-  python -m scaling.run -m +experiment=isoflop_cpu dry_run=true   the trials of conf/experiment/isoflop_cpu.yaml
+  python -m scaling.run -m optim.lr=1e-3,3e-3 train.seed=0,1      four runs on one cluster
+  python -m scaling.run -m +experiment=isoflop_cpu dry_run=true   the trials of an experiment
 
-Exit codes: 0 finished; 2 configuration or plan wrong; 75 stopped, the same command continues; 1 anything else.
+Exit codes: 0 finished; 2 configuration or plan wrong; 75 stopped, the same command continues;
+1 anything else.
 Of a study: 0 all trials finished; 1 some failed too often, and the others are finished.
 """
 

@@ -97,7 +97,8 @@ def _several(override: str) -> ConfigError:
 
 def _in_quotes(override: str) -> str:
     key, _, value = override.partition("=")
-    return f"{key}={QuotedString(value, Quote.single if chr(34) in value else Quote.double).with_quotes()}"
+    quote = Quote.single if '"' in value else Quote.double
+    return f"{key}={QuotedString(value, quote).with_quotes()}"
 
 
 def _reads(override: str) -> bool:

@@ -1,5 +1,5 @@
-"""The configurations of a study's jobs. Hydra composes what many jobs share once; each job then sets
-its own values in plain dictionaries, which costs a hundredth of a composition."""
+"""The configurations of a study's jobs. Hydra composes what many jobs share once; each job then
+sets its own values in plain dictionaries, which costs a hundredth of a composition."""
 
 from __future__ import annotations
 

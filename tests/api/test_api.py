@@ -69,8 +69,10 @@ heavy = {"torch", "ray", "deepspeed", "pandas", "numpy", "pydantic", "hydra", "s
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert set(scaling.__all__) <= set(dir(scaling))
 plan = scaling.make_plan(scaling.compose(["model=gpt_1b", "cluster=8xH100"]))
-law = scaling.fit_law([{"n": n, "l": 2 + n**-0.3} for n in (1e6, 1e7, 1e8, 1e9, 1e10)], n="n", loss="l", draws=50)
-print(plan._repr_html_()[:10], law.forms, sorted({"torch", "ray", "deepspeed", "pandas"} & set(sys.modules)))
+points = [{"n": n, "l": 2 + n**-0.3} for n in (1e6, 1e7, 1e8, 1e9, 1e10)]
+law = scaling.fit_law(points, n="n", loss="l", draws=50)
+loaded = sorted({"torch", "ray", "deepspeed", "pandas"} & set(sys.modules))
+print(plan._repr_html_()[:10], law.forms, loaded)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -173,8 +173,8 @@ def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> No
     code = """
 import sys
 from scaling import __main__
-for words in (["run", "lr=1"], ["run", "+lr=1"], ["run", "--lr=1"], ["run", "model=x"], ["run", "gpt_nano"],
-              ["plan", "lr=1"], ["plan", "model=x"]):
+for words in (["run", "lr=1"], ["run", "+lr=1"], ["run", "--lr=1"], ["run", "model=x"],
+              ["run", "gpt_nano"], ["plan", "lr=1"], ["plan", "model=x"]):
     sys.argv = ["scaling", *words]
     try:
         code = __main__.main()
@@ -183,7 +183,8 @@ for words in (["run", "lr=1"], ["run", "+lr=1"], ["run", "--lr=1"], ["run", "mod
     assert code == 2, words
     assert "hydra" not in sys.modules, words
 for words in (["run", "run.name=a=b"],
-              ["generate", "from=x", "prompt=a"], ["fill", "from=x", "prompt=a"], ["export", "from=x", "to=y"], ["prepare", "x=1"],
+              ["generate", "from=x", "prompt=a"], ["fill", "from=x", "prompt=a"],
+              ["export", "from=x", "to=y"], ["prepare", "x=1"],
               ["fit", "x=1"], ["predict", "x=1"], ["status", "x"]):
     sys.argv = ["scaling", *words]
     try:
@@ -191,7 +192,8 @@ for words in (["run", "run.name=a=b"],
     except SystemExit as end:
         code = end.code
     assert code == 2, words
-print(sorted({"torch", "ray", "deepspeed", "wandb", "matplotlib", "tokenizers", "scipy"} & set(sys.modules)))
+heavy = {"torch", "ray", "deepspeed", "wandb", "matplotlib", "tokenizers", "scipy"}
+print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120

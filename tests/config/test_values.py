@@ -150,7 +150,8 @@ def default(word: str) -> str:
 
 
 def test_a_key_that_a_file_sets_is_no_mistake() -> None:
-    """schedule=wsd sets min_lr_ratio, which the constant schedule of a study's trunk does not read."""
+    """schedule=wsd sets min_lr_ratio, which the constant schedule of a study's trunk does not
+    read."""
     config = compose(["schedule=wsd", "schedule.kind=constant"])
     assert (config.schedule.kind, config.schedule.min_lr_ratio) == ("constant", 0.0)
     with pytest.raises(ConfigError, match="only schedule=cosine and schedule=wsd read it"):

@@ -180,7 +180,8 @@ from scaling.data.read.loader import Loader
 from scaling.data.objective import causal_lm
 numbers = SimpleNamespace(read=lambda ks: ks[:, None].repeat(2, axis=1), n_read=2)
 loader = Loader(
-    numbers, make_batch=causal_lm, global_batch_size=2, dp_rank=0, dp=1, micro_batch_size=1, start_sequence=0
+    numbers, make_batch=causal_lm, global_batch_size=2, dp_rank=0, dp=1,
+    micro_batch_size=1, start_sequence=0
 )
 next(loader)
 print("end")

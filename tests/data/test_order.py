@@ -144,6 +144,7 @@ def test_shards_too_short_for_one_sequence():
     order = SequenceOrder(shard_infos([10, 64]), 64, 0)
     with pytest.raises(
         DataError,
-        match=r"no shard holds a sequence of 65 tokens: the longest of 2 has 64 \(train.seq_len=64\)",
+        match=r"no shard holds a sequence of 65 tokens: the longest of 2 has 64 "
+        r"\(train.seq_len=64\)",
     ):
         order.locate(0)

@@ -248,7 +248,8 @@ def test_a_server_that_stays_away_ends_the_run_with_the_shards_name(corpus, web,
         open_stream(web.url, index, streaming=streaming(tmp_path, give_up_s=0.2)) as stream,
         pytest.raises(
             DataError,
-            match=r"shard train-\d{6}.tar is missing or damaged: .*HTTP 500 .* \(the last of \d+ attempts",
+            match=r"shard train-\d{6}.tar is missing or damaged: .*HTTP 500 .* "
+            r"\(the last of \d+ attempts",
         ),
     ):
         stream.read(np.arange(1))

@@ -163,7 +163,8 @@ from scaling.metrics.sinks import make_sinks
 sys.path.insert(0, sys.argv[2])
 from tests.metrics.test_sinks import record_steps, wandb_config
 run_dir = Path(sys.argv[1])
-record_steps(MetricLog(run_dir / "metrics.jsonl", make_sinks(wandb_config(), run_dir, None, print)), range(1, 9))
+sinks = make_sinks(wandb_config(), run_dir, None, print)
+record_steps(MetricLog(run_dir / "metrics.jsonl", sinks), range(1, 9))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

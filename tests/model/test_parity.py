@@ -300,7 +300,8 @@ def test_their_config_says_our_settings(name: str) -> None:
 @pytest.mark.parametrize("part", [Part((6, 4), 0, 2, 3), Part((6, 4), 1, 1, 2), Part.whole((6, 4))])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_part_of_a_fused_weight_is_read_alone(part: Part, transposed: bool) -> None:
-    """Fused, stacked, permuted and transposed at once: what a rank reads is its part of the whole."""
+    """Fused, stacked, permuted and transposed at once: what a rank reads is its part of the
+    whole."""
     ours = torch.arange(24.0).view(6, 4)
     for rows in (range(2, 8), [3, 2, 5, 4, 7, 6], None):
         place = Place("mine", "theirs", transposed, rows, index=1)

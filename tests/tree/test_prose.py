@@ -1,4 +1,5 @@
-"""The prose of the source: docstrings that open with a subject or a verb, lines at most 100 wide."""
+"""The prose of the source: docstrings that open with a subject or a verb, lines at most 100
+wide."""
 
 from __future__ import annotations
 

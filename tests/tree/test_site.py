@@ -33,9 +33,13 @@ def hook() -> ModuleType:
 
 
 def test_links_follow_pages_from_the_repository_to_the_site(hook: ModuleType) -> None:
-    readme = 'See [data](docs/data.md#mixtures), [up](cluster/README.md), [a site](https://x.org/a) <img src="docs/images/plan.svg">'
+    readme = (
+        "See [data](docs/data.md#mixtures), [up](cluster/README.md), "
+        '[a site](https://x.org/a) <img src="docs/images/plan.svg">'
+    )
     assert hook.rewritten(readme, "README.md", "index.md") == (
-        'See [data](data.md#mixtures), [up](clusters.md), [a site](https://x.org/a) <img src="images/plan.svg">'
+        "See [data](data.md#mixtures), [up](clusters.md), "
+        '[a site](https://x.org/a) <img src="images/plan.svg">'
     )
     assert (
         hook.rewritten("[c](../cluster/README.md) [d](data.md)", "docs/running.md", "running.md")

@@ -1,4 +1,5 @@
-"""GGUF files: weights restored from every type, llama.cpp's order of rows undone, and bad files named."""
+"""GGUF files: weights restored from every type, llama.cpp's order of rows undone, and bad files
+named."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ WIDTH = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, 
 
 
 def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """As llama.cpp's convert_hf_to_gguf.py orders the rows of queries and keys (its own formula)."""
+    """As llama.cpp's convert_hf_to_gguf.py orders the rows of queries and keys (its own
+    formula)."""
     half = weight.shape[0] // n_heads // 2
     return weight.reshape(n_heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
 

@@ -1,5 +1,5 @@
-"""A run that begins with the weights of a source: shape and identity follow, and every rank reads its
-own part."""
+"""A run that begins with the weights of a source: shape and identity follow, and every rank reads
+its own part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Something trained, opened by a word: what comes out of each kind of source, and what is refused."""
+"""Something trained, opened by a word: what comes out of each kind of source, and what is
+refused."""
 
 from __future__ import annotations
 
