@@ -1,4 +1,5 @@
-"""A finished run that goes on for more tokens: what the longer run takes over, and from which step."""
+"""A finished run that goes on for more tokens: what the longer run takes over, and from which
+step."""
 
 from __future__ import annotations
 
@@ -151,7 +152,8 @@ def _newest_step(path: Path, last: int) -> int:
         raise ConfigError(
             f"{path.name} has no checkpoint up to step {last}, from which a longer run goes on",
             "train.extend",
-            f"There are: {', '.join(map(str, steps)) or 'none'}. With schedule=wsd the decay begins "
+            f"There are: {', '.join(map(str, steps)) or 'none'}. "
+            "With schedule=wsd the decay begins "
             f"there, and checkpoint.keep_steps=[{last}] keeps that checkpoint.",
         )
     return max(fitting)

@@ -31,7 +31,8 @@ class SourceOptions(Section):
 
     source: str = Field(
         alias="from",
-        description="RUN[@STEP]: a run's directory, or its name under run.root, without its id where that is enough; "
+        description="RUN[@STEP]: a run's directory, or its name under run.root, "
+        "without its id where that is enough; "
         "DIRECTORY: an export; hf:DIRECTORY or hf:NAME[@REVISION]; gguf:FILE",
     )
     root: str = Field(
@@ -49,13 +50,16 @@ class PromptOptions(SourceOptions):
 class GenerateOptions(PromptOptions):
     method: Method | None = Field(
         None,
-        description="greedy: always the likeliest token; sample: drawn at random; beam: the likeliest text of a beam search; "
-        "default: what the other options belong to, else beam for translations and sample for everything else",
+        description="greedy: always the likeliest token; sample: drawn at random; "
+        "beam: the likeliest text of a beam search; "
+        "default: what the other options belong to, else beam for translations and sample for "
+        "everything else",
     )
     max_new_tokens: int | None = Field(
         None,
         gt=0,
-        description=f"most tokens of a text; default: {N_TOKENS}, or what a decoder beside an encoder learnt",
+        description=f"most tokens of a text; default: {N_TOKENS}, or what a decoder beside an "
+        "encoder learnt",
     )
     temperature: float = Field(
         0.8, ge=0, description="sample: the lower, the more often the likelier token; 0 is greedy"
@@ -82,7 +86,8 @@ class GenerateOptions(PromptOptions):
     )
     show: Literal["text", "spans"] = Field(
         "text",
-        description="of a prompt with gaps, text: all of it, filled in; spans: what belongs in each gap, a line each",
+        description="of a prompt with gaps, text: all of it, filled in; "
+        "spans: what belongs in each gap, a line each",
     )
 
     @property
@@ -95,7 +100,8 @@ class GenerateOptions(PromptOptions):
         for name in self._given:
             if self.method is not None and self.method not in READERS[name]:
                 raise ValueError(
-                    f"method={self.method} does not read {name}; use method={' or '.join(READERS[name])}"
+                    f"method={self.method} does not read {name}; "
+                    f"use method={' or '.join(READERS[name])}"
                 )
         drawn, searched = (
             [name for name in self._given if READERS[name] == (method,)]
@@ -103,7 +109,8 @@ class GenerateOptions(PromptOptions):
         )
         if drawn and searched:
             raise ValueError(
-                f"{drawn[0]} is for method=sample and {searched[0]} for method=beam; give one of them"
+                f"{drawn[0]} is for method=sample and {searched[0]} for method=beam; "
+                "give one of them"
             )
         return self
 

@@ -25,7 +25,8 @@ def texts(run: Trained, options: GenerateOptions) -> Iterator[Iterator[str]]:
     config, tokenizer = run.config, run.tokenizer
     if not isinstance(run.model, GenerativeModel):
         raise ConfigError(
-            f"{run.path.name} is a model of family {config.model.family}, which fills gaps and continues nothing",
+            f"{run.path.name} is a model of family {config.model.family}, which fills gaps and "
+            "continues nothing",
             f"from={options.source}",
             f'Use python -m scaling.fill from={options.source} prompt="... {GAP} ...".',
         )
@@ -45,7 +46,8 @@ def choices(run: Trained, options: FillOptions) -> list[list[tuple[str, float]]]
     config, tokenizer = run.config, run.tokenizer
     if not isinstance(run.model, MaskedModel):
         raise ConfigError(
-            f"{run.path.name} is a model of family {config.model.family}, which does not fill single gaps",
+            f"{run.path.name} is a model of family {config.model.family}, "
+            "which does not fill single gaps",
             f"from={options.source}",
             f'Use python -m scaling.generate from={options.source} prompt="...".',
         )
@@ -169,7 +171,8 @@ def _beams(
     """The best hypotheses, best first."""
     if options.n_samples > options.n_beams:
         raise ConfigError(
-            f"n_samples={options.n_samples}, and a beam search of n_beams={options.n_beams} finds no more than that many texts",
+            f"n_samples={options.n_samples}, and a beam search of n_beams={options.n_beams} finds "
+            "no more than that many texts",
             "from the command line",
             f"Use n_beams={options.n_samples}, or method=sample.",
         )

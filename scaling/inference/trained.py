@@ -99,7 +99,10 @@ def run_tokenizer(content: bytes, path: Path, config: RunConfig) -> Tokenizer:
     except ValueError as error:
         raise RunDirError(f"{path} is not a tokenizer: {error}", fix=fix) from error
     if tokenizer.vocab_size != config.tokenizer.vocab_size:
-        what = f"{path} has {tokenizer.vocab_size} entries, and the run was trained with {config.tokenizer.vocab_size}"
+        what = (
+            f"{path} has {tokenizer.vocab_size} entries, and the run was trained with "
+            f"{config.tokenizer.vocab_size}"
+        )
         raise RunDirError(what, fix=fix)
     return tokenizer
 

@@ -95,7 +95,8 @@ def _say_extension(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: C
         return
     for path, n_tokens in shorter_runs(config):
         texts.append(
-            f"A finished run of {format_count(n_tokens)} tokens is equal to this one up to its end: "
+            f"A finished run of {format_count(n_tokens)} tokens is equal to this one up to its "
+            "end: "
             f"{path.name}. To go on from it, add train.extend={path.name}."
         )
     if (trunk := trunk_of(config)) is not None:

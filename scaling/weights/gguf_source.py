@@ -153,7 +153,8 @@ def _check_rope(own: Mapping[str, Any], file: GGUFFile) -> None:
     if scaling != "none" or "rope_freqs.weight" in file.weights:
         what = scaling if scaling != "none" else "by rope_freqs.weight"
         raise ConfigError(
-            f"{file.path.name} has rotary positions with scaling {what}, which is not read from GGUF",
+            f"{file.path.name} has rotary positions with scaling {what}, which is not read from "
+            "GGUF",
             fix="Open the model from its Hugging Face directory: hf:DIRECTORY.",
         )
     width = own["embedding_length"] // own["attention.head_count"]

@@ -86,7 +86,8 @@ def _unmatched(source: Source, reader: Reader) -> ConfigError:
     return ConfigError(
         f"the weights of {source.name} are not those of its settings: {'; '.join(found)}",
         f"from {source.word}",
-        "To begin a run, init_from.missing=allow makes what is missing anew and leaves out the rest.",
+        "To begin a run, init_from.missing=allow makes what is missing anew and leaves out the "
+        "rest.",
     )
 
 

@@ -140,7 +140,8 @@ class Attention(nn.Module, ABC):
             )
         if context.documents_BT is not None:
             raise ValueError(
-                "generation takes one document a row, without padding: a cache holds no document numbers"
+                "generation takes one document a row, without padding: a cache holds no document "
+                "numbers"
             )
 
     @property
