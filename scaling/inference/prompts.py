@@ -67,7 +67,8 @@ def text_tokens(
 
 
 def masked(config: RunConfig, tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """What a masked language model reads: class token, the prompt with a mask in each gap, separator."""
+    """What a masked language model reads: class token, the prompt with a mask in each gap,
+    separator."""
     first, *others = _parts(config, tokenizer, prompt)
     tokens = [tokenizer.special("cls"), *first]
     for part in others:

@@ -1,4 +1,5 @@
-"""A GGUF file as a source: settings, tokenizer and weights under the transformers library's names."""
+"""A GGUF file as a source: settings, tokenizer and weights under the transformers library's
+names."""
 
 from __future__ import annotations
 
