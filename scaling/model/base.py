@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from scaling.batch import IGNORED, Batch, Loss
+from scaling.config.cluster import Checkpointing
 from scaling.config.run_config import ModelConfig
 from scaling.model.attention.cache import Cache
 from scaling.model.block import BlockStack, Source
-from scaling.model.recompute import Recompute
 from scaling.model.split import WHOLE, Split
 
 
@@ -97,7 +97,7 @@ class LanguageModel(nn.Module, ABC):
         """Whether a source passes into this block from the one before."""
         return False
 
-    def set_activation_checkpointing(self, kind: Recompute) -> None:
+    def set_activation_checkpointing(self, kind: Checkpointing) -> None:
         """What is computed again in backward: see `scaling.model.recompute`."""
         for stack in self._stacks():
             stack.recompute = kind

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
+from scaling.config.cluster import Checkpointing
 from scaling.config.run_config import RunConfig
 from scaling.model.attention import CrossAttention, attention_named
 from scaling.model.attention.cache import Cache
@@ -19,7 +20,7 @@ from scaling.model.layers import FeedForward, build_norm
 from scaling.model.moe import MixtureOfExperts
 from scaling.model.parametrization import residual_scale
 from scaling.model.position import Context
-from scaling.model.recompute import Recompute, run_block
+from scaling.model.recompute import run_block
 from scaling.model.split import WHOLE, Split
 
 
@@ -198,7 +199,7 @@ class BlockStack(nn.ModuleList):
             for layer in range(n_blocks)
         )
         self.n_layers = model.n_layers
-        self.recompute: Recompute = "none"
+        self.recompute: Checkpointing = "none"
 
     def forward(
         self,

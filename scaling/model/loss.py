@@ -16,16 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scaling.batch import IGNORED, Loss
+from scaling.config.tile_sizes import LOSS_CHUNK_ROWS
 from scaling.model.split import WHOLE, Split
 from scaling.parallel.collectives import all_reduce
 
-CHUNK_ROWS = {"cpu": 256}
-"""Tokens whose logits are held at once. CPU: the fastest of 64 to 1024, see
-`linear_cross_entropy`."""
 Score = Callable[..., Tensor | None]
-DEFAULT_CHUNK_ROWS = 4096
-"""On other devices: assumption, enough rows to fill the matrix units; 1.5 GB of fp32 logits for
-100k entries."""
 
 
 def head_loss(
@@ -93,7 +88,7 @@ def _cross_entropies(
     they are one."""
     device = x_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
-    rows = chunk_rows or CHUNK_ROWS.get(device, DEFAULT_CHUNK_ROWS)
+    rows = chunk_rows or LOSS_CHUNK_ROWS["cpu" if device == "cpu" else "gpu"]
     first, n_vocab = split.rows(weight_VD)
     shape = (rows, smoothing, first, n_vocab)
     objective, nats = _LinearCrossEntropy.apply(

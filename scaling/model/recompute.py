@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Recompute = Literal["none", "selective", "full"]
+from scaling.config.cluster import Checkpointing
 
 _KEPT = {
     torch.ops.aten.mm.default,
@@ -26,7 +26,7 @@ _KEPT = {
 """Matrix products and fused attention: nearly all of a block's arithmetic."""
 
 
-def run_block(kind: Recompute, block: nn.Module, *arguments: Any) -> Any:
+def run_block(kind: Checkpointing, block: nn.Module, *arguments: Any) -> Any:
     """block(*arguments). full: keep the arguments only (Chen et al. 2016, arXiv:1604.06174).
     selective: also what products and fused attention made, so that norms, activations, gates and
     rotations alone are computed again, as in spirit Korthikanti et al. 2022, section 5, whose

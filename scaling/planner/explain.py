@@ -29,7 +29,7 @@ def short(layout: Layout) -> str:
         if degree > 1
     ]
     words += [f"cp_attention={layout.cp_attention}"] if layout.cp_attention != "ulysses" else []
-    words += [f"pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
+    words += [f"pp_schedule={layout.pp_schedule}"] if layout.is_dualpipev else []
     words += [f"zero_stage={layout.zero_stage}", f"micro_batch_size={layout.micro_batch_size}"]
     words += (
         [f"activation_checkpointing={layout.activation_checkpointing}"]

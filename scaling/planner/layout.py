@@ -51,24 +51,25 @@ class Layout:
         return self.dp * self.tp * self.pp * self.cp
 
     @property
+    def is_dualpipev(self) -> bool:
+        """Whether a pipeline rank has two stages (pp_schedule)."""
+        return self.pp_schedule == "dualpipev"
+
+    @property
     def n_stages(self) -> int:
         """Parts into which a pipeline cuts the blocks."""
-        return self.pp * (2 if self.pp_schedule == "dualpipev" else 1)
+        return self.pp * (2 if self.is_dualpipev else 1)
 
     def stages_of(self, pp_rank: int) -> tuple[int, ...]:
         """Those of a pipeline rank, in the order in which a micro-batch comes to them."""
-        return (pp_rank,) if self.pp_schedule == "1f1b" else (pp_rank, self.n_stages - 1 - pp_rank)
+        return (pp_rank, self.n_stages - 1 - pp_rank) if self.is_dualpipev else (pp_rank,)
 
     @property
     def bubble_share(self) -> float:
         """Part of a step in which a pipeline rank waits for others, where backward takes twice as
         long as forward and all stages as long as each other: (p - 1) / (m + p - 1) under 1F1B; see
         `scaling.planner.cost.time_model` for DualPipeV."""
-        waits = (
-            (4 * self.pp - 5) / 6
-            if self.pp_schedule == "dualpipev"
-            else (self.pp - 1) / self.virtual_pp
-        )
+        waits = (4 * self.pp - 5) / 6 if self.is_dualpipev else (self.pp - 1) / self.virtual_pp
         return waits / (self.grad_accum_steps + waits)
 
     @property

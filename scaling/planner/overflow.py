@@ -68,7 +68,7 @@ def overrides(layout: Layout) -> str:
     words += (
         [f"layout.cp_attention={layout.cp_attention}"] if layout.cp_attention != "ulysses" else []
     )
-    words += [f"layout.pp_schedule={layout.pp_schedule}"] if layout.pp_schedule != "1f1b" else []
+    words += [f"layout.pp_schedule={layout.pp_schedule}"] if layout.is_dualpipev else []
     words += [f"layout.offload={layout.offload}"] if layout.offload != "none" else []
     return "layout=manual " + " ".join(words)
 

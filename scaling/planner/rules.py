@@ -73,7 +73,7 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
 
 def _pipeline(work: Workload, layout: Layout) -> str | None:
     if layout.pp == 1:
-        if layout.pp_schedule == "dualpipev":
+        if layout.is_dualpipev:
             return "pp_schedule=dualpipev needs pp above 1"
         if layout.virtual_pp > 1:
             return f"virtual_pp={layout.virtual_pp} needs pp above 1"
@@ -81,7 +81,7 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
     if not work.distinct_blocks:
         return f"pp={layout.pp}: shared blocks would have to be on every stage"
     stages = f"pp={layout.pp}" + (
-        " x 2 stages of pp_schedule=dualpipev" if layout.pp_schedule == "dualpipev" else ""
+        " x 2 stages of pp_schedule=dualpipev" if layout.is_dualpipev else ""
     )
     if layout.n_stages > work.n_blocks:
         return f"{stages} is more than the {work.n_blocks} blocks of all layers"

@@ -27,7 +27,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that several pieces and chunks are met within a short sequence."""
     for module in (pieces, relative, linear):
         monkeypatch.setattr(module, "PIECE", 8)
-    monkeypatch.setattr(linear, "CHUNK", 8)
+    monkeypatch.setattr(linear, "LINEAR_CHUNK", 8)
 
 
 def documents(first: tuple[int, ...] = (3, 11, 6, 9), second: tuple[int, ...] = (21, 8)) -> Tensor:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scaling.config.cluster import Checkpointing
 from scaling.config.run_config import RunConfig
 from scaling.model import LanguageModel, build_model, initialise
-from scaling.model.recompute import Recompute, run_block
+from scaling.model.recompute import run_block
 from tests.support.configs import composed
 
-KINDS: tuple[Recompute, ...] = get_args(Recompute)
+KINDS: tuple[Checkpointing, ...] = get_args(Checkpointing)
 BLOCKS = {
     "gpt_tiny": ("model=gpt_tiny",),
     "dropout": ("model=gpt_tiny", "model.dropout=0.1"),
@@ -59,7 +60,7 @@ def setting(name: str) -> tuple[LanguageModel, Tensor]:
 
 
 def run(
-    model: Any, x_BTD: Tensor, kind: Recompute, context: Any = None
+    model: Any, x_BTD: Tensor, kind: Checkpointing, context: Any = None
 ) -> tuple[Tensor, Tensor | None]:
     torch.manual_seed(2)
     context = context or model.position.context(0, x_BTD, None)
@@ -94,7 +95,7 @@ def test_values_and_gradients_are_equal_bit_for_bit(name: str) -> None:
             assert torch.equal(found[kind][key], value), f"{key} with {kind}"
 
 
-def kept_bytes(model: Any, x_BTD: Tensor, kind: Recompute) -> int:
+def kept_bytes(model: Any, x_BTD: Tensor, kind: Checkpointing) -> int:
     """What forward leaves allocated, its output included."""
     context = model.position.context(0, x_BTD, None)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -111,7 +112,7 @@ def kept_bytes(model: Any, x_BTD: Tensor, kind: Recompute) -> int:
         ("gpt2", {"none": 16.5, "selective": 11.5, "full": 1.1}),
     ],
 )
-def test_what_is_kept_for_backward(name: str, most: dict[Recompute, float]) -> None:
+def test_what_is_kept_for_backward(name: str, most: dict[Checkpointing, float]) -> None:
     """In multiples of the block's input. Selective: q, k, v, o, attention's output, gate and up
     (2.75 each), down, y."""
     model, x_BTD = setting(name)

@@ -9,8 +9,7 @@ import torch
 from scaling.config.run_config import RunConfig
 from scaling.errors import PlanError
 from scaling.model import build_model
-from scaling.model.attention import ATTENTIONS, linear, local
-from scaling.model.attention import tiles as pieces
+from scaling.model.attention import ATTENTIONS
 from scaling.model.position import POSITIONS
 from scaling.planner.cost import attention as plan
 from scaling.planner.cost.counts import block_flops, count
@@ -183,14 +182,6 @@ def test_a_pattern_costs_what_its_layers_do() -> None:
     full = count(composed()).flops_per_token
     assert full - count(mixed).flops_per_token == 12 * 3 * 128 * (256 - 32)
     assert plan.attended_by_layer(mixed, 256, causal=True) == [32, 32, 32, 256]
-
-
-def test_constants_are_the_models() -> None:
-    assert (plan.PIECE, plan.CHUNK, plan.CHUNKS_PER_WINDOW) == (
-        pieces.PIECE,
-        linear.CHUNK,
-        local.CHUNKS_PER_WINDOW,
-    )
 
 
 def test_a_kind_without_a_cost_is_refused() -> None:

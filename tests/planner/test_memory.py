@@ -14,7 +14,6 @@ from scaling.config.run_config import RunConfig
 from scaling.planner.cost.counts import count
 from scaling.planner.cost.memory import estimate_memory
 from scaling.planner.cost.memory_model import MemoryEstimate
-from scaling.planner.cost.setting import LOSS_CHUNK_ROWS
 from scaling.planner.layout import Layout
 from tests.support.configs import composed
 
@@ -134,12 +133,6 @@ def test_a_block_keeps_what_autograd_keeps(
     if autocast:  # its copies of the weights are counted with the weights
         measured -= 2 * (count(two).n_params - count(one).n_params) / (2 * 512)
     assert predicted == pytest.approx(measured, rel=tolerance)
-
-
-def test_the_chunk_is_the_losss() -> None:
-    from scaling.model.loss import CHUNK_ROWS, DEFAULT_CHUNK_ROWS
-
-    assert {"cpu": CHUNK_ROWS["cpu"], "gpu": DEFAULT_CHUNK_ROWS} == LOSS_CHUNK_ROWS
 
 
 LAYOUTS = st.builds(

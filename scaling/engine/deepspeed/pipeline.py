@@ -73,7 +73,7 @@ def _pipeline_module(held: RankModel) -> nn.Module:
     from deepspeed.pipe import DualPipeVModule, LayerSpec, PipelineModule
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-    base: Any = DualPipeVModule if held.layout.pp_schedule == "dualpipev" else PipelineModule
+    base: Any = DualPipeVModule if held.layout.is_dualpipev else PipelineModule
 
     class Staged(base):
         """Names the weights that several stages hold by our names, not as layers of DeepSpeed's
@@ -144,9 +144,7 @@ class PipelineEngine(DeepSpeedEngine):
         """Sum the loss over the batches. DualPipeV takes as many at a time as in training, since
         its engine (0.19.8) keeps that many buffers; blank batches without targets fill them up."""
         moved = [batch.to(self.device) for batch in batches]
-        size = (
-            self._layout.grad_accum_steps if self._layout.pp_schedule == "dualpipev" else len(moved)
-        )
+        size = self._layout.grad_accum_steps if self._layout.is_dualpipev else len(moved)
         blank = moved[-1]._replace(targets_BT=torch.full_like(moved[-1].targets_BT, IGNORED))
         moved += [blank] * (-len(moved) % size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -13,16 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scaling.config.tile_sizes import LINEAR_CHUNK, PIECE
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache
 from scaling.model.attention.full import CrossAttention, KeyValues
 from scaling.model.attention.sparse import BEYOND, from_blocks, queries_in_blocks, to_blocks
-from scaling.model.attention.tiles import PIECE
 from scaling.model.position import Context, Rotation, rotate
-
-CHUNK = 64
-"""Positions whose products are formed pair by pair before sums of outer products take over. Any
-number gives the same values."""
 
 EPS = 1e-6
 """Added to the denominator, as in the code of Katharopoulos et al. 2020."""
@@ -168,7 +164,7 @@ def past_sum(
     (then G = H) a product of positions d apart is multiplied by exp(d fading_H), in the state too.
     """
     T, G = q_BHTK.shape[2], k_BGTK.shape[1]
-    C = min(CHUNK, T)
+    C = min(LINEAR_CHUNK, T)
     q_BGnRCK = queries_in_blocks(q_BHTK, G, C)
     k_BGnCK, v_BGnCV = to_blocks(k_BGTK, C), to_blocks(v_BGTV, C)
     seen = torch.ones(C, C, dtype=torch.bool, device=q_BHTK.device).tril(-1 if strictly else 0)

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 from scaling.config.run_config import RunConfig
+from scaling.config.tile_sizes import CHUNKS_PER_WINDOW
 from scaling.model.attention.base import Attention
 from scaling.model.attention.cache import Cache, WindowCache
 from scaling.model.attention.full import attend_all
 from scaling.model.attention.tiles import sdpa
 from scaling.model.position import Context, bias_grid
-
-CHUNKS_PER_WINDOW = 2
-"""Chunks into which a window is cut: with more, fewer scores are formed in vain, but matrix
-products are smaller."""
 
 
 class LocalAttention(Attention):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling.config.run_config import RunConfig
+from scaling.config.tile_sizes import PIECE
 from scaling.model.attention.base import OF_ALL_HEADS
 from scaling.model.attention.full import FullAttention
-from scaling.model.attention.tiles import PIECE, mask_of
+from scaling.model.attention.tiles import mask_of
 from scaling.model.position import Context
 
 

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scaling.model.attention.tiles import PIECE, soft_cap
+from scaling.config.tile_sizes import PIECE
+from scaling.model.attention.tiles import soft_cap
 from scaling.model.position import BiasAt
 from scaling.parallel.collectives import Group, pass_on
 

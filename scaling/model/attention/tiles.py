@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from scaling.config.tile_sizes import PIECE
 from scaling.model.position import BiasAt, bias_grid
-
-PIECE = 512
-"""Queries of a piece: assumption, enough rows for a matrix product to be efficient."""
 
 
 def sdpa(

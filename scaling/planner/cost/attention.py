@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scaling.config.plugins import added
 from scaling.config.run_config import RunConfig
+from scaling.config.tile_sizes import CHUNKS_PER_WINDOW, LINEAR_CHUNK, PIECE
 from scaling.errors import PlanError
 
 WHOLE = ("full", "gqa", "mqa")
@@ -11,18 +12,6 @@ WHOLE = ("full", "gqa", "mqa")
 
 KINDS = (*WHOLE, "linear", "local", "relative", "strided", "hierarchical")
 """Kinds of which this module knows the cost."""
-
-PIECE = 512
-"""Queries whose scores are masked at once: that of scaling/model/attention/tiles.py, with which a
-test compares it."""
-
-CHUNK = 64
-"""Positions of a chunk of linear attention: that of scaling/model/attention/linear.py, compared as
-well."""
-
-CHUNKS_PER_WINDOW = 2
-"""Chunks into which local attention cuts its window, as in scaling/model/attention/local.py;
-compared as well."""
 
 
 def known_kind(config: RunConfig) -> str:
@@ -126,8 +115,8 @@ def extra_bytes_per_token(
     if kind == "local":
         return _local_bytes(config, length, width, causal)
     if kind == "linear":
-        pairs = CHUNK * model.n_heads if causal else 0
-        sums = kv_width * (model.head_width + 1) // CHUNK if causal else 0
+        pairs = LINEAR_CHUNK * model.n_heads if causal else 0
+        sums = kv_width * (model.head_width + 1) // LINEAR_CHUNK if causal else 0
         turned = q_width + kv_width + pairs if config.position.kind == "rope" else 0
         return 4 * ((3 if causal else 2) * (q_width + kv_width) + sums + pairs + turned)
     if kind == "relative" and length <= PIECE:

@@ -176,7 +176,7 @@ def in_flight(layout: Layout) -> float:
     its two stages (counted in DeepSpeed's)."""
     if layout.pp == 1:
         return 1.0
-    if layout.pp_schedule == "dualpipev":
+    if layout.is_dualpipev:
         return layout.pp + 0.5
     if layout.virtual_pp > 1:
         return layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_pp))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.config.run_config import ModelConfig, RunConfig
+from scaling.config.tile_sizes import LOSS_CHUNK_ROWS
 from scaling.planner.cost.attention import (
     WHOLE,
     attended_by_layer,
@@ -31,10 +32,6 @@ REDUCE_BUCKET = 40_000_000
 """Gradients that ZeRO sends at once, while backward makes the next: as many as Megatron-LM's
 buckets begin with. DeepSpeed's own 500 million are one bucket for most models, and so leave nothing
 to overlap; its buffers are of this size whatever the model's."""
-
-LOSS_CHUNK_ROWS = {"cpu": 256, "gpu": 4096}
-"""Tokens whose logits are held at once: those of scaling/model/loss.py, with which a test compares
-them."""
 
 
 @dataclass(frozen=True)

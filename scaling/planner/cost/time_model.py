@@ -112,7 +112,7 @@ def bubble_s(layout: Layout, average_s: float, backward_s: float) -> float:
     backwards of a stage but for one forward: found by following DeepSpeed's instructions
     (tests/planner/test_pictures.py).
     """
-    if layout.pp_schedule == "dualpipev":
+    if layout.is_dualpipev:
         forward_s = average_s - backward_s
         return max((layout.pp - 1) * forward_s, (layout.pp - 1) * backward_s - forward_s / 2)
     return (layout.pp - 1) * average_s / layout.virtual_pp
