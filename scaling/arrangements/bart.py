@@ -49,9 +49,10 @@ def _model(theirs: Theirs) -> dict[str, Any]:
     }
     theirs.expect("normalize_before", False)
     theirs.expect("add_final_layer_norm", False)
-    theirs.expect("extra_pos_embeddings", 0)
-    # num_hidden_layers repeats encoder_layers; the bias of logits is there and may be zero
+    # num_hidden_layers repeats encoder_layers; the bias of logits is there and may be zero; their
+    # code does not read extra_pos_embeddings
     theirs.changes_nothing("num_hidden_layers", "add_bias_logits", "num_labels", "is_decoder")
+    theirs.changes_nothing("extra_pos_embeddings")
     theirs.changes_nothing(*_GENERATION, *_DROPOUTS)
     return model
 

@@ -11,7 +11,7 @@ from scaling.config.run_config import RunConfig
 SCALINGS = (None, "linear", "llama3", "yarn")
 """Ours that others have as well."""
 
-_KEYS = {
+_KEYS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "scaling_factor"},
     "llama3": {
@@ -58,16 +58,17 @@ def position_of(
 ) -> dict[str, Any]:
     """Our position group for one dict of theirs. Raises ConfigError for a scaling or a key of one
     that we lack."""
-    left = {key: value for key, value in rope.items() if value is not None}
+    left: dict[str, Any] = {key: value for key, value in rope.items() if value is not None}
     old, kind = left.pop("type", "default"), left.pop("rope_type", None)
     kind = kind or old
     if kind not in _KEYS:
         raise theirs.refused("rope_type", kind, tuple(_KEYS))
     fraction = left.pop("partial_rotary_factor", fraction)
-    position = {"kind": "rope", "theta": float(left.pop("rope_theta", theta))}
+    position: dict[str, Any] = {"kind": "rope", "theta": float(left.pop("rope_theta", theta))}
     if fraction not in (None, 1.0):
         position["rotary_fraction"] = fraction
-    left.pop("truncate", None) if left.get("truncate") is True else None
+    if left.get("truncate") is True:  # bounds are whole pairs, as ours are
+        del left["truncate"]
     found = {ours: left.pop(key) for key, ours in _KEYS[kind].items() if key in left}
     if left:
         key, value = next(iter(left.items()))

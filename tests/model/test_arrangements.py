@@ -323,6 +323,32 @@ def test_our_config_json_is_read_as_the_same_model(case: str) -> None:
     assert config_of(again, arrangement).semantic_hash == config.semantic_hash
 
 
+EARLIER: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 500.0, "rope_scaling": LLAMA3, "pretraining_tp": 1},
+    "gpt_neox": {"rotary_pct": 0.5, "rotary_emb_base": 500},
+    "phi": {"partial_rotary_factor": 1.0, "rope_theta": 500.0, "rope_scaling": None},
+    "gemma2": {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"},
+    "gemma3": {"rope_theta": 500.0, "rope_local_base_freq": 100.0, "rope_scaling": LINEAR},
+    "modernbert": {"global_rope_theta": 500.0, "local_rope_theta": 100.0}
+    | {"global_attn_every_n_layers": 2, "layer_norm_eps": 1e-5},
+    "albert": {"down_scale_factor": 1, "gap_size": 0, "net_structure_type": 0},
+    "marian": {"extra_pos_embeddings": 58101, "static_position_embeddings": True}
+    | {"add_final_layer_norm": False, "normalize_embedding": False, "num_beams": 4},
+}
+"""Settings as files of earlier versions of the library have them."""
+
+
+@pytest.mark.parametrize("case", EARLIER)
+def test_settings_of_earlier_versions_are_read(case: str) -> None:
+    """Their own class brings them up to date; both files are the same model to us."""
+    cls, own = getattr(transformers, CASES[case][0]), {"vocab_size": V} | CASES[case][1]
+    earlier = {"model_type": cls.config_class.model_type, **own, **EARLIER[case]}
+    today = cls.config_class(**(own | EARLIER[case])).to_diff_dict()
+    arrangement = ARRANGEMENTS[earlier["model_type"]]
+    before, after = (config_of(values, arrangement) for values in (earlier, today))
+    assert before.model_dump() == after.model_dump()
+
+
 REFUSED = {
     ("llama", "rope_scaling", "dynamic"): {"rope_type": "dynamic", "factor": 2.0},
     ("llama", "hidden_act", "gelu"): "gelu",
