@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from scaling.commands.options import run_command, say
 from scaling.inference.options import SourceOptions
@@ -18,7 +18,7 @@ Usage: python -m scaling.export from=SOURCE to=DIRECTORY [KEY=VALUE ...]
 Writes the weights of a run, whatever layout wrote its checkpoint, or of another source into
 safetensors files with config.json, tokenizer.json and metadata.json beside them. What was written
 is opened again by the program it is for, which must compute the same logits. The directory appears
-when all of it is there. format=hf is for the transformers library.
+when all of it is there. format=hf is for the transformers library, format=gguf for llama.cpp.
 
   python -m scaling.export from=gpt_nano to=exported
   python -m scaling.export from=gpt_1b to=exported format=hf dtype=bf16
@@ -31,12 +31,14 @@ class ExportOptions(SourceOptions):
     to: str = Field(
         min_length=1, description="the directory to make; it may not exist yet, unless it is empty"
     )
-    format: Literal["safetensors", "hf"] = Field(
+    format: Literal["safetensors", "hf", "gguf"] = Field(
         "safetensors",
-        description="safetensors: weights as we call them; hf: as the transformers library does",
+        description="safetensors: weights as we call them; hf: as the transformers library does; "
+        "gguf: one file for llama.cpp",
     )
-    dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: weights rounded to half the size"
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = Field(
+        "fp32",
+        description="bf16: weights rounded to half the size; fp16, q8_0 (8 bits): of format=gguf",
     )
     max_shard_size: Annotated[int, BeforeValidator(parse_bytes)] = Field(
         "5GB",
@@ -49,6 +51,14 @@ class ExportOptions(SourceOptions):
         description="logits: what was written computes the same, which takes the whole model in "
         "memory; weights: what was written is the same, one weight at a time",
     )
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.format != "gguf" and self.dtype in ("fp16", "q8_0"):
+            raise ValueError(f"dtype={self.dtype} is for format=gguf; use dtype=fp32 or bf16")
+        if self.format == "gguf" and self.check == "weights":
+            raise ValueError("check=weights is for format=safetensors and hf")
+        return self
 
 
 def write(options: ExportOptions) -> None:

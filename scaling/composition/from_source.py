@@ -148,7 +148,7 @@ def _tokenizer(
     found: dict[str, Any] = {
         "kind": "hf",
         "name": str(_tokenizer_file(source, values)),
-        "vocab_size": _n_entries(source),
+        "vocab_size": n_entries(source),
         "special_tokens": "own",
         "n_sentinels": 0,
     }
@@ -175,7 +175,7 @@ def _tokenizer_file(source: Source, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _n_entries(source: Source) -> int:
+def n_entries(source: Source) -> int:
     """Entries of a tokenizer.json, added tokens included."""
     try:
         raw = json.loads(source.tokenizer)

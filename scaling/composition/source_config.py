@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from scaling.composition.compose import composed_of
-from scaling.composition.from_source import name_of
+from scaling.composition.from_source import n_entries, name_of
 from scaling.config.run_config import RunConfig
 from scaling.weights.source import GROUPS, Source
 
@@ -19,8 +19,9 @@ def config_of(source: Source) -> RunConfig:
     """
     if source.config is not None:
         return source.config
-    values: dict[str, Any] = OmegaConf.to_container(composed_of([]), resolve=True)  # type: ignore[assignment]
-    values.pop("hydra", None)
+    composed = OmegaConf.to_container(composed_of([]), resolve=True)
+    assert isinstance(composed, dict)
+    values: dict[str, Any] = {str(key): value for key, value in composed.items() if key != "hydra"}
     for group in GROUPS:
         values[group] = {**source.settings[group]}
     values["model"] |= {"name": name_of(source)}
@@ -29,7 +30,7 @@ def config_of(source: Source) -> RunConfig:
     values["tokenizer"] = source.settings.get("tokenizer") or {
         "kind": "hf",
         "name": str(source.path),
-        "vocab_size": source.settings["model"]["vocab_size"],
+        "vocab_size": min(n_entries(source), source.settings["model"]["vocab_size"]),
         "special_tokens": "own",
         "lossy": "allow",
     }

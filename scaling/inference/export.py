@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from scaling.arrangements.table import arrangement_of, their_config
 from scaling.composition.source_config import config_of
@@ -20,6 +21,8 @@ from scaling.data.tokenizer.byte_level import SPECIAL, Tokenizer
 from scaling.errors import CheckpointError, DataError
 from scaling.inference.export_check import compare
 from scaling.inference.export_files import Weight, our_weights, their_weights, write_weights
+from scaling.inference.export_gguf import GGUF_FILE, check_writable, rounded, write_gguf
+from scaling.inference.llama_cpp import llama_cpp
 from scaling.inference.model_card import model_card
 from scaling.inference.new_directory import appearing, free_directory
 from scaling.inference.trained import tokenizer_of
@@ -30,8 +33,8 @@ from scaling.weights.reader import Reader, open_reader
 from scaling.weights.safetensors_files import SafetensorsFiles
 from scaling.weights.source import GROUPS, Source
 
-DType = Literal["fp32", "bf16"]
-Format = Literal["safetensors", "hf"]
+DType = Literal["fp32", "bf16", "fp16", "q8_0"]
+Format = Literal["safetensors", "hf", "gguf"]
 Check = Literal["logits", "weights"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HUB_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -59,13 +62,21 @@ def export(
     config = config_of(source)
     if format == "hf":
         arrangement_of(config)
+    elif format == "gguf":
+        check_writable(config, source.tokenizer, dtype)
     target = free_directory(to)
     tokenizer, reader = tokenizer_of(source, config), open_reader(source, config)
-    weights = list((their_weights if format == "hf" else our_weights)(config, reader))
+    weights = list((our_weights if format == "safetensors" else their_weights)(config, reader))
     with appearing(target) as directory:
-        total_bytes, n_files = write_weights(directory, weights, _DTYPES[dtype], max_shard_bytes)
-        write_json(directory / "config.json", _described(config, tokenizer, format, dtype))
-        (directory / "tokenizer.json").write_bytes(source.tokenizer)
+        if format == "gguf":
+            path, content = directory / GGUF_FILE, source.tokenizer
+            total_bytes = write_gguf(path, config, weights, tokenizer, content, dtype)
+            n_files = 1
+        else:
+            dtype_ = _DTYPES[dtype]
+            total_bytes, n_files = write_weights(directory, weights, dtype_, max_shard_bytes)
+            write_json(directory / "config.json", _described(config, tokenizer, format, dtype))
+            (directory / "tokenizer.json").write_bytes(source.tokenizer)
         if format == "hf":
             _write_tokenizer_settings(directory, tokenizer, config)
         found = (
@@ -88,8 +99,16 @@ def _same_logits(
     reader: Reader,
     dtype: DType,
 ) -> dict[str, Any]:
-    proof = compare(directory, format, config, tokenizer, reader, _DTYPES[dtype])
-    return proof.to_dict()
+    def stored(name: str, value: Tensor) -> Tensor:
+        return rounded(name, value, dtype) if format == "gguf" else value.to(_DTYPES[dtype])
+
+    as_stored = None if dtype == "fp32" else stored
+    proof = compare(directory, format, config, tokenizer, reader, as_stored)
+    found = proof.to_dict()
+    if format == "gguf":
+        ids, path = proof.ids_1T[0].tolist(), directory / GGUF_FILE
+        found |= llama_cpp(path, ids, proof.logits_1TV[0], dtype)
+    return found
 
 
 def _same_bytes(directory: Path, weights: list[Weight], dtype: torch.dtype) -> dict[str, Any]:

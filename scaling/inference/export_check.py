@@ -7,7 +7,7 @@ Shapes: T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,20 @@ _N_TOKENS = 64
 
 @dataclass(frozen=True)
 class Proof:
-    """What a comparison found. difference: the largest of any logit. bound: what roundings of fp32
-    may set apart. rounding: the largest change of a logit by storing weights in `dtype`, null where
-    nothing was rounded."""
+    """What a comparison found.
+
+    difference: the largest of any logit. bound: what roundings of fp32 may set apart.
+    rounding: the largest change of a logit by the dtype of the stored weights, null for fp32.
+    logits_1TV: of the source for ids_1T, with its weights as stored.
+    """
 
     runtime: str
     n_tokens: int
     difference: float
     bound: float
     rounding: float | None
+    ids_1T: Tensor
+    logits_1TV: Tensor
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -74,23 +79,25 @@ def compare(
     config: RunConfig,
     tokenizer: Tokenizer,
     reader: Reader,
-    dtype: torch.dtype,
+    rounded: Callable[[str, Tensor], Tensor] | None,
 ) -> Proof:
     """Open what stands in `directory`, and compare its logits with those of the source.
 
-    Raises CheckpointError for a difference beyond the bound.
+    rounded: a parameter as it was stored; None: as it is. Raises CheckpointError for a difference
+    beyond the bound.
     """
     asked = _question(config, tokenizer)
-    found, runtime = (_ours if format == "safetensors" else _transformers)(directory, config, asked)
+    found, runtime = (_transformers if format == "hf" else _ours)(directory, config, asked)
     model = _filled(config, reader)
     exact = logits_of(model, asked)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
-    wanted = exact if dtype == torch.float32 else logits_of(model, asked)
+    if rounded is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(rounded(name, parameter.detach()))
+    wanted = exact if rounded is None else logits_of(model, asked)
     difference = float((found - wanted).abs().max())
     bound = rounding_bound(config, float(wanted.abs().max()))
-    rounding = None if dtype == torch.float32 else float((wanted - exact).abs().max())
+    rounding = None if rounded is None else float((wanted - exact).abs().max())
     if not difference <= bound:  # a NaN is none
         raise CheckpointError(
             f"{runtime} computes other logits from the export: they differ by {difference:.3g}, "
@@ -98,7 +105,8 @@ def compare(
             f"format={format}",
             "Nothing was written. Report this with the model's config.yaml.",
         )
-    return Proof(runtime, asked["tokens"].shape[1], difference, bound, rounding)
+    ids_1T = asked["tokens"]
+    return Proof(runtime, ids_1T.shape[1], difference, bound, rounding, ids_1T, wanted)
 
 
 def _question(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -133,7 +141,9 @@ def logits_of(model: LanguageModel, asked: Mapping[str, Tensor]) -> Tensor:
 
 
 def _ours(directory: Path, config: RunConfig, asked: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    source = find_source(str(directory), "", lambda text: None)
+    file = directory / "model.gguf"
+    word = f"gguf:{file}" if file.is_file() else str(directory)
+    source = find_source(word, "", lambda text: None)
     from scaling import __version__
 
     return logits_of(

@@ -94,7 +94,8 @@ def tokenizer_json(metadata: Mapping[str, Any], where: str) -> bytes:
             "byte_fallback": False,
             "ignore_merges": pre == "llama-bpe",
             "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": metadata["tokenizer.ggml.merges"],
+            # the format has no empty list, so one of bytes alone has an empty merge
+            "merges": [merge for merge in metadata.get("tokenizer.ggml.merges", ()) if merge],
         },
     }
     return json.dumps(found).encode()

@@ -3,6 +3,7 @@ named."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from scaling import export
 from scaling.errors import CheckpointError, ConfigError, ScalingError
+from scaling.inference import export_gguf
+from scaling.inference.llama_cpp import LARGEST
+from scaling.weights import gguf_source
 from scaling.weights.gguf_file import read_gguf
 from scaling.weights.gguf_source import DIALECTS
 from scaling.weights.source import find_source
@@ -165,3 +170,56 @@ def test_what_is_not_read_is_named(case: str, theirs: Any, tmp_path: Path) -> No
     with pytest.raises(ConfigError) as error:
         find_source(f"gguf:{tmp_path / 'model.gguf'}", "", print)
     assert all(part in str(error.value) for part in said), str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "q8_0"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_what_is_exported_is_read_back(
+    name: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check of the export compares with the source; here it is seen to have run, and that the
+    file is as small as its dtype says."""
+    if name == "gpt2":
+        make(tmp_path / "theirs", name, n_embd=64, n_head=4)
+    else:
+        width = {**WIDTH, "intermediate_size": 96, "tie_word_embeddings": name == "qwen2"}
+        make(tmp_path / "theirs", name, **width)
+    words = (f"from=hf:{tmp_path / 'theirs'}", f"to={tmp_path / 'made'}", "format=gguf")
+    assert export.main([*words, f"dtype={dtype}"]) == 0, capsys.readouterr().err
+    check = json.loads((tmp_path / "made" / "metadata.json").read_text())["check"]
+    assert check["largest_logit_difference"] <= check["bound"]
+    assert (check["largest_change_by_rounding"] is None) == (dtype == "fp32")
+    size = (tmp_path / "made" / "model.gguf").stat().st_size
+    assert size < {"fp32": 700e3, "fp16": 400e3, "bf16": 400e3, "q8_0": 260e3}[dtype]
+    if check.get("log_probabilities"):  # where xllamacpp is installed
+        assert check["largest_log_probability_difference"] <= LARGEST[dtype]
+
+
+def test_rows_in_the_wrong_order_are_seen_by_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake that our reader and writer share, so that only llama.cpp can tell."""
+    pytest.importorskip("xllamacpp")
+    make(tmp_path / "theirs", "llama", **WIDTH, intermediate_size=96)
+    for module in (gguf_source, export_gguf):
+        monkeypatch.setattr(module, "unpermuted", lambda n_rows, n_heads: np.arange(n_rows))
+    words = (f"from=hf:{tmp_path / 'theirs'}", f"to={tmp_path / 'made'}", "format=gguf")
+    assert export.main(words) == 1
+    assert "llama.cpp computes other log-probabilities" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+UNWRITABLE: dict[str, list[str]] = {
+    "format=gguf": ["a bert is not written as GGUF", "llama"],
+    "dtype=q8_0": ["dtype=q8_0 is for format=gguf"],
+}
+
+
+@pytest.mark.parametrize("word", UNWRITABLE)
+def test_what_cannot_be_written_is_named(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "theirs", "bert")
+    assert export.main([f"from=hf:{tmp_path / 'theirs'}", f"to={tmp_path / 'made'}", word]) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in UNWRITABLE[word]), said

@@ -41,7 +41,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_position_embeddings": T,
     },
 }
-CLASSES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM"}
+SMALL["qwen2"] = SMALL["llama"]
+CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "bert": "BertForMaskedLM",
+}
 
 
 def make(directory: Path, name: str, **values: Any) -> Any:
