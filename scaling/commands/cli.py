@@ -50,13 +50,11 @@ def _run_composed(
 
     from scaling.composition.code_refusal import inert_configurations, refuse_pickled_jobs
     from scaling.composition.compose import validate
-    from scaling.composition.explain import COMPOSITION_ERRORS, explain
     from scaling.composition.hydra_parts import attach_study
     from scaling.composition.jobs import Composed
 
     codes: list[int] = []
     composed_once = False
-    overrides = [word for word in argv if not word.startswith("-")]
 
     @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
     def main(composed: DictConfig) -> None:
@@ -83,23 +81,29 @@ def _run_composed(
 
     attach_study(main, launch)
 
-    with (
-        reported(codes, debug=debug),
-        _full_errors(),
-        inert_configurations(),
-    ):
+    with reported(codes, debug=debug), _full_errors(), inert_configurations():
         refuse_pickled_jobs(argv)
         _refuse_flags(argv)
         sys.argv[1:] = in_full(argv)  # where Hydra reads them
-        try:
+        with _explained(argv, lambda: composed_once):
             main()
-        except COMPOSITION_ERRORS as error:
-            raise explain(error, overrides) from error
-        except ValueError as error:
-            if composed_once:  # the task's, not Hydra's
-                raise
-            raise explain(error, overrides) from error
     return max(codes, default=EXIT_FINISHED)
+
+
+@contextlib.contextmanager
+def _explained(argv: Sequence[str], is_composed: Callable[[], bool]) -> Iterator[None]:
+    """Turn errors of Hydra's composition into ConfigErrors that say what is wrong."""
+    from scaling.composition.explain import COMPOSITION_ERRORS, explain
+
+    overrides = [word for word in argv if not word.startswith("-")]
+    try:
+        yield
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+    except ValueError as error:
+        if is_composed():  # the task's, not Hydra's
+            raise
+        raise explain(error, overrides) from error
 
 
 def _refuse_flags(argv: Sequence[str]) -> None:

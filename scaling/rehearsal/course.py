@@ -16,8 +16,9 @@ from scaling.planner.run_plan import make_plan
 from scaling.planner.world_sizes import with_devices
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.compare import compare
-from scaling.rehearsal.drill import Drill, Outcome
+from scaling.rehearsal.drill import Drill
 from scaling.rehearsal.options import RUN_DEFAULTS, DrillOptions, new_directory
+from scaling.rehearsal.outcome import Outcome
 from scaling.rehearsal.report import Report, allowed_difference, print_report
 from scaling.runs.directory import RunDir
 from scaling.runs.files import write_json

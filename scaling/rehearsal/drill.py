@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling.config.run_config import RunConfig
@@ -20,6 +19,7 @@ from scaling.metrics import names
 from scaling.metrics.record import Record, decode_record
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.options import DrillOptions
+from scaling.rehearsal.outcome import RESIZE, Kill, Outcome, kill_at
 from scaling.rehearsal.processes import DRIVER, NODE, WORKER, by_kind
 from scaling.runs.directory import RunDir
 from scaling.runs.files import split_lines
@@ -33,58 +33,6 @@ _STARTS = 3
 _LEAVE_S = 60.0
 """Longest wait for a driver that was asked to leave where the drill ends before it, until it is
 killed: assumption."""
-RESIZE = "resize"
-
-
-@dataclass
-class Kill:
-    """What was done to the run. step: the last on record then. lost_s: without a new step; None
-    where nobody missed it.
-
-    A resize is no kill but a stop by SIGTERM, after which it is started with another number of
-    workers.
-    """
-
-    kind: str
-    step: int
-    at_s: float
-    world_size: int
-    restarts: int
-    lost_s: float | None = None
-
-
-@dataclass
-class Outcome:
-    """pending: what the run has not recovered from yet. starts: of the driver; starts_since: what
-    is pending.
-
-    furthest, furthest_s: the last step on record, of all workers so far, and when it was first
-    seen.
-    """
-
-    kills: list[Kill] = field(default_factory=list)
-    resizes: list[Kill] = field(default_factory=list)
-    pending: Kill | None = None
-    starts: int = 0
-    starts_since: int = 0
-    furthest: int = 0
-    furthest_s: float = 0.0
-
-    def add(self, kill: Kill) -> None:
-        (self.resizes if kill.kind == RESIZE else self.kills).append(kill)
-        self.pending, self.starts_since = kill, 0
-
-    def saw(self, record: Record, now_s: float) -> bool:
-        """Take note of the newest record. Whether the run has recovered: it is of a new step, by
-        other workers."""
-        step, recovered = int(record[names.STEP]), False
-        if step <= self.furthest:
-            return False
-        if self.pending and record[names.RUN_RESTARTS] > self.pending.restarts:
-            self.pending.lost_s = round(now_s - self.furthest_s, 2)
-            self.pending, recovered = None, True
-        self.furthest, self.furthest_s = step, now_s
-        return recovered
 
 
 def last_step(metrics: Path) -> Record | None:
@@ -249,7 +197,7 @@ class Drill:
         record = last_step(self.run_dir("broken").metrics) or record
         if code == EXIT_FINISHED:
             self._say(f"step {record[names.STEP]:.0f}: the run ended before it could be stopped")
-            return _kill_at(RESIZE, record, at_s)
+            return kill_at(RESIZE, record, at_s)
         if code != EXIT_STOPPED:
             raise self._failed(
                 "broken", f"ended with exit code {code}, and not {EXIT_STOPPED}, after SIGTERM"
@@ -259,14 +207,14 @@ class Drill:
             f"step {record[names.STEP]:.0f}: stopped, to go on with "
             f"{counted(self._size, 'worker')} instead of {before}"
         )
-        return _kill_at(RESIZE, record, at_s)
+        return kill_at(RESIZE, record, at_s)
 
     def _kill(self, process: subprocess.Popen[bytes], record: Record) -> Kill:
         """One process of a kind drawn from those that there are."""
         found = self._victims(process)
         kind = self._random.choice(sorted(found))
         pid = self._random.choice(sorted(found[kind]))
-        kill = _kill_at(kind, record, time.time())
+        kill = kill_at(kind, record, time.time())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         self._say(f"step {kill.step}: killed the {kind} (pid {pid})")
@@ -319,13 +267,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def _kill_at(kind: str, record: Record, at_s: float) -> Kill:
-    return Kill(
-        kind,
-        int(record[names.STEP]),
-        at_s,
-        int(record[names.RUN_WORLD_SIZE]),
-        int(record[names.RUN_RESTARTS]),
-    )

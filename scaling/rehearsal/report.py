@@ -16,7 +16,7 @@ from rich.table import Table
 
 from scaling.config.run_config import RunConfig
 from scaling.rehearsal.compare import Comparison
-from scaling.rehearsal.drill import Kill
+from scaling.rehearsal.outcome import Kill
 from scaling.runs.goodput import Seconds
 from scaling.units import format_duration
 

@@ -19,7 +19,7 @@ from scaling.data.prepare import build as prepare
 from scaling.data.prepare import cached as corpus_module
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.shards import CorpusIndex
-from scaling.data.tokenizer.byte_level import train_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError, DataError
 from tests.data.test_prepare_remote import publish_c4
 from tests.support.corpora import BYTE

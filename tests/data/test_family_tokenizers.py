@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from scaling.config.run_config import TokenizerConfig
-from scaling.data.tokenizer.byte_level import INSIDE, LONGEST_WORD, Tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import INSIDE, Tokenizer
+from scaling.data.tokenizer.training import LONGEST_WORD, train_tokenizer
 from scaling.errors import DataError
 
 SIZES = {"bpe": 420, "wordpiece": 700, "unigram": 420, "byte": 264}

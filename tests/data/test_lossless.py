@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from scaling.config.run_config import TokenizerConfig
 from scaling.data.objective.masked_lm import MaskedLM
 from scaling.data.prepare.encode import cut
-from scaling.data.tokenizer.byte_level import EOT, Tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import EOT, Tokenizer
 from scaling.data.tokenizer.existing import hub_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError
 
 CORPUS = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scaling.batch import IGNORED
 from scaling.config.run_config import TokenizerConfig
 from scaling.data.objective import make_batch_for
-from scaling.data.tokenizer.byte_level import train_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError
 from tests.support.configs import composed
 from tests.support.objectives import CLS, EOT, MASK, PAD, SEP, objective, texts

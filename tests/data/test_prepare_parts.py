@@ -32,8 +32,8 @@ from scaling.data.prepare.ordering import (
 from scaling.data.prepare.sources import find_source
 from scaling.data.prepare.tasks import synced
 from scaling.data.shards import CorpusIndex
-from scaling.data.tokenizer.byte_level import train_tokenizer
 from scaling.data.tokenizer.existing import hub_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError
 from tests.support.prepare_inputs import documents_of, texts
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from scaling.config.run_config import TokenizerConfig
 from scaling.data.shards import CorpusIndex, TokenizerInfo
-from scaling.data.tokenizer.byte_level import EOT, load_tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import EOT, load_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError, DataError
 from tests.support.corpora import BPE, BYTE
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.config.run_config import TokenizerConfig
-from scaling.data.tokenizer.byte_level import Tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.inference.prompts import Question, text_tokens
 from tests.support.objectives import EOT, SENTINELS, byte_tokenizer, objective
 

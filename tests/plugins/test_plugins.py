@@ -82,7 +82,7 @@ def test_a_toy_from_outside_is_planned_trained_and_saved(word: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("installed")
 def test_a_decoder_with_an_objective_from_outside_continues_a_text() -> None:
-    from scaling.data.tokenizer.byte_level import train_tokenizer
+    from scaling.data.tokenizer.training import train_tokenizer
     from scaling.inference.prompts import Question, question
 
     config = compose([*TINY, "objective=toy"])

@@ -24,8 +24,9 @@ from scaling.metrics.record import Record
 from scaling.rehearsal import course
 from scaling.rehearsal.cluster import Nodes
 from scaling.rehearsal.compare import Comparison, compare
-from scaling.rehearsal.drill import RESIZE, Drill, Kill, Outcome, last_step, schedule
+from scaling.rehearsal.drill import Drill, last_step, schedule
 from scaling.rehearsal.options import DrillOptions, split_words
+from scaling.rehearsal.outcome import RESIZE, Kill, Outcome
 from scaling.rehearsal.processes import CONTROLLER, NODE, WORKER, by_kind, kind_of
 from scaling.rehearsal.report import TOLERANCE, Report, allowed_difference, lost_by_kind
 from scaling.runs.directory import RunDir

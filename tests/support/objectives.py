@@ -8,7 +8,8 @@ import numpy as np
 
 from scaling.config.run_config import RunConfig, TokenizerConfig
 from scaling.data.objective import MakeBatch, make_batch_for
-from scaling.data.tokenizer.byte_level import Tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import Tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.planner.cost.lengths import lengths
 from tests.support.configs import composed
 

@@ -39,8 +39,9 @@ from scaling.data.prepare.sources import BETWEEN
 from scaling.data.prepare.tasks import Report, Work, put
 from scaling.data.prepare.write_shards import SPLITS, plan_shards, write_shard
 from scaling.data.shards import CorpusIndex, ShardInfo, TokenizerInfo
-from scaling.data.tokenizer.byte_level import Tokenizer, train_tokenizer
+from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.data.tokenizer.existing import hub_tokenizer
+from scaling.data.tokenizer.training import train_tokenizer
 from scaling.errors import ConfigError
 from scaling.runs.files import fsync
 from scaling.units import counted, format_bytes, format_count

@@ -1,9 +1,9 @@
 """Byte-level tokenizers: text -> token ids and back, without loss.
 
 BPE (Sennrich et al. 2016), WordPiece (Schuster and Nakajima 2012) and Unigram (Kudo 2018), all over
-bytes as in Radford et al. 2019, so that none needs an unknown token; trained by the `tokenizers`
-library. It runs on all cores unless the environment says TOKENIZERS_PARALLELISM=false; the result
-does not depend on that.
+bytes as in Radford et al. 2019, so that none needs an unknown token; trained in
+`data/tokenizer/training.py`. The `tokenizers` library runs on all cores unless the environment says
+TOKENIZERS_PARALLELISM=false; the result does not depend on that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scaling.config.run_config import TokenizerConfig
 from scaling.data.io.fetch import fetch_whole, join
 from scaling.data.shards import CorpusIndex
-from scaling.errors import ConfigError, DataError
+from scaling.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
@@ -37,8 +37,6 @@ not in the alphabet."""
 MAX_TOKENIZER_BYTES = 256 << 20
 """Largest tokenizer.json. Assumption: several times the largest that are published, of some 35
 MB."""
-# bytes; longer ones are cut, since WordPiece's time grows with the square. Assumption
-LONGEST_WORD = 64
 
 
 class Tokenizer:
@@ -217,118 +215,10 @@ def special_tokens(config: TokenizerConfig) -> list[str]:
     return [EOT, *others, *(sentinel(number) for number in range(config.n_sentinels))]
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Learn the vocabulary from texts. Raises ConfigError when they are too few for it.
-
-    The same texts give the same one, except for unigram: the library's trainer sums in an order
-    that changes from one process to the next, so a corpus that two machines must share is prepared
-    once and copied. Special tokens come first in the vocabulary; with kind=byte last, so that token
-    i is byte i.
-    """
-    if config.kind == "byte":
-        return _byte_tokenizer(config)
-    hf, trainer = {"bpe": _bpe, "wordpiece": _wordpiece_pieces, "unigram": _unigram}[config.kind](
-        config
-    )
-    hf.train_from_iterator(texts, trainer)
-    found = hf.get_vocab_size()
-    if found != config.vocab_size:
-        raise ConfigError(
-            f"the text is too short for tokenizer.vocab_size={config.vocab_size}: merging all "
-            f"of it gives {found} entries",
-            fix=f"Use tokenizer.vocab_size={found} or less, tokenizer=byte, or more text.",
-        )
-    return Tokenizer(_wordpiece(hf.get_vocab(), config) if config.kind == "wordpiece" else hf)
-
-
-def _bpe(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
-    from tokenizers import Tokenizer as HFTokenizer
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    hf = HFTokenizer(models.BPE())
-    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    hf.decoder = decoders.ByteLevel()
-    return hf, trainers.BpeTrainer(**_training(config), initial_alphabet=_alphabet())
-
-
-def _wordpiece_pieces(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
-    """What learns the pieces.
-
-    Every byte inside a word is given beforehand, as if it were special: the trainer would add those
-    that it meets, in an order that changes from one process to the next, and ties are decided by
-    that order.
-    """
-    from tokenizers import Tokenizer as HFTokenizer
-    from tokenizers import models, trainers
-
-    hf = HFTokenizer(models.WordPiece(continuing_subword_prefix=INSIDE))
-    hf.pre_tokenizer = _short_words()
-    training = _training(config)
-    training["special_tokens"] += [INSIDE + byte for byte in _alphabet()]
-    return hf, trainers.WordPieceTrainer(
-        **training, initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE
-    )
-
-
-def _wordpiece(vocab: dict[str, int], config: TokenizerConfig) -> HFTokenizer:
-    """The tokenizer of learnt pieces, in which only the special tokens are special."""
-    from tokenizers import AddedToken, decoders, models
-    from tokenizers import Tokenizer as HFTokenizer
-
-    hf = HFTokenizer(
-        models.WordPiece(
-            vocab=vocab, max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE
-        )
-    )
-    hf.pre_tokenizer = _short_words()
-    hf.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
-    hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
-    return hf
-
-
-def _short_words() -> Any:
-    from tokenizers import pre_tokenizers
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
-
-
-def _unigram(config: TokenizerConfig) -> tuple[HFTokenizer, Any]:
-    from tokenizers import Tokenizer as HFTokenizer
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    hf = HFTokenizer(models.Unigram())
-    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    hf.decoder = decoders.ByteLevel()
-    return hf, trainers.UnigramTrainer(**_training(config), initial_alphabet=_alphabet())
-
-
-def _training(config: TokenizerConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "special_tokens": special_tokens(config),
-        "show_progress": False,
-    }
-
-
-def _alphabet() -> list[str]:
+def alphabet() -> list[str]:
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def _byte_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """Token i is byte i; end-of-text is 256, and other special tokens follow it."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as HFTokenizer
-
-    hf = HFTokenizer(
-        models.BPE(vocab={char: byte for byte, char in enumerate(_byte_alphabet())}, merges=[])
-    )
-    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    hf.decoder = decoders.ByteLevel()
-    hf.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(config)])
-    return Tokenizer(hf)
 
 
 def spelt(piece: str) -> bytes:
@@ -344,13 +234,13 @@ def spelt(piece: str) -> bytes:
 
 @functools.cache
 def _bytes_of_letters() -> dict[str, int]:
-    return {char: byte for byte, char in enumerate(_byte_alphabet())}
+    return {char: byte for byte, char in enumerate(byte_alphabet())}
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The printable character that stands for each byte: itself where it is one, else the next from
     U+0100 on (GPT-2)."""
-    characters = _alphabet()
+    characters = alphabet()
     printable = {ord(char) for char in characters if ord(char) < 256}
     others = iter(char for char in characters if ord(char) >= 256)
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
