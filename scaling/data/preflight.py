@@ -4,6 +4,7 @@ for one sequence."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 from scaling.config.paths import exists, oddity, plain, split_paths
@@ -16,6 +17,7 @@ from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.prepare.inputs import local_files, named_by
 from scaling.data.prepare.sources import find_source
 from scaling.data.shards import INDEX_FILE
+from scaling.data.tokenizer.existing import hub_tokenizer
 from scaling.errors import ConfigError
 from scaling.planner.cost.lengths import Lengths, lengths
 
@@ -88,6 +90,23 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
             f"seen from {Path.cwd()}",
             "Give a tokenizer.json or its folder.",
         )
+
+
+def check_tokenizer(config: RunConfig, corpus: Corpus) -> None:
+    """Raises ConfigError where a run begins with trained weights and its corpus has tokens of
+    another tokenizer: a vocabulary of the same size would pass, and every token mean another."""
+    if config.init_from.source is None or config.tokenizer.name is None:
+        return
+    content = hub_tokenizer(config.tokenizer.name, config.tokenizer).to_bytes()
+    wanted = hashlib.sha256(content).hexdigest()
+    for part in corpus.parts:
+        if part.index.tokenizer.sha256 != wanted:
+            raise ConfigError(
+                f"the tokens of {part.component.location} are not those of "
+                f"init_from={config.init_from.source}",
+                f"data={config.data.kind}",
+                f"Prepare the text with its tokenizer: tokenizer=hf:{config.tokenizer.name}.",
+            )
 
 
 def check_lengths(config: RunConfig, corpus: Corpus) -> None:

@@ -13,7 +13,7 @@ from scaling.checkpoint.store import newest_step
 from scaling.composition.extension import Trunk, rewarmed_from, shorter_runs, trunk_of
 from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
-from scaling.data.preflight import check_inputs, check_lengths
+from scaling.data.preflight import check_inputs, check_lengths, check_tokenizer
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.errors import EXIT_FINISHED, EXIT_STOPPED, ConfigError, DataError
 from scaling.launch.attempt import Attempt
@@ -205,6 +205,7 @@ def prepare_corpus(
         console.print(text, highlight=False, markup=False)
     skipped = [shard.name for shard in bad]
     check_lengths(config, Corpus.open(directory, skipped))
+    check_tokenizer(config, Corpus.open(directory, skipped))
     return directory, skipped
 
 

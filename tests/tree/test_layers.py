@@ -92,6 +92,9 @@ HOMES = {
         "laws/figures/canvas.py",
         "laws/figures/goodness.py",
     },
+    "gguf": {"weights/gguf_file.py"},
+    "xllamacpp": {"inference/llama_cpp.py"},
+    "transformers": {"inference/export_check.py"},
     "pynvml": {"planner/machines/detect.py"},
 }
 LIGHT = [

@@ -3,6 +3,7 @@ its own part."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scaling.composition.compose import compose, words_for
 from scaling.config.run_config import RunConfig
 from scaling.data.corpus import Corpus
 from scaling.data.objective import make_batch_for
+from scaling.data.preflight import check_tokenizer
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import ConfigError
@@ -190,6 +192,16 @@ def test_continued_training_resumes_bit_for_bit(sources: Path, tmp_path: Path) -
     ks = np.arange(4)
     with corpus.stream(config, "train") as stream:
         batch = make_batch_for(config, corpus.load_tokenizer())(stream.read(ks), ks)
+    swapped = json.loads((run / "tokenizer.json").read_text())
+    vocab = swapped["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (tmp_path / "swapped.json").write_text(json.dumps(swapped))
+    other = config.tokenizer.model_copy(
+        update={"lossy": "allow", "name": str(tmp_path / "swapped.json")}
+    )
+    check_tokenizer(config, corpus)
+    with pytest.raises(ConfigError, match=r"the tokens of .* are not those of init_from="):
+        check_tokenizer(config.model_copy(update={"tokenizer": other}), corpus)
     nats, n_targets, _ = opened(f"{run}@7").model.loss(batch)
     assert first["train/loss"] == pytest.approx(float(nats.detach() / n_targets), rel=1e-5)
     last = run_dir.checkpoints / "step-00000010"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from scaling.channel.messages import Began
 from scaling.data.corpus import Corpus
-from scaling.data.preflight import check_lengths
+from scaling.data.preflight import check_lengths, check_tokenizer
 from scaling.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, ScalingError
 from scaling.launch.attempt import Attempt
 from scaling.launch.console import starting_text
@@ -162,6 +162,7 @@ class Runner:
                 count_ahead(trial.config, Corpus.open(*found))
         elif (shape := (key, repr(lengths(trial.config)))) not in self._long_enough:
             check_lengths(trial.config, Corpus.open(*self._corpora[key]))
+            check_tokenizer(trial.config, Corpus.open(*self._corpora[key]))
             self._long_enough.add(shape)
 
     def _corpus_key(self, trial: Trial) -> str:
