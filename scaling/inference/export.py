@@ -31,7 +31,7 @@ from scaling.runs.directory import CURVE
 from scaling.runs.files import write_atomic, write_json
 from scaling.weights.reader import Reader, open_reader
 from scaling.weights.safetensors_files import SafetensorsFiles
-from scaling.weights.source import GROUPS, Source
+from scaling.weights.source import GROUPS, TEMPLATE_FILE, Source, read_settings
 
 DType = Literal["fp32", "bf16", "fp16", "q8_0"]
 Format = Literal["safetensors", "hf", "gguf"]
@@ -70,15 +70,20 @@ def export(
     with appearing(target) as directory:
         if format == "gguf":
             path, content = directory / GGUF_FILE, source.tokenizer
-            total_bytes = write_gguf(path, config, weights, tokenizer, content, dtype)
+            total_bytes = write_gguf(
+                path, config, weights, tokenizer, content, dtype, source.chat_template
+            )
             n_files = 1
         else:
             dtype_ = _DTYPES[dtype]
             total_bytes, n_files = write_weights(directory, weights, dtype_, max_shard_bytes)
             write_json(directory / "config.json", _described(config, tokenizer, format, dtype))
             (directory / "tokenizer.json").write_bytes(source.tokenizer)
+            if source.chat_template is not None:
+                text = source.chat_template
+                (directory / TEMPLATE_FILE).write_text(text, encoding="utf-8")
         if format == "hf":
-            _write_tokenizer_settings(directory, tokenizer, config)
+            _write_tokenizer_settings(directory, source, tokenizer, config)
         found = (
             _same_bytes(directory, weights, _DTYPES[dtype])
             if check == "weights"
@@ -169,8 +174,11 @@ def _pad_id(tokenizer: Tokenizer, config: RunConfig) -> int:
         return tokenizer.eot_id
 
 
-def _write_tokenizer_settings(directory: Path, tokenizer: Tokenizer, config: RunConfig) -> None:
-    """What AutoTokenizer and generate need beside tokenizer.json."""
+def _write_tokenizer_settings(
+    directory: Path, source: Source, tokenizer: Tokenizer, config: RunConfig
+) -> None:
+    """What AutoTokenizer and generate need beside tokenizer.json. Those of a source in the same
+    format go along, but for names of code."""
     special = (
         {f"{name}_token": f"<|{name}|>" for name in SPECIAL}
         if config.tokenizer.special_tokens == "all"
@@ -182,7 +190,9 @@ def _write_tokenizer_settings(directory: Path, tokenizer: Tokenizer, config: Run
         "model_max_length": lengths(config).inputs,
         "clean_up_tokenization_spaces": False,
     }
-    write_json(directory / "tokenizer_config.json", settings | special)
+    theirs = read_settings(source.path / "tokenizer_config.json") if source.kind == "hf" else {}
+    theirs = {key: value for key, value in theirs.items() if key != "auto_map"}
+    write_json(directory / "tokenizer_config.json", settings | special | theirs)
     generation = {
         "eos_token_id": tokenizer.eot_id,
         "pad_token_id": _pad_id(tokenizer, config),
@@ -192,7 +202,8 @@ def _write_tokenizer_settings(directory: Path, tokenizer: Tokenizer, config: Run
         generation["decoder_start_token_id"] = _pad_id(tokenizer, config)
     elif config.objective.kind == "causal_lm":
         generation["bos_token_id"] = tokenizer.eot_id
-    write_json(directory / "generation_config.json", generation)
+    own = read_settings(source.path / "generation_config.json") if source.kind == "hf" else {}
+    write_json(directory / "generation_config.json", generation | own)
 
 
 def _write_card(

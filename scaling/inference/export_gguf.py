@@ -51,6 +51,7 @@ def write_gguf(
     tokenizer: Tokenizer,
     content: bytes,
     dtype: str,
+    chat_template: str | None = None,
 ) -> int:
     """Write the file, and return the bytes of its weights. weights: under the transformers
     library's names. content: of tokenizer.json."""
@@ -61,6 +62,8 @@ def write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_settings(writer, config, name, dialect, tokenizer)
     _write_tokenizer(writer, json.loads(content), config.vocab_size, tokenizer.eot_id)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     stored = [(_gguf_name(weight.name, dialect), weight) for weight in weights]
     total_bytes = 0
     for their_name, weight in stored:

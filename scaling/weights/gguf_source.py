@@ -110,8 +110,16 @@ def gguf_source(word: str, path: Path) -> Source:
     values = _config(file, name, dialect)
     settings = settings_of(arrangement, values)
     tokenizer = tokenizer_json(file.metadata, str(path))
+    template = file.metadata.get("tokenizer.chat_template")
     return Source(
-        word, "gguf", path, partial(file_hash, path), settings, tokenizer, arrangement=arrangement
+        word,
+        "gguf",
+        path,
+        partial(file_hash, path),
+        settings,
+        tokenizer,
+        chat_template=template if isinstance(template, str) else None,
+        arrangement=arrangement,
     )
 
 

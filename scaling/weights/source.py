@@ -42,6 +42,7 @@ Kind = Literal["run", "export", "hf", "gguf"]
 FORMS = "RUN[@STEP], hf:DIRECTORY_OR_NAME[@REVISION], gguf:FILE, or the DIRECTORY of an export"
 _N_SHOWN = 10
 """Checkpoints that an error names at most."""
+TEMPLATE_FILE = "chat_template.jinja"
 GROUPS = ("model", "attention", "position", "objective")
 """Groups of our configuration that follow from a source."""
 
@@ -67,6 +68,8 @@ class Source:
     """Steps of training behind a run's checkpoint."""
     checkpoint: Path | None = None
     manifest: Manifest | None = None
+    chat_template: str | None = None
+    """How a conversation is written as one text, in Jinja; it is carried along and never run."""
     arrangement: Arrangement | None = None
     """The architecture of weights under another library's names."""
 
@@ -213,7 +216,8 @@ def _export_source(word: str, directory: Path) -> Source:
     settings["tokenizer"] = values["tokenizer"]
     tokenizer = _tokenizer_of(directory)
     hashed = partial(_hash_of, directory)
-    return Source(word, "export", directory, hashed, settings, tokenizer)
+    template = _chat_template(directory)
+    return Source(word, "export", directory, hashed, settings, tokenizer, chat_template=template)
 
 
 def _hf_source(word: str, name: str, revision: str | None) -> Source:
@@ -240,6 +244,7 @@ def _hf_source(word: str, name: str, revision: str | None) -> Source:
         partial(_hash_of, directory),
         settings,
         tokenizer,
+        chat_template=_chat_template(directory),
         arrangement=arrangement,
     )
 
@@ -289,6 +294,24 @@ def _tokenizer_of(directory: Path) -> bytes:
             fix="Copy it from where the weights came from; transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIRECTORY) makes one of others.",
         ) from error
+
+
+def _chat_template(directory: Path) -> str | None:
+    """The text of chat_template.jinja, or that in tokenizer_config.json."""
+    path = directory / TEMPLATE_FILE
+    if path.is_file():
+        return path.read_text("utf-8")
+    found = read_settings(directory / "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) else None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping of a JSON file that need not be there."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hash_of(directory: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scaling import export
 from scaling.errors import CheckpointError, ConfigError, ScalingError
 from scaling.inference.trained import Trained, open_trained
 from scaling.model import GenerativeModel, MaskedModel
@@ -218,3 +219,29 @@ def test_a_directory_of_another_kind_is_named(tmp_path: Path) -> None:
         find_source(str(tmp_path / "theirs"), "runs", print)
     with pytest.raises(ConfigError, match=r"RUN\[@STEP\], hf:"):
         find_source(str(tmp_path / "nothing"), str(tmp_path), print)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_there_and_back_is_the_same(name: str, tmp_path: Path) -> None:
+    """Theirs to ours to theirs: every weight, the settings of the tokenizer and the template."""
+    make(tmp_path / "first", name)
+    (tmp_path / "first" / "chat_template.jinja").write_text("{{ messages }}")
+    settings = {"eos_token": "<|sep|>", "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}}
+    (tmp_path / "first" / "tokenizer_config.json").write_text(json.dumps(settings))
+    steps = (
+        ("hf:first", "second", "hf"),
+        ("hf:second", "own", "safetensors"),
+        ("own", "last", "hf"),
+    )
+    for source, to, format in steps:
+        word = source.replace("hf:", f"hf:{tmp_path}/") if ":" in source else tmp_path / source
+        assert export.main([f"from={word}", f"to={tmp_path / to}", f"format={format}"]) == 0
+    first = load_file(tmp_path / "first" / "model.safetensors")
+    for to in ("second", "last"):
+        found = load_file(tmp_path / to / "model.safetensors")
+        assert found.keys() == first.keys()
+        assert all(torch.equal(found[key], first[key]) for key in first)
+        assert (tmp_path / to / "chat_template.jinja").read_text() == "{{ messages }}"
+    written = json.loads((tmp_path / "second" / "tokenizer_config.json").read_text())
+    assert written["eos_token"] == "<|sep|>"
+    assert "auto_map" not in written
