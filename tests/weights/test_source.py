@@ -167,7 +167,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[ScalingError], list[str]]]
         ConfigError,
         ["LlamaForSequenceClassification", "LlamaForCausalLM"],
     ),
-    "a setting that we lack": (change_settings(mlp_bias=True), ConfigError, ["mlp_bias=True"]),
+    "a setting that we lack": (
+        change_settings(hidden_act="relu2"),
+        ConfigError,
+        ["hidden_act='relu2'", "silu"],
+    ),
     "an unknown setting": (change_settings(new_gate=3), ConfigError, ["new_gate=3"]),
     "code of its own": (
         change_settings(auto_map={"AutoModel": "theirs.Model"}),
