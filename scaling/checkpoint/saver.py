@@ -21,7 +21,7 @@ from scaling.checkpoint.store import FENCE, newest_valid, remove_partials, set_a
 from scaling.checkpoint.writer import Writer
 from scaling.config.run_config import RunConfig
 from scaling.errors import CheckpointError
-from scaling.parallel.exchange import Group, share_json
+from scaling.parallel.exchange import Group, broadcast_json
 from scaling.parallel.grid import Ranks
 from scaling.planner.layout import Layout
 
@@ -77,7 +77,7 @@ class Checkpointer:
         self._group = group
         self._on_event = on_event
         self._pace = pace
-        self.workers = share_json(self._take_over(), group)
+        self.workers = broadcast_json(self._take_over(), group)
         self._writer = Writer(
             directory,
             config,
@@ -177,7 +177,7 @@ class Checkpointer:
     def restore(self, engine: Stateful) -> TrainState | None:
         """Load the newest sound checkpoint into `engine`; None when there is none. Raises
         CheckpointError."""
-        found = share_json(self._newest() if self._ranks.is_first else None, self._group)
+        found = broadcast_json(self._newest() if self._ranks.is_first else None, self._group)
         if found is None:
             return None
         path, manifest = Path(found["path"]), Manifest(**found["manifest"])

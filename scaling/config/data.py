@@ -142,7 +142,7 @@ class DataConfig(Section):
 
     @field_validator("cache_dir")
     @classmethod
-    def _place(cls, value: str) -> str:
+    def _cache_dir(cls, value: str) -> str:
         if not value.strip():
             raise ValueError(
                 "it is blank, and corpora would be written into the current folder; "
@@ -196,27 +196,31 @@ class DataConfig(Section):
         names = [component.name for component in self.components]
         if len(set(names)) < len(names):
             raise ValueError(f"data.components has two of one name: {', '.join(names)}")
-        self.parts()
+        self.component_sections()
         return self
 
-    def parts(self) -> dict[str, DataConfig]:
+    def component_sections(self) -> dict[str, DataConfig]:
         """The corpora of a mixture by name, each as if it were used alone. Raises ValueError for
         one that could not be."""
         found: dict[str, DataConfig] = {}
-        for part in self.components or ():
+        for component in self.components or ():
             shared = {
-                key: value for key, value in self if part.kind in _READ_BY.get(key, (part.kind,))
+                key: value
+                for key, value in self
+                if component.kind in _READ_BY.get(key, (component.kind,))
             }
-            own = part.model_dump(exclude={"name", "weight"}, exclude_none=True)
-            if part.val_path:
+            own = component.model_dump(exclude={"name", "weight"}, exclude_none=True)
+            if component.val_path:
                 shared.pop("val_fraction")
             try:
-                found[part.name] = DataConfig.model_validate(
+                found[component.name] = DataConfig.model_validate(
                     shared | {"path": None, "max_files": None} | own
                 )
             except ValidationError as error:
                 message = plain_message(error.errors()[0]["msg"])
-                raise ValueError(f"component {part.name} of data.components: {message}") from error
+                raise ValueError(
+                    f"component {component.name} of data.components: {message}"
+                ) from error
         return found
 
 

@@ -32,7 +32,7 @@ def check_inputs(config: RunConfig) -> None:
     Shards of this machine are opened, too. Raises ConfigError, DataError.
     """
     _check_tokenizer(config.tokenizer)
-    for data in (config.data, *config.data.parts().values()):
+    for data in (config.data, *config.data.component_sections().values()):
         _check_there(data)
         if data.kind == "shards":
             assert data.path is not None
@@ -143,7 +143,7 @@ def _too_short(
         f"{_count(n_documents, 'document')}, and one sequence takes {needed} "
         f"(train.seq_len={config.train.seq_len})"
     )
-    data = config.data.parts()[part.component.name] if corpus.mixed else config.data
+    data = config.data.component_sections()[part.component.name] if corpus.mixed else config.data
     where, fix = _blamed(data, part, split, needed=needed, n_tokens=n_tokens, longest=longest)
     room = (
         f"train.seq_len={longest - shape.overlap} or less, or "

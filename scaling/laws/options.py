@@ -27,7 +27,7 @@ def _pairs(value: Any) -> Any:
     return tuple(tuple(part.split(":", 1)) for part in parts) if isinstance(value, str) else value
 
 
-Place = Annotated[
+PathText = Annotated[
     str,
     BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, str) else value),
 ]
@@ -46,7 +46,7 @@ class FitOptions(Section):
         None, description="a CSV file, one point a line, its columns named on the first"
     )
     study: str | None = Field(None, description="a directory of runs, instead of a table")
-    out: Place | None = Field(
+    out: PathText | None = Field(
         None, description="directory of the report; default: STUDY/laws, or laws-TABLE here"
     )
     loss: str = Field("loss", description="column of the loss in nats per token")
@@ -156,7 +156,7 @@ class FitOptions(Section):
 class PredictOptions(Section):
     """The options of `python -m scaling.predict`."""
 
-    fit: Place = Field(
+    fit: PathText = Field(
         description="the directory of a report of python -m scaling.fit, or its fit.json"
     )
     form: str | None = Field(
@@ -176,7 +176,7 @@ class PredictOptions(Section):
     model: str | None = Field(
         None, description="from_law: the nearest shape and the command that trains it"
     )
-    out: Place | None = Field(
+    out: PathText | None = Field(
         None, description="file for the recommended configuration as YAML; default: none is written"
     )
     launch: bool = Field(False, description="start that command")

@@ -172,12 +172,12 @@ def _draw_baselines(axes: Axes, baselines: Mapping[str, float], points: Points) 
         size = text.get_window_extent()
         line = to_pixels((0, level))[1]
         pad = size.height / 4
-        places = list(_places(frame.x0, frame.x1, line, size.width, size.height, pad))
+        boxes = list(_boxes(frame.x0, frame.x1, line, size.width, size.height, pad))
         box = min(
-            places,
-            key=lambda place: (
-                _covered(place, dots, taken, lines, (frame.y0, frame.y1)),
-                places.index(place),
+            boxes,
+            key=lambda box: (
+                _covered(box, dots, taken, lines, (frame.y0, frame.y1)),
+                boxes.index(box),
             ),
         )
         taken.append(box)
@@ -190,7 +190,7 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in pixels."""
 
 
-def _places(
+def _boxes(
     left: float, right: float, line: float, width: float, height: float, pad: float
 ) -> Iterator[Box]:
     """Where a name may stand: from the right end to the left, above the level and below it."""

@@ -40,7 +40,7 @@ def cut(model: nn.Module, split: Split) -> dict[str, Part]:
     parts = {}
     if split.tp is not None:
         for name, owner, leaf, dim in list(_to_be_cut(model)):
-            parts[name] = part = Part.share(
+            parts[name] = part = Part.nth(
                 tuple(getattr(owner, leaf).shape), dim, split.tp_rank, split.tp_size
             )
             setattr(owner, leaf, nn.Parameter(torch.empty(part.local_shape, device="meta")))

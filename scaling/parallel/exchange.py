@@ -30,7 +30,7 @@ def gather_json(value: Any, group: Group) -> list[Any]:
     return [_value(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
 
 
-def share_json(value: Any, group: Group) -> Any:
+def broadcast_json(value: Any, group: Group) -> Any:
     """The first rank's value, on every rank; what the others give is ignored."""
     if group is None:
         return value

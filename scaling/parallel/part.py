@@ -22,7 +22,7 @@ class Part:
         return Part(shape, 0, 0, shape[0] if shape else 1)
 
     @staticmethod
-    def share(shape: tuple[int, ...], dim: int, index: int, of: int) -> Part:
+    def nth(shape: tuple[int, ...], dim: int, index: int, of: int) -> Part:
         """The part of rank `index` of `of`: as equal as they can be, the earlier ranks having the
         larger parts."""
         size = -(-shape[dim] // of)

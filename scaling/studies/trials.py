@@ -95,10 +95,11 @@ def declare(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> Study:
     # Equal trials are one run; reversed twice, so that the first of them keeps its place.
     drafts = list({draft.config.semantic_hash: draft for draft in reversed(drafts)}.values())[::-1]
     placed = [
-        replace(draft, config=place(resolved.of(draft.config), directory)) for draft in drafts
+        replace(draft, config=in_directory(resolved.of(draft.config), directory))
+        for draft in drafts
     ]
     varied = differences([draft.config for draft in placed])
-    shares = fair_shares([draft.config for draft in placed], n_devices(base))
+    shares = fair_devices([draft.config for draft in placed], n_devices(base))
     trials = tuple(
         _planned(
             draft, shares[number], {key: values[number] for key, values in varied.items()}, shapes
@@ -145,7 +146,7 @@ def _refuse_another(base: RunConfig, config: RunConfig) -> None:
             )
 
 
-def place(config: RunConfig, directory: Path) -> RunConfig:
+def in_directory(config: RunConfig, directory: Path) -> RunConfig:
     """`config` as an ordinary run in the study's directory. A run that is already there keeps its
     name."""
     found = sorted(path.name for path in directory.glob(f"*-{config.run_id}") if path.is_dir())
@@ -168,7 +169,7 @@ def _planned(draft: Draft, least: int, varied: Mapping[str, Any], shapes: Shapes
     return Trial(config, plan, None, draft.branch, varied)
 
 
-def fair_shares(configs: Sequence[RunConfig], devices: int) -> list[int]:
+def fair_devices(configs: Sequence[RunConfig], devices: int) -> list[int]:
     """The fewest devices for each run: its share of all FLOPs, rounded to a power of two.
 
     So the largest run does not continue on one device after all others have finished. Many equal

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from scaling.channel.base import Channel, Notice
 from scaling.checkpoint.saver import Checkpointer
 from scaling.checkpoint.state import TrainState
-from scaling.parallel.exchange import share_json
+from scaling.parallel.exchange import broadcast_json
 from scaling.runs.goodput import (
     CHECKPOINTING,
     MEANING,
@@ -122,7 +122,7 @@ class Agreement:
 
     def of_first(self, number: int) -> int:
         """The first rank's number. A collective."""
-        return int(share_json(number, self._group))
+        return int(broadcast_json(number, self._group))
 
 
 class Preemption:

@@ -23,7 +23,7 @@ from scaling.data.corpus import Corpus
 from scaling.data.tokenizer.byte_level import Tokenizer
 from scaling.engine.base import Engine
 from scaling.engine.build import build_engine, prepare_device
-from scaling.parallel.exchange import Group, gather_json, share_json
+from scaling.parallel.exchange import Group, broadcast_json, gather_json
 from scaling.parallel.grid import Ranks
 from scaling.parallel.world import process_groups
 from scaling.planner.layout import Layout
@@ -114,7 +114,7 @@ class _Rank:
         checkpoints = self._checkpointer(groups)
         restored = checkpoints.restore(engine)  # refuses another corpus, and so another tokenizer
         # A rollback may be newer than the checkpoint: events.jsonl lists what it left out.
-        condemned = share_json(self.run_dir.condemned() if ranks.is_first else [], groups[0])
+        condemned = broadcast_json(self.run_dir.condemned() if ranks.is_first else [], groups[0])
         recorder = self._recorder(groups[0], checkpoints.workers, restored)
         control = self._control(Agreement(groups[0]), checkpoints, recorder)
         stream = self.cleanup.enter_context(self.corpus.stream(config, "train"))

@@ -44,7 +44,7 @@ def layouts(shape: tuple[int, ...]) -> st.SearchStrategy[Cuts]:
         parts = [Part.whole(shape)]
         if shape and draw(st.booleans()):
             dim, tp = draw(st.integers(0, len(shape) - 1)), draw(st.integers(1, 4))
-            parts = [Part.share(shape, dim, index, tp) for index in range(tp)]
+            parts = [Part.nth(shape, dim, index, tp) for index in range(tp)]
         ranks = []
         for part in parts:
             bounds = [
@@ -100,9 +100,7 @@ def test_every_pair_of_layouts_of_a_matrix(tmp_path: Path) -> None:
             for r in range(dp)
         ]
         for parts in (
-            [Part.share(shape, dim, r, tp) for r in range(tp)]
-            for dim in range(2)
-            for tp in (1, 2, 3)
+            [Part.nth(shape, dim, r, tp) for r in range(tp)] for dim in range(2) for tp in (1, 2, 3)
         )
         for dp in (1, 3)
     ]
@@ -128,9 +126,7 @@ def test_every_dim_of_larger_tensors_and_at_most_three_rectangles(data: st.DataO
     def content(run: Run) -> torch.Tensor:
         return run.part.of(elements).reshape(-1)[run.start : run.start + run.numel]
 
-    one, other = (
-        run(Part.share(shape, dim, data.draw(st.integers(0, of - 1)), of)) for of in (2, 3)
-    )
+    one, other = (run(Part.nth(shape, dim, data.draw(st.integers(0, of - 1)), of)) for of in (2, 3))
     shared = set()
     for a, b in overlaps(one, other):
         of_one, of_other = (
@@ -151,7 +147,7 @@ def test_parts_that_share_no_matrix_are_refused() -> None:
 
 def test_what_two_ranks_saved_is_told_even_where_something_else_is_missing(tmp_path: Path) -> None:
     shape = (4, 6)
-    halves = [Part.share(shape, 1, index, 2) for index in range(2)]
+    halves = [Part.nth(shape, 1, index, 2) for index in range(2)]
     write(tmp_path, shape, [(halves[0], 0, 12), (halves[0], 0, 12)])
     with pytest.raises(
         CheckpointError, match=r"rank-00001\.safetensors are in another rank's file too"
@@ -223,24 +219,24 @@ def test_only_what_is_asked_for_is_read(
     tmp_path: Path, lengths_read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = (64, 48)
-    write(tmp_path, shape, [(Part.share(shape, 1, index, 2), 0, 64 * 24) for index in range(2)])
+    write(tmp_path, shape, [(Part.nth(shape, 1, index, 2), 0, 64 * 24) for index in range(2)])
     reader = FragmentReader(tmp_path)
     assert lengths_read == [], "opening reads headers alone"
 
-    reader.read("param", "weight", Part.share(shape, 1, 1, 2), 100, 500)
+    reader.read("param", "weight", Part.nth(shape, 1, 1, 2), 100, 500)
     assert sum(lengths_read) == 500, "of the same part nothing but the run"
     lengths_read.clear()
 
-    reader.read("param", "weight", Part.share(shape, 0, 3, 4), 0, 16 * 48)
+    reader.read("param", "weight", Part.nth(shape, 0, 3, 4), 0, 16 * 48)
     assert sum(lengths_read) == 16 * 48, "rows out of columns: exactly their elements"
     lengths_read.clear()
 
     monkeypatch.setattr(fragments, "_READ_AT_ONCE", 10 * 24)
-    reader.read("param", "weight", Part.share(shape, 1, 0, 8), 0, 64 * 6)
+    reader.read("param", "weight", Part.nth(shape, 1, 0, 8), 0, 64 * 6)
     assert max(lengths_read) <= 10 * 24, (
         "a few columns of longer rows: never more than a strip at once"
     )
     monkeypatch.setattr(fragments, "_READ_AT_ONCE", 1)
     lengths_read.clear()
-    reader.read("param", "weight", Part.share(shape, 1, 0, 8), 0, 64 * 6)
+    reader.read("param", "weight", Part.nth(shape, 1, 0, 8), 0, 64 * 6)
     assert sum(lengths_read) == 64 * 6, "where a row is longer than a strip, only the columns"

@@ -21,7 +21,7 @@ from scaling.checkpoint.store import committed, newest_valid, prune, verify
 from scaling.data.objective import causal_lm
 from scaling.engine.reference import ReferenceEngine
 from scaling.errors import CheckpointError, SupersededError
-from scaling.parallel.exchange import gather_json, share_json
+from scaling.parallel.exchange import broadcast_json, gather_json
 from scaling.parallel.grid import Ranks
 from tests.checkpoint.test_store import checkpointer, damage, write
 from tests.support.ranks import run_ranks
@@ -192,7 +192,7 @@ def _exchange(ranks: Ranks) -> list[Any]:
     value = {"rank": ranks.rank, "text": "ä" * (1 + 3 * ranks.rank), "x": 0.1 + 0.2}
     return [
         gather_json(value, dist.group.WORLD),
-        share_json(value if ranks.rank == 0 else None, dist.group.WORLD),
+        broadcast_json(value if ranks.rank == 0 else None, dist.group.WORLD),
     ]
 
 
@@ -200,7 +200,7 @@ def test_small_values_pass_between_ranks_as_they_are() -> None:
     expected = [{"rank": rank, "text": "ä" * (1 + 3 * rank), "x": 0.1 + 0.2} for rank in range(2)]
     assert run_ranks(_exchange, 2) == [[expected, expected[0]]] * 2
     assert gather_json(3, None) == [3]
-    assert share_json("a", None) == "a"
+    assert broadcast_json("a", None) == "a"
 
 
 # Which group of workers commits.

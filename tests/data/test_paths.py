@@ -18,7 +18,7 @@ from scaling.config.data_path import kind_of
 from scaling.config.run_config import DataConfig, RunConfig, TokenizerConfig
 from scaling.data.corpus import Corpus
 from scaling.data.preflight import check_inputs, check_lengths
-from scaling.data.prepare.by_position import place_to_cut
+from scaling.data.prepare.by_position import cut_before
 from scaling.data.prepare.cached import ensure_corpus
 from scaling.data.prepare.inputs import local_files
 from scaling.data.prepare.recipe import recipe_of
@@ -164,7 +164,7 @@ def test_a_mixture_hands_each_component_what_it_reads(place: Path) -> None:
             "data.val_fraction=0.1",
             "data.shard_tokens=5000",
         ]
-    ).data.parts()
+    ).data.component_sections()
     assert (parts["a"].val_fraction, parts["a"].shard_tokens) == (0.1, 5000)
     assert parts["b"].val_fraction == 0.05, "held out when it was prepared"
 
@@ -295,7 +295,7 @@ def test_one_text_is_cut_by_position(tmp_path: Path, kind: str) -> None:
 @given(text=st.text(max_size=50), at=st.integers(0, 200))
 def test_a_cut_is_between_characters(text: str, at: int) -> None:
     content = text.encode()
-    place = place_to_cut(content, min(at, len(content)))
+    place = cut_before(content, min(at, len(content)))
     assert 0 <= place <= min(at, len(content))
     assert content[:place].decode() + content[place:].decode() == text
 

@@ -11,7 +11,7 @@ import pytest
 from scaling.composition.compose import compose
 from scaling.launch.ray import pool as pools
 from scaling.launch.ray.pool import Slot, WorkerPool
-from scaling.launch.ray.warm_worker import Place
+from scaling.launch.ray.warm_worker import Location
 from scaling.planner.layout import Layout
 
 ZERO_1 = Layout(
@@ -34,7 +34,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     gone: list[Any] = []
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: gone.append(actor))
-    monkeypatch.setattr(pools, "meeting_place", lambda *_: "")
+    monkeypatch.setattr(pools, "meeting_address", lambda *_: "")
     monkeypatch.setattr(pools, "GroupLaunch", lambda *args: args[5])
     monkeypatch.setattr(WorkerPool, "_start", lambda _: Slot("fresh", "warming"))
     return gone
@@ -54,7 +54,7 @@ def test_a_worker_serves_again_where_nothing_is_left_in_it(
 ) -> None:
     pool = WorkerPool(compose(["train.n_tokens=1M"]).cluster, 2)
     slots = [
-        Slot(name, None, Place("node", "here", ""), device=name) for name in ("first", "second")
+        Slot(name, None, Location("node", "here", ""), device=name) for name in ("first", "second")
     ]
     over: Callable[[bool], None] = pool.launch(lambda *_: {}, {}, layout, slots)  # type: ignore[assignment]
     assert all(slot.busy for slot in slots)

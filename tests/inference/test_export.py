@@ -69,7 +69,7 @@ def fragments_of(
     for name, value in model.named_parameters():
         shape = tuple(value.shape)
         part = (
-            Part.share(shape, int(name.endswith(("o.weight", "down.weight"))), tp_rank, tp)
+            Part.nth(shape, int(name.endswith(("o.weight", "down.weight"))), tp_rank, tp)
             if len(shape) == 2
             else Part.whole(shape)
         )

@@ -276,14 +276,14 @@ def as_search(
     patch.setattr(LocalChannel, "stop_signal", lambda _: None, raising=False)
     patch.setattr(trainable, "KvChannel", lambda *_: sent)
     patch.setattr(trainable, "GroupLaunch", lambda *_: launch)
-    patch.setattr(trainable, "meeting_place", lambda *_: "")
+    patch.setattr(trainable, "meeting_address", lambda *_: "")
     patch.setattr(trainable.RunTrainable, "_start_workers", lambda self: None)
     patch.setattr(trainable.RunTrainable, "trial_id", "trial")
     spec = trainable.SearchSpec(
         config.model_dump(), config.run.root, "", [], [10], False, 2, "prefix", None
     )
     trial = trainable.RunTrainable.__new__(trainable.RunTrainable)
-    trial._workers, trial._places = [None], [None]
+    trial._workers, trial._locations = [None], [None]
     trial.setup({}, spec=spec)
     with contextlib.suppress(ScalingError):
         trial.step()

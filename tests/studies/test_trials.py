@@ -33,7 +33,7 @@ from scaling.studies.trials import (
     Study,
     declare,
     differences,
-    fair_shares,
+    fair_devices,
     on_fewest_devices,
     standing_of,
 )
@@ -104,9 +104,9 @@ def test_devices_follow_from_memory_and_from_the_share_of_the_work(tmp_path: Pat
     )
     with pytest.raises(PlanError, match="does not fit"):
         on_fewest_devices(compose((*GPUS, "model=gpt_175b")))
-    assert fair_shares([small] * 16, 8) == [1] * 16
-    assert fair_shares([small], 8) == [8]
-    assert fair_shares([small, compose((*GPUS, "model=gpt_7b"))], 8) == [1, 8]
+    assert fair_devices([small] * 16, 8) == [1] * 16
+    assert fair_devices([small], 8) == [8]
+    assert fair_devices([small, compose((*GPUS, "model=gpt_7b"))], 8) == [1, 8]
 
 
 def test_a_layout_that_is_asked_for_is_kept(tmp_path: Path) -> None:

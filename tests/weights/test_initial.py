@@ -129,7 +129,7 @@ def test_a_part_of_every_parameter_is_that_of_the_whole(name: str, sources: Path
     for parameter, value in trained.model.named_parameters():
         for dim in range(value.ndim):
             for rank in range(2):
-                part = Part.share(tuple(value.shape), dim, rank, 2)
+                part = Part.nth(tuple(value.shape), dim, rank, 2)
                 assert torch.equal(reader.read(parameter, part), part.of(value)), (parameter, part)
 
 

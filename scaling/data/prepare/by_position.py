@@ -18,7 +18,7 @@ def cut_in_two(directory: Path, name: str, bucket: str, val_fraction: float) -> 
     """Task: a bucket of the only document as one of two, the last `val_fraction` of its bytes held
     out."""
     (content,) = read_documents(directory, bucket)
-    at = place_to_cut(content, len(content) - max(1, round(val_fraction * len(content))))
+    at = cut_before(content, len(content) - max(1, round(val_fraction * len(content))))
     parts = [part for part in (content[at:], content[:at]) if part]
     documents = [
         Document(hashlib.sha256(part).digest(), part, number == 0)
@@ -28,7 +28,7 @@ def cut_in_two(directory: Path, name: str, bucket: str, val_fraction: float) -> 
     return asdict(Bucket(name, len(parts), n_held_out=1, n_low=1, n_bytes=n_bytes))
 
 
-def place_to_cut(content: bytes, at: int) -> int:
+def cut_before(content: bytes, at: int) -> int:
     """The nearest place before byte `at` of a text where a line ends, else a word, else a
     character; 0 where there is none."""
     start = max(0, at - _NEAR_BYTES)

@@ -114,7 +114,9 @@ def _mixed(data: DataConfig, tokenizer: TokenizerConfig, report: Report) -> Path
     cache = Path(data.cache_dir).expanduser().absolute()
     components: list[Component] = []
     given: Path | None = None
-    for part, (name, config) in zip(data.components or (), data.parts().items(), strict=True):
+    for part, (name, config) in zip(
+        data.components or (), data.component_sections().items(), strict=True
+    ):
         report(f"{name}: {config.kind}{f' {config.path}' if config.path else ''}", None)
         location = _single(config, tokenizer, report, given)
         index = CorpusIndex.load(location)

@@ -12,7 +12,7 @@ from scaling.errors import LaunchError
 from scaling.launch.base import WorkerFn, WorkerKind
 from scaling.launch.ray.channel import KvInbox
 from scaling.launch.ray.connection import unwatched
-from scaling.launch.ray.warm_worker import Place
+from scaling.launch.ray.warm_worker import Location
 from scaling.parallel.grid import Ranks
 
 _LAST_WORDS_S = 2.0
@@ -22,8 +22,9 @@ _LAST_WORDS_S = 2.0
 class GroupLaunch:
     """One run on a group of warm workers: the `Launch` that its driver sees.
 
-    places: of the workers, in the ranks' order. on_over: called once, with whether all workers are
-    sound. check: raises LaunchError where Ray itself has lost a process, which then answers nobody.
+    locations: of the workers, in the ranks' order. on_over: called once, with whether all workers
+    are sound. check: raises LaunchError where Ray itself has lost a process, which then answers
+    nobody.
     """
 
     worker_kind: WorkerKind = "kept"
@@ -33,7 +34,7 @@ class GroupLaunch:
         worker_fn: WorkerFn,
         spec: dict[str, Any],
         workers: Sequence[Any],
-        places: Sequence[Place],
+        locations: Sequence[Location],
         rendezvous: str,
         on_over: Callable[[bool], None],
         check: Callable[[], None] = unwatched,
@@ -48,7 +49,7 @@ class GroupLaunch:
         self._is_over = False
         self._running = [
             worker.run.remote(worker_fn, spec, ranks, prefix, rendezvous)
-            for worker, ranks in zip(workers, _ranks(places), strict=True)
+            for worker, ranks in zip(workers, _ranks(locations), strict=True)
         ]
         self._ranks = {ref: rank for rank, ref in enumerate(self._running)}
         self._lost: list[int] = []
@@ -114,14 +115,14 @@ class GroupLaunch:
             self._end(sound=False)
 
 
-def _ranks(places: Sequence[Place]) -> list[Ranks]:
+def _ranks(locations: Sequence[Location]) -> list[Ranks]:
     """Ranks in the workers' order, each with its number on its node."""
     seen: dict[str, int] = {}
     ranks = []
-    for rank, place in enumerate(places):
-        local = seen.get(place.node, 0)
-        seen[place.node] = local + 1
-        ranks.append(Ranks(rank, len(places), local))
+    for rank, location in enumerate(locations):
+        local = seen.get(location.node, 0)
+        seen[location.node] = local + 1
+        ranks.append(Ranks(rank, len(locations), local))
     return ranks
 
 

@@ -20,7 +20,7 @@ from scaling.launch.base import WorkerFn
 from scaling.launch.ray.cluster import RayCluster
 from scaling.launch.ray.connection import Connection
 from scaling.launch.ray.group import GroupLaunch
-from scaling.launch.ray.warm_worker import Place, leaves_nothing, meeting_place, start_worker
+from scaling.launch.ray.warm_worker import Location, leaves_nothing, meeting_address, start_worker
 from scaling.planner.layout import Layout
 
 _START_S = 180.0
@@ -34,7 +34,7 @@ class Slot:
 
     actor: Any
     warming: Any
-    place: Place | None = None
+    location: Location | None = None
     device: str | None = None
     busy: bool = False
 
@@ -76,11 +76,11 @@ class WorkerPool:
         import ray
 
         self._connection.check()
-        cold = [slot for slot in self._slots if slot.place is None]
+        cold = [slot for slot in self._slots if slot.location is None]
         for slot in cold:
             if ray.wait([slot.warming], timeout=0)[0]:
                 try:
-                    slot.place = ray.get(slot.warming)
+                    slot.location = ray.get(slot.warming)
                 except ray.exceptions.RayError as error:
                     raise LaunchError(f"a worker could not be started: {error}") from error
                 slot.device = self._device_of(slot)
@@ -92,18 +92,18 @@ class WorkerPool:
             )
 
     def _device_of(self, slot: Slot) -> str:
-        assert slot.place is not None
-        if slot.place.device:
-            return f"{slot.place.node}/{slot.place.device}"
+        assert slot.location is not None
+        if slot.location.device:
+            return f"{slot.location.node}/{slot.location.device}"
         counts: dict[str, int] = {}
         for other in self._slots:
             if (
                 other is not slot
                 and other.device is not None
-                and other.device.startswith(f"{slot.place.node}/cpu")
+                and other.device.startswith(f"{slot.location.node}/cpu")
             ):
                 counts[other.device] = counts.get(other.device, 0) + 1
-        names = (f"{slot.place.node}/cpu{number}" for number in itertools.count())
+        names = (f"{slot.location.node}/cpu{number}" for number in itertools.count())
         return next(name for name in names if counts.get(name, 0) < self._n_slots)
 
     def room(self, n_ranks: int, *, whole: bool) -> list[Slot] | None:
@@ -138,16 +138,18 @@ class WorkerPool:
         for slot in slots:
             slot.busy = True
         used = list({slot.device: slot for slot in slots}.values())[:n_ranks]
-        workers, places = (
+        workers, locations = (
             [slot.actor for slot in used],
-            [slot.place for slot in used if slot.place is not None],
+            [slot.location for slot in used if slot.location is not None],
         )
-        meeting = meeting_place(workers[0], places[0], self._ray.session) if n_ranks > 1 else ""
+        meeting = (
+            meeting_address(workers[0], locations[0], self._ray.session) if n_ranks > 1 else ""
+        )
         return GroupLaunch(
             worker_fn,
             spec,
             workers,
-            places,
+            locations,
             meeting,
             lambda sound: self._give_back(slots, sound and as_new),
             self._connection.check,
@@ -164,7 +166,7 @@ class WorkerPool:
             if not as_new:
                 ray.kill(slot.actor, no_restart=True)
                 fresh = self._start()
-                slot.actor, slot.warming, slot.place, slot.device = (
+                slot.actor, slot.warming, slot.location, slot.device = (
                     fresh.actor,
                     fresh.warming,
                     None,

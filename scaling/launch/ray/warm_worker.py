@@ -16,7 +16,7 @@ from scaling.planner.layout import Layout
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a worker runs: its node, that node's address, and the accelerator that it sees ("" on a
     CPU)."""
 
@@ -28,7 +28,7 @@ class Place:
 class WarmWorker:
     """The actor: one process that has everything imported."""
 
-    def warm(self) -> Place:
+    def warm(self) -> Location:
         import ray
 
         from scaling.launch.ray import warm
@@ -36,7 +36,7 @@ class WarmWorker:
         warm.up()
         context = ray.get_runtime_context()
         devices = context.get_accelerator_ids().get("GPU", [])
-        return Place(context.get_node_id(), ray.util.get_node_ip_address(), ",".join(devices))
+        return Location(context.get_node_id(), ray.util.get_node_ip_address(), ",".join(devices))
 
     def rendezvous(self, address: str) -> str:
         import socket
@@ -80,12 +80,12 @@ def resources_of(cluster: ClusterConfig) -> tuple[int, int]:
     return (1, 1) if cluster.device.kind == "gpu" else (cluster.threads_per_worker, 0)
 
 
-def meeting_place(worker: Any, place: Place, session: Path | None) -> str:
+def meeting_address(worker: Any, location: Location, session: Path | None) -> str:
     """Where the ranks of a run meet: a file in `session` on a single machine, else a free port of
     the first rank's."""
     import ray
 
     if session is not None:
         return f"file://{session}/rendezvous-{uuid.uuid4().hex}"
-    address: str = ray.get(worker.rendezvous.remote(place.address))
+    address: str = ray.get(worker.rendezvous.remote(location.address))
     return address

@@ -24,7 +24,7 @@ from scaling.launch.attempt import Attempt
 from scaling.launch.entry import worker_entry
 from scaling.launch.ray.channel import KvChannel
 from scaling.launch.ray.group import GroupLaunch
-from scaling.launch.ray.warm_worker import leaves_nothing, meeting_place, start_worker
+from scaling.launch.ray.warm_worker import leaves_nothing, meeting_address, start_worker
 from scaling.metrics import names
 from scaling.metrics.record import read_metrics
 from scaling.planner.budget import tokens_per_step
@@ -33,7 +33,7 @@ from scaling.planner.run_plan import make_plan
 from scaling.runs.directory import RunDir
 from scaling.studies.generators import changed
 from scaling.studies.search_space import PARENT
-from scaling.studies.trials import place
+from scaling.studies.trials import in_directory
 from scaling.worker.spec import WorkerSpec
 
 WORST = 1e6
@@ -94,7 +94,7 @@ class RunTrainable(tune.Trainable):
 
     def _start_workers(self) -> None:
         self._workers = [start_worker(self._base.cluster) for _ in range(self._spec.n_ranks)]
-        self._places = ray.get([worker.warm.remote() for worker in self._workers])
+        self._locations = ray.get([worker.warm.remote() for worker in self._workers])
 
     def _begin(self, values: dict[str, Any]) -> None:
         self._values = {key: value for key, value in values.items() if key != PARENT}
@@ -102,7 +102,7 @@ class RunTrainable(tune.Trainable):
 
     def _config(self) -> RunConfig:
         config = changed(self._base, self._values | {PARENT: self._parent})
-        return place(config, Path(self._spec.directory))
+        return in_directory(config, Path(self._spec.directory))
 
     def _target(self, run_dir: RunDir) -> int:
         """The next stop; of a population that is begun again the last one that the member has
@@ -176,10 +176,10 @@ class RunTrainable(tune.Trainable):
     def _launch(self, spec: WorkerSpec) -> GroupLaunch:
         session = Path(self._spec.session) if self._spec.session else None
         alone = self._spec.n_ranks == 1
-        meeting = "" if alone else meeting_place(self._workers[0], self._places[0], session)
+        meeting = "" if alone else meeting_address(self._workers[0], self._locations[0], session)
         over = self._over_after(spec.plan.layout)
         order = spec.to_dict()
-        return GroupLaunch(worker_entry, order, self._workers, self._places, meeting, over)
+        return GroupLaunch(worker_entry, order, self._workers, self._locations, meeting, over)
 
     def _over_after(self, layout: Layout) -> Callable[[bool], None]:
         """What a run of this layout leaves to do: new workers in place of those that are not as

@@ -52,8 +52,8 @@ from scaling.studies.trials import (
     Study,
     Trial,
     differences,
+    in_directory,
     on_fewest_devices,
-    place,
     study_directory,
 )
 from scaling.terminal import print_line
@@ -126,7 +126,7 @@ def _draft(entry: dict[str, Any], base: RunConfig, directory: Path) -> Draft:
     if entry["parent"] is not None:
         trunk, step = entry["parent"].split("@")
         branch = Branch(trunk, int(step))
-    return Draft(place(config, directory), branch)
+    return Draft(in_directory(config, directory), branch)
 
 
 def trial_base(base: RunConfig) -> RunConfig:

@@ -44,7 +44,7 @@ def _layouts(
         whole(row, "dp"),
     )
     words = " ".join(row.get(key, "") for key in ("system", "attention_impl", "notes")).lower()
-    for tp, pp in _splits(row, work, software, machine):
+    for tp, pp in _model_degrees(row, work, software, machine):
         dp = given_dp or n // (tp * pp * cp)
         if dp < 1 or (given_dp is None and dp * tp * pp * cp != n):
             continue
@@ -74,7 +74,7 @@ def _layouts(
                 )
 
 
-def _splits(
+def _model_degrees(
     row: Mapping[str, str], work: Workload, software: Software, machine: Machine
 ) -> Iterator[tuple[int, int]]:
     """(tp, pp)"""
