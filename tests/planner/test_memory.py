@@ -112,7 +112,15 @@ def _kept_bytes(config: RunConfig, autocast: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    "shape", [(), GELU, ("model.n_kv_heads=2",), ("model.d_head=64",)], ids=str
+    "shape",
+    [
+        (),
+        GELU,
+        ("model.n_kv_heads=2",),
+        ("model.d_head=64",),
+        ("model.norm_position=sandwich", "model.qk_norm=head", "model.norm=rmsnorm_one"),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.005), ("bf16", 0.06)])
 def test_a_block_keeps_what_autograd_keeps(

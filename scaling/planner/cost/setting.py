@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.run_config import ModelConfig, RunConfig
+from scaling.config.run_config import RunConfig
 from scaling.config.tile_sizes import LOSS_CHUNK_ROWS
 from scaling.planner.cost.attention import (
     WHOLE,
@@ -108,12 +108,15 @@ def _stack(config: RunConfig, length: int, *, causal: bool, cross_length: int = 
         block_params=block_params(config.model, cross=cross_length > 0)
         + relative_params(config, causal=causal),
         cross_length=cross_length,
-        extra_bytes=extra + _norm_bytes_per_token(config.model, width),
+        extra_bytes=extra + _norm_bytes_per_token(config),
     )
 
 
-def _norm_bytes_per_token(model: ModelConfig, width: int) -> int:
-    """Inputs that norms of queries and keys, and of sublayers' outputs, keep for backward."""
+def _norm_bytes_per_token(config: RunConfig) -> int:
+    """Inputs that norms of queries and keys, and of sublayers' outputs, keep for backward: on CPUs
+    in fp32, in which they are computed."""
+    model = config.model
+    width = 4 if config.cluster.device.kind == "cpu" else dtype_bytes(config)
     heads = (model.n_heads + model.kv_heads) * model.head_width if model.qk_norm == "head" else 0
     outputs = 2 * model.d_model if model.norm_position == "sandwich" else 0
     return width * (heads + outputs)
