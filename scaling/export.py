@@ -63,9 +63,9 @@ class ExportOptions(SourceOptions):
 
 def write(options: ExportOptions) -> None:
     """Write the directory, and its path to standard output. Raises ScalingError."""
-    from scaling.api import find_trained
+    from scaling.weights.source import find_source
 
-    found = find_trained(options.source, options.root).source
+    found = find_source(options.source, options.root, say)
     # torch: a mistake is reported before it is loaded
     from scaling.inference.export import export
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.api import find_trained
+from scaling.api import TrainedSource
 from scaling.commands.options import run_command, say
 from scaling.inference.options import FillOptions
+from scaling.weights.source import find_source
 
 USAGE = """\
 Usage: python -m scaling.fill from=RUN prompt="TEXT with <mask>" [KEY=VALUE ...]
@@ -22,7 +23,7 @@ filled as if the others were still hidden. For bert; other families: scaling.gen
 
 def show_choices(options: FillOptions) -> None:
     """Write the choices of each gap to standard output. Raises ScalingError."""
-    source = find_trained(options.source, options.root)
+    source = TrainedSource(find_source(options.source, options.root, say))
     from scaling.inference.text import (
         choices,  # torch: a wrong source is reported before it is loaded
     )

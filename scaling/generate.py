@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from scaling.api import find_trained
+from scaling.api import TrainedSource
 from scaling.commands.options import run_command, say
 from scaling.inference.options import GenerateOptions
 from scaling.screen import visible
+from scaling.weights.source import find_source
 
 USAGE = """\
 Usage: python -m scaling.generate from=RUN prompt="TEXT" [KEY=VALUE ...]
@@ -28,7 +29,7 @@ hf:DIRECTORY_OR_NAME[@REVISION] or gguf:FILE.
 
 def generate(options: GenerateOptions) -> None:
     """Write the texts to standard output. Raises ScalingError."""
-    source = find_trained(options.source, options.root)
+    source = TrainedSource(find_source(options.source, options.root, say))
     from scaling.inference.text import (
         texts,  # torch: a wrong source is reported before it is loaded
     )

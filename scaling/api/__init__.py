@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scaling.api.arguments import named
 from scaling.api.law_handle import FittedLaws, fit_law, predict_from
 from scaling.api.run_handle import Picture, Run, open_run
 from scaling.api.study_handle import Study, open_study
@@ -47,7 +48,8 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(overrides, str):
         fix = f"Pass a list of words: scaling.compose({overrides.split()!r})."
         raise ConfigError("overrides is one text", "scaling.compose", fix)
-    return composed(overrides)
+    with named("scaling.compose"):
+        return composed(overrides)
 
 
 def make_plan(config: RunConfig) -> RunPlan:
@@ -59,8 +61,9 @@ def make_plan(config: RunConfig) -> RunPlan:
     from scaling.planner.measured.calibrate import scale_of
     from scaling.planner.run_plan import make_plan as planned
 
-    config = resolve_cluster(config)
-    return planned(config, time_scale=scale_of(config))
+    with named("scaling.make_plan"):
+        config = resolve_cluster(config)
+        return planned(config, time_scale=scale_of(config))
 
 
 def start(config: RunConfig) -> Run:
@@ -78,5 +81,6 @@ def start(config: RunConfig) -> Run:
     if config.study.kind != "none":
         fix = f"Run python -m scaling.run -m study={config.study.kind}, then scaling.open_study."
         raise ConfigError(f"study={config.study.kind} makes many runs", "scaling.start", fix)
-    drive(config)
+    with named("scaling.start"):
+        drive(config)
     return Run(RunDir.for_config(config).path)

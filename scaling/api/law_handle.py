@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scaling import markup
-from scaling.api.arguments import checked
+from scaling.api.arguments import checked, named
 from scaling.api.run_handle import Picture
 from scaling.api.study_handle import Study
 from scaling.errors import ConfigError
@@ -28,7 +28,21 @@ class Frame(Protocol):
     def to_dict(self, orient: Any = ..., /) -> Any: ...
 
 
-@dataclass(frozen=True)
+_NOT_OF_FIT = {
+    "out": "Use law.write_report(DIR) on the result.",
+    "table": "Pass the file as the first argument.",
+    "study": "Pass the directory as the first argument.",
+}
+_NOT_OF_PREDICT = {
+    "fit": "Pass the report's directory as the first argument.",
+    "out": "Use answer.recommended.config, or python -m scaling.predict out=FILE.",
+    "launch": "Use scaling.start(scaling.compose(answer.recommended.overrides)).",
+    "json": "Use answer.to_dict().",
+}
+"""Options of the commands that the functions do not take, and what does the same."""
+
+
+@dataclass(frozen=True, repr=False)
 class FittedLaws:
     """Scaling laws fitted to one table of runs: parametric forms, IsoFLOP curves, the envelope.
 
@@ -79,6 +93,10 @@ class FittedLaws:
 
         return write_report(self.analysis, Path(directory).expanduser(), title=self.title)[-1]
 
+    def __repr__(self) -> str:
+        forms = ", ".join(self.forms) or "no form"
+        return f"<{self.title}: {len(self.analysis.points)} points, {forms}>"
+
     def _repr_html_(self) -> str:
         rows = [
             (name, key, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
@@ -95,16 +113,23 @@ def fit_law(
     """Fit scaling laws to a study, a CSV file, a pandas frame or a list of mappings.
 
     options: those of `python -m scaling.fit`. A table needs the names of its columns of N, D or C:
-    n="params", d="tokens", loss="val_loss"; form=["chinchilla"] fits that form alone. Raises
-    DataError where the points allow no fit.
+    n="params", d="tokens", loss="val_loss"; form=["chinchilla"] fits that form alone. The
+    report is written by `FittedLaws.write_report`, not by out. Raises ConfigError for a wrong
+    option, DataError where the points allow no fit.
     """
     from scaling.laws.analysis import analyse, load_points
     from scaling.laws.options import FitOptions
 
     with tempfile.TemporaryDirectory() as scratch:
         key, path, name = _source(source, Path(scratch))
-        asked = checked(FitOptions, {key: str(path), **options})
-        analysis = analyse(load_points(asked), asked)
+        # a table that was written here is gone when the error is read
+        places = {str(path): "the table"} if path.is_relative_to(scratch) else {}
+        with named("scaling.fit_law", places):
+            asked = checked(FitOptions, {key: str(path)}, options, _NOT_OF_FIT)
+            analysis = analyse(load_points(asked), asked)
+    if places:
+        asked = analysis.options.model_copy(update={"table": name})
+        analysis = replace(analysis, options=asked)
     return FittedLaws(analysis, f"Scaling laws of {name}")
 
 
@@ -113,18 +138,18 @@ def predict_from(law: FittedLaws | str | Path, **question: Any) -> Prediction:
 
     law: the result of `fit_law`, or the directory of a report of `python -m scaling.fit`. question:
     also form="kaplan", cluster="8xH100" (hours, cost and energy of the recommended run) and
-    model="from_law" (its shape and command). Raises ConfigError.
+    model="from_law" (its shape and command). Writes and starts nothing. Raises ConfigError.
     """
     from scaling.laws import fit_file
     from scaling.laws.answer import predict
     from scaling.laws.options import PredictOptions
 
-    if isinstance(law, FittedLaws):
-        found, place = fit_file.to_json(law.analysis), "here"
-    else:
-        place = str(Path(law).expanduser())
-        found = fit_file.read(Path(place))
-    return predict(found, checked(PredictOptions, {"fit": place, **question}))
+    path = "here" if isinstance(law, FittedLaws) else str(Path(law).expanduser())
+    with named("scaling.predict_from"):
+        asked = checked(PredictOptions, {"fit": path}, question, _NOT_OF_PREDICT)
+        if isinstance(law, FittedLaws):
+            return predict(fit_file.to_json(law.analysis), asked)
+        return predict(fit_file.read(Path(path)), asked)
 
 
 def _source(

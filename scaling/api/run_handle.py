@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import markup
-from scaling.api.arguments import checked, import_pandas, report
+from scaling.api.arguments import ROOT, checked, import_pandas, named, report
 from scaling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,14 @@ def open_run(run: str | Path, root: str | Path = "runs") -> Run:
     """
     from scaling.runs.by_name import find_run
 
-    return Run(find_run(str(run), str(root), report))
+    with named("scaling.open_run", ROOT):
+        return Run(find_run(str(run), str(root), report))
+
+
+_NOT_OF_RUN = {
+    key: "The run is already open: leave it out." for key in ("from", "run.root", "prompt")
+}
+"""Options of the commands that `Run.stream` and `Run.fill` set themselves."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Every property reads the files anew, so a live run can be watched."""
+    """One run directory. Every property reads the files again, so a live run can be watched."""
 
     path: Path
     _opened: dict[tuple[str, int | None], Trained] = field(
@@ -164,16 +171,20 @@ class Run:
         from scaling.inference.options import GenerateOptions
         from scaling.inference.text import texts
 
-        asked = checked(GenerateOptions, {"from": str(self.path), "prompt": prompt, **options})
-        return texts(self.trained(device=asked.device), asked)
+        own = {"from": str(self.path), "prompt": prompt}
+        with named("Run.stream"):
+            asked = checked(GenerateOptions, own, options, _NOT_OF_RUN)
+            return texts(self.trained(device=asked.device), asked)
 
     def fill(self, prompt: str, **options: Any) -> list[list[tuple[str, float]]]:
         """The likeliest tokens with their probabilities, for each `<mask>` of the prompt (bert)."""
         from scaling.inference.options import FillOptions
         from scaling.inference.text import choices
 
-        asked = checked(FillOptions, {"from": str(self.path), "prompt": prompt, **options})
-        return choices(self.trained(device=asked.device), asked)
+        own = {"from": str(self.path), "prompt": prompt}
+        with named("Run.fill"):
+            asked = checked(FillOptions, own, options, _NOT_OF_RUN)
+            return choices(self.trained(device=asked.device), asked)
 
     def _repr_html_(self) -> str:
         plan, summary = self.plan, self.summary
@@ -184,6 +195,8 @@ class Run:
             rows.append(("parameters", format_count(plan.counts.n_params)))
             rows.append(("steps", f"{plan.n_steps}, {format_count(plan.n_tokens)} tokens"))
         if summary is not None:
-            rows.append(("training loss", f"{summary['train_loss']:.4f} nats per token"))
-            rows.append(("validation loss", f"{summary['val_loss']:.4f} nats per token"))
+            for title, key in (("training", "train_loss"), ("validation", "val_loss")):
+                loss = summary.get(key)  # None without held-out data, or where no step was taken
+                text = "not measured" if loss is None else f"{loss:.4f} nats per token"
+                rows.append((f"{title} loss", text))
         return markup.table((), rows, self.path.name)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.api.arguments import report
+from scaling import markup
+from scaling.api.arguments import ROOT, named, report
 
 if TYPE_CHECKING:
     from scaling.inference.trained import Trained
@@ -21,10 +22,11 @@ def find_trained(word: str, root: str | Path = "runs") -> TrainedSource:
     """
     from scaling.weights.source import find_source
 
-    return TrainedSource(find_source(word, str(root), report))
+    with named("scaling.find_trained", ROOT):
+        return TrainedSource(find_source(word, str(root), report))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedSource:
     """Something trained; `open` loads its weights."""
 
@@ -45,3 +47,12 @@ class TrainedSource:
         from scaling.inference.trained import find_device, open_trained
 
         return open_trained(self.source, find_device(device))
+
+    def __repr__(self) -> str:
+        return f"<TrainedSource {self.title}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("from", self.source.word), ("kind", self.source.kind), ("path", self.source.path)]
+        if self.source.step is not None:
+            rows.append(("step", self.source.step))
+        return markup.table((), rows, self.title)

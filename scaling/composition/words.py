@@ -6,7 +6,7 @@ shell's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -27,10 +27,16 @@ RENAMED = {
 """Options of an earlier version of the commands that open something trained."""
 
 
-def read_options(kind: type[Options], words: Sequence[str]) -> Options:
-    """The options that these words set. Raises ConfigError."""
+def read_options(
+    kind: type[Options], words: Sequence[str], unnamed: Collection[str] = ()
+) -> Options:
+    """The options that these words set. Raises ConfigError.
+
+    unnamed: options that no error offers, because the caller sets or refuses them.
+    """
     given: dict[str, str] = {}
     known = list(_descriptions(kind))
+    offered = [key for key in known if key not in unnamed]
     for number, word in enumerate(words):
         key, equals, value = word.partition("=")
         if word.startswith("-"):
@@ -42,7 +48,7 @@ def read_options(kind: type[Options], words: Sequence[str]) -> Options:
             raise ConfigError(
                 f"there is no option {key!r}",
                 TYPED,
-                f"{hint or did_you_mean(key, known)}There are: {', '.join(known)}.",
+                f"{hint or did_you_mean(key, offered)}There are: {', '.join(offered)}.",
             )
         if key in given:
             raise ConfigError(

@@ -70,11 +70,11 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device={name} is no device", "from the command line", fix) from error
+        raise ConfigError(f"device={name} is no device", fix=fix) from error
     if device.type not in ("cpu", "cuda") or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
-        raise ConfigError(f"device={name} is not on this machine", "from the command line", fix)
+        raise ConfigError(f"device={name} is not on this machine", fix=fix)
     return device
 
 

@@ -106,6 +106,17 @@ class Prediction:
         one."""
         return list(_lines(self))
 
+    def __repr__(self) -> str:
+        asked = {
+            "budget": self.budget and self.budget.value,
+            "flops": self.flops,
+            "loss": self.loss and self.loss.value,
+            "n_params": self.optimum.n_params.value if self.optimum else self.n_params,
+            "n_tokens": self.optimum.n_tokens.value if self.optimum else self.n_tokens,
+        }
+        shown = [f"{name}={value:.5g}" for name, value in asked.items() if value is not None]
+        return f"<Prediction {', '.join([f'form={self.form}', *shown])}>"
+
     def _repr_html_(self) -> str:
         first, *others = self.lines()
         return markup.table((), ((line.strip(),) for line in others), first)

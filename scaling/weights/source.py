@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -56,11 +56,11 @@ class Source:
     kind: Kind
     path: Path
     """A run's directory, an export's, or the file; of a run, `checkpoint` holds the weights."""
-    hashed: Callable[[], str]
+    hashed: Callable[[], str] = field(repr=False)
     """Computes `content_hash`, which reads all of large files."""
     settings: Settings
     """Values by group of our configuration, `train.seq_len` among them where it has a limit."""
-    tokenizer: bytes
+    tokenizer: bytes = field(repr=False)
     """Content of a tokenizer.json."""
     config: RunConfig | None = None
     """A run's whole configuration."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import scaling
 from scaling import api
 from scaling.commands.verbs import VERBS
-from scaling.errors import ConfigError, DataError
+from scaling.errors import ConfigError, DataError, ScalingError
 from scaling.metrics.record import MetricLog
 
 LAW = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
@@ -86,7 +87,7 @@ def test_no_function_bears_the_name_of_a_command() -> None:
 
 
 def test_every_function_and_member_says_what_it_does() -> None:
-    kinds = (api.Run, api.Study, api.FittedLaws, api.Picture)
+    kinds = (api.Run, api.Study, api.FittedLaws, api.Picture, api.TrainedSource)
     members = [
         getattr(kind, name) for kind in kinds for name in vars(kind) if not name.startswith("_")
     ]
@@ -250,6 +251,75 @@ def test_a_prediction_is_that_of_the_command(
     assert run.loss.value == pytest.approx(rows()[-1]["val"], rel=1e-4)
     with pytest.raises(ConfigError, match="ask one thing"):
         scaling.predict_from(law, c=1e21, loss=2.0)
+
+
+def test_an_option_of_the_command_alone_is_refused_with_what_does_the_same(
+    law: api.FittedLaws, run: api.Run, tmp_path: Path
+) -> None:
+    asked = {"c": 1e21, "model": "from_law"}
+    for call, option, fix in (
+        (lambda: scaling.predict_from(law, out=tmp_path, **asked), "out", "recommended.config"),
+        (lambda: scaling.predict_from(law, launch=True, **asked), "launch", "scaling.start"),
+        (lambda: scaling.predict_from(law, json=True, **asked), "json", "to_dict"),
+        (lambda: scaling.fit_law(rows(), n="N", out=tmp_path), "out", "write_report"),
+        (lambda: run.generate("a", **{"from": "b"}), "from", "already open"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{option} is an option of the") as caught:
+            call()
+        assert fix in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_error_names_the_function_and_not_the_command_line(
+    law: api.FittedLaws, run: api.Run, tmp_path: Path
+) -> None:
+    for call, where in (
+        (lambda: scaling.compose(["lr=1"]), "scaling.compose"),
+        (lambda: scaling.fit_law(rows(), n="N", d="D", draws=20), "scaling.fit_law"),
+        (lambda: scaling.fit_law([], n="N", d="D"), "table"),
+        (lambda: scaling.predict_from(law, foo=3), "scaling.predict_from"),
+        (lambda: scaling.open_run("nosuch", root=tmp_path), "scaling.open_run"),
+        (lambda: scaling.find_trained("nosuch", root=tmp_path), "scaling.find_trained"),
+        (lambda: run.generate("a", foo=3), "Run.stream"),
+    ):
+        with pytest.raises(ScalingError) as caught:
+            call()
+        text = str(caught.value)
+        assert caught.value.where.startswith(where), text
+        assert "command line" not in text
+        assert "run.root" not in text
+        assert "table.csv" not in text, "a file that is gone"
+        assert text == str(type(caught.value)(*caught.value.args))
+    with pytest.raises(ConfigError, match='root="DIR"'):
+        scaling.open_run("nosuch", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"There are: form, c, n, d, loss, cluster, model\."):
+        scaling.predict_from(law, foo=3)
+
+
+def test_a_fit_of_rows_names_no_file_that_is_gone(law: api.FittedLaws) -> None:
+    assert law.analysis.options.table == "a table"
+
+
+def test_a_run_without_a_loss_is_shown(run: api.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    summary = {**run.summary, "val_loss": None}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    page = scaling.open_run(tmp_path / "run")._repr_html_()
+    assert "not measured" in page
+    assert f"{run.summary['train_loss']:.4f}" in page
+
+
+def test_objects_print_on_one_short_line(law: api.FittedLaws, run: api.Run) -> None:
+    source = scaling.find_trained(str(run.path))
+    budget = scaling.predict_from(law, c=1e21)
+    assert repr(law) == "<Scaling laws of a table: 9 points, chinchilla>"
+    assert repr(budget).startswith("<Prediction form=chinchilla, flops=1e+21, n_params=")
+    assert repr(source) == f"<TrainedSource {source.title}>"
+    assert "lambda" not in repr(source.source)
+    assert "partial" not in repr(source.source)
+    for item in (law, budget, source, scaling.predict_from(law, n=1e9, d=2e10)):
+        assert len(repr(item)) < 120
+    assert run.path.name in source._repr_html_()
 
 
 def test_objects_hide_secrets_and_markup_on_the_page() -> None:

@@ -172,7 +172,8 @@ def test_what_a_model_writes_is_raw_in_a_pipe_only(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = SimpleNamespace(title="r, after step 3", open=lambda device: None)
-    monkeypatch.setattr(generate, "find_trained", lambda *_: found)
+    monkeypatch.setattr(generate, "find_source", lambda *_: None)
+    monkeypatch.setattr(generate, "TrainedSource", lambda _: found)
     monkeypatch.setattr(text_module, "texts", lambda *_: iter([iter(["ab\x1b", "[2J\n"])]))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     generate.generate(GenerateOptions.model_validate({"from": "r", "prompt": "p"}))
