@@ -196,7 +196,7 @@ class DataConfig(Section):
         names = [component.name for component in self.components]
         if len(set(names)) < len(names):
             raise ValueError(f"data.components has two of one name: {', '.join(names)}")
-        self.component_sections()
+        self.component_sections()  # each is validated as if it were used alone
         return self
 
     def component_sections(self) -> dict[str, DataConfig]:

@@ -57,7 +57,7 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """Of this process: it cannot be asked for without being set."""
+    """The umask of this process, which cannot be read without being set."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

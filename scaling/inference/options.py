@@ -23,7 +23,7 @@ READERS: dict[str, tuple[Method, ...]] = {
 }
 """Options that only some methods read."""
 N_TOKENS = 128
-"""Of a decoder alone, which has no length of its own. Assumption."""
+"""Tokens that a decoder alone writes, since it has no length of its own. Assumption."""
 
 
 class SourceOptions(Section):

@@ -48,6 +48,7 @@ def choose_layout(config: RunConfig) -> Layout:
     ranking = ranking_of(config)
     if not ranking.fitting:
         raise _nothing_fits(config, ranking.too_large[0])
+    # A legal layout can be one that no engine here runs.
     for found in ranking.fitting:
         if not_run_here(found.layout) is None:
             return found.layout
@@ -85,6 +86,7 @@ def _remedies(config: RunConfig, least: Prediction) -> Iterator[str]:
     else:
         yield from what_would_fit(setting, batch)
     memory = least.memory
+    # Only these grow with the length; the rest follows the number of parameters.
     if memory.activations + memory.logits > memory.total / 2:
         yield f"A train.seq_len shorter than {config.train.seq_len} helps too."
     else:

@@ -62,6 +62,7 @@ class Layout:
 
     def stages_of(self, pp_rank: int) -> tuple[int, ...]:
         """Those of a pipeline rank, in the order in which a micro-batch comes to them."""
+        # DualPipeV folds the stages: the first rank has the first and the last.
         return (pp_rank, self.n_stages - 1 - pp_rank) if self.is_dualpipev else (pp_rank,)
 
     @property

@@ -85,6 +85,7 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
     )
     if layout.n_stages > work.n_blocks:
         return f"{stages} is more than the {work.n_blocks} blocks of all layers"
+    # Fewer micro-batches than stages leave some stage without work at every moment.
     if layout.grad_accum_steps < layout.n_stages:
         return f"{stages} would idle: a rank has {layout.grad_accum_steps} micro-batches"
     return None

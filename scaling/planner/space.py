@@ -63,7 +63,9 @@ def grids(work: Workload, machine: Machine, batch: int, fixed: LayoutConfig = OP
     global batch and for which there are devices.
     """
     n = machine.n_devices
+    # These hold the whole model on each device, so dp alone is open.
     alone = fixed.engine in ("reference", "ddp") or fixed.zero_stage == 0
+    # tp communicates in every layer, and links between nodes are slower.
     open_tp = _powers(1 if alone else min(n, machine.devices_per_node, work.n_heads))
     open_cp = _powers(1 if alone else min(n, work.n_heads))
     open_pp = range(1, 2 if alone else min(n, work.n_blocks) + 1)
@@ -77,6 +79,7 @@ def grids(work: Workload, machine: Machine, batch: int, fixed: LayoutConfig = OP
             dp = 1 if fixed.engine == "reference" else fixed.dp or _largest_divisor(batch, most)
             if dp <= most:
                 found.append(Grid(dp, tp, pp, cp))
+    # The sort is stable: of equal ranks a replica, the order of `product` stays.
     return sorted(found, key=lambda grid: grid.tp * grid.pp * grid.cp)
 
 
@@ -123,6 +126,7 @@ def _stages(grid: Grid, fixed: LayoutConfig, everything: bool) -> tuple[int, ...
     if fixed.engine != "auto" and fixed.engine != "deepspeed":
         return (0,) if fixed.engine == "ddp" else (1,)
     least = 3 if fixed.offload == "parameters" else 1
+    # cp ranks hold the same weights, so ZeRO shards over them as over replicas.
     shards = dp * cp > 1 and (pp == 1 or everything)
     stages = tuple(stage for stage in ZERO_STAGES if stage >= least) if shards else (least,)
     plain = fixed.engine == "auto" and fixed.offload in (None, "none")

@@ -55,6 +55,7 @@ def _cut(
     for part in range(1, n_parts + 1):
         found: list[float] = [float("inf")] * (n + 1)
         start_of = [0] * (n + 1)
+        # At least one cost is left for each part before this one, and for each after it.
         for end in range(part, n - (n_parts - part) + 1):
             for start in range(part - 1, end):
                 cost = sums[end] - sums[start]
@@ -65,6 +66,7 @@ def _cut(
         starts.append(start_of)
     bounds: list[tuple[int, int]] = []
     end = n
+    # The cuts are read backwards, from the end of the last part.
     for start_of in reversed(starts):
         bounds.append((start_of[end], end))
         end = start_of[end]

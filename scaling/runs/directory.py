@@ -202,6 +202,7 @@ class RunDir:
             self.event(
                 "account", step=progress["step"], workers=progress["workers"], seconds=rounded
             )
+        # A file that stays is settled again under the same workers, and counted once.
         with contextlib.suppress(OSError):
             remove(self._progress)
 

@@ -60,6 +60,7 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
     A temporary file beside it is written, synced and renamed, and the directory is synced. Raises
     RunDirError.
     """
+    # A name of its own for each write: two drivers never write into one temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -67,7 +68,7 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        fsync(path.parent)
+        fsync(path.parent)  # the rename itself is on the disk only with its folder
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -196,6 +197,7 @@ def last_lines(path: Path, n_bytes: int) -> list[bytes]:
         start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
         file.seek(start)
         lines, _ = split_lines(file.read())
+    # Reading began somewhere inside the first line.
     return lines[1:] if start else lines
 
 
@@ -219,6 +221,7 @@ def _mend_end(fd: int) -> int:
         start -= length
         content = os.pread(fd, length, start) + content
     end = content.rpartition(b"\n")[2]
+    # The crash may have come between the line and its newline: such a line is whole.
     if _parses(end):
         return size + os.write(fd, b"\n")
     os.ftruncate(fd, size - len(end))
@@ -227,7 +230,7 @@ def _mend_end(fd: int) -> int:
 
 def _write_or_cut(fd: int, line: bytes, size: int) -> None:
     try:
-        done = 0
+        done = 0  # a disk that fills up takes a part of a write
         while done < len(line):
             done += os.write(fd, line[done:])
     except OSError:

@@ -158,6 +158,7 @@ class DriverLock:
                     raise self._refusal(owner)
                 if owner is not None:
                     self._watch(owner, say, LEASE_S if locked else _OUTWAITING * LEASE_S)
+                # Another driver may have put the file aside after it was opened here.
                 if locked is not False and self._names(fd):
                     return fd, bool(locked)
                 if self._names(fd):
@@ -190,6 +191,7 @@ class DriverLock:
         )
         until_s = time.monotonic() + lease_s
         while time.monotonic() < until_s:
+            # The beat is compared with itself, never with a clock: machines disagree on the time.
             time.sleep(min(1.0, LEASE_S / 10))
             now = self.owner()
             if now is not None and (now["token"], now["beat"]) != (owner["token"], owner["beat"]):
@@ -228,6 +230,7 @@ class DriverLock:
         """Renew the beat, and leave when another has taken the lock over."""
         while not done.wait(_BEAT_S):
             if not self._is_ours(owner):
+                # As a scheduler would: the driver leaves the way it leaves any preemption.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             owner["beat"] += 1
@@ -260,6 +263,7 @@ class DriverLock:
         """Write over what is there; a reader that comes in between sees no JSON, which names
         nobody."""
         try:
+            # Cut after writing: an empty file would mean that the holder has left.
             os.pwrite(fd, text.encode(), 0)
             os.ftruncate(fd, len(text.encode()))
             os.fsync(fd)
