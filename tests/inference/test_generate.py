@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scaling import fill, generate
+from scaling.commands.entry import EXIT_PIPE
 from scaling.inference.options import GenerateOptions
 from scaling.inference.prompts import question
 from scaling.inference.text import texts
@@ -377,7 +378,9 @@ def test_help_names_every_option(command: Command) -> None:
         code, out, _ = command("--help", fills=fills)
         assert code == 0
         assert "Usage: python -m scaling." in out
-        assert all(f"\n  {key}=" in out for key in ("run", "prompt", "run.root", "device", "top_k"))
+        assert all(
+            f"\n  {key}=" in out for key in ("from", "prompt", "run.root", "device", "top_k")
+        )
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(root: Path) -> None:
@@ -396,7 +399,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(root: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"--- 1 of 1000\n"
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == EXIT_PIPE
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
