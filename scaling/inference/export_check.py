@@ -167,8 +167,14 @@ def _transformers(
     from scaling.weights.source import read_config_file
 
     kind = getattr(transformers, read_config_file(directory)["architectures"][0])
+    # our own files of a moment ago; the library is still kept from code, pickles and the network
     theirs = kind.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
     ).eval()
     if "source" in asked:
         output = theirs(input_ids=asked["source"], decoder_input_ids=asked["tokens"])

@@ -290,7 +290,7 @@ def test_their_config_says_our_settings(name: str) -> None:
     for group in ("model", "attention", "position", "objective"):
         ours = getattr(config, group).model_dump()
         ours |= {"n_kv_heads": config.model.kv_heads, "d_head": config.model.head_width}
-        ours |= {"d_ff": config.model.ff_width}
+        ours |= {"d_ff": config.model.ff_width, "n_segments": config.model.segments}
         for key, value in settings[group].items():
             assert value in (ours[key], None), (group, key)
     with pytest.raises(ConfigError, match=r"no model of ours has .*: novel_gate='on'"):
