@@ -25,9 +25,9 @@ class Batch(NamedTuple):
     tokens_BT            inputs; of the decoder, where there are an encoder and a decoder
     targets_BT           the token that each position predicts; IGNORED is not scored
     source_BU            inputs of the encoder
-    documents_BT         number of the document of each position, PADDING for none: positions attend
-                         to their own document
-                         only, also across from decoder to encoder. None: a row is one document
+    documents_BT         number of the document of each position, PADDING for none; positions attend
+                         to their own document only, also from decoder to encoder. None: a row is
+                         one document
     source_documents_BU  the same of source_BU
     segments_BT          sentence A (0) or B (1) of BERT
     classes_B            class of the whole sequence (sentence order); IGNORED is not scored

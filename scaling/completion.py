@@ -38,10 +38,11 @@ def _command(words: list[str]) -> int:
     if len(words) == 1 and words[0] in SHELLS:
         print(BASH, end="")
         return 0
-    given = " ".join(words) or "nothing"
-    raise ConfigError(
-        f"there is no completion for {given!r}", None, f"There is: {', '.join(SHELLS)}."
-    )
+    shells = ", ".join(SHELLS)
+    if not words:
+        raise ConfigError("no shell is named", None, f"Write: scaling completion {SHELLS[0]}.")
+    given = " ".join(words)
+    raise ConfigError(f"there is no completion for {given!r}", None, f"There is: {shells}.")
 
 
 if __name__ == "__main__":

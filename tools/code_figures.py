@@ -78,7 +78,14 @@ def _spread(lengths: Sequence[int]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    columns = [figures(Path(word)) for word in words or ["scaling"]]
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    directories = [Path(word) for word in words or ["scaling"]]
+    for directory in directories:
+        if not any(directory.rglob("*.py")):
+            sys.exit(f"{directory} holds no Python files")
+    columns = [figures(directory) for directory in directories]
     for name in columns[0]:
         print(f"{name:<50}" + "".join(f"{column[name]:>14}" for column in columns))
 

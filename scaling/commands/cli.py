@@ -63,14 +63,7 @@ def _run_composed(
         with reported(codes, debug=debug):
             # as typed, references unresolved
             given = OmegaConf.to_container(HydraConfig.get().overrides.task)
-            config = validate(composed, cast(list[str], given))
-            if config.study.kind != "none":
-                raise ConfigError(
-                    f"study={config.study.kind} makes many runs",
-                    "from the command line",
-                    "Start it with -m.",
-                )
-            codes.append(task(config))
+            codes.append(task(_one_run(validate(composed, cast(list[str], given)))))
 
     def launch(jobs: Sequence[tuple[Composed, tuple[str, ...]]]) -> None:
         """What the launcher of hydra_plugins calls."""
@@ -88,6 +81,13 @@ def _run_composed(
         with _explained(argv, lambda: composed_once):
             main()
     return max(codes, default=EXIT_FINISHED)
+
+
+def _one_run(config: RunConfig) -> RunConfig:
+    """`config` itself. Raises ConfigError where it makes a study."""
+    if config.study.kind != "none":
+        raise ConfigError(f"study={config.study.kind} makes many runs", TYPED, "Start it with -m.")
+    return config
 
 
 @contextlib.contextmanager

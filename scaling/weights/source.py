@@ -35,7 +35,7 @@ from scaling.errors import ConfigError, RunDirError
 from scaling.runs.by_name import find_run
 from scaling.runs.directory import RunDir
 from scaling.runs.files import disk_error
-from scaling.weights.hub import fetched
+from scaling.weights.hub_model import fetched
 from scaling.weights.safetensors_files import SafetensorsFiles
 
 Kind = Literal["run", "export", "hf", "gguf"]

@@ -76,6 +76,7 @@ def test_the_script_is_printed_and_nothing_else_is_known(
     assert completion.main(["bash"]) == 0
     assert capsys.readouterr().out == words.BASH
     assert completion.main(["tcsh"]) == 2
+    assert completion.main([]) == 2
     assert "There is: bash" in capsys.readouterr().err
     assert completion.main(["words", "scaling run --help mod"]) == 0
     assert capsys.readouterr().out.splitlines() == ["model=", "model."]

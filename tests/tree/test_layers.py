@@ -84,7 +84,7 @@ HOMES = {
     "webdataset": {"data/read/shard_reader.py"},
     "fsspec": {"data/io/store.py", "data/io/hub.py"},
     "pyarrow": {"data/io/open_input.py"},
-    "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py", "weights/hub.py"},
+    "huggingface_hub": {"data/io/hub.py", "data/tokenizer/existing.py", "weights/hub_model.py"},
     "matplotlib": {
         "metrics/curve.py",
         "laws/figures/__init__.py",
@@ -136,7 +136,7 @@ def modules() -> list[Path]:
 
 
 def top(name: str) -> str:
-    """scaling.planner.run_plan -> plan"""
+    """The package or door of a module: scaling.planner.run_plan -> planner."""
     return name.split(".")[1]
 
 

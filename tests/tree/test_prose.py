@@ -6,7 +6,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tools.code_figures import docstrings, figures, first_word
+import pytest
+
+from tools.code_figures import docstrings, figures, first_word, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,3 +41,12 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert found["docstrings that open with a preposition"] == "2"
     assert found["comments per 100 lines"] == "10.00"
     assert found["lines over 100"] == "1"
+
+
+def test_the_command_prints_its_help_and_refuses_a_directory_without_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--help"])
+    assert "Usage: python tools/code_figures.py" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds no Python files"):
+        main([str(tmp_path)])

@@ -33,7 +33,6 @@ REQUIREMENTS = [
 PRIVATE = {"torch": 2, "deepspeed": 2, "ray": 2, "hydra-core": 2, "omegaconf": 2}
 """Libraries of which private parts are relied on, and how many numbers of the version stay the
 same."""
-WITHOUT_MAJORS = {"fsspec"}  # its versions are dates
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
@@ -42,8 +41,6 @@ def test_a_requirement_takes_the_pinned_version_and_ends_before_the_next_one_tha
 ) -> None:
     pin = PINS[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(pin), f"constraints.txt pins {pin}"
-    if requirement.name in WITHOUT_MAJORS:
-        return
     same = PRIVATE.get(requirement.name, 1 if pin.major else 2)
     if requirement.name == "safetensors" or requirement.name == "wandb":
         same = 1  # before 1.0, but with public interfaces that have not changed for years
