@@ -17,6 +17,7 @@ from scaling.laws.forecast import Law
 from scaling.laws.forms import Form, form_named
 from scaling.laws.from_runs import points_of_study
 from scaling.laws.from_table import Columns, points_of_rows, read_rows
+from scaling.laws.identified import unidentified
 from scaling.laws.intervals import Bootstrap, Profile, bootstrap, profile
 from scaling.laws.isoflop import IsoFlop, fit_isoflop
 from scaling.laws.options import FitOptions
@@ -91,6 +92,9 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
     """Fit every form and approach that these points allow. Raises DataError when they allow
     none."""
     troubles = fittable(points)
+    unclear = unidentified(points, delta=options.delta)
+    _refuse_noise(points, options, troubles, unclear)
+    troubles |= {name: why for name, why in unclear.items() if troubles[name] is None}
     wanted = [form_named(name).name for name in options.form] or _by_default(troubles)
     refused = {name: str(troubles[name]) for name in wanted if troubles[name] is not None}
     if not options.form:
@@ -124,16 +128,38 @@ def analyse(points: Points, options: FitOptions) -> Analysis:
             except DataError as error:
                 refused[f"metric, {curve}"] = error.what
     if not (forms or isoflop or envelope or repeated or downstream):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in refused.items():
+            by_reason.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
         possible = [name for name, trouble in troubles.items() if trouble is None]
         fix = (
             f"What can still be fitted: form={','.join(possible)}."
             if possible
             else "Add runs of other sizes and lengths."
         )
-        what = f"these {len(points)} points allow no fit ({reasons})"
+        few = "this point allows" if len(points) == 1 else f"these {len(points)} points allow"
+        what = f"{few} no fit ({reasons})"
         raise DataError(what, options.table or options.study, fix)
     return Analysis(points, options, forms, refused, isoflop, envelope, repeated, tuple(downstream))
+
+
+def _refuse_noise(
+    points: Points, options: FitOptions, troubles: dict[str, str | None], unclear: dict[str, str]
+) -> None:
+    """Raises DataError where the losses identify none of the forms that the runs allow."""
+    possible = {name for name, trouble in troubles.items() if trouble is None}
+    if not possible or not possible <= unclear.keys():
+        return
+    low, high = points.loss.min(), points.loss.max()
+    *others, last = [name.upper() for name in points.known]
+    known = f"{', '.join(others)} or {last}" if others else last
+    raise DataError(
+        f"the losses of these {len(points)} points ({low:.6g} to {high:.6g}) do not fall with "
+        f"{known} beyond their noise, so no exponent can be identified",
+        options.table or options.study,
+        "Add runs that differ more in size or length.",
+    )
 
 
 def _by_default(troubles: dict[str, str | None]) -> list[str]:

@@ -29,7 +29,7 @@ from scaling.laws.forecast import (
 from scaling.laws.forms import predict_loss
 from scaling.laws.options import PredictOptions
 from scaling.laws.recommend import Recommendation, base_of, recommend
-from scaling.units import format_count, format_duration
+from scaling.units import counted, format_count, format_duration
 
 
 @dataclass(frozen=True)
@@ -274,11 +274,13 @@ def _run_lines(recommendation: Recommendation, expected: Estimate) -> Iterator[s
     hours = "unknown" if plan.hours is None else format_duration(plan.hours * 3600)
     usd = "unknown" if plan.usd is None else f"{plan.usd:,.0f} USD"
     kwh = "unknown" if plan.kwh is None else f"{plan.kwh:,.0f} kWh"
-    shape = f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads"
+    layers = counted(model.n_layers, "layer")
+    shape = f"{layers}, d_model {model.d_model}, {counted(model.n_heads, 'head')}"
     n_params = format_count(recommendation.n_params)
     yield f"nearest shape: {shape}, {n_params} parameters as the law counts them"
     train, rule = config.train, recommendation.batch_rule
-    batch = f"{train.global_batch_size} sequences of {train.seq_len} tokens a step"
+    sequences = counted(train.global_batch_size, "sequence")
+    batch = f"{sequences} of {train.seq_len} tokens a step"
     yield f"  {batch}, learning rate {config.optim.lr:.3g}{rule}"
     yield f"  on {config.cluster.name}: estimated {hours}, cost {usd}, energy {kwh}"
     yield _loss_line(expected)

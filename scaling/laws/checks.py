@@ -60,7 +60,7 @@ def drop_highest(points: Points, count: int) -> Points:
         return points
     if count >= len(points):
         raise DataError(
-            f"drop_highest={count} leaves none of {len(points)} points",
+            f"drop_highest={count} leaves none of {counted(len(points), 'point')}",
             "drop_highest",
             "Drop fewer.",
         )

@@ -14,6 +14,7 @@ from scaling.laws.fit import Fit, fit
 from scaling.laws.forms import Array, Form
 from scaling.laws.intervals import Bootstrap, percentile_interval
 from scaling.laws.points import Points
+from scaling.units import counted
 
 DELTAS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Deltas to compare: nearly the median of residuals at one end, nearly least squares at the other,
@@ -145,9 +146,10 @@ def warnings(fitted: Fit, points: Points, drawn: Bootstrap) -> list[str]:
         bend := _bend(fitted.residuals, np.log(points.n_tokens / points.n_params))
     ):
         found.append(bend)
-    rivals = fitted.minima_objectives[1:] < 1.05 * fitted.objective
-    if rivals.any():
-        found.append(f"{int(rivals.sum())} other minima are within 5 % of the best objective")
+    rivals = int((fitted.minima_objectives[1:] < 1.05 * fitted.objective).sum())
+    if rivals:
+        many = counted(rivals, "other minimum is", "other minima are")
+        found.append(f"{many} within 5 % of the best objective")
     return found
 
 

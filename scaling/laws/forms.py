@@ -178,8 +178,10 @@ def _kaplan_tradeoff(theta: Array) -> tuple[Array, Array, Array, Array]:
 
 def _kaplan_reported(theta: Array) -> Reported:
     p, s = theta[:, 2], theta[:, 3]
+    with np.errstate(over="ignore"):  # infinite where p is near 0: L hardly depends on N
+        n_c = np.exp(theta[:, 0] / p)
     named = {
-        "N_c": np.exp(theta[:, 0] / p),
+        "N_c": n_c,
         "D_c": np.exp(theta[:, 1]),
         "alpha_N": p * s,
         "alpha_D": s,
@@ -205,7 +207,9 @@ def _gadre_tradeoff(theta: Array) -> tuple[Array, Array, Array, Array]:
 def _gadre_reported(theta: Array) -> Reported:
     E, a, b = np.exp(theta[:, :3]).T
     eta = theta[:, 3]
-    return {"E": E, "a_M": a, "b_M": b, "eta": eta, "M_opt": (b / a) ** (1 / (2 * eta))}
+    with np.errstate(over="ignore"):  # infinite where eta is near 0
+        m_opt = (b / a) ** (1 / (2 * eta))
+    return {"E": E, "a_M": a, "b_M": b, "eta": eta, "M_opt": m_opt}
 
 
 # Power laws of one variable: Kaplan et al. 2020, and with a floor E.
@@ -230,7 +234,9 @@ def _power(which: str, *, floor: bool) -> Form:
     def reported(theta: Array) -> Reported:
         if floor:
             return {"E": np.exp(theta[:, 0]), "A": np.exp(theta[:, 1]), "alpha": theta[:, 2]}
-        return {f"{X}_c": np.exp(theta[:, 0] / theta[:, 1]), f"alpha_{X}": theta[:, 1]}
+        with np.errstate(over="ignore"):  # infinite where alpha is near 0
+            x_c = np.exp(theta[:, 0] / theta[:, 1])
+        return {f"{X}_c": x_c, f"alpha_{X}": theta[:, 1]}
 
     return Form(
         name=f"floor_{which}" if floor else f"kaplan_{which}",

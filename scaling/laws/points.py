@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scaling.config.run_config import RunConfig
 from scaling.errors import DataError
 from scaling.laws.forms import FLOPS_PER_PARAMETER_TOKEN, Array, Form
+from scaling.units import counted
 
 _SAME_FLOPS = 0.01
 """Relative difference up to which C counts as 6 N D: the rounding of published tables."""
@@ -149,7 +150,7 @@ def complete(
             and not is_6nd
         ):
             raise DataError(
-                f"the points mix definitions: C is 6 N D in {int(same.sum())} rows and "
+                f"the points mix definitions: C is 6 N D in {counted(int(same.sum()), 'row')} and "
                 f"{ratio[~same].min() / k:.3g} to {ratio[~same].max() / k:.3g} times that "
                 "in the others",
                 "column of C",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from scaling.laws.intervals import percentile_interval
-from scaling.laws.report import exponent_rows
+from scaling.laws.report import exponent_rows, interval_text, number
 from scaling.screen import Column, FittedTable
 from scaling.units import counted
 
@@ -40,8 +40,7 @@ def analysis_items(analysis: Analysis) -> Iterator[str | FittedTable]:
     for name, fitted in analysis.forms.items():
         drawn = fitted.fit.form.reported(fitted.bootstrap.theta)
         for key, value in fitted.fit.parameters.items():
-            low, high = percentile_interval(drawn[key])
-            table.add(name, key, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
+            table.add(name, key, number(value), interval_text(percentile_interval(drawn[key])))
             name = ""
         table.add("", "objective", f"{fitted.fit.objective:.10g}", "")
     if table.rows:

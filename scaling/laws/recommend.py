@@ -18,10 +18,13 @@ from scaling.planner.cost.counts import count
 from scaling.planner.machines.detect import n_devices, resolve_cluster
 from scaling.planner.run_plan import RunPlan, make_plan
 from scaling.planner.shape import nearest_shape, size_of
+from scaling.units import counted
 
 NAME = "from_law"
 GPU_SEQ_LEN = 2048
 """Least tokens per sequence of a batch made by rule: Brown et al. 2020, section 2.1."""
+_MOST_PARAMS, _MOST_TOKENS = 1e15, 1e17
+"""No model is larger (assumption), and no budget of tokens (train.n_tokens)."""
 _BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
 """Best tokens per step and learning rate, as coefficient and exponent of C in FLOPs: DeepSeek-AI
 2024 (arXiv:2401.02954), eq. 1."""
@@ -59,6 +62,7 @@ def recommend(
     the aspect ratio stays as close as the size allows. overrides: more words, such as
     cluster=8xA100. Raises ConfigError, or PlanError where the cluster cannot hold the model.
     """
+    _refuse_beyond(n_params, n_tokens)
     given, rule = _with_batch(
         base or _nearest_named(n_params, with_embeddings, overrides),
         6 * n_params * n_tokens,
@@ -87,6 +91,21 @@ def recommend(
     )
 
 
+def _refuse_beyond(n_params: float, n_tokens: float) -> None:
+    """Raises ConfigError for a run that no configuration describes, as a law of undetermined
+    exponents recommends it."""
+    for value, most, what in (
+        (n_params, _MOST_PARAMS, "parameters"),
+        (n_tokens, _MOST_TOKENS, "tokens"),
+    ):
+        if not 1 <= value <= most:
+            raise ConfigError(
+                f"the law recommends {value:.3g} {what}, and a run has 1 to {most:g}",
+                "fit",
+                "Ask for a budget nearer to the fitted runs, or add runs to the fit.",
+            )
+
+
 def _with_batch(
     config: RunConfig, flops: float, target: RunConfig, *, studied: bool
 ) -> tuple[RunConfig, str]:
@@ -104,7 +123,8 @@ def _with_batch(
     optim = config.optim.model_copy(update={"lr": float(f"{_LR[0] * flops ** _LR[1]:.3g}")})
     changed = train.model_copy(update={"seq_len": seq_len, "global_batch_size": batch})
     why = (
-        f"; the study's {train.global_batch_size} sequences of {train.seq_len} are too few"
+        f"; the study's {counted(train.global_batch_size, 'sequence')} of {train.seq_len} a step "
+        "are too few tokens"
         if studied
         else ""
     )

@@ -22,6 +22,7 @@ from scaling.laws.forms import CHINCHILLA, Array
 from scaling.laws.huber import huber
 from scaling.laws.intervals import percentile_interval, refit, resampled_weights
 from scaling.laws.points import Points
+from scaling.units import counted
 
 _RANGE = (0.1, 1000.0)
 """Range of R*. At the low end a second epoch is worth nothing; at the high end repeated data equal
@@ -86,7 +87,9 @@ def fit_repeated(
         raise DataError(f"the runs without repetition cannot be fitted: {trouble}", "unique", fix)
     if (~single).sum() < _MIN_REPEATED:
         raise DataError(
-            f"{int((~single).sum())} runs repeat data, and {_MIN_REPEATED} are needed", "unique"
+            f"{counted(int((~single).sum()), 'run repeats', 'runs repeat')} data, and "
+            f"{_MIN_REPEATED} are needed",
+            "unique",
         )
     base = fit(
         CHINCHILLA,

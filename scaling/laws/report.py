@@ -9,9 +9,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from scaling.laws import fit_file
 from scaling.laws.analysis import Analysis, FittedForm
 from scaling.laws.figures import draw_all
+from scaling.laws.forms import Array
 from scaling.laws.intervals import Profile, percentile_interval
 from scaling.laws.points import Excluded
 from scaling.runs.files import disk_error, write_atomic
@@ -104,9 +107,9 @@ def exponent_rows(analysis: Analysis) -> list[tuple[str, ...]]:
             (
                 "1, envelope",
                 f"{a:.4f}",
-                _interval(interval),
+                interval_text(interval),
                 f"{1 - a:.4f}",
-                _interval((1 - interval[1], 1 - interval[0])),
+                interval_text((1 - interval[1], 1 - interval[0])),
             )
         )
     if analysis.isoflop:
@@ -114,7 +117,7 @@ def exponent_rows(analysis: Analysis) -> list[tuple[str, ...]]:
         for axis in "nd":
             found = analysis.isoflop.get(axis)
             cells += (
-                [f"{found.exponent:.4f}", _interval(percentile_interval(found.exponents))]
+                [f"{found.exponent:.4f}", interval_text(percentile_interval(found.exponents))]
                 if found
                 else ["", ""]
             )
@@ -128,7 +131,7 @@ def exponent_rows(analysis: Analysis) -> list[tuple[str, ...]]:
                 for key in "ab"
                 for part in (
                     f"{fitted.fit.parameters[key]:.4f}",
-                    _interval(percentile_interval(drawn[key])),
+                    interval_text(percentile_interval(drawn[key])),
                 )
             ]
             rows.append((f"3, {name}", *cells))
@@ -145,13 +148,12 @@ def _form(fitted: FittedForm) -> Iterator[str]:
     profiles = {profile.name: profile for profile in fitted.profiles}
     rows = []
     for name, value in fit.parameters.items():
-        spread = drawn[name].std(ddof=1)
         rows.append(
             (
                 name,
-                f"{value:.6g}",
-                f"{spread:.3g}",
-                _interval(percentile_interval(drawn[name])),
+                number(value),
+                _spread(drawn[name]),
+                interval_text(percentile_interval(drawn[name])),
                 _profile(profiles, name, fitted),
             )
         )
@@ -201,7 +203,11 @@ def _further(analysis: Analysis, images: dict[str, bytes]) -> Iterator[str]:
     if (repeated := analysis.repeated) is not None:
         yield "<h2>Repeated data (Muennighoff et al. 2023)</h2>"
         rows = [
-            (name, "unknown" if value is None else f"{value:.4g}", _interval(repeated.interval(i)))
+            (
+                name,
+                "unknown" if value is None else f"{value:.4g}",
+                interval_text(repeated.interval(i)),
+            )
             for i, (name, value) in enumerate((("R*_D", repeated.r_d), ("R*_N", repeated.r_n)))
         ]
         yield _table(("parameter", "value", "bootstrap 95 %"), rows)
@@ -244,5 +250,19 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, "</table>"])
 
 
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.4g} to {interval[1]:.4g}"
+def interval_text(interval: tuple[float, float]) -> str:
+    """The interval; "unknown" where no draw is a finite number."""
+    low, high = interval
+    return "unknown" if math.isnan(low) else f"{low:.4g} to {high:.4g}"
+
+
+def number(value: float) -> str:
+    """A parameter. N_c, D_c and C_c lie beyond all floats where an exponent is near 0."""
+    return f"{value:.6g}" if math.isfinite(value) else "above 1e308"
+
+
+def _spread(draws: Array) -> str:
+    """The standard deviation of the draws; "unknown" where its square is beyond all floats."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = float(draws.std(ddof=1))
+    return f"{spread:.3g}" if math.isfinite(spread) else "unknown"

@@ -82,8 +82,9 @@ def illegal(config: RunConfig, setting: Setting) -> PlanError:
     dp, micro = grids(setting.work, setting.machine, batch, fixed)[0].dp, fixed.micro_batch_size
     if micro is not None and batch // dp % micro:
         return PlanError(
-            f"layout.micro_batch_size={micro} does not divide the {batch // dp} sequences of a "
-            f"rank (train.global_batch_size={batch} over dp={dp})",
+            f"layout.micro_batch_size={micro} does not divide the "
+            f"{counted(batch // dp, 'sequence')} of a rank "
+            f"(train.global_batch_size={batch} over dp={dp})",
             where(config, "layout.micro_batch_size"),
             f"Use micro_batch_size from {some(divisors(batch // dp))}.",
         )

@@ -53,8 +53,8 @@ def _tensor(work: Workload, machine: Machine, layout: Layout) -> str | None:
         return "sequence_parallel=true needs tp above 1" if layout.sequence_parallel else None
     if tp > machine.devices_per_node:
         return (
-            f"tp={tp} is more than the {machine.devices_per_node} devices of a node, whose links "
-            "its all-reduces need"
+            f"tp={tp} is more than the {counted(machine.devices_per_node, 'device')} of a node, "
+            "whose links its all-reduces need"
         )
     for name, value in (
         ("n_heads", work.n_heads),
@@ -84,10 +84,11 @@ def _pipeline(work: Workload, layout: Layout) -> str | None:
         " x 2 stages of pp_schedule=dualpipev" if layout.is_dualpipev else ""
     )
     if layout.n_stages > work.n_blocks:
-        return f"{stages} is more than the {work.n_blocks} blocks of all layers"
+        return f"{stages} is more than the {counted(work.n_blocks, 'block')} of all layers"
     # Fewer micro-batches than stages leave some stage without work at every moment.
     if layout.grad_accum_steps < layout.n_stages:
-        return f"{stages} would idle: a rank has {layout.grad_accum_steps} micro-batches"
+        rank_has = counted(layout.grad_accum_steps, "micro-batch", "micro-batches")
+        return f"{stages} would idle: a rank has {rank_has}"
     return None
 
 

@@ -96,7 +96,7 @@ class RunPlan:
         yield "layout", f"{degrees} on {devices}, {engine}"
         yield "micro-batch", f"{layout.micro_batch_size} x {layout.grad_accum_steps} a rank"
         yield "parameters", format_count(self.counts.n_params)
-        yield "tokens", f"{format_count(self.n_tokens)} in {self.n_steps} steps"
+        yield "tokens", f"{format_count(self.n_tokens)} in {counted(self.n_steps, 'step')}"
         yield "compute", format_flops(self.flops)
         memory, device = format_bytes(self.memory.total), format_bytes(self.device_memory_bytes)
         yield "memory", f"estimated {memory} of {device} a device"

@@ -3,12 +3,15 @@ kept."""
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from scaling.config.run_config import RunConfig
 from scaling.planner.cost.counts import ModelCounts, count
 
 _MAX_LAYERS = 160
+_FEW_HEADS = 64
+"""Numbers of heads up to which all are tried."""
 _ASPECT_WEIGHT = 0.02
 """Weight of ln(aspect ratio / the base model's) against ln(N / wanted) when they pull apart: the
 loss is flat in the aspect ratio over a factor of several (Kaplan et al. 2020, arXiv:2001.08361,
@@ -26,17 +29,25 @@ def nearest_shape(
     """
     aspect = base.model.d_model / base.model.n_layers
 
+    def size(layers: int, heads: int) -> int:
+        counts = count(reshaped(base, _shape(base, layers, heads)))
+        return size_of(counts, with_embeddings=with_embeddings)
+
     def unlike(shape: tuple[int, int]) -> float:
         layers, heads = shape
-        size = size_of(
-            count(reshaped(base, _shape(base, layers, heads))), with_embeddings=with_embeddings
-        )
         ratio = heads * base.model.head_width / layers / aspect
-        return abs(math.log(size / n_params)) + _ASPECT_WEIGHT * abs(math.log(ratio))
+        return abs(math.log(size(*shape) / n_params)) + _ASPECT_WEIGHT * abs(math.log(ratio))
+
+    def heads_of(layers: int) -> range:
+        if len(heads_near) <= _FEW_HEADS:
+            return heads_near
+        # the size grows with the heads: only those beside the wanted size can be nearest
+        at = bisect.bisect_left(heads_near, n_params, key=lambda heads: size(layers, heads))
+        return heads_near[max(0, at - 1) : at + 1]
 
     heads_near = _heads_for(base, n_params, aspect)
     layers, heads = min(
-        ((layers, heads) for layers in _layers_near(base, n_params) for heads in heads_near),
+        ((layers, heads) for layers in _layers_near(base, n_params) for heads in heads_of(layers)),
         key=unlike,
     )
     return _shape(base, layers, heads)
@@ -72,4 +83,5 @@ def _heads_for(base: RunConfig, n_params: float, aspect: float) -> range:
 def _layers_near(base: RunConfig, n_params: float) -> range:
     ratio = (n_params / max(1, count(base).n_params)) ** (1 / 3)
     middle = max(1, round(base.model.n_layers * ratio))
-    return range(max(1, middle // 2), min(_MAX_LAYERS, 2 * middle + 1) + 1)
+    lowest = min(_MAX_LAYERS, max(1, middle // 2))
+    return range(lowest, min(_MAX_LAYERS, 2 * middle + 1) + 1)

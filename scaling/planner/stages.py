@@ -9,6 +9,7 @@ from itertools import accumulate
 from scaling.config.run_config import RunConfig
 from scaling.errors import PlanError
 from scaling.planner.cost.counts import block_flops, head_flops
+from scaling.units import counted
 
 
 def stage_bounds(config: RunConfig, n_stages: int) -> list[tuple[int, int]]:
@@ -21,9 +22,10 @@ def stage_bounds(config: RunConfig, n_stages: int) -> list[tuple[int, int]]:
     costs = block_flops(config)
     if not 1 <= n_stages <= len(costs):
         raise PlanError(
-            f"{n_stages} pipeline stages cannot be cut from {len(costs)} blocks",
+            f"{counted(n_stages, 'pipeline stage')} cannot be cut "
+            f"from {counted(len(costs), 'block')}",
             f"model={config.model.name}, layout.pp",
-            f"Use pp so that there are from 1 to {len(costs)} stages.",
+            f"Use pp so that there are at most {counted(len(costs), 'stage')}, and at least one.",
         )
     return balanced(costs, n_stages, after_last=head_flops(config))
 

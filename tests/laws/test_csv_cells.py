@@ -158,7 +158,7 @@ def test_sizes_out_of_this_world_are_left_out(tmp_path):
 
 
 def test_dropping_all_points_is_refused(tmp_path):
-    with pytest.raises(DataError, match="drop_highest=1 leaves none of 1 points"):
+    with pytest.raises(DataError, match="drop_highest=1 leaves none of 1 point"):
         written(tmp_path, "loss,n,d\n3.5,1e6,1e8\n", drop_highest=1)
 
 

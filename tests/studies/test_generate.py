@@ -8,11 +8,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scaling.planner.shape
 from scaling.composition.compose import compose
-from scaling.config.run_config import conf_dir
+from scaling.config.run_config import RunConfig, conf_dir
 from scaling.errors import ConfigError
 from scaling.planner.budget import schedule_tokens
-from scaling.planner.cost.counts import count
+from scaling.planner.cost.counts import ModelCounts, count
 from scaling.planner.shape import nearest_shape, reshaped
 from scaling.studies.generators import Draft, changed, generate
 from scaling.studies.trials import declare, differences
@@ -217,3 +218,19 @@ def test_the_nearest_shape_has_the_size(n_params: float, gated: bool) -> None:
 def test_a_given_feed_forward_width_grows_with_the_model() -> None:
     shape = nearest_shape(compose(("model.d_ff=256", "tokenizer=byte")), 5e6)
     assert shape["d_ff"] == 2 * shape["d_model"]
+
+
+def test_a_large_size_tries_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size grows with the heads, so few numbers of heads need a count."""
+    counts = []
+
+    def counting(config: RunConfig) -> ModelCounts:
+        counts.append(config)
+        return count(config)
+
+    monkeypatch.setattr(scaling.planner.shape, "count", counting)
+    base = compose(("model=gpt_nano", "tokenizer=byte"))
+    shape = nearest_shape(base, 3e11)
+    assert len(counts) < 3000
+    assert count(reshaped(base, shape)).n_params == pytest.approx(3e11, rel=0.01)
+    assert nearest_shape(base, 1e15)["n_layers"] == 160

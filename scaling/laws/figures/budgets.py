@@ -16,6 +16,7 @@ from scaling.laws.figures.canvas import (
     VERMILION,
     band,
     draw_band,
+    legend,
     log_ticks,
     new_figure,
     plain_ticks,
@@ -82,7 +83,7 @@ def loss_against_compute(analysis: Analysis) -> Figure | None:
         title="Loss against compute",
     )
     plain_ticks(axes, "y")
-    axes.legend(loc="upper right")
+    legend(axes, loc="upper right")
     return figure
 
 
@@ -126,7 +127,7 @@ def isoflop_curves(analysis: Analysis) -> Figure | None:
             markeredgecolor="white",
             zorder=5,
         )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, labelspacing=0.25)
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, labelspacing=0.25)
     X = found.axis.upper()
     what = "parameters N" if found.axis == "n" else "tokens D"
     axes.set(xscale="log", yscale="log", xlabel=what, ylabel="loss (nats per token)")
@@ -192,7 +193,7 @@ def allocation(analysis: Analysis) -> Figure | None:
             ylabel=what,
             title=f"Best {what} of a budget",
         )
-        axes.legend(loc="upper left", fontsize=8.5)
+        legend(axes, loc="upper left", fontsize=8.5)
     return figure
 
 

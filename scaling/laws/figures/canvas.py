@@ -71,6 +71,12 @@ def band(draws: Array) -> tuple[Array, Array]:
     return low, high
 
 
+def legend(axes: Axes, **look: Any) -> None:
+    """A legend, where anything has a label: matplotlib warns of an empty one."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**look)
+
+
 def log_ticks(axes: Axes, which: str, shown: Callable[[float], str] | None = None) -> None:
     """Label decades, and on a narrow axis also 2 and 5: as powers of ten, or through `shown`."""
     from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter

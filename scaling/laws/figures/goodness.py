@@ -12,6 +12,7 @@ from scaling.laws.figures.canvas import (
     GREEN,
     QUIET,
     VERMILION,
+    legend,
     log_ticks,
     new_figure,
     plain_ticks,
@@ -60,7 +61,7 @@ def predicted_against_actual(analysis: Analysis) -> Figure | None:
     axes.set_title(f"Predicted against measured, {fitted.fit.form.name}")
     plain_ticks(axes, "x")
     plain_ticks(axes, "y")
-    axes.legend(loc="upper left")
+    legend(axes, loc="upper left")
     return figure
 
 
@@ -173,7 +174,7 @@ def downstream(analysis: Analysis) -> Figure | None:
     axes.set(
         xlabel="loss (nats per token)", ylabel="metric", title="From loss to the downstream metric"
     )
-    axes.legend()
+    legend(axes)
     return figure
 
 
