@@ -233,7 +233,7 @@ def _dense(points: Points, between: int = 8) -> Points:
 
 
 def _set_axes(axes: Axes, points: Points, baselines: Mapping[str, float]) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
     from scaling.units import format_count
 
@@ -245,6 +245,8 @@ def _set_axes(axes: Axes, points: Points, baselines: Mapping[str, float]) -> Non
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: format_count(value) if value else "0")
     )
+    # whole losses, however close: no "+2.999" above the axis
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.tick_params(length=0, pad=6)
     axes.set_xlabel("tokens seen in training")
     axes.set_ylabel("loss (nats per token)")
