@@ -28,7 +28,7 @@ from email.utils import parsedate_to_datetime
 
 POLL_S = 1.0
 SECONDS_LEFT = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
-"""From the notice to the end, where it does not say."""
+"""Seconds between notice and end, where the notice names none."""
 ADDRESSES = {
     "aws": "http://169.254.169.254",
     "gcp": "http://metadata.google.internal",

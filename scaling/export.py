@@ -28,9 +28,7 @@ when all of it is there. format=hf is for the transformers library, format=gguf 
 
 
 class ExportOptions(SourceOptions):
-    to: str = Field(
-        min_length=1, description="the directory to make; it may not exist yet, unless it is empty"
-    )
+    to: str = Field(min_length=1, description="the directory to make; new, or an empty one")
     format: Literal["safetensors", "hf", "gguf"] = Field(
         "safetensors",
         description="safetensors: weights as we call them; hf: as the transformers library does; "

@@ -118,7 +118,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def other_delimiter(header: str) -> str | None:
-    """What parts the names of a table's first line, where it is not the comma: "semicolon (;)"."""
+    """The delimiter of a table's first line, where it is not the comma: "semicolon (;)"."""
     names = {";": "semicolon (;)", "\t": "tab", "|": "bar (|)"}
     most = max(names, key=header.count)
     return names[most] if header.count(most) > header.count(",") else None

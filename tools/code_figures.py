@@ -15,11 +15,12 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-PREPOSITIONS = """
+_WORDS = """
     about above after against along among around as at before behind below beside between beyond
     by during except for from in inside into like near of off on onto out outside over per since
     through till to towards under until up upon via with within without
 """
+PREPOSITIONS = frozenset(_WORDS.split())
 WIDTH = 100
 
 
@@ -46,7 +47,6 @@ def comments(text: str) -> int:
 def figures(directory: Path) -> dict[str, str]:
     """The figures of every Python file under `directory`."""
     paths = sorted(directory.rglob("*.py"))
-    prepositions = set(PREPOSITIONS.split())
     texts = [path.read_text(encoding="utf-8") for path in paths]
     trees = [ast.parse(text) for text in texts]
     openings = [first_word(str(doc.value)) for tree in trees for doc in docstrings(tree)]
@@ -63,7 +63,7 @@ def figures(directory: Path) -> dict[str, str]:
         "lines": str(len(lines)),
         "docstrings": str(len(openings)),
         'docstrings that open with "Of"': str(openings.count("of")),
-        "docstrings that open with a preposition": str(sum(w in prepositions for w in openings)),
+        "docstrings that open with a preposition": str(sum(w in PREPOSITIONS for w in openings)),
         "comments per 100 lines": f"{100 * sum(map(comments, texts)) / len(lines):.2f}",
         f"lines over {WIDTH}": str(sum(len(line) > WIDTH for line in lines)),
         '"fmt: skip"': str(sum(line.endswith("fmt: skip") for line in lines)),

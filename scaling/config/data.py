@@ -84,7 +84,7 @@ class DataConfig(Section):
     max_files: int | None = Field(
         None,
         gt=0,
-        description="documents: of each input the first so many files",
+        description="documents: number of files taken of each input, the first ones",
     )
     target_path: str | None = Field(
         None,
@@ -107,7 +107,7 @@ class DataConfig(Section):
     val_fraction: float = Field(
         0.05, gt=0, lt=0.5, description="part of the documents held out, by hash"
     )
-    shard_tokens: Count = Field(1_000_000, gt=0, description="tokens in a shard, about")
+    shard_tokens: Count = Field(1_000_000, gt=0, description="approximate tokens per shard")
     attend_across_documents: bool = Field(
         True,
         description="whether positions see documents before their own, where several share a "

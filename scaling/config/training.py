@@ -140,10 +140,11 @@ class TrainConfig(Section):
         "checkpoint without these sequences; fail: stop",
     )
     on_spike: Literal["ignore", "skip", "rollback", "fail"] = Field(
-        "ignore", description="a loss or gradient norm that stands out; as on_nonfinite"
+        "ignore",
+        description="reaction to a spike of loss or gradient norm; values as for on_nonfinite",
     )
     spike_sigmas: _SpikeSigmas = Field(
-        6.0, gt=0, description="standard deviations above the mean from which it stands out"
+        6.0, gt=0, description="standard deviations above the mean from which a value is a spike"
     )
     spike_window: int = Field(
         128, gt=1, le=10**6, description="steps before, of which mean and deviation are"

@@ -33,7 +33,7 @@ def beam_search(
     length_penalty: float = 0.6,
     source_ids: Sequence[int] | None = None,
 ) -> list[Hypothesis]:
-    """Up to `n_beams` hypotheses, best first: ended by `eos_id`, or `max_tokens` long.
+    """Find up to `n_beams` hypotheses, best first: ended by `eos_id`, or `max_tokens` long.
 
     The score is log p / ((5 + n) / 6)^length_penalty for n tokens, the end token included (Wu et
     al. 2016, arXiv:1609.08144, eq. 14; beams 4 and penalty 0.6 as in Vaswani et al. 2017, section

@@ -31,7 +31,7 @@ TEXT = (
 )
 """What both sides read."""
 _N_TOKENS = 64
-"""At most so many of them."""
+"""Most tokens that are compared."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def write_weights(
 
 
 def _shards(weights: Sequence[Weight], itemsize: int, limit: int) -> Iterator[list[Weight]]:
-    """In order, as many weights a file as fit; one that is larger than the limit is alone."""
+    """Group weights into files in order, as many as fit; one that is larger than the limit is
+    alone."""
     shard: list[Weight] = []
     size = 0
     for weight in weights:

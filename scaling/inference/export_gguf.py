@@ -208,7 +208,7 @@ def _cut(raw: Mapping[str, Any]) -> str:
 
 
 def _plain(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without what moves offsets alone."""
+    """The parts without keys that only move offsets."""
     return [{k: v for k, v in part.items() if k != "trim_offsets"} for part in parts]
 
 

@@ -16,8 +16,7 @@ from scaling.model.base import MaskedModel
 def fill(
     model: MaskedModel, tokens_T: Sequence[int], mask_id: int, *, top_k: int = 1
 ) -> list[list[tuple[int, float]]]:
-    """For each mask, in order: its `top_k` likeliest tokens with their probabilities, likeliest
-    first.
+    """Find for each mask, in order, its `top_k` likeliest tokens with their probabilities.
 
     Each is predicted by itself, with the other masks hidden. Tokens include the class and separator
     tokens.

@@ -1,5 +1,5 @@
-"""From a prompt to text, whatever the family of the model: what follows, its translation, or what
-belongs in its gaps."""
+"""Text that a model of any family makes of a prompt: its continuation, its translation, or the text
+of its gaps."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def stream(
     seed: int,
     context_limit: int,
 ) -> Iterator[int]:
-    """Up to `n_tokens` tokens that follow the prompt, each when it is drawn; fewer when `eos_id`
-    is, which is not yielded.
+    """Yield up to `n_tokens` tokens that follow the prompt, each when it is drawn; fewer when
+    `eos_id` is, which is not yielded.
 
     source_ids are what an encoder reads; the prompt of its decoder is the token with which that
     begins. temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose

@@ -41,7 +41,7 @@ def texts(run: Trained, options: GenerateOptions) -> Iterator[Iterator[str]]:
 
 
 def choices(run: Trained, options: FillOptions) -> list[list[tuple[str, float]]]:
-    """For each gap of the prompt its likeliest tokens and their probabilities. Raises
+    """Find for each gap its likeliest tokens and their probabilities. Raises
     ConfigError."""
     config, tokenizer = run.config, run.tokenizer
     if not isinstance(run.model, MaskedModel):

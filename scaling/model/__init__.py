@@ -51,15 +51,14 @@ def build_model(
     blocks: Sequence[tuple[int, int]] | None = None,
     place: Callable[[str, nn.Module], None] | None = None,
 ) -> LanguageModel:
-    """The model of `config` in fp32 on `device` (null: CPU), its weights not yet given:
+    """The model of `config` in fp32 on `device` (null: CPU), its weights not yet set:
     `initialise` or load them.
 
-    Until then they are NaN, so that a forgotten weight is heard of. On "meta" no memory is taken at
-    all. split: how its parameters are cut among ranks. blocks: the half-open range of each pipeline
-    stage that a rank has; null: all. place: is given each module (and its name) whose own
+    Until then they are NaN, so that an uninitialised weight shows up. On "meta" no memory is taken
+    at all. split: how its parameters are cut among ranks. blocks: the half-open range of each
+    pipeline stage that a rank has; null: all. place: is given each module (and its name) whose own
     parameters have just got memory, before the next ones get theirs: so a model that no device can
-    hold is given its weights, and these dealt out among ranks, as it is built.
-    """
+    hold is given its weights, and these dealt out among ranks, as it is built."""
     with torch.device("meta"):
         model = family_named(config.model.family)(config)
     if blocks is not None:

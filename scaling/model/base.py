@@ -32,7 +32,7 @@ class Flow(NamedTuple):
     balance_B: Tensor | None = None
 
     def packed(self) -> Tensor:
-        """As one tensor, (B, T + S + 1, D) with all three: one message, and one backward."""
+        """Pack all three into one tensor, (B, T + S + 1, D): one message, and one backward."""
         parts = [self.x_BTD] if self.source_BSD is None else [self.x_BTD, self.source_BSD]
         if self.balance_B is not None:
             row_B1D = self.balance_B.to(self.x_BTD.dtype)[:, None, None].expand(

@@ -46,7 +46,7 @@ class Side(nn.Module):
     def forward(
         self, x_BSD: Tensor, caches: Sequence[Cache] | None = None, source: Source | None = None
     ) -> Tensor:
-        """From embedded tokens to what follows the last norm, of one document a row."""
+        """Encode embedded tokens, one document a row, up to and including the last norm."""
         start = caches[0].length if caches else 0
         x_BSD = self.begin(x_BSD, None, start)
         x_BSD, _ = self.blocks(x_BSD, self.position.context(start, x_BSD), caches, source)

@@ -155,5 +155,5 @@ class TokenEmbedding(nn.Embedding):
         return x_BTD if self.scale == 1 else x_BTD * self.scale
 
     def back(self, x_BTD: Tensor) -> Tensor:
-        """To the width of the embedding, where it serves as the head."""
+        """Project back to the width of the embedding, where it serves as the head."""
         return x_BTD if self.projection is None else F.linear(x_BTD, self.projection.weight.T)

@@ -257,7 +257,8 @@ def _compiled_score() -> Score:
 
 
 def _log_softmax(logits_nV: Tensor, split: Split) -> Tensor:
-    """In fp32, over the logits of all tensor parallel ranks: log_p_nV of the rank's own."""
+    """Compute log_p_nV of the rank's own logits in fp32, normalised over those of all tensor
+    parallel ranks."""
     if split.tp is None:
         return F.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
     logits_nV = logits_nV.float()

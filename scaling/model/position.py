@@ -27,8 +27,8 @@ class Rotation(NamedTuple):
 
 
 BiasAt = Callable[[Tensor], Tensor]
-"""From relative positions (key's minus query's) of any shape (...) to what every head's score gets
-added: (H, ...), fp32."""
+"""Maps relative positions (key's minus query's) of any shape (...) to what is added to every head's
+score: (H, ...), fp32."""
 
 
 class Context(NamedTuple):
@@ -94,8 +94,8 @@ class Position(nn.Module):
         return None
 
     def context(self, start: int, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Context:
-        """For a stack of which x_BTD is the input, from position `start` on: of all positions, of
-        which x may be a part."""
+        """The context of a stack whose input x_BTD begins at position `start`; it covers all
+        positions, of which x may be a part."""
         first, length = self.split.in_attention(start, x_BTD)
         return Context(
             self.rotation(first, length, x_BTD.device),

@@ -61,7 +61,7 @@ class Layout:
         return self.pp * (2 if self.is_dualpipev else 1)
 
     def stages_of(self, pp_rank: int) -> tuple[int, ...]:
-        """Those of a pipeline rank, in the order in which a micro-batch comes to them."""
+        """The stages of a pipeline rank, in the order in which a micro-batch reaches them."""
         # DualPipeV folds the stages: the first rank has the first and the last.
         return (pp_rank, self.n_stages - 1 - pp_rank) if self.is_dualpipev else (pp_rank,)
 

@@ -46,7 +46,7 @@ class DrillOptions(Section):
     seed: int | None = Field(
         None,
         ge=0,
-        description="of which processes die and when; null: another each time, and printed",
+        description="seed that fixes which processes die and when; null: a new one, printed",
     )
     directory: str = Field(
         "rehearsal", description="of both runs and the report; must not exist yet"

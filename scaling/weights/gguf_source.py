@@ -98,7 +98,7 @@ DIALECTS = {
         transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
     ),
 }
-"""By general.architecture, which is the model_type of the transformers library too."""
+"""Keyed by general.architecture, which is the model_type of the transformers library too."""
 _CHANGES_NOTHING = ("rope.dimension_count", "attention.value_length", "rope.scaling.type")
 
 

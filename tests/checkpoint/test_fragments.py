@@ -23,7 +23,7 @@ from scaling.parallel.part import Part
 from scaling.parallel.rectangles import Run, overlaps
 
 Cuts = list[tuple[Part, int, int]]
-"""For each rank: which part, and where in it the rank's run starts and ends."""
+"""A tuple for each rank: which part, and where in it the rank's run starts and ends."""
 
 
 def whole_of(shape: tuple[int, ...], kind: str) -> torch.Tensor:

@@ -169,7 +169,7 @@ def test_every_path_may_begin_at_home(
 
 
 def test_a_mistake_is_told_without_torch_ray_and_deepspeed(tmp_path: Path) -> None:
-    """In one process for all: what a mistake loads is what it takes."""
+    """One process checks all mistakes, because what a mistake loads is what it costs."""
     code = """
 import sys
 from scaling import __main__

@@ -20,7 +20,7 @@ def table() -> dict[str, str]:
 
 
 def plain(text: str, place: Place) -> str:
-    """On one line, without what differs from one machine or moment to the next."""
+    """The text on one line, without what differs from one machine or moment to the next."""
     for old, new in (
         (place.web.url, "URL"),
         (str(place.shards), "DIR"),

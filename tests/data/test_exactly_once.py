@@ -60,7 +60,8 @@ def corpora(
 
 
 def sequences_of(streams: list[np.ndarray]) -> Counter[Row]:
-    """By the definition: all that begin at multiples of SEQ_LEN and end within their shard."""
+    """Sequences by the definition: all that begin at multiples of SEQ_LEN and end within their
+    shard."""
     return Counter(
         tuple(stream[begin : begin + SEQ_LEN + 1].tolist())
         for stream in streams
@@ -182,7 +183,7 @@ def test_an_epoch_reads_every_sequence_once(corpora, data):
 
 @pytest.mark.parametrize("weights", [None, [2, 1]])
 def test_sequence_a_billion_takes_a_seek(corpora, weights):
-    """Of 42 shards, no more are read for four sequences there than the four that may hold them."""
+    """Four sequences there read no more than the four of 42 shards that may hold them."""
     with open_stream(corpora, weights) as stream:
         stream.read(np.arange(10**9, 10**9 + 4))
         parts = [stream] if weights is None else stream._streams

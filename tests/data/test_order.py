@@ -19,8 +19,8 @@ lengths_lists = st.lists(st.integers(0, 400), min_size=1, max_size=12)
 
 
 def expected_sequences(lengths: list[int], seq_len: int) -> set[tuple[int, int]]:
-    """By the definition: every (shard, offset) from which seq_len + 1 tokens can be read, with
-    stride seq_len."""
+    """Sequences by the definition: every (shard, offset) from which seq_len + 1 tokens can be read,
+    with stride seq_len."""
     return {
         (s, o)
         for s, length in enumerate(lengths)

@@ -516,7 +516,7 @@ def test_importing_the_stream_imports_nothing_heavy():
 def test_the_short_walk_finds_what_webdataset_finds_or_leaves_it_to_it(
     tmp_path_factory, lengths, place, byte, cut
 ):
-    """On tars as they are written here, and on those with any byte changed or any end cut off."""
+    """Reads tars as they are written here, and some with a byte changed or an end cut off."""
     directory = tmp_path_factory.mktemp("walk")
     np.save(
         directory / "tokens-000000.npy",

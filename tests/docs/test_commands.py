@@ -41,7 +41,7 @@ PLACEHOLDERS = {"...", "GROUP=OPTION", "KEY=VALUE", "COMMAND"}
 
 
 def dry_run(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the person at the terminal would: through Hydra, to the plan."""
+    """Run a command as a person at the terminal does: through Hydra, to the plan."""
     for path in ("books/one.txt", "books/b/two.txt"):
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         (place / path).write_text("A text.\n" * 200)

@@ -32,7 +32,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", ["tp2", "pp2", "zero3"])
 def test_a_layout_begins_with_the_weights_of_one_process(name: str, words: tuple[str, ...]) -> None:
-    """In fp32: what reads weights from a file knows no float64."""
+    """Compares in fp32, because the reader of weight files knows no float64."""
     expected = reference(N_STEPS, *words, exact=False)
     random = reference(N_STEPS, "objective=causal_lm", exact=False)
     assert not np.isclose(expected[0], random[0], rtol=1e-2), "the source's weights were not read"

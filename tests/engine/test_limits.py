@@ -28,7 +28,7 @@ ALONE = {"zero1-alone": layout(micro=G)}
 TIGHT = (Limits(loss=1.0, grad_norm=1e9), Limits(loss=1e9, grad_norm=1e-6))
 WIDE = Limits(loss=1e9, grad_norm=1e9)
 LOST = None
-"""In place of limits: the loss is not a number, and its gradients are finite."""
+"""Stands in place of limits: the loss is not a number, and its gradients are finite."""
 
 
 class Trainer:

@@ -116,7 +116,7 @@ def written(command: Command, *words: str) -> str:
 
 @torch.no_grad()
 def greedy(trained: Trained, prompt: str, n_tokens: int) -> list[int]:
-    """By full forwards, without a cache."""
+    """Generate by full forwards, without a cache."""
     model, asked = trained.model, question(trained.config, trained.tokenizer, prompt)
     assert isinstance(model, GenerativeModel)
     source = None if asked.source_ids is None else model.encode(torch.tensor([asked.source_ids]))

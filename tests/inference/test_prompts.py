@@ -1,4 +1,4 @@
-"""From a prompt to text for every objective: with models that answer what the test tells them."""
+"""Text from a prompt for every objective, with models whose answers the test sets."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_bytes_of_a_tokenizer_read_back(tokenizer: Tokenizer) -> None:
 
 
 def filled(source: list[int], answer: list[int]) -> list[int]:
-    """By the definition: each gap's first span, wherever the answer has it."""
+    """Fill gaps by the definition: each gap's first span, wherever the answer has it."""
     spans: dict[int, list[int]] = {}
     for place, token in enumerate(answer):
         if token in SENTINELS and token not in spans:

@@ -126,7 +126,7 @@ def catches(pid: int) -> bool:
 def test_signals_at_any_moment_of_a_start(
     workplace: Workplace, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    """At many moments between the door and the tenth step."""
+    """Sends signals at many moments between the door and the tenth step."""
     for place, delay_s in enumerate(
         [0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 13.0]
     ):

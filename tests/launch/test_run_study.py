@@ -34,7 +34,7 @@ from tests.support.runs import COMPARED, TINY, Workplace, descendants, read_line
 
 STEP = 8 * 64
 LENGTHS = (240, 300, 360)
-"""In steps. Branches part at four fifths of them, long after the stop below."""
+"""Lengths in steps. Branches part at four fifths of them, long after the stop below."""
 WORDS = (
     *TINY,
     "study=wsd",

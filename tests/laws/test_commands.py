@@ -262,8 +262,8 @@ def test_the_commands_are_light(fitted):
 
 
 def test_a_thousand_draws_take_few_evaluations(monkeypatch):
-    """Of the objective for one set of parameters on 240 points: the whole search, and 1000 draws
-    that begin at its end."""
+    """Counts evaluations of the objective for one set of parameters on 240 points: the whole
+    search, and 1000 draws that begin at its end."""
     from scaling.laws import huber
     from scaling.laws.fit import fit as fit_form
     from scaling.laws.forms import CHINCHILLA

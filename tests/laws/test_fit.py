@@ -164,8 +164,8 @@ def test_a_draw_is_the_fit_of_its_resampled_points():
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """Of 20 repetitions 95 % intervals should hold the truth in 19; fewer than 14 has a chance of
-    3e-5."""
+    """Intervals of 95 % should hold the truth in 19 of 20 repetitions; fewer than 14 has a chance
+    of 3e-5."""
     covered = {"bootstrap": 0, "profile": 0}
     for seed in range(20):
         data = noisy(seed=seed, sigma=0.004)

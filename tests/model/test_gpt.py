@@ -39,7 +39,7 @@ def config_of(name: str, *overrides: str) -> RunConfig:
 
 
 def build(config: RunConfig, std: float = 0.1) -> LanguageModel:
-    """With weights large enough for attention to be far from uniform."""
+    """Build a model whose weights are large enough for attention to be far from uniform."""
     model = build_model(config)
     model.config = model.config.model_copy(update={"init_std": std})
     initialise(model, 0)

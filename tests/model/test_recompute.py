@@ -113,8 +113,8 @@ def kept_bytes(model: Any, x_BTD: Tensor, kind: Checkpointing) -> int:
     ],
 )
 def test_what_is_kept_for_backward(name: str, most: dict[Checkpointing, float]) -> None:
-    """In multiples of the block's input. Selective: q, k, v, o, attention's output, gate and up
-    (2.75 each), down, y."""
+    """Sizes are multiples of the block's input. Selective: q, k, v, o, attention's output, gate and
+    up (2.75 each), down, y."""
     model, x_BTD = setting(name)
     run(model, x_BTD, "none")  # whatever is made once
     inputs = {kind: kept_bytes(model, x_BTD, kind) / (x_BTD.numel() * 4) for kind in KINDS}

@@ -102,7 +102,8 @@ def test_a_ring_is_plain_attention(name: str, n_ranks: int) -> None:
 
 
 def test_dropped_scores_have_the_gradients_of_what_was_kept() -> None:
-    """Along one direction, by differences: the same is dropped in every call of the same seed."""
+    """Compares along one direction with differences: the same is dropped in every call of the same
+    seed."""
     step = 1e-2
     up, down = (
         sum(parts[-1] for parts in run_ranks(attend_in_a_ring, 2, "all", 0.4, sign * step))

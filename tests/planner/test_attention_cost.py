@@ -141,8 +141,8 @@ def kept_bytes(config: RunConfig, causal: bool, B: int) -> float:
 def test_memory_is_what_autograd_keeps(
     kind: str, position: str, length: int, n_kv_heads: int, causal: bool
 ) -> None:
-    """Within 12 % of what is kept of one sequence, with masks of its own, or of two, whose rows are
-    copied, whichever is more."""
+    """The estimate is within 12 % of what is kept of one sequence, with masks of its own, or of
+    two, whose rows are copied, whichever is more."""
     overrides = ("model.d_model=256", f"model.n_kv_heads={n_kv_heads}", f"train.seq_len={length}")
     config = composed(f"attention={kind}", f"position={position}", *overrides)
     model = config.model
@@ -177,7 +177,7 @@ def test_memory_of_capped_scores(kind: str, position: str, length: int, causal: 
 
 
 def test_a_pattern_costs_what_its_layers_do() -> None:
-    """Of 4 layers three see a window of 32 of the 256 positions."""
+    """Three of 4 layers see a window of 32 of the 256 positions."""
     mixed = composed("attention.pattern=[local,local,local,full]", "attention.window=32")
     full = count(composed()).flops_per_token
     assert full - count(mixed).flops_per_token == 12 * 3 * 128 * (256 - 32)

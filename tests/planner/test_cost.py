@@ -59,8 +59,7 @@ def test_goodput_is_that_of_a_simulated_run(reliability: Reliability) -> None:
 def test_the_best_interval_is_no_worse_than_another(
     hours: float, stall_s: float, restart_s: float
 ) -> None:
-    """To first order in the interval over the time between failures, which is what the formula
-    is."""
+    """Holds to first order in the interval over the time between failures, as the formula does."""
     reliability = Reliability(hours, stall_s, 0.0, restart_s)
     most = goodput_of(reliability, best(reliability))
     assert 0 < most < 1

@@ -47,7 +47,7 @@ RANKED = [
     ("model=gpt_175b", "cluster=64x8xA100", "train.global_batch_size=1536"),
     ("model=gpt_175b", "cluster=1x8xA100"),
 ]
-"""Of which the three first layouts of `python -m scaling.plan` are kept, or what would fit."""
+"""Words whose three first layouts of `python -m scaling.plan` are kept, or what would fit."""
 
 
 def _ranked(overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ A100 = "NVIDIA A100-SXM4-80GB"
 
 
 class FakeDriver(SimpleNamespace):
-    """As much of pynvml as is used; `gpus` are names, `fails` an error of nvmlInit."""
+    """The part of pynvml that is used; `gpus` are names, `fails` an error of nvmlInit."""
 
     class NVMLError(Exception):
         pass

@@ -136,7 +136,7 @@ def test_one_order_of_grids_data_parallelism_alone_first() -> None:
 
 
 def test_a_micro_batch_is_refused_only_where_no_degrees_take_it() -> None:
-    """With dp=8 a rank has 6 sequences, but with fewer replicas 16 of them are whole."""
+    """A rank has 6 sequences with dp=8, but with fewer replicas 16 of them are whole."""
     config = composed(
         "model=gpt_7b",
         "cluster=8xA100",

@@ -53,7 +53,7 @@ def test_a_large_product_takes_its_arithmetic_and_half_its_memory_time() -> None
 
 @pytest.mark.parametrize(("columns", "slower"), [(50304, 1), (50312, 1.25), (50257, 3)])
 def test_odd_widths_are_slow(columns: int, slower: float) -> None:
-    """Of the vocabulary of GPT-2: padded to 128, a multiple of 8, and as it is."""
+    """Widths of the vocabulary of GPT-2: padded to 128, a multiple of 8, and as it is."""
     machine, times = on("8xA100").machine, {}
     for width in (50304, columns):
         memory = 2 * (2048**2 + 2 * 2048 * width) / (CONSTANTS.bandwidth * 2039e9)

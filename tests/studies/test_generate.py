@@ -204,8 +204,7 @@ def test_a_changed_key_is_validated_as_a_typed_one() -> None:
 @settings(max_examples=20)
 @given(st.floats(3e4, 3e9), st.booleans())
 def test_the_nearest_shape_has_the_size(n_params: float, gated: bool) -> None:
-    """Between one head more and one less, a size is never farther off than the steps that heads of
-    this width make."""
+    """A size is never farther off than the step that one head of this width makes."""
     base = compose(
         ("tokenizer=byte", "model.d_model=64", f"model.activation={'swiglu' if gated else 'gelu'}")
     )

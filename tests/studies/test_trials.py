@@ -207,8 +207,7 @@ def test_a_trial_is_an_ordinary_run(tmp_path: Path) -> None:
 
 
 def test_a_command_counts_the_steps_that_it_trained_itself(tmp_path: Path) -> None:
-    """Of a trial that an earlier command had begun, the share of this one's time is its own
-    part's."""
+    """A trial that an earlier command had begun counts only the steps of this command."""
     trial = declared(tmp_path, ("optim.lr=1e-3",), ("optim.lr=2e-3",)).trials[0]
     log = MetricLog(trial.run_dir.create().metrics)
     for step in (10, 20, 30):

@@ -134,7 +134,7 @@ def small_disk(path: Path, kilobytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def nobody() -> Iterator[None]:
-    """Without root's right to read and write everything."""
+    """Drop root's right to read and write everything."""
     was = os.geteuid()
     if was == 0:
         os.seteuid(65534)

@@ -13,7 +13,7 @@ MODELS = sorted(
     path.stem for path in (conf_dir() / "model").glob("[!_]*.yaml") if path.stem not in BASES
 )
 NANO = ("model.n_layers=4", "train.n_tokens=2_000_000", "train.global_batch_size=16")
-"""Of the default model, so that tuning it moves no test of the planner."""
+"""Words that pin the default model's size, so that tuning it moves no test of the planner."""
 CPU = ("cluster.devices_per_node=2", "cluster.device.name=test CPU", "cluster.device.memory_gb=12")
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.optim import adam
 
 RTOL = ATOL = 1e-9
-"""For float64 against float64: errors seen are near 1e-15, and the smallest mistake is far
-above."""
+"""Tolerances of float64 against float64: errors seen are near 1e-15, and the smallest mistake is
+far above."""
 
 
 def assert_same(found: Any, expected: Any, name: str = "") -> None:

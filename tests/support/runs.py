@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 N_STEPS, N_STEPS_ALONE = 200, 600
-"""Of two workers, and of one, which takes a third of the time for a step and is to be caught in the
-middle too."""
+"""Steps of two workers, and of one, which takes a third of the time for a step and is to be caught
+in the middle too."""
 TINY = (
     "data=text_files",
     "tokenizer=byte",
@@ -52,10 +52,11 @@ SECRETS = {
     "HTTPS_PROXY": "http://me:5ec7e7prx@localhost:9",
     "MY_PASSWORD": "5ec7e7 of my own",
 }
-"""In the environment of every run: none may come back in anything that is written or shown."""
+"""Secrets in the environment of every run: none may come back in anything that is written or
+shown."""
 FOLLOWED_STEPS = 50
-"""For so long a run is held against one that adds up in another order; what that makes of the
-losses grows."""
+"""Steps over which a run is compared with one that adds up in another order; the difference of
+their losses grows."""
 COMPARED = (
     "n_tokens",
     "flops",
@@ -91,7 +92,7 @@ class Workplace:
     home: str
 
     def command(self, *overrides: str, root: Path | None = None) -> list[str]:
-        """Of a tiny run whose directory lies in `root`."""
+        """The command of a tiny run whose directory lies in `root`."""
         where = (
             f"run.root={root or self.root / 'runs'}",
             f"data.path='{self.text}'",
@@ -178,7 +179,7 @@ class Run:
         return self.process.returncode
 
     def wait_for_step(self, step: int, timeout_s: float = 240) -> None:
-        """Until metrics.jsonl has a record of `step` or a later one."""
+        """Wait until metrics.jsonl has a record of `step` or a later one."""
         deadline = time.monotonic() + timeout_s
         while self.last_step() < step:
             self.watch()

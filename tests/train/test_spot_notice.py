@@ -17,7 +17,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "spot_notice.py"
 IN_S = 90
-"""After which the machine goes, in a notice that says when."""
+"""Seconds until the machine goes, in a notice that says when."""
 
 
 def _soon() -> datetime:

@@ -54,8 +54,8 @@ LAYERS = [
     },
     {"__main__"},
 ]
-"""From the bottom: the floor, one row per package, the doors. A module imports from the rows below
-its own, and from its own package; modules of the floor import one another."""
+"""Rows from the bottom: the floor, one row per package, the doors. A module imports from the rows
+below its own, and from its own package; modules of the floor import one another."""
 FLOOR = LAYERS[0]
 
 HOMES = {

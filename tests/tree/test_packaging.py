@@ -95,7 +95,7 @@ def test_the_distribution_is_ours_and_says_its_licence(wheel: Path) -> None:
 
 
 def test_nobody_asks_for_a_distribution_called_scaling() -> None:
-    """On PyPI that is another project: its version would be told for ours."""
+    """PyPI has another project of this name, whose version would be reported for ours."""
     assert "scaling" not in provenance.PACKAGES
     assert provenance.package_versions()["scaling"] == scaling.__version__
 

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from tools.code_figures import docstrings, figures, first_word, main
+from tools.code_figures import PREPOSITIONS, docstrings, figures, first_word, main
 
 ROOT = Path(__file__).parents[2]
+TREES = ("scaling", "hydra_plugins", "tests", "tools", "cluster")
 
 
-def opening_with_of(path: Path) -> list[str]:
-    """Places of docstrings that open with "Of", in one file or in all files of a directory."""
-    files = [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+def opening_with_a_preposition(directory: Path) -> list[str]:
+    """Places of docstrings that open with a preposition, in all files of a directory."""
     return [
-        f"{file.relative_to(path.parent)}:{doc.lineno}"
-        for file in files
+        f"{file.relative_to(directory.parent)}:{doc.lineno}"
+        for file in sorted(directory.rglob("*.py"))
         for doc in docstrings(ast.parse(file.read_text(encoding="utf-8")))
-        if first_word(str(doc.value)) == "of"
+        if first_word(str(doc.value)) in PREPOSITIONS
     ]
 
 
-def test_no_docstring_opens_with_of() -> None:
-    assert opening_with_of(ROOT / "scaling") == []
+@pytest.mark.parametrize("tree", TREES)
+def test_no_docstring_opens_with_a_preposition(tree: str) -> None:
+    assert opening_with_a_preposition(ROOT / tree) == []
 
 
 def test_what_is_counted(tmp_path: Path) -> None:
@@ -35,7 +36,8 @@ def test_what_is_counted(tmp_path: Path) -> None:
     )
     (tmp_path / "b.py").write_text("def g(): ...\n")
     found = figures(tmp_path)
-    assert opening_with_of(tmp_path / "a.py") == ["a.py:1"]
+    name = tmp_path.name
+    assert opening_with_a_preposition(tmp_path) == [f"{name}/a.py:1", f"{name}/a.py:4"]
     assert found["docstrings"] == "3"
     assert found['docstrings that open with "Of"'] == "1"
     assert found["docstrings that open with a preposition"] == "2"

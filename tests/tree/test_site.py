@@ -60,7 +60,7 @@ def test_links_follow_pages_from_the_repository_to_the_site(hook: ModuleType) ->
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_to_files_of_the_repository(page: Path) -> None:
-    """As a reader of the repository follows them; the strict build checks the site's."""
+    """Links as a reader of the repository follows them; the strict build checks the site's."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r"(?:src|href)=\"([^\"#]+)", text)
     dead = [

@@ -28,7 +28,7 @@ WIDTH = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, 
 
 
 def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """As llama.cpp's convert_hf_to_gguf.py orders the rows of queries and keys (its own
+    """Order the rows of queries and keys as llama.cpp's convert_hf_to_gguf.py does (its own
     formula)."""
     half = weight.shape[0] // n_heads // 2
     return weight.reshape(n_heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)

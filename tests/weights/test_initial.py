@@ -162,8 +162,8 @@ def test_a_run_without_a_source_has_random_weights() -> None:
 
 
 def test_continued_training_resumes_bit_for_bit(sources: Path, tmp_path: Path) -> None:
-    """Through the driver: its first loss is the source's, and a run that lost its last checkpoint
-    writes the same one again."""
+    """The driver's first loss is the source's, and a run that lost its last checkpoint writes the
+    same one again."""
     (tmp_path / "text").mkdir()
     for number in range(12):
         (tmp_path / "text" / f"{number}.txt").write_text(f"line {number} of many. " * 40)

@@ -33,7 +33,7 @@ TOKENIZERS = {"byte": (), "bpe": ("vocab_size=8192", "tokenizer_sample=20M")}
 
 
 def documents(n_bytes: int) -> Iterator[str]:
-    """About `n_bytes` of JSON lines."""
+    """Yield about `n_bytes` of JSON lines."""
     rng = random.Random(0)
     lines = [
         line

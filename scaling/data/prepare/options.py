@@ -40,7 +40,9 @@ class PrepareOptions(Section):
         "of .txt (one document a file), .jsonl and .txt lines (.gz, .zst too), .parquet, "
         "webdataset .tar; of a folder every source file",
     )
-    max_files: int | None = Field(None, gt=0, description="of each input, the first so many files")
+    max_files: int | None = Field(
+        None, gt=0, description="number of files taken of each input, the first ones"
+    )
     out: str = Field(description="directory of the shards; made, or continued")
     tokenizer: str = Field(
         "bpe",
@@ -63,7 +65,7 @@ class PrepareOptions(Section):
         0.05, gt=0, lt=0.5, description="part of the documents held out, by hash"
     )
     shard_tokens: Count = Field(
-        "1M", gt=0, validate_default=True, description="tokens in a shard, about"
+        "1M", gt=0, validate_default=True, description="approximate tokens per shard"
     )
     document: Literal["file", "line"] = Field(
         "file", description="what is a document in .txt files"

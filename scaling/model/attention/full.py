@@ -59,7 +59,7 @@ class FullAttention(Attention):
     (Ainslie et al. 2023)."""
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
-        """With T < S the queries are the last T of S positions."""
+        """Attend fully. With T < S the queries are the last T of S positions."""
         if self.split.ring:
             assert self.split.cp is not None
             return ring_attention(

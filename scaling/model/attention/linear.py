@@ -237,10 +237,10 @@ def _document_sums(
     fading: Fading | None,
     start_BGKV: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Before each chunk, the sum of k v^T over the document that the chunk before ended in; the
-    same after the last chunk; and which positions are of that document. The sum goes on through
-    chunks that end in one document, and else begins anew; it begins with `start_BGKV`, which is of
-    the first document."""
+    """Sum k v^T before each chunk over the document that the chunk before ended in. Returns these
+    sums, the sum after the last chunk, and which positions are of that document. The sum continues
+    through chunks that end in one document, and else restarts; it begins with `start_BGKV`, which
+    is of the first document."""
     last_Bn = ids_BnC[:, :, -1]
     member_BnC = (ids_BnC == last_Bn.unsqueeze(2)).to(k_BGnCK.dtype)
     weight = member_BnC[:, None] if fading is None else member_BnC[:, None] * fading.own_HnC

@@ -45,7 +45,7 @@ class RelativeAttention(FullAttention):
         )
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: Context) -> Tensor:
-        """With T < S the queries are the last T of S positions."""
+        """Attend by content and distance. With T < S the queries are the last T of S positions."""
         T = q_BHTK.shape[2]
         q_BGRTK = q_BHTK.unflatten(1, (k_BGSK.shape[1], -1)) * (self.scale or self.d_head**-0.5)
         vector_N = torch.arange(self.relative_k.num_embeddings, device=q_BHTK.device)

@@ -232,7 +232,7 @@ def _round(k_BGsK: Tensor, v_BGsK: Tensor, scores: Scores) -> Iterator[tuple[int
 
 
 def _finite(log_sum: Tensor) -> Tensor:
-    """With 0 where nothing was seen, so that exponentials of what is subtracted from stay 0
+    """Replace -inf, where nothing was seen, by 0, so that exponentials of differences stay 0
     there."""
     return log_sum.masked_fill(log_sum == float("-inf"), 0.0)
 

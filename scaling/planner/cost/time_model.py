@@ -134,7 +134,7 @@ def _pass_s(
     work: Workload, layout: Layout, software: Software, machine: Machine, constants: Constants
 ) -> float:
     """Seconds in which one micro-batch's activations go from stage to stage; the tp ranks send a
-    part each, or whole gradients back: then the mean of both ways."""
+    part each, or whole gradients back: then the mean of the forward and the backward times."""
     tokens = layout.micro_batch_size * sum(stack.length for stack in work.stacks) / layout.cp
     inside = layout.tp * layout.replicas < machine.devices_per_node
     rate = machine.intra_bytes_per_s if inside else machine.inter_bytes_per_s
