@@ -7,10 +7,9 @@
       a run, PID
 
 The cloud is aws, gcp or azure. Drained nodes are seen by the run within ten seconds, which then
-writes a checkpoint and goes on without them, or stops with exit code 75. Sources: the clouds' pages
-on spot instance interruption notices (instance metadata service, version 2), on preemptible
-instances, and on scheduled events.
-"""
+writes a checkpoint and continues without them, or stops with exit code 75. Sources: the clouds'
+pages on spot instance interruption notices (instance metadata service, version 2), on preemptible
+instances, and on scheduled events."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-# here, not in hydra_parts: Hydra executes this module anew before it loads this plugin
+# here, not in hydra_parts: Hydra executes this module again before it loads this plugin
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus

@@ -20,7 +20,7 @@ groups, options, keys, values and names of runs. Put the line above into ~/.bash
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code is 0, or 2 for an unknown shell."""
-    return entry.enter(_command, argv, after_stop=entry.ANEW)
+    return entry.enter(_command, argv, after_stop=entry.AGAIN)
 
 
 def _command(words: list[str]) -> int:

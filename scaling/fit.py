@@ -20,7 +20,7 @@ Exit codes: 0 fitted; 1 points that cannot be read or allow no fit; 2 wrong argu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return entry.enter(_command, argv, after_stop=entry.ANEW)
+    return entry.enter(_command, argv, after_stop=entry.AGAIN)
 
 
 def _command(words: list[str]) -> int:

@@ -30,7 +30,7 @@ FLAGS = ("--json", "--refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return entry.enter(_command, argv, after_stop=entry.ANEW)
+    return entry.enter(_command, argv, after_stop=entry.AGAIN)
 
 
 def _command(words: list[str]) -> int:

@@ -15,7 +15,7 @@ from scaling.launch.interrupt import Stopped
 if TYPE_CHECKING:
     from scaling.laws.recommend import Recommendation
 
-AFTER_STOP = "the same command begins anew, and a run that it launched continues"
+AFTER_STOP = "the same command begins again, and a run that it launched continues"
 PREDICTION = "prediction.json"
 """File in the directory of a run that this command launches: its prediction before training."""
 

@@ -11,7 +11,7 @@ USAGE = """\
 Usage: python -m scaling.prepare inputs='GLOB,FOLDER,...' out=DIR [KEY=VALUE ...]
 
 Writes the documents of the inputs as tokenised shards: exact duplicates once, some held out, in an
-order that only their text fixes. Killed, the same command goes on where it ended. Afterwards:
+order that only their text fixes. Killed, the same command continues where it ended. Afterwards:
 python -m scaling.run data=shards data.path=DIR
 
   python -m scaling.prepare inputs='books/**/*.txt' out=shards/books tokenizer=bpe vocab_size=8192

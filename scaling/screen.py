@@ -234,7 +234,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def fitted_lines(text: str, width: int) -> list[str]:
-    """Lines wrapped between words; what is indented stays so, and goes on a little further in."""
+    """Lines wrapped between words; what is indented stays so, and continues a little further in."""
     found: list[str] = []
     for line in text.split("\n"):
         indent = line[: len(line) - len(line.lstrip())]

@@ -20,7 +20,7 @@ Shows every run under a directory of runs (default: runs), or the runs named.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code is 0, 1 where a directory cannot be read, or 2 for a wrong argument."""
-    return entry.enter(_command, argv, after_stop=entry.ANEW)
+    return entry.enter(_command, argv, after_stop=entry.AGAIN)
 
 
 def _command(words: list[str]) -> int:

@@ -46,7 +46,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 class Drawing(Protocol):
-    """What rich draws anew in its place, such as a Live or a Progress."""
+    """What rich redraws in its place, such as a Live or a Progress."""
 
     def start(self) -> None: ...
 
@@ -57,7 +57,7 @@ DrawingT = TypeVar("DrawingT", bound=Drawing)
 
 
 class Display(Generic[DrawingT]):
-    """Work that goes on: a drawing on a terminal, and a plain line now and then elsewhere.
+    """Work in progress: a drawing on a terminal, and a plain line now and then elsewhere.
 
     make: makes the drawing. at_once: whether the first plain line waits for no interval.
     """

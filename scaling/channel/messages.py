@@ -164,7 +164,7 @@ class StepSkipped(Message, kind="step_skipped"):
 
 @dataclass(frozen=True)
 class PreemptionNotice(Message, kind="preemption_notice"):
-    """The machines of these ranks will be taken back. ends_run: too few would stay to go on."""
+    """The machines of these ranks will be taken back. ends_run: too few would stay to continue."""
 
     ranks: list[int]
     left_s: float
@@ -175,7 +175,7 @@ class PreemptionNotice(Message, kind="preemption_notice"):
         then = (
             "too few would stay, so the run stops"
             if self.ends_run
-            else "the run goes on with the others"
+            else "the run continues with the others"
         )
         return (
             f"The machines of ranks {ranks} are taken back in {self.left_s:.0f} s: a checkpoint is "
@@ -191,7 +191,7 @@ class NotRemoved(Message, kind="not_removed"):
     reason: str
 
     def text(self) -> str:
-        return f"{self.path} cannot be removed ({self.reason}); the run goes on."
+        return f"{self.path} cannot be removed ({self.reason}); the run continues."
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class RecordGap(Message, kind="record_gap"):
         lacks = "lacks records within" if self.partly else "lacks the records of"
         return (
             f"metrics.jsonl {lacks} steps {self.first_step} to {self.last_step}; "
-            "the run goes on, and its curve has that gap."
+            "the run continues, and its curve has that gap."
         )
 
 

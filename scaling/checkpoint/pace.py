@@ -54,7 +54,7 @@ class Pace:
         return self._now() - self._begun_s >= self.interval_s
 
     def saving(self) -> None:
-        """Start the interval anew: a snapshot is taken now."""
+        """Start the interval again: a snapshot is taken now."""
         self._begun_s = self._now()
 
     def measured(self, cost_s: float, write_s: float) -> None:

@@ -17,11 +17,11 @@ from scaling.errors import ScalingError
 from scaling.launch import interrupt
 from scaling.launch.interrupt import leave
 
-__all__ = ["ANEW", "EXIT_PIPE", "enter", "leave", "reported", "until_nobody_reads"]
+__all__ = ["AGAIN", "EXIT_PIPE", "enter", "leave", "reported", "until_nobody_reads"]
 
 EXIT_PIPE = 141
 """The reader of the output has left, as head does: 128 + SIGPIPE, as shells report it."""
-ANEW = "the same command begins anew"
+AGAIN = "the same command begins again"
 """What follows a stop of a command that keeps nothing of its work."""
 
 

@@ -23,8 +23,8 @@ _ITEM = re.compile(r"( *\S.*?(?: {2,}|\t))(\S.*)$")
 
 
 def fitted_help(text: str, width: int) -> str:
-    """What is too wide, anew: paragraphs filled, the meaning of "term  meaning" lines in its column
-    or below a long term."""
+    """Wrap again what is too wide: paragraphs filled, the meaning of "term  meaning" lines in its
+    column or below a long term."""
     found: list[str] = []
     paragraph: list[str] = []
 

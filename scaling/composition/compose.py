@@ -54,7 +54,7 @@ def validate(composed: Composed, overrides: Sequence[str]) -> RunConfig:
 
 
 _NOT_WORDS = ("cluster", "layout", "plan", "scaling", "study", "dry_run", "logger")
-"""Sections of the place and manner of a run, which a command chooses anew."""
+"""Sections of the place and manner of a run, which a command chooses again."""
 
 
 def words_for(config: RunConfig, *start: str) -> tuple[str, ...]:

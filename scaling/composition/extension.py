@@ -1,4 +1,4 @@
-"""A finished run that goes on for more tokens: what the longer run takes over, and from which
+"""A finished run that continues for more tokens: what the longer run takes over, and from which
 step."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGER = ("train.n_tokens", "schedule.warmup_tokens", "schedule.decay_tokens")
 
 @dataclass(frozen=True)
 class Trunk:
-    """The run that is extended, and the step from which the longer run goes on."""
+    """The run that is extended, and the step from which the longer run continues."""
 
     path: Path
     step: int
@@ -86,7 +86,8 @@ def shorter_runs(config: RunConfig) -> Iterator[tuple[Path, int]]:
 
 
 def rewarmed_from(config: RunConfig) -> int:
-    """Tokens behind the checkpoint at which a cosine schedule begins anew; 0 for all other runs."""
+    """Tokens behind the checkpoint at which a cosine schedule begins again; 0 for all other
+    runs."""
     train = config.train
     if train.extend is None or train.parent is None:
         return 0
@@ -150,7 +151,7 @@ def _newest_step(path: Path, last: int) -> int:
     fitting = [step for step in steps if 0 < step <= last]
     if not fitting:
         raise ConfigError(
-            f"{path.name} has no checkpoint up to step {last}, from which a longer run goes on",
+            f"{path.name} has no checkpoint up to step {last}, from which a longer run continues",
             "train.extend",
             f"There are: {', '.join(map(str, steps)) or 'none'}. "
             "With schedule=wsd the decay begins "

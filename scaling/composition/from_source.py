@@ -20,7 +20,7 @@ FREE: dict[str, tuple[str, ...]] = {
     "attention": ("dropout",),
     "position": ("scaling", "scaling_factor", "original_seq_len"),
 }
-"""Keys of the groups that follow from a source which a run may choose anew: no weight depends on
+"""Keys of the groups that follow from a source which a run may choose again: no weight depends on
 them."""
 
 

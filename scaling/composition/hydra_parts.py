@@ -1,7 +1,7 @@
 """Every part of Hydra that is not in its documentation, in one place.
 
 A new version of Hydra may change them. PARTS lists each with its reason, and a test asserts that
-it is there. One is imported elsewhere: Hydra executes the modules of its own plugins anew when it
+it is there. One is imported elsewhere: Hydra executes the modules of its own plugins again when it
 looks for plugins, so hydra_plugins/scaling_study.py takes BasicSweeper after that.
 """
 

@@ -72,7 +72,7 @@ class LayoutConfig(Section):
     micro_batch_size: int | None = Field(None, gt=0, description="sequences per rank per forward")
     activation_checkpointing: Checkpointing | None = Field(
         None,
-        description="made anew in backward; selective: norms, activations and gates; "
+        description="made again in backward; selective: norms, activations and gates; "
         "full: every block",
     )
     offload: Offload | None = Field(
@@ -204,7 +204,7 @@ class ClusterConfig(Section):
     min_devices: int | None = Field(
         None,
         gt=0,
-        description="fewest devices to go on with when some are taken back "
+        description="fewest devices to continue with when some are taken back "
         "(cluster.kind=existing); null: all of them, or on preemptible machines as few nodes as "
         "the model fits on",
     )

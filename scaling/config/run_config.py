@@ -98,7 +98,7 @@ class InitSection(Section):
     )
     missing: Literal["refuse", "allow"] = Field(
         "refuse",
-        description="allow: parameters that the source lacks, as a head, are made anew, "
+        description="allow: parameters that the source lacks, as a head, are initialised, "
         "and its other weights are left out",
     )
     content_hash: str | None = Field(
@@ -291,7 +291,7 @@ class RunConfig(Section):
         }
         if self.train.parent is not None:
             out["train"]["parent"] = self.train.parent
-            if self.train.extend is not None:  # its schedule begins anew at the parent's step
+            if self.train.extend is not None:  # its schedule begins again at the parent's step
                 out["train"]["extends"] = True
         if self.init_from.content_hash is not None:
             # the content counts, not the place where it lies

@@ -118,7 +118,7 @@ class StudyConfig(Section):
     first_rung_tokens: Count | None = Field(
         None, gt=0, description="asha: tokens before the first cut; null: a 16th of the run"
     )
-    reduction_factor: int = Field(4, gt=1, description="asha: one in so many goes on from a rung")
+    reduction_factor: int = Field(4, gt=1, description="asha: one in so many continues from a rung")
     interval_tokens: Count | None = Field(
         None, gt=0, description="pbt: tokens between exchanges; null: an 8th of the run"
     )

@@ -123,11 +123,11 @@ class TrainConfig(Section):
     )
     parent: str | None = Field(
         None,
-        description="HASH@STEP of the run that this one goes on from with other values; null: none",
+        description="HASH@STEP of the run that this one continues with other values; null: none",
     )
     extend: str | None = Field(
         None,
-        description="a finished run, equal but for fewer n_tokens, that this one goes on from; "
+        description="a finished run, equal but for fewer n_tokens, that this one continues from; "
         "null: from its own beginning",
     )
     eval_sequences: int = Field(
@@ -136,7 +136,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["skip", "rollback", "fail"] = Field(
         "skip",
         description="a loss or gradients that are not finite; skip: leave the update out; "
-        "rollback: go on from the last "
+        "rollback: continue from the last "
         "checkpoint without these sequences; fail: stop",
     )
     on_spike: Literal["ignore", "skip", "rollback", "fail"] = Field(

@@ -57,7 +57,7 @@ class Corpus:
             ):
                 raise DataError(
                     f"{component.location} holds another corpus than when the mixture was made",
-                    fix="Run anew.",
+                    fix="Run it again.",
                 )
             prefix = f"{component.name}/" if mixed else ""
             index = index.without(

@@ -28,7 +28,7 @@ class SequenceOrder:
     sequences of seq_len + overlap tokens with stride seq_len; what is left at the end of the shard
     is dropped. An epoch takes every sequence once: shards in a permuted order, in windows of
     `window_shards`, and the sequences of a window permuted. Every epoch (k // n_sequences) permutes
-    anew. shuffle=False keeps the order of the index, in every epoch.
+    again. shuffle=False keeps the order of the index, in every epoch.
     """
 
     def __init__(

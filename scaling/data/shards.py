@@ -115,7 +115,7 @@ class CorpusIndex:
             raise DataError(
                 f"all {len(self.split(split))} shards of split {split} of corpus {self.name} "
                 "are missing or damaged",
-                fix="Prepare the corpus again, or copy its shards anew.",
+                fix="Prepare the corpus again, or copy its shards again.",
             )
         return replace(self, splits={**self.splits, split: kept})
 

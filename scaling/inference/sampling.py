@@ -64,7 +64,7 @@ def stream(
     begins. temperature 0 is greedy. top_k keeps the k likeliest tokens, top_p the fewest whose
     probabilities reach p (Holtzman et al. 2020); both may be given. The same seed draws the same
     text on the same device. The model sees at most `context_limit` tokens: when the cache is full,
-    the latest half of them is encoded anew. Raises ValueError for an empty prompt, and puts the
+    the latest half of them is encoded again. Raises ValueError for an empty prompt, and puts the
     model back into the mode it was in at the end.
     """
     if not prompt_ids:

@@ -108,7 +108,7 @@ def _n_tokens(config: RunConfig, asked: Question, options: GenerateOptions) -> i
     """Most tokens of a text. Raises ConfigError when the prompt is too long, or when more are asked
     for than there is room.
 
-    Only a decoder alone that looks at one text has no end: it goes on with the latest part of it.
+    Only a decoder alone that looks at one text has no end: it continues with the latest part of it.
     """
     read = asked.prompt_ids if asked.source_ids is None else asked.source_ids
     _check_length(config, len(read), options)
@@ -119,7 +119,7 @@ def _n_tokens(config: RunConfig, asked: Question, options: GenerateOptions) -> i
         room, who, fix = (
             shape.inputs - len(read) + 1,
             "beam search from this prompt",
-            " method=sample and greedy go on for ever.",
+            " method=sample and greedy continue for ever.",
         )
     else:
         return wanted or N_TOKENS

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees while a run goes on: one live line, or plain lines."""
+"""The output of a run at the terminal: one live line, or plain lines."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ def _open(attempt: Attempt, trunk: Trunk | None) -> None:
 
 
 def _say_extension(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: Console) -> None:
-    """Say from where an extended run goes on, or that a shorter finished run could be extended."""
+    """Say from where an extended run continues, or that a shorter finished run could be
+    extended."""
     texts = []
     if run_dir.path.exists():
         return
@@ -97,7 +98,7 @@ def _say_extension(config: RunConfig, plan: RunPlan, run_dir: RunDir, console: C
         texts.append(
             f"A finished run of {format_count(n_tokens)} tokens is equal to this one up to its "
             "end: "
-            f"{path.name}. To go on from it, add train.extend={path.name}."
+            f"{path.name}. To continue from it, add train.extend={path.name}."
         )
     if (trunk := trunk_of(config)) is not None:
         texts.append(f"Goes on from {trunk.path.name} after step {trunk.step} of {plan.n_steps}.")
@@ -196,7 +197,7 @@ def prepare_corpus(
             f"{count} of {corpus.n_shards} shards of {directory} missing or damaged, first "
             f"{first.name}: {first.reason}",
             f"data={config.data.kind}",
-            "Restore them or prepare the corpus anew; data.on_bad_shard=skip trains without bad "
+            "Restore them or prepare the corpus again; data.on_bad_shard=skip trains without bad "
             "training shards.",
         )
     for shard in bad:

@@ -54,7 +54,7 @@ class ThroughputMeter:
         return sum(n_tokens for n_tokens, _ in self._recent) / time_s if time_s > 0 else None
 
     def take(self) -> dict[str, float]:
-        """Rates since the last call, by metric name, and start anew. What was not measured is
+        """Rates since the last call, by metric name, and start again. What was not measured is
         absent."""
         rates: dict[str, float] = {}
         if self._n_steps and self._time_s > 0:

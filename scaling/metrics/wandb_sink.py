@@ -90,7 +90,7 @@ class WandbSink:
         except (wandb.Error, OSError) as error:
             self._run, self.sound = None, False
             self._notice(
-                f"W&B: stopped ({redact(str(error))}); metrics.jsonl goes on, "
+                f"W&B: stopped ({redact(str(error))}); metrics.jsonl continues, "
                 "and a resumed run tries again"
             )
 

@@ -147,7 +147,7 @@ class Split:
     @contextlib.contextmanager
     def own_randomness(self, wanted: bool) -> Iterator[None]:
         """Random numbers of this tp rank's own, for dropout of what only it has; those of all ranks
-        go on alike after it.
+        continue alike after it.
 
         They follow from the common ones, so that a recomputation draws them again.
         """

@@ -63,7 +63,7 @@ def pass_on(x: Tensor, group: Group) -> Callable[[], Tensor]:
     for it. Without a gradient."""
     size, rank, got = dist.get_world_size(group), dist.get_rank(group), torch.empty_like(x)
     to, from_ = (dist.get_global_rank(group, (rank + step) % size) for step in (1, -1))
-    # Both in one batch: in a ring of sends that wait for receives nobody would go on.
+    # Both in one batch: in a ring of sends that wait for receives nobody would continue.
     works = dist.batch_isend_irecv(
         [dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, got, from_, group)]
     )

@@ -1,4 +1,4 @@
-"""Numbers of devices on which a run can go on while its cluster shrinks and grows."""
+"""Numbers of devices on which a run can continue while its cluster shrinks and grows."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Drill:
         return self.run_dir("unbroken")
 
     def broken(self, n_steps: int, hours_between_failures: float) -> Outcome:
-        """Train with kills. Raises LaunchError where the run does not go on after one."""
+        """Train with kills. Raises LaunchError where the run does not continue after one."""
         own = any(word.startswith("cluster.hours_between_failures=") for word in self._words)
         more = [] if own else [f"cluster.hours_between_failures={hours_between_failures}"]
         acts, outcome, code = (
@@ -204,7 +204,7 @@ class Drill:
             )
         self._size = after
         self._say(
-            f"step {record[names.STEP]:.0f}: stopped, to go on with "
+            f"step {record[names.STEP]:.0f}: stopped, to continue with "
             f"{counted(self._size, 'worker')} instead of {before}"
         )
         return kill_at(RESIZE, record, at_s)

@@ -52,7 +52,7 @@ class DrillOptions(Section):
         "rehearsal", description="of both runs and the report; must not exist yet"
     )
     timeout_s: float = Field(
-        600.0, gt=0, description="longest wait for a run to go on after a kill"
+        600.0, gt=0, description="longest wait for a run to continue after a kill"
     )
 
     @property

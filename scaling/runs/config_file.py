@@ -49,7 +49,7 @@ def read_config(path: Path) -> RunConfig:
     except OSError as error:
         raise disk_error("read", path, error) from error
     except (yaml.YAMLError, ValueError) as error:
-        fix = "Restore the file, or begin anew with run.name=NAME."
+        fix = "Restore the file, or begin again with run.name=NAME."
         raise RunDirError(
             f"{path} is no configuration of this version: {error}", fix=fix
         ) from error

@@ -213,7 +213,7 @@ class RunDir:
     # Records that are damaged.
 
     def mend(self) -> list[str]:
-        """Set aside what is damaged of the files that only describe the run, so that it goes on.
+        """Set aside what is damaged of the files that only describe the run, so that it continues.
         Returns a line for each.
 
         The sound lines of events.jsonl stay. Only for the driver that has the lock. Raises
@@ -239,7 +239,7 @@ class RunDir:
         reason, aside = damage.reason, damage.aside.name
         self.event("record_damaged", file=path.name, reason=reason, aside=aside)
         return (
-            f"{path.name} is damaged ({reason}); it is kept as {aside}, and the run goes on "
+            f"{path.name} is damaged ({reason}); it is kept as {aside}, and the run continues "
             "without it."
         )
 

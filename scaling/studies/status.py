@@ -52,7 +52,7 @@ class RunStatus:
 
     `state` is running, finished, failed, stopped, preempted, interrupted, begun, pruned, new or
     damaged: interrupted has begun and has no living driver; begun is one of the two where locks
-    cannot tell. `checkpoint_step`: where the same command goes on, of a run that stands still
+    cannot tell. `checkpoint_step`: where the same command continues, of a run that stands still
     before its end. `seconds`: where its time has gone (`scaling.runs.goodput`), and `goodput` the
     share of steps that count. `curve`: its losses in a few bars.
     """
@@ -218,7 +218,7 @@ def _table(statuses: Sequence[RunStatus]) -> FittedTable:
 
 
 def _step(status: RunStatus) -> str:
-    """The last record's step; where another command would go on from an earlier checkpoint, that
+    """The last record's step; where another command would continue from an earlier checkpoint, that
     one's too."""
     text = _shown(status.step, "{}") + (f" / {status.n_steps}" if status.n_steps else "")
     if status.checkpoint_step is None or status.checkpoint_step == status.step:

@@ -158,9 +158,9 @@ def _diverged(step: int, sequences: list[int], reason: str) -> DivergedError:
     return DivergedError(
         f"step {step} on sequences {first} to {end - 1} has been given up: {reason}",
         "train.on_nonfinite or train.on_spike is fail",
-        "The same command with rollback in its place goes on from the last checkpoint without these"
-        " sequences, and with skip without the update. If the run diverges again, begin one with a"
-        " smaller optim.lr or a longer warm-up, under another name.",
+        "The same command with rollback in its place continues from the last checkpoint without"
+        " these sequences, and with skip without the update. If the run diverges again, begin one"
+        " with a smaller optim.lr or a longer warm-up, under another name.",
     )
 
 
@@ -170,9 +170,9 @@ def _too_many_skips(step: int, n_skips: int, most: int, reason: str) -> Diverged
         f" row is the most: {reason}",
         f"train.max_skips={most}",
         "Begin a run with a smaller optim.lr or a longer warm-up. The same command with"
-        " train.on_nonfinite=rollback (or train.on_spike=rollback) goes on from the last checkpoint"
-        " without these sequences, which helps where they are the cause; a larger train.max_skips"
-        " only waits longer.",
+        " train.on_nonfinite=rollback (or train.on_spike=rollback) continues from the last"
+        " checkpoint without these sequences, which helps where they are the cause; a larger"
+        " train.max_skips only waits longer.",
     )
 
 
@@ -184,7 +184,7 @@ def check_end(step: int, val_loss: float) -> None:
             " use",
             "train/loss in metrics.jsonl shows since when",
             "Begin a run with a smaller optim.lr or a longer warm-up. The same command with"
-            " train.on_nonfinite=rollback goes on from the last checkpoint.",
+            " train.on_nonfinite=rollback continues from the last checkpoint.",
         )
 
 

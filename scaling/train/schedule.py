@@ -59,7 +59,7 @@ def lr_at(
 
 def lr_after(config: RunConfig, plan: RunPlan) -> Callable[[int], float]:
     """The schedule of a run: tokens seen after a step -> its learning rate. A cosine that was
-    extended begins anew, with its warm-up, where the shorter run ended."""
+    extended begins again, with its warm-up, where the shorter run ended."""
     start = rewarmed_from(config)
     return lambda n_tokens_seen: lr_at(
         config.schedule,

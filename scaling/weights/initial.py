@@ -29,7 +29,7 @@ def given_weights(config: RunConfig) -> Given | None:
 
 
 def check_source(config: RunConfig) -> list[str]:
-    """Notes on what of the source of `init_from` is made anew or left out.
+    """Notes on what of the source of `init_from` is initialised or left out.
 
     Raises ConfigError or CheckpointError for weights that are not those of the model.
     """
@@ -38,7 +38,7 @@ def check_source(config: RunConfig) -> list[str]:
         return []
     found = []
     if reader.missing:
-        found.append(f"Made anew, for the source lacks them: {', '.join(reader.missing)}.")
+        found.append(f"Initialised, because the source lacks them: {', '.join(reader.missing)}.")
     if reader.extra:
         found.append(f"Left out of the source: {', '.join(reader.extra)}.")
     return found

@@ -86,7 +86,7 @@ def _unmatched(source: Source, reader: Reader) -> ConfigError:
     return ConfigError(
         f"the weights of {source.name} are not those of its settings: {'; '.join(found)}",
         f"from {source.word}",
-        "To begin a run, init_from.missing=allow makes what is missing anew and leaves out the "
+        "To begin a run, init_from.missing=allow initialises what is missing and leaves out the "
         "rest.",
     )
 

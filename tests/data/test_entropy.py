@@ -29,8 +29,8 @@ def test_probabilities_of_all_successors_sum_to_one(streams, before):
 
 
 def test_markov_chain_is_measured_at_its_entropy(tmp_path):
-    """A walk on a circle of 8 that goes on with probability 3/4, else stays: unigram log 8, bigram
-    H(3/4)."""
+    """A walk on a circle of 8 that continues with probability 3/4, else stays: unigram log 8,
+    bigram H(3/4)."""
     rng = np.random.default_rng(0)
     walk = 1 + np.cumsum(rng.random(60_000) < 0.75) % 8
     train = write_corpus(tmp_path, [[walk[:40_000]]], "train")

@@ -1,5 +1,5 @@
 """One GPU: the mathematics is the CPU's, NCCL and DeepSpeed serve one rank, and a run that is
-stopped goes on as it was."""
+stopped continues as it was."""
 
 from __future__ import annotations
 

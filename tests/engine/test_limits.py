@@ -1,5 +1,5 @@
 """A step beyond limits, or without a finite loss, changes nothing under any kind of layout, and an
-engine that went on goes back when it loads."""
+engine that continued goes back when it loads."""
 
 from __future__ import annotations
 

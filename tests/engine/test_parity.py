@@ -168,7 +168,7 @@ def test_dropout_is_repeated_and_continued_bit_for_bit(stage: int, tmp_path: Pat
 
 def whole(ranks: Ranks, config: RunConfig, directory: Path) -> tuple[list[float], list[int]]:
     """Logits of some tokens by the engine's whole model, loaded from a checkpoint, and how its
-    greedy text goes on."""
+    greedy text continues."""
     from scaling.inference.sampling import generate
 
     place = make_plan(config).layout

@@ -183,7 +183,7 @@ def test_the_pieces_are_the_text_of_the_tokens(root: Path) -> None:
     options = GenerateOptions.model_validate(asked)
     pieces = next(list(parts) for parts in texts(trained, options))
     assert len(pieces) > 40
-    # Beyond the context the latest half of it is read anew, so only the first tokens are those of
+    # Beyond the context the latest half of it is read again, so only the first tokens are those of
     # the full forward.
     assert "".join(pieces).startswith(trained.tokenizer.decode(greedy(trained, "Der", 40)))
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run or a study goes on, and how it ends."""
+"""The output of a run and of a study at the terminal, and how it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run that goes on for more tokens: bit for bit the long run, or another with its own
+"""A finished run that continues for more tokens: bit for bit the long run, or another with its own
 schedule that says so."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_the_extended_run_is_the_long_run(
     capsys.readouterr()
     assert drive(config_of(text, "here", LONG, *schedule, "dry_run=true")) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"To go on from it, add train.extend={name}." in said
+    assert f"To continue from it, add train.extend={name}." in said
     long = config_of(text, "here", LONG, *schedule, f"train.extend={name}")
     assert long.schedule.warmup_tokens == SHORT // 10
     assert drive(long) == 0

@@ -1,5 +1,5 @@
-"""Private parts of Ray: all are listed with a reason, all exist, and a run goes on without those of
-the embedded trainer."""
+"""Private parts of Ray: all are listed with a reason, all exist, and a run continues without those
+of the embedded trainer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Runs whose numbers, records or checkpoints go wrong: they end with a clear word, and the same
-command goes on."""
+command continues."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def test_an_old_checkpoint_that_resists_is_told_once_and_training_goes_on(
     assert drive(config) == 0
     assert [step for step, _ in committed(run_dir.checkpoints)] == [1, 7, 8]
     assert kinds(run_dir).count("not_removed") == 1
-    assert "step-00000001 cannot be removed (Operation not permitted); the run goes on." in shown(
+    assert "step-00000001 cannot be removed (Operation not permitted); the run continues." in shown(
         capsys
     )
     assert elsewhere.is_dir()

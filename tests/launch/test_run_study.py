@@ -169,7 +169,7 @@ def kinds(path: Path) -> list[str]:
 
 def test_exit_codes_say_how_a_study_ended(outcome: Outcome) -> None:
     assert outcome.codes == [75, 1, 0, 0], "\n".join(outcome.outputs)
-    assert "the same command goes on from there" in outcome.outputs[0]
+    assert "the same command continues from there" in outcome.outputs[0]
     assert "given up" in outcome.outputs[1]
     assert "study.max_attempts above 2" in outcome.outputs[1]
 

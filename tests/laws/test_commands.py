@@ -142,7 +142,7 @@ def test_the_recommended_run_is_written_where_asked(fitted, capsys, tmp_path):
         capsys, f"fit={fitted[0]}", "c=1e16", "model=from_law", f"out={tmp_path / 'from_law.yaml'}"
     )
     assert (tmp_path / "from_law.yaml").is_file()
-    # A long command goes on behind a backslash, so that it can be pasted.
+    # A long command continues behind a backslash, so that it can be pasted.
     command = out[out.rindex("python -m scaling.run") :].replace("\\\n", " ").split()
     done = subprocess.run(
         [sys.executable, "-m", "scaling.run", *command[3:], "dry_run=true"],

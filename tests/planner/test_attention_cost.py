@@ -164,7 +164,7 @@ def test_memory_is_what_autograd_keeps(
     ],
 )
 def test_memory_of_capped_scores(kind: str, position: str, length: int, causal: bool) -> None:
-    """No fused kernel caps scores, so they are kept; of long sequences they are made anew."""
+    """No fused kernel caps scores, so they are kept; of long sequences they are made again."""
     config = composed(
         *("model.d_model=256", f"train.seq_len={length}", "attention.score_cap=20"),
         *(f"attention={kind}", f"position={position}"),

@@ -162,7 +162,7 @@ def test_checkpointing_costs_a_forward_and_links_cost_time() -> None:
     assert full.time is not None
     assert none is not None
     assert slow is not None
-    # of three parts, or a little less: the head is not made anew
+    # of three parts, or a little less: the head is not made again
     assert 1.25 < full.time.compute_s / none.compute_s < 4 / 3
     assert slow.communication_s > 50 * full.time.communication_s
     assert slow.step_time_s > full.time.step_time_s

@@ -74,7 +74,7 @@ def test_full_checkpointing_keeps_inputs_and_one_block() -> None:
 
 def test_selective_checkpointing_keeps_what_was_weighed() -> None:
     """12.5 times a block's input instead of 19.0 (docs/parallelism.md, gpt_tiny in fp32); the loss,
-    not a block made anew, is the peak."""
+    not a block made again, is the peak."""
     config = composed("model=gpt_tiny", "precision=fp32")
     layout = replace(LAYOUT, dp=1, micro_batch_size=1, engine="reference")
     model, head = config.model, 2  # of the final norm

@@ -398,7 +398,7 @@ def test_an_interrupted_drill_leaves_no_run_behind(
 
 
 class Ignoring(Drill):
-    """Left while its run, which takes no notice of SIGTERM, goes on."""
+    """Left while its run, which takes no notice of SIGTERM, continues."""
 
     def _watch(self, name: str, process: subprocess.Popen[bytes], *_: Any) -> int:
         self.process = process

@@ -145,7 +145,7 @@ def test_a_head_that_is_missing_is_made_anew_where_that_is_allowed(
         check_source(refused)
     config = begun(f"hf:{tmp_path}", "init_from.missing=allow")
     (note,) = check_source(config)
-    assert "Made anew" in note
+    assert "Initialised" in note
     assert config.run_id != begun(f"hf:{sources / 'bert'}").run_id
     random = build_model(config)
     initialise(random, config.train.seed)

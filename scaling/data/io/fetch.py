@@ -97,7 +97,7 @@ def fetch(location: str | Path, max_bytes: int = -1, patience: Patience = AT_FIR
 
 def fetch_whole(location: str | Path, max_bytes: int, patience: Patience = AT_FIRST) -> bytes:
     """All of a file that is to be held in memory. Raises DataError for one of more than
-    `max_bytes`, however long it goes on."""
+    `max_bytes`, however long it continues."""
     content = fetch(location, max_bytes + 1, patience)
     if len(content) > max_bytes:
         raise DataError(

@@ -48,7 +48,7 @@ use to a training run."""
 class Patience:
     """Retry limits for one store. The defaults are assumptions.
 
-    timeout_s: without a byte, after which the request is made anew. give_up_s: spent on attempts,
+    timeout_s: without a byte, after which the request is made again. give_up_s: spent on attempts,
     waits between them and bytes that only trickle in, after which it is an error.
     """
 
@@ -152,7 +152,8 @@ class HttpFile(io.RawIOBase):
         return content
 
     def _connected(self) -> http.client.HTTPResponse | None:
-        """A response that goes on at this place; None at the end, of which no range can be had."""
+        """A response that continues at this place; None at the end, of which no range can be
+        had."""
         if self._response is not None:
             return self._response
         request = urllib.request.Request(
@@ -220,7 +221,7 @@ class Attempts:
             return result
 
     def received(self, n_bytes: int) -> None:
-        """Take note of bytes that came: enough of them, and patience begins anew."""
+        """Take note of bytes that came: enough of them, and patience begins again."""
         self._since_progress += n_bytes
         if self._since_progress >= _PROGRESS_BYTES or n_bytes == 0:
             self._waited_s, self._since_progress, self._failures = 0.0, 0, 0

@@ -20,7 +20,7 @@ _WINDOW_LOG = 31
 """The largest window that zstd writes (--long=31), and so the memory that a frame may take: 2 GB.
 Its library accepts 27 unasked, and any frame of a file may have a larger one."""
 _PATIENCE = Patience(timeout_s=30.0, give_up_s=600.0)
-"""Nobody waits beside a preparation of hours, and the same command goes on where it ended.
+"""Nobody waits beside a preparation of hours, and the same command continues where it ended.
 Assumption."""
 _PARQUET_BUFFER_BYTES = 1 << 20
 _ZSTD_BUFFER_BYTES = 1 << 20
@@ -88,7 +88,7 @@ def open_parquet(location: str) -> Iterator[Any]:
             raise unreadable(location, error) from error
         except ValueError as error:  # pyarrow.ArrowInvalid
             raise DataError(
-                f"{location} is not a parquet file: {error}", fix="Copy it anew, or leave it out."
+                f"{location} is not a parquet file: {error}", fix="Copy it again, or leave it out."
             ) from error
         yield parquet
 

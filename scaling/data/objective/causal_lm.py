@@ -18,7 +18,7 @@ def causal_lm(sequences_BS: np.ndarray, ks_B: np.ndarray) -> Batch:
 
     Both sides in one piece of memory: glibc returns what is freed at the end of its heap to the
     system where that is more than twice the largest piece freed before (mallopt(3)), and pages that
-    come anew cost ten times the copying.
+    come again cost ten times the copying.
     """
     return Batch(
         *torch.from_numpy(np.stack([sequences_BS[:, :-1], sequences_BS[:, 1:]], dtype=np.int64))

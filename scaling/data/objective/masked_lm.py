@@ -1,4 +1,4 @@
-"""Predict hidden tokens from both sides (Devlin et al. 2019), hidden anew each time a sequence is
+"""Predict hidden tokens from both sides (Devlin et al. 2019), hidden again each time a sequence is
 read (Liu et al. 2019).
 
 Shapes: B sequences, T positions (seq_len), S tokens of text in a sequence.

@@ -102,7 +102,7 @@ def _prepared(data: DataConfig, tokenizer: TokenizerConfig) -> Path | str:
             f"{tokenizer.kind} with {tokenizer.vocab_size}",
             where=f"data.path={data.path}",
             fix=f"Use tokenizer={info.kind} tokenizer.vocab_size={info.vocab_size}, or prepare "
-            "the text anew.",
+            "the text again.",
         )
     path = local_path(data.path)
     return path.absolute() if path is not None else data.path

@@ -132,7 +132,7 @@ def read_piece(piece: Piece, reading: Reading) -> Iterator[str | UnfitText]:
 
 def _damaged(piece: Piece, error: Exception) -> DataError:
     return UnfitInput(
-        f"{piece.locations[0]} is damaged: {error}", fix="Copy it anew, or leave it out."
+        f"{piece.locations[0]} is damaged: {error}", fix="Copy it again, or leave it out."
     )
 
 
@@ -212,7 +212,7 @@ def _lines(piece: Piece, reading: Reading) -> Iterator[tuple[str, bytes]]:
     with open_bytes(location) as file:
         if at:
             file.seek(at - 1)
-            at += _skip_line(file) - 1  # the line that goes on here belongs to the piece before
+            at += _skip_line(file) - 1  # the line that continues here belongs to the piece before
         while (piece.end is None or at < piece.end) and (line := file.readline(limit)):
             place, length = f"the line at byte {at} of {location}", len(line)
             if length == limit and not line.endswith(b"\n"):

@@ -67,7 +67,7 @@ def build_or_finish(
             if error.errno in _FULL
             else "T"
         )
-        fix = f"{full}he same command goes on where it ended."
+        fix = f"{full}he same command continues where it ended."
         raise DataError(
             f"the corpus cannot be built in {directory}: {error.strerror or error}",
             error.filename,

@@ -101,7 +101,7 @@ class Work:
         except BrokenProcessPool as error:
             raise DataError(
                 "a process of the preparation died, probably for want of memory",
-                fix="The same command goes on where it ended; use fewer processes=, or a "
+                fix="The same command continues where it ended; use fewer processes=, or a "
                 "smaller max_document=.",
             ) from error
 

@@ -28,7 +28,7 @@ _SIZE, _TYPE, _MAGIC = 124, 156, 257
 name."""
 _FILE = b"0" + bytes(_MAGIC - _TYPE - 1) + b"ustar"
 FIX = (
-    "Copy the shard anew or prepare the corpus again; data.on_bad_shard=skip leaves "
+    "Copy the shard again or prepare the corpus again; data.on_bad_shard=skip leaves "
     "damaged shards of the train split out."
 )
 

@@ -110,9 +110,8 @@ class SequenceStream(Sequences):
 
     Holds the token streams of the `max_resident_shards` shards used last (one window of the order
     by default): about n_tokens * 2 bytes each (4 for vocabularies above 65536). `read_ahead`:
-    whoever reads goes on in order, so the shards of the next window are fetched while those of this
-    one are used.
-    """
+    whoever reads continues in order, so the shards of the next window are fetched while those of
+    this one are used."""
 
     def __init__(
         self,

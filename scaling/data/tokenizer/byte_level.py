@@ -182,7 +182,7 @@ def load_tokenizer(directory: str | Path, index: CorpusIndex) -> Tokenizer:
     if it is another one."""
     info, location = index.tokenizer, join(directory, index.tokenizer.file)
     content = fetch_whole(location, MAX_TOKENIZER_BYTES)
-    fix = "Prepare the corpus again, or copy the file anew."
+    fix = "Prepare the corpus again, or copy the file again."
     found = hashlib.sha256(content).hexdigest()
     if found != info.sha256:
         raise DataError(

@@ -35,7 +35,7 @@ class WholeClusterPolicy(FixedScalingPolicy):
 class EmbeddedController(TrainController):
     """A controller that sends its workers no environment: every process here has the driver's.
 
-    A process with an environment of its own is started anew through an agent; without one, a
+    A process with an environment of its own is started again through an agent; without one, a
     process started ahead serves.
     """
 

@@ -38,7 +38,7 @@ def one_run() -> Iterator[None]:
 
 
 def _forget_peak() -> None:
-    """Start the peak of resident memory anew: "5" resets it (proc_pid_clear_refs(5))."""
+    """Start the peak of resident memory again: "5" resets it (proc_pid_clear_refs(5))."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # a kernel without it: the peak is then the largest run's so far

@@ -65,7 +65,7 @@ class Watcher(_Here, tune.Callback):
             result["run"], json.loads(result["values"])
         )
         if before is not None and before != result["run"]:
-            self._stop(before, f"{result['run']} goes on from a better one in its place")
+            self._stop(before, f"{result['run']} continues from a better one in its place")
         entry = {
             "values": json.loads(result["values"]),
             "parent": result["parent"],

@@ -215,7 +215,7 @@ class RunTrainable(tune.Trainable):
 
 
 def _known_loss(run_dir: RunDir, step: int) -> float | None:
-    """The held-out loss at `step`, where the run has passed it and could go on from there."""
+    """The held-out loss at `step`, where the run has passed it and could continue from there."""
     if not run_dir.metrics.exists() or (newest_step(run_dir.checkpoints) or 0) < step:
         return None
     records = read_metrics(run_dir.metrics, only=(names.STEP, names.VAL_LOSS))

@@ -1,10 +1,9 @@
 """ASHA and PBT by Ray Tune, Bayesian search by Optuna, with tokens as the time; the trials are
 ordinary runs.
 
-Tune decides who goes on and what is drawn; it keeps nothing that we need. The runs' own records are
-what a repeated command replays: a trial that has passed a stop answers at once with what it
-measured there.
-"""
+Tune decides who continues and what is drawn; it keeps nothing that we need. The runs' own records
+are what a repeated command replays: a trial that has passed a stop answers at once with what it
+measured there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees while a study goes on: a live table, or plain lines."""
+"""The output of a study at the terminal: a live table, or plain lines."""
 
 from __future__ import annotations
 

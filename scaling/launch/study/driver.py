@@ -30,7 +30,7 @@ def drive_study(jobs: Sequence[tuple[RunConfig, tuple[str, ...]]]) -> int:
     raises ScalingError.
 
     0 all are finished; 1 some failed too often, all others are finished; 75 stopped, the same
-    command goes on.
+    command continues.
     """
     console = output_console()
     if jobs[0][0].study.is_search:

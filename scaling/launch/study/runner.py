@@ -291,6 +291,6 @@ class Runner:
             most = self._study.config.max_attempts
             say(f"Trials given up are tried again with study.max_attempts above {most}.")
         if self._stopping:
-            say(f"{self._signals.event.capitalize()}; the same command goes on from there.")
+            say(f"{self._signals.event.capitalize()}; the same command continues from there.")
         elif allows_a_law(self._study.directory):
             say(f"A law through them: python -m scaling.fit study={self._study.directory}")

@@ -45,7 +45,7 @@ class HierarchicalAttention(Attention):
     in the score are ours.
 
     Where documents share a row, a block is to others the mean of its words of the document that
-    goes on towards them.
+    continues towards them.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class RelativeAttention(FullAttention):
 
     Distances of max_distance or more share a vector; causal layers have none for the future. The
     heads of a layer share all vectors, as in the paper. Only a piece's T x S part of the scores is
-    ever held, and it is made anew in backward.
+    ever held, and it is made again in backward.
     """
 
     partial = (*OF_ALL_HEADS, "relative_k.weight", "relative_v.weight")

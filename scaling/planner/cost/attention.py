@@ -135,7 +135,7 @@ def extra_bytes_per_token(
             config, sides * attention.block, far, width, 2 * q_width + 2 * sides * kv_width, 0
         )
     if kind == "relative":
-        return width * q_width  # scaled queries; the rest is made anew in backward
+        return width * q_width  # scaled queries; the rest is made again in backward
     if length > PIECE:
         return 0
     return _mask_bytes(config, length, width)
@@ -156,7 +156,7 @@ def _capped_bytes(config: RunConfig, length: int, width: int, causal: bool, kind
         q_width = model.n_heads * model.head_width
         return scores + width * q_width + _local_bytes(config, length, width, causal)
     if length > PIECE:
-        return 0  # made anew in backward
+        return 0  # made again in backward
     masks = length * (model.n_heads if by_head else 1) if masked else 0
     return model.n_heads * (length * each + 3 * width * model.head_width) + masks
 

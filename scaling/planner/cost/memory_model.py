@@ -187,7 +187,7 @@ def _block_activations(
     work: Workload, layout: Layout, software: Software, n_in_flight: float
 ) -> tuple[float, float]:
     """What the forward keeps for the backward on one rank, the loss apart; and of one block what is
-    made anew."""
+    made again."""
     stage_share = blocks_of_stage(work, layout) / work.n_blocks
     residual_tp = layout.tp if layout.sequence_parallel else 1
     total = most_anew = positions = 0.0

@@ -16,7 +16,7 @@ COPY_BYTES_PER_S_PER_DEVICE = 1e9
 link's 25 GB/s, and below the 18 GB/s measured from memory to memory on one CPU core."""
 
 WRITE_BYTES_PER_S_PER_NODE = 2e9
-"""Rate of writing to shared storage, while training goes on: assumption."""
+"""Rate of writing to shared storage, while training continues: assumption."""
 
 RESTART_S = 300.0
 """Time from a failure to the first step after it, with machines found and the checkpoint read:

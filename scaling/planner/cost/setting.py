@@ -134,7 +134,7 @@ def software_of_run(config: RunConfig, engine: Engine) -> Software:
     stage_1_and_2.py clones them). The plain engines have fp32 weights alone, and in bf16 the copies
     that autocast makes of them. Blocks are eager PyTorch, about 60 kernels a forward (counted),
     unless train.compile fuses them; norms and attention are one kernel always. Compiled, a gated
-    layer makes its activation anew (measured on an H200). The loss holds a chunk's logits and fp32
+    layer makes its activation again (measured on an H200). The loss holds a chunk's logits and fp32
     log-probabilities, or compiled their gradient.
     """
     width, device = dtype_bytes(config), config.cluster.device

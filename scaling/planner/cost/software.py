@@ -33,7 +33,7 @@ class Software:
     kept_ff_extra      values of d_ff that an unfused activation function keeps beside its input and
                        output
     kept_norm          bytes that an unfused RMSNorm keeps of each value beside input and output
-    selective          what selective recomputation makes anew: core: attention's T x T; pointwise:
+    selective          what selective recomputation makes again: core: attention's T x T; pointwise:
                        all but products and
                        attention; half: that and every second product
     pads_vocabulary    to a multiple of 128 tp

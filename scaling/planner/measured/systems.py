@@ -48,8 +48,8 @@ CORE = replace(
     flash=3,
 )
 """Transformer Engine's kernels and cuDNN's attention; gradients, sharded weights and tensor
-parallel traffic overlap with compute; SwiGLU is one kernel, which makes the activation anew, and so
-is the loss."""
+parallel traffic overlap with compute; SwiGLU is one kernel, which makes the activation again, and
+so is the loss."""
 
 FSDP = Software(
     "FSDP",
