@@ -4,7 +4,7 @@ plan."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _MOST_PARAMS, _MOST_TOKENS = 1e15, 1e17
 _BATCH, _LR = (0.2920, 0.3271), (0.3118, -0.1250)
 """Best tokens per step and learning rate, as coefficient and exponent of C in FLOPs: DeepSeek-AI
 2024 (arXiv:2401.02954), eq. 1."""
+_LARGE_VOCABULARY = 50_257
+"""Entries of GPT-2's vocabulary (Radford et al. 2019)."""
 _RULE = "DeepSeek-AI 2024, eq. 1"
 _FAR = 4
 """A study's batch is kept on GPUs while the rule's is at most this many times larger: about the
@@ -185,12 +187,30 @@ def _files(family: str) -> list[Path]:
 
 
 def _nearest_named(n_params: float, with_embeddings: bool, overrides: tuple[str, ...]) -> RunConfig:
+    """The gpt_* of conf/model nearest in size, counted exactly among those that are roughly so:
+    to compose a model takes most of a second."""
+
     def far(config: RunConfig) -> float:
         return abs(math.log(size_of(count(config), with_embeddings=with_embeddings) / n_params))
 
-    return min(_named_models(overrides), key=far)
+    near = _roughly_near(n_params, _files("gpt"))
+    return min((compose((f"model={path.stem}", *overrides)) for path in near), key=far)
 
 
-def _named_models(overrides: tuple[str, ...]) -> Iterator[RunConfig]:
-    for path in _files("gpt"):
-        yield compose((f"model={path.stem}", *overrides))
+def _roughly_near(n_params: float, files: list[Path]) -> list[Path]:
+    """The files whose models are nearest in blocks alone, and nearest with a large vocabulary; all
+    of them where one leaves its shape to another file."""
+    import yaml
+
+    shapes = {path: yaml.safe_load(path.read_bytes()).get("model", {}) for path in files}
+    if not all({"n_layers", "d_model"} <= shape.keys() for shape in shapes.values()):
+        return files
+    near: dict[Path, None] = {}
+    for vocabulary in (0, _LARGE_VOCABULARY):
+        sizes = {
+            path: 12 * shape["n_layers"] * shape["d_model"] ** 2 + vocabulary * shape["d_model"]
+            for path, shape in shapes.items()
+        }
+        ordered = sorted(files, key=lambda path: abs(math.log(sizes[path] / n_params)))
+        near |= dict.fromkeys(ordered[:2])
+    return list(near)

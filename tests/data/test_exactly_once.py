@@ -140,7 +140,7 @@ def play(
             yield after, [row for batches, _ in step for row in rows_of(batches)]
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_every_step_has_its_sequences_whatever_happens_in_between(corpora, data):
     global_batch_size = data.draw(st.sampled_from([4, 6, 12]))

@@ -19,7 +19,7 @@ from tests.support.objectives import CLS, EOT, MASK, PAD, SEP, objective, texts
 MLM = ("objective=masked_lm",)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(8, 200), st.floats(0.05, 0.5), st.integers(0, 2**40))
 def test_exactly_the_fraction_is_predicted_and_the_rest_is_untouched(
     seq_len: int, fraction: float, k: int

@@ -44,7 +44,7 @@ def unpacked(batch: Batch, row: int) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(80, 200))
 def test_windows_hold_every_pair_once(seed: int, seq_len: int) -> None:
     config, make_batch = objective("objective=seq2seq", f"train.seq_len={seq_len}")

@@ -75,7 +75,7 @@ def test_enough_beams_find_the_best_of_all(model: str, alpha: float) -> None:
         assert ours.score == pytest.approx(score, rel=RTOL, abs=ATOL)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 1.0]))
 @DOUBLE
 def test_more_beams_are_never_worse_than_greedy_and_never_better_than_all(

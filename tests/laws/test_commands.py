@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 from scaling import fit, predict
+from scaling.composition.compose import compose
+from scaling.laws import recommend
 from scaling.laws.analysis import load_points
 from scaling.laws.options import FitOptions
+from scaling.planner.cost.counts import count
+from scaling.planner.shape import size_of
 from tests.laws.test_tables import make_run
 from tests.support.points import ALPHA, chinchilla, isoflop_grid, noisy, write_table
 
@@ -291,3 +295,18 @@ def test_a_table_may_be_under_home_or_a_file_url(tmp_path, monkeypatch, table):
     (tmp_path / "a b.csv").write_text("N,D,loss\n1e6,2e7,4.0\n2e6,4e7,3.5\n")
     points = load_points(FitOptions(table=table.format(tmp_path), n="N", d="D"))
     assert points.loss.tolist() == [4.0, 3.5]
+
+
+@pytest.mark.slow
+def test_few_named_models_are_composed_and_the_nearest_is_among_them():
+    files = recommend._files("gpt")
+    models = {path: compose((f"model={path.stem}",)) for path in files}
+    for with_embeddings in (True, False):
+        sizes = {
+            path: size_of(count(model), with_embeddings=with_embeddings)
+            for path, model in models.items()
+        }
+        for n_params in np.geomspace(1e4, 3e12, 300):
+            near = recommend._roughly_near(n_params, files)
+            assert len(near) <= 4
+            assert min(files, key=lambda path: abs(np.log(sizes[path] / n_params))) in near

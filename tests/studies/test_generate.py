@@ -201,7 +201,7 @@ def test_a_changed_key_is_validated_as_a_typed_one() -> None:
         changed(base, {"optim.lr": -1})
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.floats(3e4, 3e9), st.booleans())
 def test_the_nearest_shape_has_the_size(n_params: float, gated: bool) -> None:
     """A size is never farther off than the step that one head of this width makes."""
