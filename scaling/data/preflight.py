@@ -20,6 +20,7 @@ from scaling.data.shards import INDEX_FILE
 from scaling.data.tokenizer.existing import hub_tokenizer
 from scaling.errors import ConfigError
 from scaling.planner.cost.lengths import Lengths, lengths
+from scaling.units import counted
 
 _SMALLEST_FIX, _LARGEST_FIX = 2.0, 0.45
 """Times the present data.val_fraction, and up to which one is proposed. Choices."""
@@ -71,12 +72,20 @@ def _check_there(data: DataConfig) -> None:
 
 
 def _check_documents(key: str, inputs: str | None) -> None:
-    """Raises ConfigError for an input of this machine that matches nothing, by the key that names
-    it."""
-    for text in split_paths(inputs or ""):
-        if not is_remote(text):
-            with named_by(key):
-                local_files([text])
+    """Raises ConfigError for inputs of this machine that match nothing or empty files alone, by the
+    key that names them."""
+    texts = split_paths(inputs or "")
+    local = [text for text in texts if not is_remote(text)]
+    with named_by(key):
+        files = [path for text in local for path in local_files([text])]
+    # an empty parquet file or tar has bytes: preparing the corpus finds those
+    if len(local) == len(texts) and files and not any(path.stat().st_size for path in files):
+        raise ConfigError(
+            f"there is nothing to read: {counted(len(files), 'file')} without a byte, the first of "
+            f"them {files[0]}",
+            f"{key}={inputs}",
+            "Name files, or folders that hold sources.",
+        )
 
 
 def _check_tokenizer(tokenizer: TokenizerConfig) -> None:

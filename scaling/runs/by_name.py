@@ -30,10 +30,7 @@ def find_run(run: str, root: str, notice: Callable[[str], None]) -> Path:
         if (path / "config.yaml").is_file():
             return path
     runs = [path for path in find_runs(parent) if (path / "config.yaml").is_file()]
-    # a whole name comes first: `a` is also the beginning of an id such as a0f3c210
-    named = [path for path in runs if _is_name(run, path.name)]
-    begun = [path for path in runs if path.name.rpartition("-")[2].startswith(run)]
-    meant = sorted(named or begun, key=_last_written_s)
+    meant = sorted(_meant(run, runs), key=_last_written_s)
     if meant:
         *others, newest = meant
         if others:
@@ -73,10 +70,19 @@ def is_run(path: Path) -> bool:
     return (path / "events.jsonl").is_file() or (path / "config.yaml").is_file()
 
 
-def _is_name(word: str, directory: str) -> bool:
-    """Whether word is NAME or NAME-BEGINNING_OF_ID of the directory NAME-ID."""
-    name = directory.rpartition("-")[0]
-    return word == name or (directory.startswith(word) and len(word) > len(name) + 1)
+def _meant(word: str, runs: list[Path]) -> list[Path]:
+    """The directories NAME-ID of which word is NAME, else NAME-BEGINNING_OF_ID, else
+    BEGINNING_OF_ID: `a` is also the beginning of an id such as a0f3c210."""
+    parted = [(path, *path.name.rpartition("-")[::2]) for path in runs]
+    return (
+        [path for path, name, _ in parted if word == name]
+        or [
+            path
+            for path, name, _ in parted
+            if path.name.startswith(word) and len(word) > len(name) + 1
+        ]
+        or [path for path, _, run_id in parted if run_id.startswith(word)]
+    )
 
 
 def _last_written_s(path: Path) -> tuple[float, str]:

@@ -219,6 +219,7 @@ NONE = {"name": "a", "weight": 1, "kind": "documents", "path": "/nowhere/none"}
             "data.val_path='.*none.txt' matches nothing",
         ),
         ({"kind": "text_files", "path": "PLACE/*.none"}, "data.path='.*none' matches no file"),
+        ({"kind": "documents", "path": "PLACE/a.parquet"}, "nothing to read: 1 file without"),
         ({"kind": "shards", "path": "PLACE/none"}, "data.path='.*none' is not there"),
         ({"kind": "shards", "path": "PLACE/shards"}, "the corpus was tokenised by bpe with 1000"),
         (

@@ -18,6 +18,7 @@ NAMES = (
     "sweep/gpt_nano-lr3-dddddddd",
     "gpt-nano-eeeeeeee",
     "e-00dddddd",
+    "e-0-00eeeeee",
 )
 """The first is the one that was at work last."""
 
@@ -45,8 +46,9 @@ def root(tmp_path: Path) -> Path:
         ("gpt_nano-lr3-d", NAMES[3], []),
         ("sweep/gpt_nano-lr3-dddddddd", NAMES[3], []),
         ("gpt-nano", NAMES[4], []),
-        ("00", NAMES[0], [NAMES[1], NAMES[2], NAMES[5]]),
+        ("00", NAMES[0], [NAMES[1], NAMES[2], NAMES[5], NAMES[6]]),
         ("e", NAMES[5], []),  # also the beginning of an id
+        ("e-0", NAMES[6], []),  # also the beginning of the older e-00dddddd
     ],
 )
 def test_a_run_is_found_by_name_or_the_beginning_of_its_id(
