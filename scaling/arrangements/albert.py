@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Arrangement, Place, Settings, Theirs, unlike
+from scaling.arrangements.base import Arrangement, Place, Settings, Theirs
+from scaling.arrangements.encoder import obstacles_of, places_of, settings, shape_for
 from scaling.arrangements.gpt2 import ACTIVATIONS, their_activation
 from scaling.config.run_config import RunConfig
-from scaling.planner.cost.lengths import lengths
 
 _LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 _BLOCK = {
@@ -56,76 +56,40 @@ def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs.changes_nothing("net_structure_type", "num_memory_blocks", "layers_to_keep")
     seq_len = theirs.take("max_position_embeddings", default=512)
     theirs.finish()
-    return {
-        "model": model,
-        "attention": {"kind": "full"},
-        "position": {"kind": "learned"},
-        "objective": {"kind": "masked_lm", "sentence_order": False},
-        "train": {"seq_len": seq_len},
-    }
+    return settings(model, seq_len)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
-    model = config.model
     return {
         "architectures": ["AlbertForMaskedLM"],
-        "num_hidden_layers": model.n_layers,
-        "hidden_size": model.d_model,
-        "embedding_size": model.embedding_width,
-        "num_attention_heads": model.n_heads,
-        "intermediate_size": model.ff_width,
-        "max_position_embeddings": lengths(config).inputs,
-        "type_vocab_size": model.segments,
-        "hidden_act": their_activation(model.activation),
-        "layer_norm_eps": model.norm_eps,
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": config.attention.dropout,
+        **shape_for(config),
+        "embedding_size": config.model.embedding_width,
+        "hidden_act": their_activation(config.model.activation),
     }
 
 
 def obstacles(config: RunConfig) -> list[str]:
     model = config.model
-    return unlike(
+    return obstacles_of(
         config,
-        {
-            "family": ("bert",),
-            "norm": ("layernorm",),
-            "norm_position": ("post",),
-            "bias": (True,),
-            "position": ("learned",),
-            "share_layers": (True,),
-            "factorised": ("input",),
-            "d_embedding": (
-                "another than d_model" if model.d_embedding == model.d_model else model.d_embedding,
-            ),
-            "n_segments": (model.segments if model.segments else "1 or more",),
-            "sentence_order": (False,),
-            "activation": ("gelu", "gelu_exact", "relu", "silu"),
-            "tie_embeddings": (True,),
-            "d_head": (None, model.d_model // model.n_heads),
-            "n_kv_heads": (None, model.n_heads),
-        },
+        share_layers=(True,),
+        factorised=("input",),
+        d_embedding=(
+            "another than d_model" if model.d_embedding == model.d_model else model.d_embedding,
+        ),
+        sentence_order=(False,),
+        activation=("gelu", "gelu_exact", "relu", "silu"),
     )
 
 
 def places(config: RunConfig) -> Iterator[Place]:
-    for ours, theirs in (
-        ("embedding", "word"),
-        ("segments", "token_type"),
-        ("position.table", "position"),
-    ):
-        yield Place(f"{ours}.weight", f"albert.embeddings.{theirs}_embeddings.weight")
-    pairs = {
-        "embedding_norm": "albert.embeddings.LayerNorm",
+    others = {
         "input_projection": "albert.encoder.embedding_hidden_mapping_in",
         "masked_head.dense": "predictions.dense",
         "masked_head.norm": "predictions.LayerNorm",
     }
-    pairs |= {f"blocks.0.{ours}": f"{_LAYER}.{theirs}" for ours, theirs in _BLOCK.items()}
-    for ours, theirs in pairs.items():
-        for kind in ("weight", "bias"):
-            yield Place(f"{ours}.{kind}", f"{theirs}.{kind}")
-    yield Place("masked_head.bias", "predictions.bias")
+    layers = {"blocks.0": _LAYER}  # one for all
+    return places_of(config, "albert", layers, _BLOCK, others, "predictions.bias")
 
 
 def repeated(config: RunConfig) -> set[str]:

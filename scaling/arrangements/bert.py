@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Arrangement, Place, Settings, Theirs, unlike
+from scaling.arrangements.base import Arrangement, Place, Settings, Theirs
+from scaling.arrangements.encoder import (
+    SELF_ATTENTION,
+    layers_of,
+    obstacles_of,
+    places_of,
+    settings,
+    shape_for,
+)
 from scaling.arrangements.gpt2 import ACTIVATIONS, their_activation
 from scaling.config.run_config import RunConfig
-from scaling.planner.cost.lengths import lengths
 
 CLASSES = ("BertForMaskedLM", "BertForPreTraining", "BertModel")
 
@@ -36,84 +43,35 @@ def shape_from(values: Mapping[str, Any]) -> Settings:
     seq_len = theirs.take("max_position_embeddings", default=512)
     theirs.finish()
     classes = values.get("architectures") or [""]
-    return {
-        "model": model,
-        "attention": {"kind": "full"},
-        "position": {"kind": "learned"},
-        "objective": {"kind": "masked_lm", "sentence_order": classes[0] == CLASSES[1]},
-        "train": {"seq_len": seq_len},
-    }
+    return settings(model, seq_len, sentence_order=classes[0] == CLASSES[1])
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
-    model, order = config.model, config.objective.sentence_order
     return {
-        "architectures": [CLASSES[1] if order else CLASSES[0]],
-        "num_hidden_layers": model.n_layers,
-        "hidden_size": model.d_model,
-        "num_attention_heads": model.n_heads,
-        "intermediate_size": model.ff_width,
-        "max_position_embeddings": lengths(config).inputs,
-        "type_vocab_size": model.segments,
-        "hidden_act": their_activation(model.activation),
-        "layer_norm_eps": model.norm_eps,
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": config.attention.dropout,
+        "architectures": [CLASSES[1] if config.objective.sentence_order else CLASSES[0]],
+        **shape_for(config),
+        "hidden_act": their_activation(config.model.activation),
     }
 
 
 def obstacles(config: RunConfig) -> list[str]:
-    return unlike(
+    return obstacles_of(
         config,
-        {
-            "family": ("bert",),
-            "norm": ("layernorm",),
-            "norm_position": ("post",),
-            "bias": (True,),
-            "position": ("learned",),
-            "activation": ("gelu", "gelu_exact", "relu"),
-            "tie_embeddings": (True,),
-            "n_segments": (config.model.segments or "1 or more",),
-            "sentence_order": (True, False),
-            "d_head": (None,),
-            "n_kv_heads": (None, config.model.n_heads),
-        },
+        activation=("gelu", "gelu_exact", "relu"),
+        sentence_order=(True, False),
+        d_head=(None,),
     )
 
 
 def places(config: RunConfig) -> Iterator[Place]:
-    for ours, theirs in (
-        ("embedding", "word"),
-        ("segments", "token_type"),
-        ("position.table", "position"),
-    ):
-        yield Place(f"{ours}.weight", f"bert.embeddings.{theirs}_embeddings.weight")
-    pairs = {"embedding_norm": "bert.embeddings.LayerNorm"}
-    pairs |= {
-        f"blocks.{layer}.{ours}": f"bert.encoder.layer.{layer}.{theirs}"
-        for layer in range(config.model.n_layers)
-        for ours, theirs in BLOCK.items()
+    others = {
+        "masked_head.dense": "cls.predictions.transform.dense",
+        "masked_head.norm": "cls.predictions.transform.LayerNorm",
     }
-    pairs["masked_head.dense"] = "cls.predictions.transform.dense"
-    pairs["masked_head.norm"] = "cls.predictions.transform.LayerNorm"
     if config.objective.sentence_order:
-        pairs |= {"pooler": "bert.pooler.dense", "order_head": "cls.seq_relationship"}
-    for ours, theirs in pairs.items():
-        for kind in ("weight", "bias"):
-            yield Place(f"{ours}.{kind}", f"{theirs}.{kind}")
-    yield Place("masked_head.bias", "cls.predictions.bias")
-
-
-BLOCK = {
-    "attention.q": "attention.self.query",
-    "attention.k": "attention.self.key",
-    "attention.v": "attention.self.value",
-    "attention.o": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "feed_forward.up": "intermediate.dense",
-    "feed_forward.down": "output.dense",
-    "feed_forward_norm": "output.LayerNorm",
-}
+        others |= {"pooler": "bert.pooler.dense", "order_head": "cls.seq_relationship"}
+    layers = layers_of(config, "bert.encoder.layer")
+    return places_of(config, "bert", layers, SELF_ATTENTION, others, "cls.predictions.bias")
 
 
 def repeated(config: RunConfig) -> set[str]:

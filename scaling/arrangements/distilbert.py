@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Arrangement, Place, Settings, Theirs, unlike
+from scaling.arrangements.base import Arrangement, Place, Settings, Theirs
+from scaling.arrangements.encoder import layers_of, obstacles_of, places_of, settings
 from scaling.arrangements.gpt2 import ACTIVATIONS, their_activation
 from scaling.config.run_config import RunConfig
 from scaling.planner.cost.lengths import lengths
@@ -45,13 +46,7 @@ def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs.changes_nothing("qa_dropout", "seq_classif_dropout")
     seq_len = theirs.take("max_position_embeddings", default=512)
     theirs.finish()
-    return {
-        "model": model,
-        "attention": {"kind": "full"},
-        "position": {"kind": "learned"},
-        "objective": {"kind": "masked_lm", "sentence_order": False},
-        "train": {"seq_len": seq_len},
-    }
+    return settings(model, seq_len)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
@@ -70,39 +65,18 @@ def config_for(config: RunConfig) -> dict[str, Any]:
 
 
 def obstacles(config: RunConfig) -> list[str]:
-    return unlike(
+    return obstacles_of(
         config,
-        {
-            "family": ("bert",),
-            "norm": ("layernorm",),
-            "norm_position": ("post",),
-            "norm_eps": (_EPS,),
-            "bias": (True,),
-            "position": ("learned",),
-            "n_segments": (0,),
-            "activation": ("gelu", "gelu_exact", "relu", "silu"),
-            "tie_embeddings": (True,),
-            "d_head": (None, config.model.d_model // config.model.n_heads),
-            "n_kv_heads": (None, config.model.n_heads),
-        },
+        norm_eps=(_EPS,),
+        n_segments=(0,),
+        activation=("gelu", "gelu_exact", "relu", "silu"),
     )
 
 
 def places(config: RunConfig) -> Iterator[Place]:
-    body = "distilbert.embeddings"
-    yield Place("embedding.weight", f"{body}.word_embeddings.weight")
-    yield Place("position.table.weight", f"{body}.position_embeddings.weight")
-    pairs = {"embedding_norm": f"{body}.LayerNorm"}
-    pairs |= {
-        f"blocks.{layer}.{ours}": f"distilbert.transformer.layer.{layer}.{theirs}"
-        for layer in range(config.model.n_layers)
-        for ours, theirs in _BLOCK.items()
-    }
-    pairs |= {"masked_head.dense": "vocab_transform", "masked_head.norm": "vocab_layer_norm"}
-    for ours, theirs in pairs.items():
-        for kind in ("weight", "bias"):
-            yield Place(f"{ours}.{kind}", f"{theirs}.{kind}")
-    yield Place("masked_head.bias", "vocab_projector.bias")
+    others = {"masked_head.dense": "vocab_transform", "masked_head.norm": "vocab_layer_norm"}
+    layers = layers_of(config, "distilbert.transformer.layer")
+    return places_of(config, "distilbert", layers, _BLOCK, others, "vocab_projector.bias")
 
 
 def repeated(config: RunConfig) -> set[str]:

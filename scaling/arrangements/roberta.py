@@ -6,11 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Arrangement, Place, Settings, Theirs, unlike
-from scaling.arrangements.bert import BLOCK
+from scaling.arrangements.base import Arrangement, Place, Settings, Theirs
+from scaling.arrangements.encoder import (
+    SELF_ATTENTION,
+    layers_of,
+    obstacles_of,
+    places_of,
+    settings,
+    shape_for,
+)
 from scaling.arrangements.gpt2 import ACTIVATIONS
 from scaling.config.run_config import RunConfig
-from scaling.planner.cost.lengths import lengths
 
 
 def shape_from(values: Mapping[str, Any]) -> Settings:
@@ -37,72 +43,33 @@ def shape_from(values: Mapping[str, Any]) -> Settings:
     first_row = theirs.take("pad_token_id", default=1) + 1
     seq_len = theirs.take("max_position_embeddings", default=512) - first_row
     theirs.finish()
-    return {
-        "model": model,
-        "attention": {"kind": "full"},
-        "position": {"kind": "learned", "first_row": first_row},
-        "objective": {"kind": "masked_lm", "sentence_order": False},
-        "train": {"seq_len": seq_len},
-    }
+    return settings(model, seq_len, first_row=first_row)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
-    model, first_row = config.model, config.position.first_row or 0
+    first_row, shape = config.position.first_row or 0, shape_for(config)
     return {
         "architectures": ["RobertaForMaskedLM"],
-        "num_hidden_layers": model.n_layers,
-        "hidden_size": model.d_model,
-        "num_attention_heads": model.n_heads,
-        "intermediate_size": model.ff_width,
-        "max_position_embeddings": lengths(config).inputs + first_row,
+        **shape,
+        "max_position_embeddings": shape["max_position_embeddings"] + first_row,
         "pad_token_id": first_row - 1,  # their positions begin one row after it
-        "type_vocab_size": model.segments,
         "hidden_act": "gelu",
-        "layer_norm_eps": model.norm_eps,
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": config.attention.dropout,
     }
 
 
 def obstacles(config: RunConfig) -> list[str]:
-    first_row = config.position.first_row
-    return unlike(
+    return obstacles_of(
         config,
-        {
-            "family": ("bert",),
-            "norm": ("layernorm",),
-            "norm_position": ("post",),
-            "bias": (True,),
-            "position": ("learned",),
-            "first_row": (first_row if first_row else "1 or more",),
-            "n_segments": (config.model.segments if config.model.segments else "1 or more",),
-            "sentence_order": (False,),
-            "activation": ("gelu_exact",),
-            "tie_embeddings": (True,),
-            "d_head": (None, config.model.d_model // config.model.n_heads),
-            "n_kv_heads": (None, config.model.n_heads),
-        },
+        activation=("gelu_exact",),
+        sentence_order=(False,),
+        first_row=(config.position.first_row or "1 or more",),
     )
 
 
 def places(config: RunConfig) -> Iterator[Place]:
-    for ours, theirs in (
-        ("embedding", "word"),
-        ("segments", "token_type"),
-        ("position.table", "position"),
-    ):
-        yield Place(f"{ours}.weight", f"roberta.embeddings.{theirs}_embeddings.weight")
-    pairs = {"embedding_norm": "roberta.embeddings.LayerNorm"}
-    pairs |= {
-        f"blocks.{layer}.{ours}": f"roberta.encoder.layer.{layer}.{theirs}"
-        for layer in range(config.model.n_layers)
-        for ours, theirs in BLOCK.items()
-    }
-    pairs |= {"masked_head.dense": "lm_head.dense", "masked_head.norm": "lm_head.layer_norm"}
-    for ours, theirs in pairs.items():
-        for kind in ("weight", "bias"):
-            yield Place(f"{ours}.{kind}", f"{theirs}.{kind}")
-    yield Place("masked_head.bias", "lm_head.bias")
+    others = {"masked_head.dense": "lm_head.dense", "masked_head.norm": "lm_head.layer_norm"}
+    layers = layers_of(config, "roberta.encoder.layer")
+    return places_of(config, "roberta", layers, SELF_ATTENTION, others, "lm_head.bias")
 
 
 def repeated(config: RunConfig) -> set[str]:
