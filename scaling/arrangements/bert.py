@@ -13,6 +13,7 @@ from scaling.arrangements.encoder import (
     places_of,
     settings,
     shape_for,
+    shape_of,
 )
 from scaling.arrangements.gpt2 import ACTIVATIONS, their_activation
 from scaling.config.run_config import RunConfig
@@ -22,24 +23,7 @@ CLASSES = ("BertForMaskedLM", "BertForPreTraining", "BertModel")
 
 def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs = Theirs(values, "bert")
-    model = {
-        "family": "bert",
-        "n_layers": theirs.take("num_hidden_layers", default=12),
-        "d_model": theirs.take("hidden_size", default=768),
-        "n_heads": theirs.take("num_attention_heads", default=12),
-        "d_ff": theirs.take("intermediate_size", default=3072),
-        "norm_eps": theirs.take("layer_norm_eps", default=1e-12),
-        "activation": theirs.choose("hidden_act", ACTIVATIONS, default="gelu"),
-        "tie_embeddings": theirs.expect("tie_word_embeddings", True),
-        "n_segments": theirs.take("type_vocab_size", default=2),
-        "norm": "layernorm",
-        "norm_position": "post",
-        "bias": True,
-    }
-    theirs.expect("position_embedding_type", "absolute")
-    theirs.expect("is_decoder", False)
-    theirs.expect("add_cross_attention", False)
-    theirs.changes_nothing("hidden_dropout_prob", "attention_probs_dropout_prob")
+    model = shape_of(theirs, theirs.choose("hidden_act", ACTIVATIONS, default="gelu"))
     seq_len = theirs.take("max_position_embeddings", default=512)
     theirs.finish()
     classes = values.get("architectures") or [""]

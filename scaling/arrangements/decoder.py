@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Place, Theirs, unlike
+from scaling.arrangements.base import Place, Settings, Theirs, unlike
+from scaling.arrangements.rope import rope_for, rope_from
 from scaling.config.run_config import RunConfig
 
 GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu", "gelu": "geglu_exact"}
@@ -77,6 +78,28 @@ def settings(
         "objective": {"kind": "causal_lm"},
         "train": {"seq_len": n},
     }
+
+
+def swiglu_from(
+    theirs: Theirs,
+    model: Mapping[str, Any],
+    attention: Mapping[str, Any],
+    *,
+    longest: int,
+    theta: float = 10000.0,
+) -> Settings:
+    """All groups of a decoder with SwiGLU and rotary positions: the last keys that are read.
+    longest, theta: of a config.json that says nothing of them."""
+    activation = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
+    seq_len = theirs.take("max_position_embeddings", default=longest)
+    position = rope_from(theirs, seq_len=seq_len, theta=theta)
+    theirs.finish()
+    return settings({**model, "activation": activation}, attention, position, seq_len)
+
+
+def swiglu_for(config: RunConfig) -> dict[str, Any]:
+    """Their keys for such a decoder."""
+    return {**shape_for(config), **rope_for(config), "hidden_act": gate_for(config)}
 
 
 def obstacles_of(config: RunConfig, **wanted: tuple[object, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaling.arrangements.base import Place, Settings, unlike
+from scaling.arrangements.base import Place, Settings, Theirs, unlike
 from scaling.config.run_config import RunConfig
 from scaling.planner.cost.lengths import lengths
 
@@ -20,6 +20,31 @@ SELF_ATTENTION = {
     "feed_forward_norm": "output.LayerNorm",
 }
 """A layer of BERT and RoBERTa: our names -> theirs."""
+
+
+def shape_of(theirs: Theirs, activation: str) -> dict[str, Any]:
+    """Our model group, for BERT and RoBERTa."""
+    for key, value in (
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+        ("add_cross_attention", False),
+    ):
+        theirs.expect(key, value)
+    theirs.changes_nothing("hidden_dropout_prob", "attention_probs_dropout_prob")
+    return {
+        "family": "bert",
+        "n_layers": theirs.take("num_hidden_layers", default=12),
+        "d_model": theirs.take("hidden_size", default=768),
+        "n_heads": theirs.take("num_attention_heads", default=12),
+        "d_ff": theirs.take("intermediate_size", default=3072),
+        "norm_eps": theirs.take("layer_norm_eps", default=1e-12),
+        "n_segments": theirs.take("type_vocab_size", default=2),
+        "activation": activation,
+        "tie_embeddings": theirs.expect("tie_word_embeddings", True),
+        "norm": "layernorm",
+        "norm_position": "post",
+        "bias": True,
+    }
 
 
 def settings(

@@ -7,16 +7,15 @@ from typing import Any
 
 from scaling.arrangements.base import Arrangement, Place, Settings, Theirs
 from scaling.arrangements.decoder import (
-    gate_for,
     obstacles_of,
     places_of,
     repeated,
-    settings,
-    shape_for,
     shape_of,
+    swiglu_for,
+    swiglu_from,
 )
 from scaling.arrangements.mistral import ATTENTIONS, window_for, window_from
-from scaling.arrangements.rope import SCALINGS, rope_for, rope_from
+from scaling.arrangements.rope import SCALINGS
 from scaling.config.run_config import RunConfig
 
 
@@ -27,22 +26,16 @@ def mixtral_from(values: Mapping[str, Any]) -> Settings:
         "experts_per_token": theirs.take("num_experts_per_tok", default=2),
         "expert_weights": "sum_to_one",
     }
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     theirs.expect("router_jitter_noise", 0.0)
     theirs.changes_nothing("output_router_logits", "router_aux_loss_coef")
     attention = window_from(theirs)
-    seq_len = theirs.take("max_position_embeddings", default=131072)
-    position = rope_from(theirs, seq_len=seq_len, theta=1e6)
-    theirs.finish()
-    return settings(model, attention, position, seq_len)
+    return swiglu_from(theirs, model, attention, longest=131072, theta=1e6)
 
 
 def mixtral_for(config: RunConfig) -> dict[str, Any]:
     return {
         "architectures": ["MixtralForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
-        "hidden_act": gate_for(config),
+        **swiglu_for(config),
         "sliding_window": window_for(config),
         "num_local_experts": config.model.n_experts,
         "num_experts_per_tok": config.model.experts_per_token,
@@ -78,7 +71,6 @@ def qwen3_moe_from(values: Mapping[str, Any]) -> Settings:
         "experts_per_token": theirs.take("num_experts_per_tok", default=8),
         "d_ff": theirs.take("moe_intermediate_size", default=768),
     }
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     normed = theirs.expect("norm_topk_prob", False, True)
     model["expert_weights"] = "sum_to_one" if normed else "softmax"
     if theirs.expect("attention_bias", False, True):
@@ -88,19 +80,14 @@ def qwen3_moe_from(values: Mapping[str, Any]) -> Settings:
     theirs.expect("use_sliding_window", False)
     theirs.changes_nothing("sliding_window", "max_window_layers")
     theirs.changes_nothing("output_router_logits", "router_aux_loss_coef")
-    seq_len = theirs.take("max_position_embeddings", default=32768)
-    position = rope_from(theirs, seq_len=seq_len)
-    theirs.finish()
-    return settings(model, {"kind": "full"}, position, seq_len)
+    return swiglu_from(theirs, model, {"kind": "full"}, longest=32768)
 
 
 def qwen3_moe_for(config: RunConfig) -> dict[str, Any]:
     model = config.model
     return {
         "architectures": ["Qwen3MoeForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
-        "hidden_act": gate_for(config),
+        **swiglu_for(config),
         "attention_bias": model.qkv_biased,
         "moe_intermediate_size": model.ff_width,
         "num_experts": model.n_experts,

@@ -8,37 +8,30 @@ from typing import Any
 
 from scaling.arrangements.base import Arrangement, Settings, Theirs
 from scaling.arrangements.decoder import (
-    gate_for,
     obstacles_of,
     places_of,
     repeated,
-    settings,
-    shape_for,
     shape_of,
+    swiglu_for,
+    swiglu_from,
 )
-from scaling.arrangements.rope import SCALINGS, rope_for, rope_from
+from scaling.arrangements.rope import SCALINGS
 from scaling.config.run_config import RunConfig
 
 
 def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs = Theirs(values, "llama")
     model = shape_of(theirs, eps=1e-6)
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     model["bias"] = theirs.expect("mlp_bias", False, True)
     if (biased := theirs.expect("attention_bias", False, True)) != model["bias"]:
         model["attention_bias"] = "all" if biased else "none"
-    seq_len = theirs.take("max_position_embeddings", default=2048)
-    position = rope_from(theirs, seq_len=seq_len)
-    theirs.finish()
-    return settings(model, {"kind": "full"}, position, seq_len)
+    return swiglu_from(theirs, model, {"kind": "full"}, longest=2048)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
-        "hidden_act": gate_for(config),
+        **swiglu_for(config),
         "attention_bias": config.model.qkv_biased,
         "mlp_bias": config.model.bias,
     }

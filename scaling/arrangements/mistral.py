@@ -7,15 +7,14 @@ from typing import Any
 
 from scaling.arrangements.base import Arrangement, Settings, Theirs
 from scaling.arrangements.decoder import (
-    gate_for,
     obstacles_of,
     places_of,
     repeated,
-    settings,
-    shape_for,
     shape_of,
+    swiglu_for,
+    swiglu_from,
 )
-from scaling.arrangements.rope import SCALINGS, rope_for, rope_from
+from scaling.arrangements.rope import SCALINGS
 from scaling.config.run_config import RunConfig
 
 ATTENTIONS = ("full", "gqa", "mqa", "local")
@@ -34,20 +33,14 @@ def window_for(config: RunConfig) -> int | None:
 def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs = Theirs(values, "mistral")
     model = shape_of(theirs, eps=1e-6)
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     attention = window_from(theirs)
-    seq_len = theirs.take("max_position_embeddings", default=131072)
-    position = rope_from(theirs, seq_len=seq_len)
-    theirs.finish()
-    return settings(model, attention, position, seq_len)
+    return swiglu_from(theirs, model, attention, longest=131072)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
     return {
         "architectures": ["MistralForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
-        "hidden_act": gate_for(config),
+        **swiglu_for(config),
         "sliding_window": window_for(config),
     }
 

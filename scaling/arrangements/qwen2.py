@@ -7,16 +7,15 @@ from typing import Any
 
 from scaling.arrangements.base import Arrangement, Settings, Theirs
 from scaling.arrangements.decoder import (
-    gate_for,
     obstacles_of,
     places_of,
     repeated,
-    settings,
-    shape_for,
     shape_of,
+    swiglu_for,
+    swiglu_from,
 )
 from scaling.arrangements.layer_types import attention_from, layer_types_for, with_pattern
-from scaling.arrangements.rope import SCALINGS, rope_for, rope_from
+from scaling.arrangements.rope import SCALINGS
 from scaling.config.run_config import RunConfig
 
 
@@ -42,21 +41,15 @@ def windows_for(config: RunConfig) -> dict[str, Any]:
 def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs = Theirs(values, "qwen2")
     model = shape_of(theirs, eps=1e-6) | {"attention_bias": "qkv"}
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     attention = windows_from(theirs, model["n_layers"])
-    seq_len = theirs.take("max_position_embeddings", default=32768)
-    position = rope_from(theirs, seq_len=seq_len)
-    theirs.finish()
-    return settings(model, attention, position, seq_len)
+    return swiglu_from(theirs, model, attention, longest=32768)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2ForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
+        **swiglu_for(config),
         **windows_for(config),
-        "hidden_act": gate_for(config),
     }
 
 

@@ -7,40 +7,33 @@ from typing import Any
 
 from scaling.arrangements.base import Arrangement, Settings, Theirs
 from scaling.arrangements.decoder import (
-    gate_for,
     obstacles_of,
     places_of,
     repeated,
-    settings,
-    shape_for,
     shape_of,
+    swiglu_for,
+    swiglu_from,
 )
 from scaling.arrangements.layer_types import with_pattern
 from scaling.arrangements.qwen2 import windows_for, windows_from
-from scaling.arrangements.rope import SCALINGS, rope_for, rope_from
+from scaling.arrangements.rope import SCALINGS
 from scaling.config.run_config import RunConfig
 
 
 def shape_from(values: Mapping[str, Any]) -> Settings:
     theirs = Theirs(values, "qwen3")
     model = shape_of(theirs, eps=1e-6, d_head=128) | {"qk_norm": "head"}
-    model["activation"] = theirs.choose("hidden_act", {"silu": "swiglu"}, default="silu")
     if theirs.expect("attention_bias", False, True):
         model["attention_bias"] = "all"
     attention = windows_from(theirs, model["n_layers"])
-    seq_len = theirs.take("max_position_embeddings", default=32768)
-    position = rope_from(theirs, seq_len=seq_len)
-    theirs.finish()
-    return settings(model, attention, position, seq_len)
+    return swiglu_from(theirs, model, attention, longest=32768)
 
 
 def config_for(config: RunConfig) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3ForCausalLM"],
-        **shape_for(config),
-        **rope_for(config),
+        **swiglu_for(config),
         **windows_for(config),
-        "hidden_act": gate_for(config),
         "attention_bias": config.model.qkv_biased,
     }
 
